@@ -1,0 +1,78 @@
+# One command each for the things people do; `make help` lists them. Run again, each skips what is done.
+#   PYTHON     the interpreter that .venv is made from; builds custom_ops.so where there is no .venv
+#   CXX        the C++ compiler
+#   CXXFLAGS   its flags, on top of what torch or the Poplar SDK need
+
+PYTHON ?= python3
+CXXFLAGS ?= -O3
+VENV := .venv
+VENV_PYTHON := $(VENV)/bin/python
+
+# On an IPU host the SDK's wheels bring poptorch and its torch; elsewhere portable/ does.
+ifeq ($(POPLAR_SDK_ENABLED),)
+PORTABLE := portable/pyproject.toml
+INSTALL_PORTABLE := -e ./portable
+endif
+
+# The name of a stamp says what was installed: it changes with these files, and then setup runs again.
+REQUIREMENTS := requirements.txt constraints.txt $(PORTABLE)
+STAMP := $(VENV)/.stamp-$(shell cat $(REQUIREMENTS) 2>/dev/null | cksum | tr ' ' '-')
+DEV_STAMP := $(VENV)/.stamp-dev-$(shell cat $(REQUIREMENTS) requirements-dev.txt 2>/dev/null | cksum | tr ' ' '-')
+
+.PHONY: build setup setup-dev demo test lint clean help
+.DEFAULT_GOAL := build
+
+build: ## custom_ops.so for what the host has: the Poplar SDK or torch (the default)
+	@python=$(VENV_PYTHON); [ -x $$python ] || python="$(PYTHON)"; \
+	if ! command -v $$python >/dev/null 2>&1; then \
+		echo "custom_ops: $(PYTHON) is not found; install Python 3.10 or newer, or name it: make PYTHON=python3.11"; \
+		exit 1; \
+	fi; \
+	$$python -m custom_ops.build --cxx="$(CXX)" --cxxflags="$(CXXFLAGS)"
+
+setup: $(STAMP) ## .venv with the pinned libraries; without an SDK also portable/ and torch
+	@echo "setup: $(VENV) is up to date"
+
+setup-dev: $(DEV_STAMP)
+
+$(VENV_PYTHON):
+	@if [ -z "$(POPLAR_SDK_ENABLED)" ] && ! $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then \
+		echo "setup: Python 3.10 or newer is needed, and $(PYTHON) is none. HINT: make $(MAKECMDGOALS) PYTHON=python3.11"; \
+		exit 1; \
+	fi
+	@$(PYTHON) -m venv $(VENV) || { \
+		rm -rf $(VENV); \
+		echo "setup: $(PYTHON) made no virtual environment. HINT: apt install python3-venv, or another PYTHON=…"; \
+		exit 1; \
+	}
+
+$(STAMP): | $(VENV_PYTHON)
+	$(VENV_PYTHON) -m pip install --disable-pip-version-check -r requirements.txt -c constraints.txt $(INSTALL_PORTABLE)
+ifneq ($(POPLAR_SDK_ENABLED),)
+	@$(VENV_PYTHON) -c 'import sys, importlib.util as u; sys.exit(u.find_spec("poptorch") is None)' || \
+		echo "setup: poptorch comes with the SDK: $(VENV)/bin/pip install <Poplar SDK>/poptorch-*.whl"
+endif
+	@rm -f $(VENV)/.stamp-* && touch $@
+
+$(DEV_STAMP): $(STAMP)
+	$(VENV_PYTHON) -m pip install --disable-pip-version-check -r requirements-dev.txt -c constraints.txt
+	@rm -f $(VENV)/.stamp-dev-* && touch $@
+
+demo: setup ## a small GPT-2 learns Wikipedia text, in a few minutes
+	-@$(MAKE) --no-print-directory build
+	bash run/demo.sh
+
+test: setup-dev ## every test
+	@$(MAKE) --no-print-directory build
+	$(VENV_PYTHON) -m pytest
+
+lint: setup-dev ## format and lint checks, nothing is changed
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/clang-format --dry-run --Werror custom_ops/*.cpp
+
+clean: ## removes custom_ops.so; .venv stays
+	rm -f custom_ops.so custom_ops.so.unfinished
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' Makefile

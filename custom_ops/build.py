@@ -1,0 +1,148 @@
+"""Builds custom_ops.so for what the host has: the Poplar SDK (PopART operators) or torch (CPU and CUDA operators).
+
+`make` runs this as `python3 -m custom_ops.build`, with the interpreter whose torch is meant. It needs the standard
+library only, looks at torch's files without importing it, and compiles only if sources, torch or flags changed.
+Exit status: 0 also if there is nothing to build with (the reference serves then), 1 if the compiler fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.util
+import os
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from custom_ops import LIBRARY, build_stamp
+
+SOURCES = Path(__file__).resolve().parent
+NEXT_COMMAND = """custom_ops: nothing to build for: neither torch nor the Poplar SDK is there. Next, one of
+  make setup      installs everything into .venv, torch included; then `make` again
+  pip install -r requirements.txt -e ./portable      the same into the environment you are in
+  source <Poplar SDK>/enable.sh      on a host with IPUs"""
+
+
+class Torch(NamedTuple):
+    """An installed torch, read from its files: importing it would cost every `make` two seconds."""
+
+    root: Path
+    version: str
+    cuda: str | None  # the CUDA version that it was built for
+
+    def flags(self) -> list[str]:
+        """Compiler and linker flags of an extension: headers, libraries, the C++ standard and ABI of this torch."""
+        # The standard is the one that torch's own extension builder uses: 17 for 2.0, 20 for 2.13.
+        builder = (self.root / "utils" / "cpp_extension.py").read_text(encoding="utf-8")
+        standard = max(re.findall(r"-std=c\+\+(\d\d)", builder), default="17")
+        # Wheels up to 2.6 used the old ABI of std::string; where nothing is said the compiler's default is right.
+        config = (self.root / "share" / "cmake" / "Torch" / "TorchConfig.cmake").read_text(encoding="utf-8")
+        abi = re.findall(r"-D_GLIBCXX_USE_CXX11_ABI=\d", config)[:1]
+        include = self.root / "include"
+        headers = ["-isystem", str(include), "-isystem", str(include / "torch" / "csrc" / "api" / "include")]
+        return ["-std=c++" + standard] + abi + headers + ["-L" + str(self.root / "lib"), "-ltorch_cpu", "-lc10"]
+
+
+def find_torch() -> Torch | None:
+    """The torch of this interpreter, or None."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or not spec.origin:
+        return None
+    root = Path(spec.origin).parent
+    version = runpy.run_path(str(root / "version.py"))
+    return Torch(root, version["__version__"], version["cuda"])
+
+
+def features(sdk: str, torch: Torch | None, compiler: bool) -> list[str]:
+    """One line for each kind of operator: built or not, and why."""
+    yes = "yes ({})" if compiler else "no ({}, but there is no C++ compiler)"
+    if sdk:
+        cpu = cuda = "no (POPLAR_SDK_ENABLED is set)"
+        popart = yes.format(f"POPLAR_SDK_ENABLED={sdk}")
+    elif torch is None:
+        cpu = cuda = f"no (no torch in {sys.executable})"
+        popart = "no (POPLAR_SDK_ENABLED is not set)"
+    else:
+        cpu = yes.format(f"torch {torch.version}")
+        nvcc = "nvcc found" if shutil.which("nvcc") else "no nvcc"
+        if torch.cuda:  # the operators so far are made of kernels that torch carries
+            cuda = yes.format(f"torch {torch.version} for CUDA {torch.cuda}; {nvcc}, none needed")
+        else:
+            cuda = f"no ({nvcc}, but torch {torch.version} is a build without CUDA)"
+        popart = "no (POPLAR_SDK_ENABLED is not set)"
+    return ["torch CPU operators: " + cpu, "torch CUDA operators: " + cuda, "PopART operators: " + popart]
+
+
+def build(output: Path, cxx: str, cxxflags: str) -> int:
+    """Brings `output` up to date and says so; returns the exit status."""
+    sdk, torch = os.environ.get("POPLAR_SDK_ENABLED", ""), find_torch()
+    compiler = shlex.split(cxx)
+    have_compiler = bool(compiler and shutil.which(compiler[0]))
+    for line in features(sdk, torch, have_compiler):
+        print("custom_ops: " + line)
+    if sdk:
+        # enable.sh sets CPATH and LIBRARY_PATH, so the SDK's headers and libraries need no flags.
+        target, kind = f"PopART {sdk}", "popart"
+        flags = ["-std=c++17", "-DONNX_NAMESPACE=onnx", "-lpopart", "-lpoplar", "-lpoputil", "-lpopops"]
+    elif torch:
+        target, kind, flags = f"torch {torch.version}", "torch", torch.flags()
+    else:
+        print(NEXT_COMMAND)
+        return 0
+    sources = sorted(SOURCES.glob(f"*_{kind}.cpp")) + [SOURCES / "build_stamp.cpp"]
+    # Sources first: the linker looks libraries up for what stands before them.
+    command = compiler + ["-shared", "-fPIC"] + [str(source) for source in sources] + flags + shlex.split(cxxflags)
+    digest = hashlib.sha256("\0".join([target] + command).encode())
+    for source in sources:
+        digest.update(source.read_bytes())
+    stamp = f"{target} from {digest.hexdigest()[:16]}"
+    if output.exists() and build_stamp(output) == stamp:
+        print(f"custom_ops: {output.name} is up to date")
+        return 0
+    if have_compiler:
+        print(f"custom_ops: compiling {output.name} for {target} …", flush=True)
+        return _compile(output, command, stamp)
+    print("custom_ops: nothing built: {} is not found. The reference in plain torch serves;".format(cxx or "CXX"))
+    print("  for native operators install a C++ compiler (apt install g++) and run `make` again")
+    if output.exists():
+        output.unlink()
+        print(f"custom_ops: removed {output.name}, which was built for something else")
+    return 0
+
+
+def _compile(output: Path, command: list[str], stamp: str) -> int:
+    started = time.time()
+    # Written beside and renamed: a process that has the old file loaded keeps it.
+    unfinished = output.with_name(output.name + ".unfinished")
+    definition = f'-DCUSTOM_OPS_BUILD_STAMP="custom_ops built for {stamp}"'
+    status = subprocess.call(command + [definition, "-o", str(unfinished)])
+    if status:
+        print(f"custom_ops: the compiler failed ({status}); the command was\n  {shlex.join(command)}")
+        if stamp.startswith("PopART"):
+            print("HINT: are the SDK's enable scripts sourced? They set CPATH and LIBRARY_PATH")
+        else:
+            print("HINT: `make CXX=…` names another compiler; without custom_ops.so plain torch serves")
+        return 1
+    os.replace(str(unfinished), str(output))
+    print(f"custom_ops: built {output.name} in {time.time() - started:.0f} s")
+    return 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python3 -m custom_ops.build", description="Builds custom_ops.so.")
+    parser.add_argument("--output", type=Path, default=LIBRARY)
+    parser.add_argument("--cxx", default="g++", help="the C++ compiler, with wrappers if need be")
+    parser.add_argument("--cxxflags", default="-O3", help="flags to add")
+    args = parser.parse_args()
+    return build(args.output, args.cxx, args.cxxflags)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,34 @@
+"""RemapCE (domain ai.graphcore, version 1): what the operator means, in plain torch.
+
+On an IPU the input is copied into a new variable that lies linearly over the tiles, `grain_size` elements at a
+time, so that what reads it (the loss over the vocabulary) finds it balanced; the gradient goes back the same way.
+Elsewhere only the copy remains. remap_ce_popart.cpp is the operator on an IPU, remap_ce_torch.cpp on CPU and CUDA.
+"""
+
+from __future__ import annotations
+
+import torch
+
+NAMESPACE = "ai_graphcore"
+SCHEMA = 'RemapCE(Tensor x, int grain_size=8, str debug_str="remap") -> Tensor'
+
+
+def remap_ce(x: torch.Tensor, grain_size: int = 8, debug_str: str = "remap") -> torch.Tensor:
+    """The copy of `x`, any shape and floating dtype; its gradient is a copy of the gradient.
+
+    `grain_size` (elements) and `debug_str` only speak to an IPU. ValueError for a grain below one element.
+    """
+    if grain_size < 1:
+        raise ValueError(f"RemapCE: grain_size must be at least 1, not {grain_size}")
+    # A product and not clone(): the gradient of clone() is the same tensor, that of a product a new one. And no
+    # autograd.Function, which inside an operator does not compose with torch.func.
+    return x * 1
+
+
+def register() -> torch.library.Library:
+    """Makes remap_ce the operator torch.ops.ai_graphcore.RemapCE. It lives as long as what is returned."""
+    library = torch.library.Library(NAMESPACE, "DEF")
+    library.define(SCHEMA)
+    # Composite: autograd, tracing and vmap see through it to the product.
+    library.impl("RemapCE", remap_ce, "CompositeImplicitAutograd")
+    return library

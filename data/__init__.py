@@ -1,0 +1,1 @@
+"""Corpora in, samples out: Wikipedia to token ids, token ids to training samples."""

@@ -1,0 +1,34 @@
+"""Files that appear under their name only when they are whole."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from pathlib import Path
+from typing import BinaryIO, Iterator
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
+    """Write to a unique temporary file beside `path`; rename it at the end, remove it after an error."""
+    path = Path(path)
+    part = unique_beside(path)
+    try:
+        with part.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(str(part), str(path))
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            part.unlink()
+        raise
+
+
+def unique_beside(path: Path) -> Path:
+    """A hidden name in the folder of `path` that no other process uses.
+
+    The names of `tempfile` would do as well, but its files are private and stay so after the rename.
+    """
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")

@@ -1,0 +1,58 @@
+"""The data sets behind --train-path, all with one interface.
+
+`len(dataset)`, `dataset[i]` -> (input ids (T,), labels (T,)) int32, `dataset.__getitems__(indices)` -> the stacked
+batch (B, T), `summary()` -> one line. Labels are the next ids, -100 where there is none. A DataLoader takes them with
+`collate_fn=collate` and `sampler=ResumableSampler(len(dataset), seed)`.
+"""
+
+from __future__ import annotations
+
+from typing import Union
+
+from data.batches import collate
+from data.generated import GeneratedDataset
+from data.pickle_corpus import open_corpus
+from data.sampler import ResumableSampler
+from data.windows import WindowDataset, split_by_article
+
+__all__ = ["GeneratedDataset", "ResumableSampler", "WindowDataset", "check_enough", "collate", "open_dataset"]
+
+Samples = Union[GeneratedDataset, WindowDataset]
+
+
+def open_dataset(
+    train_path: str,
+    *,
+    max_len: int,
+    stride: int,
+    seed: int,
+    val_num: int,
+    real_vocab_size: int,
+    num_samples: int,
+) -> tuple[Samples, Samples | None]:
+    """Training and validation samples (None if `val_num` is 0) for --train-path: `generated` or a corpus `.pkl`.
+
+    `num_samples` is the size of the generated set, which a corpus ignores. Raises ValueError naming flag and file
+    for data that are missing, unreadable, empty, too short or outside the vocabulary.
+    """
+    if val_num < 0:
+        raise ValueError(f"--val-num must be 0 or more, not {val_num}")
+    if train_path == "generated":
+        train = GeneratedDataset(num_samples, max_len, real_vocab_size, seed)
+        if val_num == 0:
+            return train, None
+        return train, GeneratedDataset(val_num, max_len, real_vocab_size, seed, first=num_samples)
+    corpus = open_corpus(train_path, real_vocab_size)
+    if val_num == 0:
+        return WindowDataset(corpus, max_len, stride), None
+    return split_by_article(corpus, max_len, stride, val_num, seed)
+
+
+def check_enough(dataset: Samples, samples_a_call: int, flags: str) -> None:
+    """Raise ValueError if one call takes more samples than there are; `flags` names what makes a call that large."""
+    if len(dataset) < samples_a_call:
+        raise ValueError(
+            f"one call takes {samples_a_call:,} samples ({flags}), but there are {len(dataset):,}: "
+            f"{dataset.summary()}. Lower one of these flags, or give more data (a smaller --max-len or --stride makes "
+            "more samples of a corpus)"
+        )

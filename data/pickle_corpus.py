@@ -1,0 +1,163 @@
+"""A corpus `.pkl` as flat arrays that are mapped, not loaded: built once, then opened in no time and no memory."""
+
+from __future__ import annotations
+
+import array
+import hashlib
+import json
+import os
+import shutil
+import struct
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.article_pickle import read_articles
+from data.atomic import unique_beside
+
+FORMAT_VERSION = 1
+_INT32_MAX = 2**31 - 1
+
+
+class PickleCorpus:
+    """Articles end to end. Open one with `open_corpus`.
+
+    `tokens` int32 (ids of the corpus,), `offsets` int64 (articles + 1,); article a is
+    tokens[offsets[a]:offsets[a + 1]].
+    """
+
+    def __init__(self, path: Path, cache: Path) -> None:
+        """Map the arrays of a cache folder. Raises ValueError if they are damaged."""
+        self.path, self.cache = path, cache
+        try:
+            self.meta: dict[str, int] = json.loads((cache / "meta.json").read_text(encoding="utf-8"))
+            # As plain arrays: slices of numpy.memmap cost several times more.
+            self.tokens = np.load(str(cache / "tokens.npy"), mmap_mode="r").view(np.ndarray)
+            self.offsets = np.load(str(cache / "offsets.npy"), mmap_mode="r").view(np.ndarray)
+            whole = (self.meta["tokens"], self.meta["articles"] + 1) == (len(self.tokens), len(self.offsets))
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError(f"{cache}: damaged cache ({error}); remove that folder and start again") from error
+        if not whole:
+            raise ValueError(f"{cache}: damaged cache (lengths differ); remove that folder and start again")
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A loader process that is spawned maps the files itself; pickling the arrays would copy the corpus.
+        return (PickleCorpus, (self.path, self.cache))
+
+    def check_ids(self, real_vocab_size: int) -> None:
+        """Raise ValueError naming the first article with an id outside 0..real_vocab_size-1."""
+        if self.meta["largest_id"] < real_vocab_size:
+            return
+        step = 1 << 24
+        for start in range(0, len(self.tokens), step):
+            outside = np.flatnonzero(self.tokens[start : start + step] >= real_vocab_size)
+            if len(outside):
+                position = start + int(outside[0])
+                article = int(np.searchsorted(self.offsets, position, side="right")) - 1
+                raise ValueError(
+                    f"{self.path}, article {article}: token id {int(self.tokens[position])} is outside the "
+                    f"model's vocabulary 0..{real_vocab_size - 1}; preprocess the text with the model's tokenizer, or "
+                    "use a --model of that vocabulary"
+                )
+
+
+def open_corpus(path: str | Path, real_vocab_size: int) -> PickleCorpus:
+    """Open a corpus `.pkl`, building its cache if there is none for this size, time and format.
+
+    The cache is a folder beside the file, or in the temporary folder where that is read-only. Several processes may
+    open the same file at once. Raises ValueError naming file and article for anything but lists of lists of ids
+    below `real_vocab_size`, and RuntimeError with a HINT when the cache cannot be written.
+    """
+    path = Path(path)
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise ValueError(f"--train-path {path}: {error.strerror}; give the .pkl of a corpus") from error
+    if not path.is_file():
+        raise ValueError(f"--train-path {path}: not a file; give the .pkl of a corpus")
+    name = f"{path.name}.cache-v{FORMAT_VERSION}-{stat.st_size}-{stat.st_mtime_ns}"
+    places = [path.resolve().parent, *_private_folder(path)]
+    found = [place / name for place in places if os.access(str(place / name / "meta.json"), os.R_OK)]
+    corpus = PickleCorpus(path, found[0] if found else _build(path, places, name))
+    corpus.check_ids(real_vocab_size)
+    return corpus
+
+
+def _private_folder(path: Path) -> list[Path]:
+    """The second choice for the cache, in the temporary folder; none if it would be in somebody else's hands."""
+    key = hashlib.sha256(str(path.resolve()).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    ours = Path(tempfile.gettempdir()) / f"gpt2-pickle-cache-{os.getuid()}"
+    try:
+        ours.mkdir(mode=0o700, exist_ok=True)
+        if ours.stat().st_uid != os.getuid():
+            return []
+        (ours / key).mkdir(exist_ok=True)
+    except OSError:  # no second choice then; that only matters, and is reported, if the first one fails
+        return []
+    return [ours / key]
+
+
+def _build(path: Path, places: list[Path], name: str) -> Path:
+    problem = "no folder to write to"
+    for place in places:
+        final, work = place / name, unique_beside(place / name)
+        try:
+            work.mkdir()
+        except OSError as error:
+            problem = f"{place}: {error.strerror}"
+            continue
+        try:
+            _write_arrays(path, work)
+            os.rename(str(work), str(final))
+        except OSError as error:
+            if not (final / "meta.json").is_file():  # else another process was first, with the same content
+                problem = f"{place}: {error.strerror}"
+                continue
+        finally:
+            shutil.rmtree(str(work), ignore_errors=True)
+        for stale in place.iterdir():  # of earlier versions of the same file
+            if stale.name.startswith(path.name + ".cache-v") and stale.name != name:
+                shutil.rmtree(str(stale), ignore_errors=True)
+        return final
+    raise RuntimeError(
+        f"cannot write the cache of {path} ({problem})\nHINT: free space or make the folder of the corpus writable, "
+        "or set TMPDIR to a roomy folder"
+    )
+
+
+def _write_arrays(path: Path, folder: Path) -> None:
+    offsets = array.array("q", [0])
+    largest = -1
+    with (folder / "tokens.npy").open("wb") as file:
+        file.write(_npy_header("<i4", 0))  # the length is known at the end
+        for number, ids in enumerate(read_articles(path)):
+            if len(ids):
+                low, high = int(ids.min()), int(ids.max())
+                if low < 0 or high > _INT32_MAX:
+                    raise ValueError(
+                        f"{path}, article {number}: {low if low < 0 else high} is not a token id; make the file again "
+                        "with data/wikipedia_preprocess.py"
+                    )
+                largest = max(largest, high)
+            file.write(ids.astype("<i4").tobytes())
+            offsets.append(offsets[-1] + len(ids))
+        if largest < 0:
+            raise ValueError(f"{path}: no token in {len(offsets) - 1} articles; give a corpus with text")
+        file.seek(0)
+        file.write(_npy_header("<i4", offsets[-1]))
+    with (folder / "offsets.npy").open("wb") as file:
+        file.write(_npy_header("<i8", len(offsets)))
+        file.write(np.asarray(offsets, dtype="<i8").tobytes())
+    meta = {"articles": len(offsets) - 1, "tokens": offsets[-1], "largest_id": largest}
+    (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+
+
+def _npy_header(descr: str, length: int) -> bytes:
+    """The .npy header (version 1.0) of a vector, always 128 bytes, so that it can be written again in place."""
+    text = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': ({length},), }}"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", 118) + text.ljust(117).encode("ascii") + b"\n"

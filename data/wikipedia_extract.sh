@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# Plain text of the articles of a Wikipedia dump: OUTDIR/AA/wiki_00 ..., by WikiExtractor on all cores.
+set -euo pipefail
+
+fail() { # STATUS MESSAGE
+    echo "wikipedia_extract.sh: $2" >&2
+    exit "$1"
+}
+
+if [ "${1:-}" = -h ] || [ "${1:-}" = --help ]; then
+    echo "usage: wikipedia_extract.sh DUMP OUTDIR   (DUMP: .xml or .xml.bz2; set PYTHON to choose the interpreter)"
+    exit 0
+fi
+[ $# -eq 2 ] || fail 2 "usage: wikipedia_extract.sh DUMP OUTDIR (DUMP: .xml or .xml.bz2)"
+dump=$1 out=$2
+[ -f "$dump" ] && [ -r "$dump" ] || fail 2 "$dump: no such file; fetch it with data/wikipedia_download.sh"
+[ -s "$dump" ] || fail 2 "$dump is empty; fetch it again with data/wikipedia_download.sh"
+case $dump in
+    *.xml | *.xml.bz2) ;;
+    *) fail 2 "$dump: expected a name ending in .xml or .xml.bz2" ;;
+esac
+
+if [ -d "$out/AA" ]; then
+    [ ! "$dump" -nt "$out/AA" ] || fail 2 "$out holds the text of an older dump; remove it or choose another folder"
+    echo "$out/AA is there already: nothing to do (remove $out to extract again)"
+    exit 0
+fi
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+if [ -z "${PYTHON:-}" ]; then
+    PYTHON=python3
+    [ -n "${VIRTUAL_ENV:-}" ] || [ ! -x "$root/.venv/bin/python" ] || PYTHON=$root/.venv/bin/python
+fi
+"$PYTHON" -c 'import wikiextractor' 2>/dev/null ||
+    fail 2 "$PYTHON has no WikiExtractor; run: $PYTHON -m pip install -r $root/requirements.txt"
+
+export PYTHONIOENCODING=utf-8 LC_ALL=C.UTF-8 # or WikiExtractor may raise UnicodeEncodeError
+mkdir -p "$out" || fail 2 "cannot make the folder $out"
+work=$(mktemp -d "$out/.extract.XXXXXX") || fail 2 "cannot write to the folder $out"
+trap 'rm -rf "$work"' EXIT
+"$PYTHON" -m wikiextractor.WikiExtractor "$dump" --output "$work" --processes "$(getconf _NPROCESSORS_ONLN)" ||
+    fail 1 "WikiExtractor failed (see above) on $dump"
+grep -q '^<doc ' "$work/AA/wiki_00" 2>/dev/null || fail 2 "$dump holds no article; is it a Wikipedia dump?"
+# Last to first, so that AA, which means done, appears when all the others are there.
+for folder in $(ls -r "$work"); do mv "$work/$folder" "$out/"; done
+echo "wrote $out/AA ... ($(du -sh "$out" | cut -f1))"

@@ -1,0 +1,265 @@
+"""What the flags must satisfy together: the checks that need the values, the model's json and a look at the paths.
+
+A check adds to the list of problems and goes on, so that one run of the program names all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from typing import Mapping, NoReturn, Sequence
+
+from model.config import MODELS, GPT2Config
+
+
+class Problems:
+    """The values read and what is wrong with them. `doubts` are told only if something is wrong for certain.
+
+    `names` has the spelling of every flag for a message, as typed where it was; `misread` the values that could not
+    be read. Sets args.notes, the lines that a program prints at its start.
+    """
+
+    def __init__(
+        self, program: str, args: argparse.Namespace, names: Mapping[str, str], misread: Mapping[str, str]
+    ) -> None:
+        self.program, self.args, self.names, self.misread = program, args, names, misread
+        self.lines: list[str] = []
+        self.doubts: list[str] = []
+        args.notes = []
+
+    def sound(self, *dests: str) -> bool:
+        """Whether these values could be read, so that a check of them means something."""
+        return not any(dest in self.misread for dest in dests)
+
+    def shown(self, dest: str) -> str:
+        """Flag and value as they were typed, for a message."""
+        value = getattr(self.args, dest)
+        text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+        return f"{self.names[dest]} {text}".strip() + ("" if dest in self.args.typed else " (default)")
+
+    def add(self, dest: str, text: str) -> None:
+        """Notes what is wrong with the value of `dest` and what to do about it."""
+        self.lines.append(f"{self.shown(dest)}: {text}")
+
+    def finish(self) -> argparse.Namespace:
+        """The values, or the end of the program if anything is wrong."""
+        if self.lines:
+            refuse(self.program, self.lines + self.doubts)
+        return self.args
+
+
+def refuse(program: str, problems: Sequence[str]) -> NoReturn:
+    """Prints every problem, one a line, to stderr and ends the program with status 2."""
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    print(f"{program}: {count}, nothing was started or written", file=sys.stderr)
+    for problem in problems:
+        print(f"  {problem}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def check_available(problems: Problems) -> None:
+    """Flags whose runtime does not exist yet are refused, never ignored."""
+    args = problems.args
+    if args.train_path == "pickle" and problems.sound("data_prefix"):  # the new spelling of a .pkl path
+        if not args.data_prefix:
+            problems.add("train_path", "name the .pkl file with --input-files FILE")
+        elif len(args.data_prefix) > 1 or not args.data_prefix[0].endswith(".pkl"):
+            problems.add("data_prefix", "must be one .pkl file; data/wikipedia_preprocess.py makes one")
+        else:
+            args.train_path = args.data_prefix[0]
+    elif args.data_prefix:
+        problems.add("data_prefix", "Megatron data is not available yet; use --train-path FILE.pkl")
+    if args.train_path in ("tfrecord", "dynamic", "mmap"):
+        problems.add("train_path", "this format is not available yet; use a .pkl file or generated")
+    if args.tfrecord_path:
+        problems.add("tfrecord_path", "TFRecord data is not available yet; use --train-path FILE.pkl")
+    for dest, instead in (
+        ("async_dataloader", "leave it out; --num-workers processes read ahead"),
+        ("auto_loss_scaling", "leave it out and choose --loss-scaling"),
+        ("use_wandb", "leave it out; the log goes to the terminal"),
+    ):
+        if getattr(args, dest):
+            problems.add(dest, f"not available yet; {instead}")
+
+
+def check_config(problems: Problems) -> GPT2Config | None:
+    """Sets args.config to the json file of the model and reads it; None if that is not possible."""
+    args = problems.args
+    if not problems.sound("model", "config"):
+        return None
+    dest = "config" if args.config else "model"
+    path = args.config = str(args.config or MODELS[args.model])
+    try:
+        return GPT2Config.from_json(path)
+    except ValueError as error:
+        problems.lines.append(f"{problems.names[dest]}: " + " ".join(str(error).split()))
+        return None
+
+
+def forward_stages(layers_per_ipu: Sequence[int]) -> int:
+    """Stages of the forward pipeline: wte on IPU 0, wpe on IPU 1, the blocks, the tied head back on IPU 0.
+
+    Neighbours on one IPU are one stage, so the count is the moves from IPU to IPU plus one (0 4 4 4 gives 0 1 2 3 0).
+    """
+    blocks = [ipu for ipu, count in enumerate(layers_per_ipu) for _ in range(count)]
+    visits = [0, min(1, len(layers_per_ipu) - 1)] + blocks + [0]
+    return 1 + sum(here != there for here, there in zip(visits, visits[1:]))
+
+
+def check_layers(problems: Problems, n_layer: int, trains: bool) -> None:
+    """Expands --layers-per-ipu; afterwards args.ipus_per_replica is its length."""
+    args = problems.args
+    layers, ipus = args.layers_per_ipu, args.ipus_per_replica
+    if layers is None:
+        layers = [n_layer]
+        if "ipus_per_replica" in args.typed and ipus > 1:
+            args.notes.append(f"{problems.shown('ipus_per_replica')} without --layers-per-ipu: IPU 0 alone is used")
+    elif len(layers) == 1:
+        layers = layers * ipus
+    count_fits = "ipus_per_replica" not in args.typed or len(layers) == ipus or args.layers_per_ipu is None
+    if not count_fits:
+        remedy = f"give {ipus} numbers, or --ipus-per-replica {len(layers)}"
+        problems.add("layers_per_ipu", f"{len(layers)} numbers for {problems.shown('ipus_per_replica')}; {remedy}")
+    if sum(layers) != n_layer:
+        each = f" ({args.layers_per_ipu[0]} on each of {ipus} IPUs)" if len(args.layers_per_ipu) == 1 else ""
+        remedy = f"make the numbers add up to {n_layer}, or leave it out for one IPU"
+        problems.add("layers_per_ipu", f"{sum(layers)} blocks{each}, but the model has {n_layer}; {remedy}")
+    elif trains and count_fits and problems.sound("gradient_accumulation"):
+        stages = forward_stages(layers)
+        if args.gradient_accumulation < 2 * stages - 1:
+            problems.add(
+                "gradient_accumulation",
+                f"a pipeline of {stages} forward stages ({problems.shown('layers_per_ipu')}) needs at least "
+                f"2 x {stages} - 1 = {2 * stages - 1} micro-batches a weight update; raise it to {2 * stages - 1}",
+            )
+    args.layers_per_ipu, args.ipus_per_replica = layers, len(layers) if count_fits else ipus
+
+
+def check_proportions(problems: Problems, ipus: int) -> None:
+    """Expands --matmul-proportion to one fraction an IPU; None stays None."""
+    args = problems.args
+    if args.matmul_proportion is None or not problems.sound("matmul_proportion"):
+        return
+    if len(args.matmul_proportion) == 1:
+        args.matmul_proportion = args.matmul_proportion * ipus
+    elif len(args.matmul_proportion) != ipus:
+        problems.add(
+            "matmul_proportion",
+            f"{len(args.matmul_proportion)} fractions for {ipus} IPU{'s' if ipus > 1 else ''}; give one for each IPU "
+            "of --layers-per-ipu, or one number for all",
+        )
+
+
+def check_recompute(problems: Problems, n_layer: int) -> None:
+    """Afterwards args.recompute_checkpoint_layers lists the blocks to recompute, sorted; empty: none."""
+    args = problems.args
+    layers, every = args.recompute_checkpoint_layers, args.recompute_checkpoint_every_layer
+    if layers is None:
+        args.recompute_checkpoint_layers = list(range(n_layer)) if every else []
+        return
+    wrong = [layer for layer in layers if layer >= n_layer]
+    if wrong:
+        remedy = f"the blocks are 0 to {n_layer - 1}"
+        problems.add("recompute_checkpoint_layers", f"there is no block {', '.join(map(str, wrong))}; {remedy}")
+    if "recompute_checkpoint_every_layer" in args.typed and not every:
+        problems.add(
+            "recompute_checkpoint_layers",
+            f"contradicts {problems.shown('recompute_checkpoint_every_layer')}; leave one of the two out",
+        )
+    args.recompute_checkpoint_layers = sorted(set(layers))
+
+
+def check_serialization(problems: Problems, config: GPT2Config | None) -> None:
+    """Blocks of the vocabulary and of the sequence must come out even."""
+    args = problems.args
+    factor = args.embedding_serialization_factor
+    if config and problems.sound("embedding_serialization_factor") and config.vocab_size % factor:
+        fits = ", ".join(str(n) for n in range(1, 65) if config.vocab_size % n == 0)
+        text = f"does not divide the vocabulary of {config.vocab_size}; choose one of {fits}"
+        problems.add("embedding_serialization_factor", text)
+    if not problems.sound("serialized_seq_len", "max_len", "enable_sequence_serialized"):
+        return
+    if args.enable_sequence_serialized and args.max_len % args.serialized_seq_len:
+        fits = max(n for n in range(1, min(args.serialized_seq_len, args.max_len) + 1) if args.max_len % n == 0)
+        text = f"does not divide {problems.shown('max_len')}; choose a divisor such as {fits}"
+        problems.add("serialized_seq_len", text)
+    if "serialized_seq_len" in args.typed and not args.enable_sequence_serialized:
+        shown = problems.shown("serialized_seq_len")
+        args.notes.append(f"{shown} has no effect without --enable-sequence-serialized True")
+
+
+def check_schedule(problems: Problems) -> None:
+    """The warm-up is given once and fits into the schedule."""
+    args = problems.args
+    if "lr_warmup" in args.typed and "lr_warmup_steps" in args.typed:
+        problems.lines.append("--lr-warmup and --lr-warmup-steps contradict each other; give one of them")
+    steps = args.lr_warmup_steps
+    if steps is not None and args.lr_decay_steps is not None and steps > args.lr_decay_steps:
+        remedy = "the warm-up is part of the decay steps"
+        problems.add("lr_warmup_steps", f"longer than {problems.shown('lr_decay_steps')}; {remedy}")
+
+
+def check_folder(problems: Problems, dest: str) -> None:
+    """A folder to be written: it, or the nearest parent that exists, must be a writable folder."""
+    path = getattr(problems.args, dest)
+    if not path:
+        return
+    there = os.path.abspath(path)
+    while not os.path.lexists(there):
+        there = os.path.dirname(there)
+    if not os.path.isdir(there):
+        problems.add(dest, f"{there} is a file; name a folder")
+    elif not os.access(there, os.W_OK | os.X_OK):
+        problems.add(dest, f"{there} cannot be written; name another folder")
+
+
+def check_checkpoint_source(problems: Problems, dest: str) -> None:
+    """A local folder must exist; what looks like a hub name (`gpt2`, `owner/name`) is left to the loader."""
+    source = getattr(problems.args, dest)
+    if not source or os.path.isdir(source):
+        if source and not os.access(source, os.R_OK | os.X_OK):
+            problems.add(dest, "this folder cannot be read; check its permissions")
+    elif os.path.lexists(source):
+        problems.add(dest, "not a folder; name the folder that holds config.json and the weights")
+    elif re.match(r"\w[\w.-]*(/\w[\w.-]*)?$", source) and not os.path.isdir(source.split("/")[0]):
+        if dest in problems.args.typed:
+            doubt = "there is no such folder; it would be taken as a hub name"
+            problems.doubts.append(f"{problems.shown(dest)}: {doubt}")
+    else:
+        problems.add(dest, "there is no such folder; check the path")
+
+
+def check_checkpoints(problems: Problems) -> None:
+    """What is read exists, what is written can be, and no flag about saving or resuming is left without its folder."""
+    args = problems.args
+    check_checkpoint_source(problems, "pretrained_checkpoint")
+    check_folder(problems, "save_model_path")
+    check_folder(problems, "executable_cache_dir")
+    if args.resume_training_from_checkpoint and not os.path.isdir(args.pretrained_checkpoint):
+        if not args.pretrained_checkpoint:
+            remedy = "name the folder to go on from with --pretrained-checkpoint SAVE/step_N"
+            problems.add("resume_training_from_checkpoint", remedy)
+        elif problems.doubts:  # a hub name: it cannot hold a training state
+            problems.lines.append(problems.doubts.pop() + ", which holds no training state to resume")
+    if args.save_model_path:
+        return
+    for dest in ("save_per_epochs", "save_per_steps", "keep_checkpoints"):
+        if dest in args.typed and problems.sound("save_model_path", dest):
+            problems.add(dest, "nothing is saved without --save-model-path DIR; add it")
+    args.notes.append("no --save-model-path: nothing will be saved")
+
+
+def check_train_path(problems: Problems) -> None:
+    """args.train_path is "generated" or a .pkl file that can be read."""
+    path = problems.args.train_path
+    if path in ("generated", "pickle", "tfrecord", "dynamic", "mmap"):
+        return
+    dest = "data_prefix" if problems.args.data_prefix == [path] else "train_path"
+    if not path.endswith(".pkl"):
+        problems.add(dest, "neither generated nor a .pkl file; data/wikipedia_preprocess.py makes one")
+    elif not os.path.exists(path):
+        problems.add(dest, "there is no such file; data/wikipedia_preprocess.py makes one")
+    elif not os.path.isfile(path) or not os.access(path, os.R_OK):
+        problems.add(dest, "not a file that can be read; check the path and its permissions")

@@ -1,0 +1,73 @@
+"""poptorch.Options from the flags: everything that the reference sets, in one place."""
+
+from __future__ import annotations
+
+import argparse
+
+import popart
+import popdist
+import popdist.poptorch
+import poptorch
+import torch
+
+# PopART session options of the reference (spec: application surface). They shape memory and speed on an IPU, not results.
+_POPART_OPTIONS = {
+    "disableGradAccumulationTensorStreams": True,
+    "outlineThreshold": 10.0,
+    "accumulateOuterFragmentSettings.excludedVirtualGraphs": ["0"],
+    "decomposeGradSum": True,
+    "scheduleNonWeightUpdateGradientConsumersEarly": True,
+    "saveInitializersToFile": "weights.bin",
+}
+_POPART_PATTERNS = {"TiedGather": True, "TiedGatherAccumulate": True, "UpdateInplacePrioritiesForIpu": True}
+
+
+def base_options(args: argparse.Namespace) -> poptorch.Options:
+    """What training and forward-only programs share."""
+    if popdist.isPopdistEnvSet():  # under poprun, which also says how many replicas there are
+        options = popdist.poptorch.Options(ipus_per_replica=args.ipus_per_replica)
+    else:
+        options = poptorch.Options()
+        options.replicationFactor(args.replication_factor)
+    options.deviceIterations(args.device_iterations)
+    options.autoRoundNumIPUs(True)
+    options.randomSeed(args.seed)
+    if args.matmul_proportion:
+        options.setAvailableMemoryProportion({f"IPU{ipu}": share for ipu, share in enumerate(args.matmul_proportion)})
+    if args.executable_cache_dir:
+        options.enableExecutableCaching(args.executable_cache_dir)
+    if args.enable_half_partials:
+        options.Precision.setPartialsType(torch.float16)
+    return options
+
+
+def training_options(args: argparse.Namespace) -> poptorch.Options:
+    """Options of the training model: the pipeline, accumulation, optimizer placement and PopART's settings."""
+    options = base_options(args)
+    options.Training.gradientAccumulation(args.gradient_accumulation)
+    options.Training.accumulationAndReplicationReductionType(poptorch.ReductionType.Mean)
+    options.outputMode(poptorch.OutputMode.Sum)
+    options.setExecutionStrategy(poptorch.PipelinedExecution(poptorch.AutoStage.AutoIncrement))
+    options.Precision.enableStochasticRounding(True)
+    location = poptorch.TensorLocationSettings()
+    location.useOnChipStorage(not args.optimizer_state_offchip)
+    location.useReplicatedTensorSharding(args.replicated_tensor_sharding)
+    options.TensorLocations.setOptimizerLocation(location)
+    for key, value in _POPART_OPTIONS.items():
+        options._Popart.set(key, value)
+    options._Popart.set(
+        "accumulateOuterFragmentSettings.schedule",
+        int(popart.AccumulateOuterFragmentSchedule.OverlapMemoryOptimized),
+    )
+    options._Popart.set("subgraphCopyingStrategy", int(popart.SubgraphCopyingStrategy.JustInTime))
+    options._Popart.setPatterns(dict(_POPART_PATTERNS))
+    if args.compile_only:
+        options.useOfflineIpuTarget()
+    return options
+
+
+def forward_options(args: argparse.Namespace) -> poptorch.Options:
+    """Options of a forward-only model: sharded, so that there is no minimum of device iterations."""
+    options = base_options(args)
+    options.setExecutionStrategy(poptorch.ShardedExecution(poptorch.AutoStage.AutoIncrement))
+    return options

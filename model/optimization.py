@@ -1,0 +1,83 @@
+"""Optimizers with their parameter groups, and learning-rate schedules."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Dict, List, Optional
+
+import poptorch
+import torch
+from torch import nn
+
+EPS = 1e-6  # of the reference, for every optimizer
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> List[Dict[str, Any]]:
+    """Matrices with weight decay; biases and layer norms, which have one dimension, without."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+
+
+def make_optimizer(
+    name: str, model: nn.Module, learning_rate: float, weight_decay: float, loss_scaling: float
+) -> torch.optim.Optimizer:
+    """One of AdamW, Adam, LAMB and LAMBNoBiasCorrection with the reference's numerics.
+
+    Gradients and the first moment are kept in half, the second moment in float32: squares of gradients leave half's
+    range first.
+    """
+    groups = parameter_groups(model, weight_decay)
+    common: Dict[str, Any] = dict(
+        lr=learning_rate,
+        eps=EPS,
+        loss_scaling=loss_scaling,
+        accum_type=torch.float16,
+        first_order_momentum_accum_type=torch.float16,
+        second_order_momentum_accum_type=torch.float32,
+    )
+    if name == "AdamW":
+        # The SDK accepts bias_correction=False here and corrects all the same.
+        return poptorch.optim.AdamW(groups, bias_correction=False, **common)
+    if name == "Adam":
+        return poptorch.optim.Adam(groups, **common)
+    return poptorch.optim.LAMB(groups, bias_correction=name == "LAMB", **common)
+
+
+def schedule_factor(kind: str, step: int, warmup_steps: int, decay_steps: int) -> float:
+    """The learning rate of call `step` (from 0) as a share of the highest one.
+
+    Linear rise over `warmup_steps`, then "constant", "linear" to 0 at `decay_steps`, or "cosine" to 0 there.
+    """
+    if step < warmup_steps:
+        return (step + 1) / (warmup_steps + 1)
+    if kind == "constant":
+        return 1.0
+    progress = min(1.0, (step - warmup_steps) / max(1, decay_steps - warmup_steps))
+    if kind == "linear":
+        return 1.0 - progress
+    return 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def warmup_length(fraction: float, steps: Optional[int], decay_steps: int) -> int:
+    """Calls of warm-up: `steps` if given, else that fraction of the decay steps."""
+    return steps if steps is not None else int(fraction * decay_steps)
+
+
+class _Factor:
+    """`schedule_factor` with its arguments, in a form that torch's scheduler can be saved with."""
+
+    def __init__(self, kind: str, warmup_steps: int, decay_steps: int) -> None:
+        self.kind, self.warmup_steps, self.decay_steps = kind, warmup_steps, decay_steps
+
+    def __call__(self, step: int) -> float:
+        return schedule_factor(self.kind, step, self.warmup_steps, self.decay_steps)
+
+
+def make_schedule(
+    optimizer: torch.optim.Optimizer, kind: str, warmup_steps: int, decay_steps: int
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """torch's scheduler for this schedule; the program steps it once a call and then calls setOptimizer."""
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, _Factor(kind, warmup_steps, decay_steps))

@@ -1,0 +1,64 @@
+"""The training objective: GPT-2 with its loss, as one module for PopTorch."""
+
+from __future__ import annotations
+
+from typing import Optional, Tuple
+
+import poptorch
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.gpt2 import GPT2LMHeadModel
+from model.placement import remap_logits
+
+IGNORED = -100  # label of a position without a target
+
+
+class PretrainingModel(nn.Module):
+    """GPT-2 that returns (loss, accuracy) of next-token prediction.
+
+    Args:
+        gpt2: the language model.
+        serialized_seq_len: compute logits and loss in blocks of that many positions; None: all at once. The
+            (B, T, V) logits then never exist as a whole.
+        remap: pass the logits through the custom op RemapCE.
+    """
+
+    def __init__(self, gpt2: GPT2LMHeadModel, serialized_seq_len: Optional[int] = None, remap: bool = False) -> None:
+        super().__init__()
+        self.gpt2 = gpt2
+        self.serialized_seq_len = serialized_seq_len
+        self.remap = remap
+
+    def forward(self, input_ids: Tensor, labels: Tensor) -> Tuple[Tensor, Tensor]:
+        """Mean cross-entropy in nats a token and the share of tokens predicted right, over labels that are not -100.
+
+        Args:
+            input_ids, labels: (B, T) integers; a label is the token that follows its position.
+        """
+        hidden = self.gpt2.transformer(input_ids)  # (B, T, C)
+        length = input_ids.shape[1]
+        step = self.serialized_seq_len or length
+        loss = torch.zeros((), dtype=torch.float32)
+        correct = torch.zeros((), dtype=torch.float32)
+        for start in range(0, length, step):
+            part = slice(start, start + step)
+            part_loss, part_correct = self._part(hidden[:, part], labels[:, part])
+            loss = loss + part_loss
+            correct = correct + part_correct
+        # A micro-batch may be all padding: its loss is then 0 and not 0 / 0.
+        count = (labels != IGNORED).float().sum().clamp(min=1.0)
+        return poptorch.identity_loss(loss / count, reduction="none"), correct / count
+
+    def _part(self, hidden: Tensor, labels: Tensor) -> Tuple[Tensor, Tensor]:
+        """Summed loss and number of right predictions: (B, t, C), (B, t) -> two scalars in float32."""
+        logits = self.gpt2.lm_head(hidden)  # (B, t, V)
+        if self.remap:
+            logits = remap_logits(logits)
+        target = labels.reshape(-1)
+        rows = logits.reshape(target.shape[0], -1)
+        # Half logits are summed up as float32: exp and sum over 50,272 entries need the range.
+        loss = F.cross_entropy(rows.float(), target, ignore_index=IGNORED, reduction="sum")
+        correct = (rows.argmax(dim=-1) == target).float().sum()
+        return loss, correct

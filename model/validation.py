@@ -1,0 +1,57 @@
+"""Validation loss: the training objective on held-out samples, forward only."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Optional
+
+import poptorch
+import torch
+
+from data.batches import collate
+from model.pretraining import IGNORED, PretrainingModel
+
+
+class Validator:
+    """Runs the model that is being trained over held-out samples.
+
+    Args:
+        model: the module that the training executor has; its newest weights are used.
+        samples: a data set of (input ids, labels), both (T,).
+        options: of a forward-only model; batch_size: its micro-batch.
+    """
+
+    def __init__(self, model: PretrainingModel, samples: Any, options: poptorch.Options, batch_size: int) -> None:
+        self.samples = samples
+        self.rows = batch_size * options.device_iterations * options.replication_factor
+        self._executor = poptorch.inferenceModel(model, options)
+
+    def loss(self) -> Optional[float]:
+        """Mean cross-entropy in nats over all labels of all samples; None without a single label."""
+        total, labels = 0.0, 0
+        for start in range(0, len(self.samples), self.rows):
+            indices = list(range(start, min(start + self.rows, len(self.samples))))
+            inputs, targets = self._padded(collate(self.samples.__getitems__(indices)))
+            losses, _ = self._executor(input_ids=inputs, labels=targets)  # (iterations x replicas,)
+            # Each micro-batch gives the mean over its own labels.
+            counts = (targets != IGNORED).reshape(losses.numel(), -1).sum(dim=1)
+            total += float((losses.double().reshape(-1) * counts).sum())
+            labels += int(counts.sum())
+        return total / labels if labels else None
+
+    def _padded(self, batch: Any) -> Any:
+        """The last batch filled up with rows that have no labels."""
+        inputs, targets = batch
+        missing = self.rows - inputs.shape[0]
+        if not missing:
+            return inputs, targets
+        length = inputs.shape[1]
+        return (
+            torch.cat([inputs, inputs.new_zeros(missing, length)]),
+            torch.cat([targets, targets.new_full((missing, length), IGNORED)]),
+        )
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), infinity where that overflows."""
+    return math.exp(loss) if loss < 700.0 else math.inf

@@ -1,0 +1,154 @@
+"""PopTorch's Python API on plain PyTorch: PopTorch programs run on CPUs and CUDA devices without a change."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("RDMAV_FORK_SAFE", "1")  # as PopTorch does, for programs that look
+
+import torch
+
+from . import enums, ops, optim, options, poptorch_core
+from .blocks import BeginBlock, Block, BlockFunction, BlockId, LegacyBeginBlockFn, module_repr, removeBlocks
+from .dataloader import AsynchronousDataAccessor, DataLoader
+from .engine import tracing
+from .enums import (
+    AutoStage,
+    CommGroupType,
+    ConnectionType,
+    DataLoaderMode,
+    HalfFloatCastingBehavior,
+    Liveness,
+    MatMulSerializationMode,
+    MeanReductionStrategy,
+    MultiConvPlanType,
+    OutputMode,
+    OverlapMode,
+    ReductionType,
+    SharingStrategy,
+    SyncPattern,
+    VariableRetrievalMode,
+)
+from .executor import PoplarExecutor
+from .notices import setLogLevel
+from .ops import (
+    Attribute,
+    NameScope,
+    custom_op,
+    for_loop,
+    identity_loss,
+    nop,
+    recomputationCheckpoint,
+    serializedMatMul,
+    set_available_memory,
+)
+from .options import ConfigFileError, Options, TensorLocationSettings
+from .poptorch_core import Error, RecoverableError, UnrecoverableError, createPoptorchError
+from .saving import load
+from .strategies import (
+    ParallelPhasedExecution,
+    Phase,
+    PipelinedExecution,
+    SerialPhasedExecution,
+    ShardedExecution,
+    Stage,
+)
+from .structure import ICustomArgParser, registerCustomArgParser
+
+__version__ = "3.4.0"
+
+__all__ = [
+    "AsynchronousDataAccessor",
+    "Attribute",
+    "AutoStage",
+    "BeginBlock",
+    "Block",
+    "BlockFunction",
+    "BlockId",
+    "CommGroupType",
+    "ConfigFileError",
+    "ConnectionType",
+    "DataLoader",
+    "DataLoaderMode",
+    "Error",
+    "HalfFloatCastingBehavior",
+    "ICustomArgParser",
+    "LegacyBeginBlockFn",
+    "Liveness",
+    "MatMulSerializationMode",
+    "MeanReductionStrategy",
+    "MultiConvPlanType",
+    "NameScope",
+    "Options",
+    "OutputMode",
+    "OverlapMode",
+    "ParallelPhasedExecution",
+    "Phase",
+    "PipelinedExecution",
+    "PoplarExecutor",
+    "RecoverableError",
+    "ReductionType",
+    "SerialPhasedExecution",
+    "ShardedExecution",
+    "SharingStrategy",
+    "Stage",
+    "SyncPattern",
+    "TensorLocationSettings",
+    "UnrecoverableError",
+    "VariableRetrievalMode",
+    "createPoptorchError",
+    "custom_op",
+    "enums",
+    "for_loop",
+    "identity_loss",
+    "inferenceModel",
+    "ipuHardwareIsAvailable",
+    "ipuHardwareVersion",
+    "isRunningOnIpu",
+    "load",
+    "module_repr",
+    "nop",
+    "ops",
+    "optim",
+    "options",
+    "poptorch_core",
+    "recomputationCheckpoint",
+    "registerCustomArgParser",
+    "removeBlocks",
+    "serializedMatMul",
+    "setLogLevel",
+    "set_available_memory",
+    "trainingModel",
+]
+
+
+def trainingModel(
+    model: torch.nn.Module, options: Options | None = None, optimizer: torch.optim.Optimizer | None = None
+) -> PoplarExecutor:
+    """An executor that trains `model`; the optimizer is SGD with lr 0.01 if none is given.
+
+    The options are frozen. Raises RuntimeError if the model is wrapped for training already.
+    """
+    return PoplarExecutor(model, options, training=True, poptorch_version=__version__, optimizer=optimizer)
+
+
+def inferenceModel(model: torch.nn.Module | PoplarExecutor, options: Options | None = None) -> PoplarExecutor:
+    """An executor that runs `model` forward only. It follows the training executor of the same model, if there is one."""
+    if isinstance(model, PoplarExecutor):
+        model = model.model
+    return PoplarExecutor(model, options, training=False, poptorch_version=__version__)
+
+
+def isRunningOnIpu() -> bool:
+    """True while a model is being traced, i.e. in the call of forward() that becomes the program."""
+    return tracing.current() is not None
+
+
+def ipuHardwareIsAvailable(num_ipus: int = 1) -> bool:
+    """Whether there are IPUs: never, in this runtime."""
+    return False
+
+
+def ipuHardwareVersion() -> int:
+    """The version of the IPUs attached: 0, for there are none."""
+    return 0

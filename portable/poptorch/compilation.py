@@ -1,0 +1,148 @@
+"""From a model and the first call's arguments to the program that the engine runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from . import passes
+from .blocks import BlockTracker
+from .device.policy import Policy
+from .engine import tracing
+from .engine.losses import erase_marks, find_loss
+from .engine.regions import extract_loops
+from .engine.runner import Counts
+from .engine.stages import Program, build_program, ipu_switches
+from .options import Options
+from .poptorch_core import createPoptorchError
+from .signature import BoundCall, split_sizes
+from .structure import Structure
+
+MAX_IPUS = 64  # of one process
+_CPU_OUTPUT = "Output expected to be on the IPU but is on cpu"
+
+
+@dataclasses.dataclass
+class Compiled:
+    """A program, the call it was compiled for, and the shape of what it returns."""
+
+    program: Program
+    counts: Counts
+    call: BoundCall
+    micro_batch: list[torch.Size]
+    output_structure: Structure
+
+    def bind(self, model: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> BoundCall:
+        """Bind a call's arguments and check them against the compiled ones."""
+        call = BoundCall(model, args, kwargs)
+        call.check_against(self.call, self.counts.fed, self.micro_batch)
+        call.leaves = [leaf.detach() for leaf in call.leaves]
+        return call
+
+    def outputs(self, tensors: list[torch.Tensor]) -> Any:
+        """The structure that forward() returned, with these tensors."""
+        return self.output_structure.fill(tensors)
+
+
+def compile_model(
+    model: torch.nn.Module, args: tuple, kwargs: dict[str, Any], options: Options, training: bool, policy: Policy
+) -> Compiled:
+    """Trace `model` on the first micro-batch of these arguments and cut the graph into stages.
+
+    Raises poptorch.Error or AssertionError for what the contract refuses.
+    """
+    call = BoundCall(model, args, kwargs)
+    counts = Counts(
+        options.device_iterations,
+        options.Training.gradient_accumulation if training else 1,
+        options.replication_factor,
+        options.input_group_size,
+        options.input_cgt,
+    )
+    explanation = (
+        f"Options.deviceIterations({counts.iterations}) * (Options.replicationFactor({counts.replicas}) / "
+        f"Options.inputReplicaGrouping.input_group_size({counts.input_group_size})) * "
+        f"Options.Training.gradientAccumulation({counts.accumulation})"
+    )
+    micro_batch = split_sizes(call.leaves, counts.fed, explanation)
+    leaves = [_first_micro_batch(leaf, shape) for leaf, shape in zip(call.leaves, micro_batch, strict=True)]
+    blocks = BlockTracker(options.execution_strategy)
+    context = tracing.TraceContext(training=training, blocks=blocks)
+    structure: list[Structure] = []
+
+    def run(traced_model: torch.nn.Module, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        rebuilt_args, rebuilt_kwargs = call.rebuild(tensors)
+        found, shape = Structure.of(traced_model(*rebuilt_args, **rebuilt_kwargs))
+        structure.append(shape)
+        return found
+
+    traced = tracing.trace(model, run, leaves, context)
+    check_stages(blocks.met, options, counts, training)
+    extract_loops(traced)
+    if training:
+        find_loss(traced)
+    else:
+        erase_marks(traced.graph)
+    passes.run(traced, training, policy)
+    program = build_program(traced)
+    _check_buffers(program, options, counts)
+    call.forget_values()
+    return Compiled(program, counts, call, micro_batch, structure[-1])
+
+
+def _first_micro_batch(leaf: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """The tensor that tracing sees: the first micro-batch, in a type the device has."""
+    leaf = leaf.detach()
+    leaf = leaf.narrow(0, 0, shape[0]) if leaf.dim() else leaf
+    if 0 in leaf.shape:
+        raise createPoptorchError(f"Zero-sized tensors are unsupported (Got shape {list(leaf.shape)})")
+    return leaf.to(torch.float32) if leaf.dtype == torch.float64 else leaf
+
+
+def check_stages(blocks: list[tuple[str, int]], options: Options, counts: Counts, training: bool) -> None:
+    """The numbers of stages and IPUs that PopTorch insists on (spec section 8)."""
+    forward_stages = ipu_switches(blocks)
+    ipus = max((ipu for _, ipu in blocks), default=0) + 1
+    if options.execution_strategy.kind == "pipelined" and ipus > 1:
+        stages = 2 * forward_stages - 1 if training else forward_stages
+        if training and counts.accumulation < stages:
+            raise createPoptorchError(
+                "poptorch.Options().Training.gradientAccumulation must be greater than or equal to the number of "
+                f"pipeline stages ({stages}) when using poptorch.PipelinedExecution. Please note that a model with "
+                f"{forward_stages} pipeline stages in PopTorch will have an additional {forward_stages - 1} stages "
+                "when training."
+            )
+        if not training and counts.iterations < stages:
+            raise createPoptorchError(
+                "poptorch.Options().deviceIterations must be greater than or equal to the number of pipeline stages "
+                f"({stages}) when using PopTorch.PipelinedExecution."
+            )
+    rounded = 1 << (ipus - 1).bit_length()
+    if rounded != ipus and not options.auto_round_num_ipus:
+        raise createPoptorchError(
+            f"The model specifies the use of {ipus} IPUs, however PopTorch must reserve a minimum of {rounded} in "
+            "order to allow the model to run, because PopTorch must reserve a power of 2 or a multiple of 64 IPUs. "
+            f"Please reconfigure your model to use a different number of IPUs or set "
+            "poptorch.Options().autoRoundNumIPUs(True)."
+        )
+    if rounded * counts.replicas > MAX_IPUS:
+        raise createPoptorchError(
+            f"Too many IPUs requested ({rounded * counts.replicas}). Experiments that need more than 64 IPUs require "
+            "distributed execution."
+        )
+
+
+def _check_buffers(program: Program, options: Options, counts: Counts) -> None:
+    if program.written_buffers and counts.replicas > 1:
+        if options.broadcast_buffers:
+            raise createPoptorchError(
+                "PopTorch does not support broadcasting buffers. If your model is able to tolerate buffers becoming "
+                "out of sync between replicas, you can disable buffer broadcasting using "
+                "poptorch.Options.broadcastBuffers(False)."
+            )
+        raise createPoptorchError(
+            "Buffers that differ between replicas (broadcastBuffers(False)) are not available yet in this runtime. "
+            "Use replicationFactor(1) with a larger gradientAccumulation: the updates are the same."
+        )

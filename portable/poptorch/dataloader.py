@@ -1,0 +1,251 @@
+"""poptorch.DataLoader: batches as large as one call of a model consumes. Spec: DataLoader (section 12).
+
+Mode Sync is torch's loader with the combined batch size. The distributed partition lives in the sampler, not in the
+data set, so that persistent workers see each epoch's order and a data set's `__getitems__` gets a whole batch at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import IterableDataset, Sampler
+
+from .enums import DataLoaderMode, SharingStrategy
+from .options import Options, checked
+from .options_dict import require
+from .poptorch_core import createPoptorchError
+
+
+class Partition:
+    """One process's share of a data set: a contiguous slice of the epoch's global order, of the same length each time.
+
+    With drop_last every process has the same number of whole combined batches; what is left over at the end of an
+    epoch comes first in the next one (swap_range). Without it the processes' lengths differ by at most one.
+    """
+
+    def __init__(
+        self, length: int, processes: int, process: int, batch_size: int, drop_last: bool, seed: int | None
+    ) -> None:
+        """`seed` draws a new global permutation each epoch, the same in all processes; None keeps the order."""
+        self._total = length
+        self._seed = seed
+        self._epoch = 0
+        self._rotation = 0
+        if drop_last:
+            self.length = length // (processes * batch_size) * batch_size
+            self._first = process * self.length
+            self._left_over = length - processes * self.length
+        else:
+            share, rest = divmod(length, processes)
+            self.length = share + (process < rest)
+            self._first = process * share + min(process, rest)
+            self._left_over = 0
+
+    def swap_range(self) -> None:
+        """Goes on to the next epoch: rotates the order, so that the elements left over are used first."""
+        self._epoch += 1
+        self._rotation = (self._rotation - self._left_over) % max(self._total, 1)
+
+    def indices(self) -> Sequence[int]:
+        """This epoch's indices into the data set, `length` of them."""
+        if self._seed is not None:
+            generator = torch.Generator().manual_seed((self._seed + self._epoch) % 2**63)
+            order = torch.randperm(self._total, generator=generator)
+            return order[self._first : self._first + self.length].tolist()
+        start = self._rotation + self._first
+        return [(start + i) % self._total for i in range(self.length)]
+
+
+class _PartitionSampler(Sampler):
+    """The indices of a partition, a new epoch at each iteration; in the order of `local` (0 .. length-1) if given."""
+
+    def __init__(self, partition: Partition, local: Any = None) -> None:
+        self._partition = partition
+        self._local = local
+        self._started = False
+
+    def __len__(self) -> int:
+        return self._partition.length if self._local is None else len(self._local)
+
+    def __iter__(self) -> Iterator[int]:
+        if self._started:
+            self._partition.swap_range()
+        self._started = True
+        indices = self._partition.indices()
+        return iter(indices) if self._local is None else self._mapped(indices)
+
+    def _mapped(self, indices: Sequence[int]) -> Iterator[int]:
+        for index in self._local:
+            if not 0 <= index < len(indices):
+                raise createPoptorchError(
+                    f"The sampler returned index {index}, but this process holds {len(indices)} elements of the "
+                    "data set: sample from that many, or pass auto_distributed_partitioning=False"
+                )
+            yield indices[index]
+
+
+class _CombinedBatches(Sampler):
+    """The batches of a batch sampler, `count` of them joined into one."""
+
+    def __init__(self, batch_sampler: Any, count: int, drop_last: bool) -> None:
+        self._batch_sampler = batch_sampler
+        self._count = count
+        self._drop_last = drop_last
+
+    def __len__(self) -> int:
+        batches = len(self._batch_sampler)
+        return batches // self._count if self._drop_last else -(-batches // self._count)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        joined: list[int] = []
+        parts = 0
+        for batch in self._batch_sampler:
+            joined.extend(batch)
+            parts += 1
+            if parts == self._count:
+                yield joined
+                joined, parts = [], 0
+        if joined and not self._drop_last:
+            yield joined
+
+
+class DataLoader(torch.utils.data.DataLoader):
+    """torch's DataLoader, giving one call's worth of data at a time.
+
+    Args:
+        options: of the model that the data is for; frozen from here on.
+        dataset: any torch data set.
+        batch_size: micro-batch size. None turns batching off. One element of the loader holds
+            batch_size x deviceIterations x (replicationFactor / input group size) x gradientAccumulation samples.
+        shuffle, num_workers, persistent_workers, kwargs: as torch's; persistent_workers defaults to True with workers.
+        drop_last: True by default, because a model is compiled for one shape.
+        auto_distributed_partitioning: give each process its own part of the data set.
+        mode, async_options, rebatched_worker_size: only DataLoaderMode.Sync is available.
+        batch_sampler: gives micro-batches; excludes batch_size and shuffle.
+    Raises:
+        poptorch.Error: no Options; a batch_sampler with what it excludes; a mode that is not available.
+        AssertionError: an IterableDataset to be partitioned; shuffled partitions without Options.randomSeed();
+            a rebatched size that does not fit.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        dataset: Any,
+        batch_size: int | None = 1,
+        shuffle: bool | None = None,
+        num_workers: int = 0,
+        drop_last: bool = True,
+        persistent_workers: bool | None = None,
+        auto_distributed_partitioning: bool = True,
+        mode: DataLoaderMode = DataLoaderMode.Sync,
+        async_options: dict[str, Any] | None = None,
+        rebatched_worker_size: int | None = None,
+        batch_sampler: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        self._options = checked(options)
+        options.freeze()  # the user's object: what was combined into a batch must not change afterwards
+        self._combined_batch_size = None
+        if batch_sampler is None and batch_size is not None:
+            self._combined_batch_size = batch_size * options.input_batch_multiplier
+        _check_mode(mode, async_options, rebatched_worker_size, self._combined_batch_size)
+        partitioned = auto_distributed_partitioning and options.Distributed.numProcesses > 1
+        if batch_sampler is not None:
+            _check_batch_sampler(batch_size, shuffle, partitioned)
+            combined = _CombinedBatches(batch_sampler, options.input_batch_multiplier, drop_last)
+            batching = {"batch_sampler": combined}
+        else:
+            # torch: without batching there is nothing to drop
+            drop_last = drop_last and batch_size is not None
+            batching = {"batch_size": self._combined_batch_size, "drop_last": drop_last}
+            if partitioned:
+                sampler = kwargs.pop("sampler", None)
+                batching["sampler"] = self._partition_sampler(dataset, bool(shuffle), drop_last, sampler)
+            elif shuffle is not None:
+                batching["shuffle"] = shuffle
+        if persistent_workers is None:
+            persistent_workers = num_workers > 0
+        super().__init__(dataset, num_workers=num_workers, persistent_workers=persistent_workers, **batching, **kwargs)
+
+    @property
+    def combinedBatchSize(self) -> int | None:
+        """Samples in one element of the loader; None without batching or with a batch_sampler."""
+        return self._combined_batch_size
+
+    @property
+    def options(self) -> Options:
+        """The (frozen) options given."""
+        return self._options
+
+    def terminate(self) -> None:
+        """Ends the worker processes, if there are any. The loader can be iterated again, with new ones."""
+        # torch ends the workers of an iterator when it is collected, and keeps the one of persistent workers here.
+        self._iterator = None
+
+    def _partition_sampler(self, dataset: Any, shuffle: bool, drop_last: bool, sampler: Any) -> _PartitionSampler:
+        require(
+            not isinstance(dataset, IterableDataset),
+            "auto_distributed_partitioning must be False for an IterableDataset: each process selects its own data",
+        )
+        seed = None
+        if shuffle:
+            require(
+                self._options.exists("random_seed"),
+                "Options.randomSeed() must be set to shuffle a data set that is shared by several processes: "
+                "all of them must draw the same order",
+            )
+            seed = self._options.random_seed
+        distributed = self._options.Distributed
+        step = self._combined_batch_size or 1
+        partition = Partition(len(dataset), distributed.numProcesses, distributed.processId, step, drop_last, seed)
+        return _PartitionSampler(partition, sampler)
+
+
+class AsynchronousDataAccessor:
+    """Loads batches in another process, ahead of time. Not available yet in this runtime."""
+
+    def __init__(
+        self,
+        dataset: Any,
+        buffer_size: int = 3,
+        miss_sleep_time_in_ms: float = 0.1,
+        load_indefinitely: bool = True,
+        early_preload: bool = False,
+        sharing_strategy: SharingStrategy = SharingStrategy.ForkServer,
+        rebatched_size: int | None = None,
+    ) -> None:
+        raise createPoptorchError(
+            "AsynchronousDataAccessor is not available yet in this runtime: iterate the DataLoader itself, "
+            "with num_workers > 0 to load in other processes"
+        )
+
+
+def _check_mode(
+    mode: DataLoaderMode, async_options: dict[str, Any] | None, worker_size: int | None, combined: int | None
+) -> None:
+    """Raises AssertionError for asynchronous arguments that contradict, poptorch.Error for a mode that is missing."""
+    require("rebatched_size" not in (async_options or {}), "rebatched_size is set by the DataLoader: remove it")
+    if worker_size is not None and combined is not None:
+        require(
+            worker_size <= combined,
+            f"rebatched_worker_size ({worker_size}) must not exceed the combined batch size ({combined})",
+        )
+    if mode is not DataLoaderMode.Sync:
+        raise createPoptorchError(
+            f"{mode} is not available yet in this runtime: use DataLoaderMode.Sync, with num_workers > 0 to load in "
+            "other processes"
+        )
+
+
+def _check_batch_sampler(batch_size: int | None, shuffle: bool | None, partitioned: bool) -> None:
+    """Raises poptorch.Error if something is given that a batch_sampler excludes."""
+    if batch_size not in (1, None) or shuffle:
+        raise createPoptorchError("DataLoader: batch_sampler and batch_size or shuffle are mutually exclusive")
+    if partitioned:
+        raise createPoptorchError(
+            "DataLoader: batch_sampler and auto_distributed_partitioning are mutually exclusive when there are "
+            "several processes: pass auto_distributed_partitioning=False and let the sampler choose"
+        )

@@ -1,0 +1,1 @@
+"""Layer 3: devices. Precision policy, rounding, kernels."""

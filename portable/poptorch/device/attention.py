@@ -1,0 +1,104 @@
+"""Attention written with plain operators, replaced by torch's fused kernel where that is exact.
+
+The pattern is softmax(where(mask, q k^T * scale, low)) v with an optional dropout. It is replaced when the mask is a
+constant of the program and causal, so that the (B, H, T, T) scores are never materialised.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from ..engine.constants import constant_value
+from ..engine.tracing import TracedGraph
+
+aten = torch.ops.aten
+_LOW = -1e4  # masked scores at or below this vanish in the softmax
+
+
+@dataclasses.dataclass
+class _Match:
+    query: torch.fx.Node  # (B, H, T, d)
+    key: torch.fx.Node
+    value: torch.fx.Node
+    scale: float
+    dropout: float
+
+
+def fuse_attention(traced: TracedGraph, device: torch.device) -> int:
+    """Replace every causal attention found in `traced`; returns how many there were.
+
+    The CPU kernel has no dropout: there, attention with dropout stays as it is written.
+    """
+    count = 0
+    for node in list(traced.graph.nodes):
+        match = _match(traced, node) if node.target is aten.matmul.default else None
+        if match is None or (match.dropout and device.type == "cpu"):
+            continue
+        with traced.graph.inserting_before(node):
+            fused = traced.graph.call_function(
+                aten.scaled_dot_product_attention.default,
+                (match.query, match.key, match.value, None, match.dropout, True),
+                {"scale": match.scale},
+            )
+        fused.meta.update(node.meta)
+        node.replace_all_uses_with(fused)
+        traced.graph.erase_node(node)
+        count += 1
+    if count:
+        traced.graph.eliminate_dead_code()
+    return count
+
+
+def _only_use(node: object, *targets: object) -> torch.fx.Node | None:
+    """`node` if it is a call of one of `targets` whose value has one reader."""
+    if isinstance(node, torch.fx.Node) and node.target in targets and len(node.users) == 1:
+        return node
+    return None
+
+
+def _match(traced: TracedGraph, product: torch.fx.Node) -> _Match | None:
+    """Read the pattern backwards from the product of probabilities and values."""
+    probabilities, value = product.args
+    dropout = 0.0
+    dropped = _only_use(probabilities, aten.dropout.default)
+    if dropped is not None:
+        dropout = float(dropped.args[1]) if dropped.args[2] else 0.0
+        probabilities = dropped.args[0]
+    softmax = _only_use(probabilities, aten.softmax.int)
+    if softmax is None or softmax.args[1] not in (-1, 3):
+        return None
+    masked = _only_use(softmax.args[0], aten.where.self, aten.where.ScalarOther)
+    if masked is None:
+        return None
+    mask, scores, low = masked.args
+    scaled = _only_use(scores, aten.mul.Tensor, aten.div.Tensor)
+    if scaled is None or not isinstance(scaled.args[1], (int, float)):
+        return None
+    scale = scaled.args[1] if scaled.target is aten.mul.Tensor else 1 / scaled.args[1]
+    inner = _only_use(scaled.args[0], aten.matmul.default)
+    transposed = _only_use(inner.args[1], aten.transpose.int) if inner is not None else None
+    if transposed is None or sorted(d % 4 for d in transposed.args[1:]) != [2, 3]:
+        return None
+    query, key = inner.args[0], transposed.args[0]
+    shapes = [node.meta["val"].shape for node in (query, key, value)]
+    if any(len(shape) != 4 for shape in shapes) or shapes[0] != shapes[1] or shapes[1][2] != shapes[2][2]:
+        return None
+    if not _vanishes(traced, low) or not _is_causal(traced, mask, shapes[0][2]):
+        return None
+    return _Match(query, key, value, float(scale), dropout)
+
+
+def _vanishes(traced: TracedGraph, low: object) -> bool:
+    if isinstance(low, torch.fx.Node):
+        value = constant_value(traced, low)
+        return value is not None and bool((value <= _LOW).all())
+    return isinstance(low, (int, float)) and low <= _LOW
+
+
+def _is_causal(traced: TracedGraph, mask: object, length: int) -> bool:
+    value = constant_value(traced, mask) if isinstance(mask, torch.fx.Node) else None
+    if value is None or value.dtype != torch.bool or value.numel() != length * length:
+        return False
+    return torch.equal(value.reshape(length, length), torch.ones(length, length, dtype=torch.bool).tril())

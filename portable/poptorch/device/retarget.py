@@ -1,0 +1,46 @@
+"""A graph traced on the CPU, made right for the device and the precision it runs in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..engine.tracing import TracedGraph
+from .policy import Policy
+
+
+def retarget(traced: TracedGraph, policy: Policy) -> None:
+    """Rewrite the devices and dtypes that are written into `traced`, and move its constants.
+
+    float64 does not exist on the device; float16 becomes float32 where the policy says so.
+    """
+
+    def rewrite(value: Any) -> Any:
+        if isinstance(value, torch.device):
+            return policy.device
+        if isinstance(value, torch.dtype):
+            return policy.compute_dtype(value)
+        return value
+
+    graphs = [traced.graph]
+    pending = list(traced.modules.values())
+    while pending:
+        module = pending.pop()
+        graphs.append(module.body.graph)
+        pending.extend(child for child in module.body.children())
+    for graph in graphs:
+        for node in graph.nodes:
+            if node.op == "call_function":
+                node.args = torch.fx.node.map_aggregate(node.args, rewrite)
+                node.kwargs = torch.fx.node.map_aggregate(node.kwargs, rewrite)
+    for module in traced.modules.values():
+        for inner in module.modules():
+            if isinstance(inner, torch.fx.GraphModule):
+                inner.recompile()
+    traced.constants = {name: to_device(tensor, policy) for name, tensor in traced.constants.items()}
+
+
+def to_device(tensor: torch.Tensor, policy: Policy) -> torch.Tensor:
+    """`tensor` in the type and place it has on the device; itself if nothing changes."""
+    return tensor.detach().to(device=policy.device, dtype=policy.compute_dtype(tensor.dtype))

@@ -1,0 +1,330 @@
+"""Weight updates on the device: one optimizer step for the parameters of a program.
+
+The arithmetic is float32. Tensors that are kept in another type (half weights, accumulators, moments) are converted
+piece by piece, so that no full-size copy of them ever exists; float32 tensors are updated where they lie, by torch's
+fused kernels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from .. import notices
+from ..poptorch_core import createPoptorchError
+from . import hyperparameters, optimizer_state, update_rules
+from .hyperparameters import Settings, Values
+from .pieces import Float32Views, Piece, buckets, chunk_elements, cut
+
+
+class DeviceOptimizer:
+    """One optimizer's states on the device, and its step.
+
+    Args:
+        optimizer: a torch.optim or poptorch.optim SGD, Adam, AdamW, RMSprop or poptorch.optim.LAMB; only read.
+        named_params: the user model's parameters by name; their identity finds the group they belong to.
+        device_params: the contiguous tensors to update, under the same names; float32 masters or half.
+        param_dtypes: the types the program sees, which decide the default type of gradient accumulators.
+        stochastic_rounding: round updated half weights stochastically instead of to nearest.
+        generator: random numbers for that; None for the device's default generator.
+        relax_attribute_checks: say nothing about unexpected group attributes above the debug level.
+    Raises:
+        AssertionError, ValueError: as hyperparameters.read.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        named_params: Mapping[str, torch.nn.Parameter],
+        device_params: Mapping[str, torch.Tensor],
+        *,
+        param_dtypes: Mapping[str, torch.dtype],
+        stochastic_rounding: bool,
+        generator: torch.Generator | None,
+        relax_attribute_checks: bool = False,
+    ):
+        self._relax = relax_attribute_checks
+        self._host_params = {name: param for name, param in named_params.items() if param.requires_grad}
+        self._settings = hyperparameters.read(optimizer, self._host_params, relax_attribute_checks)
+        self._params = {name: device_params[name].detach() for name in self._host_params}
+        assert all(param.is_contiguous() for param in self._params.values()), "device parameters must be contiguous"
+        self._param_dtypes = dict(param_dtypes)
+        self._stochastic_rounding = stochastic_rounding
+        self._generator = generator
+        self._states: dict[str, dict[str, torch.Tensor]] = {name: {} for name in self._params}
+        self._steps = dict.fromkeys(self._params, 0)
+        self._allocate_states()
+
+    @property
+    def loss_scaling(self) -> float:
+        """What the loss is to be multiplied by before the backward pass."""
+        return self._settings.loss_scaling
+
+    def accum_dtype(self, name: str) -> torch.dtype:
+        """The type in which the gradients of parameter `name` are to be accumulated."""
+        return self._accum_dtype(self._settings, name)
+
+    def _accum_dtype(self, settings: Settings, name: str) -> torch.dtype:
+        if settings.accum_type is not None and not settings.use_combined_accum:
+            return settings.accum_type
+        return torch.float16 if self._param_dtypes[name] == torch.float16 else torch.float32
+
+    def set_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """Take new hyper-parameters from `optimizer`; the states stay.
+
+        Raises:
+            poptorch.Error: another type of optimizer, or a changed constant attribute.
+        """
+        settings = hyperparameters.read(optimizer, self._host_params, self._relax)
+        hyperparameters.check_change(self._settings, settings)
+        if any(self._accum_dtype(settings, name) != self.accum_dtype(name) for name in self._params):
+            raise createPoptorchError("accum_type of the optimizer may not change after compilation.")
+        scales = self._velocity_scales()
+        # What may change was settled at compilation, by the first optimizer.
+        self._settings = hyperparameters.with_constants_of(settings, self._settings)
+        self._allocate_states()
+        self._rescale_velocities(scales)
+
+    @torch.no_grad()
+    def step(self, grads: Mapping[str, torch.Tensor]) -> None:
+        """One update of the parameters that `grads` has a gradient for; the others stay as they are.
+
+        Args:
+            grads: by name, reduced over accumulation and replicas, still multiplied by loss_scaling. Overwritten.
+        """
+        names = [name for name in self._params if name in grads]
+        if not names:
+            return
+        grads = {name: grads[name].reshape(-1) for name in names}
+        divisor = self._divisor(list(grads.values()))
+        for name in names:
+            self._steps[name] += 1
+        for alike in self._alike(names, grads).values():
+            if self._settings.kind == "LAMB":
+                self._lamb_step(alike, grads, divisor)
+            else:
+                self._elementwise_step(alike, grads, divisor)
+
+    def _divisor(self, grads: list[torch.Tensor]) -> float | torch.Tensor:
+        """What gradients are divided by: the loss scaling, and more if their norm exceeds max_grad_norm.
+
+        The Adam family measures the norm of unscaled gradients, SGD that of scaled ones. A clipped step stays on the
+        device: the norm is not read back.
+        """
+        scaling, limit = self._settings.loss_scaling, self._settings.max_grad_norm
+        if math.isinf(limit):
+            return scaling
+        pieces = [piece for grad in grads for piece in grad.split(chunk_elements(grad.device))]
+        norms = [torch.linalg.vector_norm(piece.float()) for piece in pieces]
+        norm = torch.linalg.vector_norm(torch.stack([each.to(norms[0].device) for each in norms]))
+        if self._settings.kind != "SGD":
+            norm = norm / scaling
+        return scaling * norm.clamp(min=limit) / limit
+
+    def _alike(self, names: list[str], grads: Mapping[str, torch.Tensor]) -> dict[Any, list[str]]:
+        """Names by everything that must agree within one call of a rule."""
+        sets: dict[Any, list[str]] = {}
+        for name in names:
+            param, states = self._params[name], self._states[name]
+            dtypes = tuple((role, state.dtype) for role, state in states.items())
+            key = (self._settings.values[name], self._steps[name], param.device, param.dtype, grads[name].dtype, dtypes)
+            sets.setdefault(key, []).append(name)
+        return sets
+
+    def _elementwise_step(self, names: list[str], grads: Mapping[str, torch.Tensor], divisor: Any) -> None:
+        settings, first = self._settings, names[0]
+        values, step, device = settings.values[first], self._steps[first], self._params[first].device
+        scale = _velocity_scale(settings, values)
+        if settings.kind == "SGD":
+            divisor = divisor / scale
+        divisor = _as_tensor(divisor, device)
+        for pieces in self._buckets(names, grads):
+            params = Float32Views(cut(self._params, pieces))
+            g = Float32Views(cut(grads, pieces)).tensors
+            states = self._load_states(pieces)
+            accl1, accl2, accl3 = (
+                states[role].tensors if role in states else [] for role in ("Accl1", "Accl2", "Accl3")
+            )
+            if settings.kind == "SGD":
+                velocities = states["Accl"].tensors if "Accl" in states else accl1
+                update_rules.sgd(params.tensors, g, velocities, values, scale, divisor)
+            elif settings.kind == "RMSprop":
+                tf_variant = settings.use_tf_variant
+                update_rules.rmsprop(params.tensors, g, accl1, accl2, accl3, values, tf_variant, divisor)
+            else:
+                update_rules.adam(params.tensors, g, accl1, accl2, values, step, divisor)
+            for state in states.values():
+                state.write_back()
+            params.write_back(self._stochastic_rounding, self._generator)
+
+    def _lamb_step(self, names: list[str], grads: Mapping[str, torch.Tensor], divisor: Any) -> None:
+        """Over the pieces three times: the moments, then the norms of whole tensors, then the update that needs them.
+
+        The direction is computed twice, from the stored moments (half ones are rounded by then): keeping it would
+        cost as much memory as the parameters.
+        """
+        values, device = self._settings.values[names[0]], self._params[names[0]].device
+        divisor = _as_tensor(divisor, device)
+        position = {name: i for i, name in enumerate(names)}
+        owners: list[int] = []
+        norms: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
+        for pieces in self._buckets(names, grads):
+            states = self._load_states(pieces)
+            g = Float32Views(cut(grads, pieces)).tensors
+            update_rules.lamb_moments(g, states["Accl1"].tensors, states["Accl2"].tensors, values, divisor)
+            for state in states.values():
+                state.write_back()
+            params, x = self._lamb_direction(pieces)
+            owners += [position[name] for name, _, _ in pieces]
+            norms[0].extend(torch._foreach_norm(params.tensors))
+            norms[1].extend(torch._foreach_norm(x))
+        owner = torch.tensor(owners, device=device)
+        zeros = torch.zeros(len(names), device=device)
+        whole = [zeros.index_add(0, owner, torch.stack(each).square()).sqrt() for each in norms]  # (names,) each
+        trust = iter(update_rules.lamb_trust(*whole, values.max_weight_norm)[owner].unbind())
+        for pieces in self._buckets(names, grads):
+            params, x = self._lamb_direction(pieces)
+            update_rules.lamb_apply(params.tensors, x, [next(trust) for _ in pieces], values.lr)
+            params.write_back(self._stochastic_rounding, self._generator)
+
+    def _lamb_direction(self, pieces: list[Piece]) -> tuple[Float32Views, list[torch.Tensor]]:
+        name = pieces[0][0]
+        params, states = Float32Views(cut(self._params, pieces)), self._load_states(pieces)
+        x = update_rules.lamb_direction(
+            params.tensors,
+            states["Accl1"].tensors,
+            states["Accl2"].tensors,
+            self._settings.values[name],
+            self._steps[name],
+            self._settings.bias_correction,
+        )
+        return params, x
+
+    def _load_states(self, pieces: list[Piece]) -> dict[str, Float32Views]:
+        roles = self._states[pieces[0][0]]
+        return {
+            role: Float32Views([self._states[name][role].view(-1)[start:stop] for name, start, stop in pieces])
+            for role in roles
+        }
+
+    def _buckets(self, names: list[str], grads: Mapping[str, torch.Tensor]) -> Iterator[list[Piece]]:
+        """Lists of pieces of at most one chunk together; one list of everything if no temporaries are needed."""
+        param = self._params[names[0]]
+        tensors = [param, grads[names[0]], *self._states[names[0]].values()]
+        fused = self._settings.kind in ("SGD", "Adam", "AdamW") and all(t.dtype == torch.float32 for t in tensors)
+        sizes = {name: self._params[name].numel() for name in names}
+        return buckets(sizes, sum(sizes.values()) if fused else chunk_elements(param.device))
+
+    # -- states --------------------------------------------------------------------------------------------------
+
+    def _velocity_role(self) -> str:
+        return "Accl" if self._settings.use_combined_accum else "Accl1"
+
+    def _roles(self, name: str) -> dict[str, torch.dtype]:
+        """The states that parameter `name` needs and their types."""
+        settings, values = self._settings, self._settings.values[name]
+        if settings.kind == "SGD":
+            # The combined accumulator is of the weight's type: there is no option for it.
+            combined = torch.float16 if self._param_dtypes[name] == torch.float16 else torch.float32
+            dtype = combined if settings.use_combined_accum else settings.velocity_type
+            return {self._velocity_role(): dtype} if values.momentum else {}
+        if settings.kind == "RMSprop":
+            roles = {"Accl1": settings.second_type}
+            if values.centered:
+                roles["Accl2"] = settings.first_type
+            if values.momentum:
+                roles["Accl3"] = settings.first_type
+            return roles
+        return {"Accl1": settings.first_type, "Accl2": settings.second_type}
+
+    def _allocate_states(self) -> None:
+        for name, param in self._params.items():
+            wanted = self._roles(name)
+            states = self._states[name]
+            for role, dtype in wanted.items():
+                if role not in states:
+                    states[role] = torch.zeros(param.shape, dtype=dtype, device=param.device)
+            for role in states.keys() - wanted:
+                del states[role]
+
+    def _velocity_scales(self) -> dict[str, float]:
+        return {name: _velocity_scale(self._settings, values) for name, values in self._settings.values.items()}
+
+    @torch.no_grad()
+    def _rescale_velocities(self, before: Mapping[str, float]) -> None:
+        for name, scale in self._velocity_scales().items():
+            velocity = self._states[name].get(self._velocity_role())
+            if velocity is not None and scale != before[name]:
+                velocity.mul_(scale / before[name])
+
+    def state_dict(self) -> dict[str, dict[str, torch.Tensor]]:
+        """{"ipu_state": states, "ipu_param": hyper-parameters}, as CPU tensors under PopART's names.
+
+        States are `Accl1___<param>` (first moment or velocity; RMSprop: the mean square), `Accl2___<param>` (second
+        moment; centered RMSprop: the mean), `Accl3___<param>` (RMSprop's momentum), `Accl___<param>` (combined
+        velocity), and `Step___<param>`. SGD's velocities are stored multiplied by loss_scaling, combined ones by
+        velocity_scaling. Hyper-parameters are 0-d float64, so that loading continues to the bit; the SDK has float32
+        there.
+        """
+        states = {
+            f"{role}___{name}": state.detach().to("cpu", copy=True)
+            for name, states in self._states.items()
+            for role, state in states.items()
+        }
+        if self._settings.kind != "SGD":
+            states.update({f"Step___{name}": torch.tensor(float(step)) for name, step in self._steps.items()})
+        return {"ipu_state": states, "ipu_param": optimizer_state.to_tensors(self._settings)}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from what state_dict() returned. Constant attributes stay as compiled.
+
+        Raises:
+            RuntimeError: `state` is not of this form.
+            ValueError: a state has another shape than its parameter.
+        """
+        if state.get("ipu_state") is None or state.get("ipu_param") is None:
+            raise RuntimeError("Only IPU optimizer states can be loaded onto the IPU.")
+        loaded, missing = state["ipu_state"], []
+        for name, param in self._params.items():
+            for key in (f"{role}___{name}" for role in ("Accl", "Accl1", "Accl2", "Accl3")):
+                if key in loaded and loaded[key].shape != param.shape:
+                    raise ValueError(
+                        f"optimizer state {key} has shape {tuple(loaded[key].shape)}, the parameter has "
+                        f"{tuple(param.shape)}: load the state of the same model"
+                    )
+        scales = self._velocity_scales()
+        saved, absent = optimizer_state.from_tensors(self._settings, state["ipu_param"], constants=True)
+        self._settings, _ = optimizer_state.from_tensors(self._settings, state["ipu_param"], constants=False)
+        self._allocate_states()
+        for name, states in self._states.items():
+            for role, tensor in states.items():
+                if f"{role}___{name}" in loaded:
+                    tensor.copy_(loaded[f"{role}___{name}"])
+                    scales[name] = _velocity_scale(saved, saved.values[name])
+                else:
+                    missing.append(f"{role}___{name}")
+            if f"Step___{name}" in loaded:
+                self._steps[name] = int(loaded[f"Step___{name}"])
+            elif self._settings.kind != "SGD":
+                missing.append(f"Step___{name}")
+        self._rescale_velocities(scales)
+        if missing or absent:
+            notices.logger.warning("The optimizer state lacks %s; these keep their values.", sorted(missing + absent))
+
+
+def _as_tensor(divisor: float | torch.Tensor, device: torch.device) -> torch.Tensor | None:
+    """A 0-d float32 tensor on `device`, or None for 1."""
+    if isinstance(divisor, torch.Tensor):
+        return divisor.to(device)
+    return None if divisor == 1.0 else torch.full((), divisor, device=device)
+
+
+def _velocity_scale(settings: Settings, values: Values) -> float:
+    """What SGD's stored velocity is multiplied by: half velocities need the loss scaling as much as half gradients."""
+    if settings.kind != "SGD" or not values.momentum:
+        return 1.0
+    return values.velocity_scaling if settings.use_combined_accum else settings.loss_scaling

@@ -1,0 +1,69 @@
+"""How long a call will take, and how far it is: on stderr, and only for calls long enough to wonder about."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from tqdm import tqdm
+
+_WORTH_SAYING = 20.0  # seconds; shorter calls are left alone
+
+
+class CallProgress:
+    """Counts the micro-batches of one call.
+
+    After the first ones it says once what the whole call will take on this device; on a terminal it then draws a
+    bar with the time left.
+    """
+
+    def __init__(self, total: int, device: str, announced: bool):
+        self._total = total
+        self._device = device
+        self._announced = announced
+        self._done = 0
+        self._start = time.monotonic()
+        self._first: float | None = None  # seconds of the first micro-batch, which warms up
+        self._bar: tqdm | None = None
+
+    def step(self) -> None:
+        """One micro-batch is done."""
+        self._done += 1
+        if self._bar is not None:
+            self._bar.update()
+            return
+        if self._total < 4 or self._announced:
+            return
+        elapsed = time.monotonic() - self._start
+        if self._first is None:
+            self._first = elapsed
+            return
+        measured = self._done - 1  # without the first, which warms up
+        if measured < 2 and elapsed < 5.0:
+            return
+        seconds = self._first + (elapsed - self._first) / measured * (self._total - 1)
+        self._announced = True
+        if seconds < _WORTH_SAYING:
+            return
+        print(
+            f"poptorch: {self._total:,} micro-batches in this call, about {duration(seconds)} on {self._device} "
+            f"({measured / (elapsed - self._first):.2f} a second measured on the first {self._done})",
+            file=sys.stderr,
+            flush=True,
+        )
+        if sys.stderr.isatty():
+            self._bar = tqdm(total=self._total, initial=self._done, unit="micro-batch", leave=False, file=sys.stderr)
+
+    def close(self) -> None:
+        """The call is over, or was interrupted."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: 42 s, 3 min 20 s, 5 h 12 min, 3 days 4 h."""
+    whole = round(seconds)
+    for unit, size, small, small_size in (("days", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
+        if whole >= size:
+            return f"{whole // size} {unit} {whole % size // small_size} {small}"
+    return f"{whole} s"

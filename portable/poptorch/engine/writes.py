@@ -1,0 +1,67 @@
+"""Which tensors a graph changes in place.
+
+Buffers that change are state that must be stepped micro-batch by micro-batch; a segment that changes anything that it
+did not make itself must not be run twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+_NORMS = {  # their schemas do not say that running statistics change: (statistics' positions, position of the switch)
+    torch.ops.aten.batch_norm.default: ((3, 4), 5),
+    torch.ops.aten.instance_norm.default: ((3, 4), 5),
+}
+
+
+def _written_arguments(node: torch.fx.Node) -> list[torch.fx.Node]:
+    schema = getattr(node.target, "_schema", None)
+    written = []
+    if schema is not None:
+        for index, argument in enumerate(schema.arguments):
+            if argument.alias_info is None or not argument.alias_info.is_write:
+                continue
+            value = node.args[index] if index < len(node.args) else node.kwargs.get(argument.name)
+            written.extend(item for item in _flat(value) if isinstance(item, torch.fx.Node))
+    if node.target in _NORMS:
+        positions, switch = _NORMS[node.target]
+        if node.args[switch]:
+            written.extend(node.args[p] for p in positions if isinstance(node.args[p], torch.fx.Node))
+    return written
+
+
+def _flat(value: object) -> Iterable[object]:
+    return value if isinstance(value, (list, tuple)) else (value,)
+
+
+def _is_view(node: torch.fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and any(result.alias_info is not None for result in schema.returns)
+
+
+def origins(nodes: Iterable[torch.fx.Node]) -> dict[torch.fx.Node, torch.fx.Node]:
+    """For each node the one whose memory it shares: itself, or what it is a view of (or an in-place result of)."""
+    origin: dict[torch.fx.Node, torch.fx.Node] = {}
+    for node in nodes:
+        source = next((arg for arg in node.args if isinstance(arg, torch.fx.Node)), None)
+        shared = _is_view(node) and source is not None
+        origin[node] = origin.get(source, source) if shared else node
+    return origin
+
+
+def written(nodes: Iterable[torch.fx.Node], modules: dict[str, torch.nn.Module] | None = None) -> set[torch.fx.Node]:
+    """The nodes whose memory some node of `nodes` writes to, views followed back to what they view.
+
+    `modules` are the bodies of loops: the positions in `writes` of such a module name the arguments it changes.
+    """
+    nodes = list(nodes)
+    origin = origins(nodes)
+    found = set()
+    for node in nodes:
+        targets = _written_arguments(node)
+        if node.op == "call_module":
+            targets = [node.args[position] for position in (modules or {})[node.target].writes]
+        found.update(origin.get(target, target) for target in targets)
+    return found

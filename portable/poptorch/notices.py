@@ -1,0 +1,83 @@
+"""What the runtime tells the person who runs the program: the "poptorch" logger and notices said only once.
+
+The logger has its own handler (stderr) and does not propagate, so that a program's logging set-up shows nothing twice.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import Any
+
+from . import option_effects
+
+TRACE = 5
+OFF = logging.CRITICAL + 10
+# PopTorch's names (and the numbers of its native logger) for logging's levels.
+LEVELS = {"TRACE": TRACE, "DEBUG": logging.DEBUG, "INFO": logging.INFO, "WARN": logging.WARNING}
+LEVELS.update({"ERR": logging.ERROR, "OFF": OFF})
+NUMBERED_LEVELS = {0: "TRACE", 1: "DEBUG", 2: "INFO", 3: "WARN", 4: "ERR", 6: "OFF"}
+
+logger = logging.getLogger("poptorch")
+_said: set[Any] = set()
+
+
+class _StderrHandler(logging.Handler):
+    """Writes to whatever sys.stderr is when the line is logged; a StreamHandler would keep the one of import time."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        sys.stderr.write(self.format(record) + "\n")
+
+
+def setLogLevel(level: str | int) -> None:
+    """Sets how much is logged.
+
+    Args:
+        level: TRACE, DEBUG, INFO, WARN (default), ERR or OFF, in any case; or its number 0, 1, 2, 3, 4, 6.
+    Raises:
+        ValueError: not one of those.
+    """
+    name = NUMBERED_LEVELS.get(level) if isinstance(level, int) else str(level).upper()
+    if name not in LEVELS:
+        raise ValueError(f"log level {level!r} is not one of {', '.join(LEVELS)} (or 0, 1, 2, 3, 4, 6)")
+    logger.setLevel(LEVELS[name])
+
+
+def once(key: Any, message: str, level: int = logging.WARNING) -> bool:
+    """Logs `message` unless something was already logged under `key` in this process. Returns whether it was."""
+    if key in _said:
+        return False
+    _said.add(key)
+    logger.log(level, message)
+    return True
+
+
+def report_without_effect(options: Any) -> list[str]:
+    """Names, in one log line, the options that the program set and that change nothing off-IPU.
+
+    The executor calls it at construction; the same list is logged only once per process.
+    Returns the names, e.g. ["syncPattern", "_Popart.set('outlineThreshold')"].
+    """
+    names = option_effects.without_effect(options)
+    if names:
+        once(("without effect", tuple(names)), f"These options have no effect off-IPU: {', '.join(names)}.")
+    return names
+
+
+def _set_up() -> None:
+    logging.addLevelName(TRACE, "TRACE")
+    if not logger.handlers:
+        handler = _StderrHandler()
+        handler.setFormatter(logging.Formatter("[%(asctime)s] [poptorch] [%(levelname)s] %(message)s", "%H:%M:%S"))
+        logger.addHandler(handler)
+        logger.propagate = False
+    wanted = os.environ.get("POPTORCH_LOG_LEVEL") or "WARN"
+    try:
+        setLogLevel(int(wanted) if wanted.isdigit() else wanted)
+    except ValueError as error:
+        setLogLevel("WARN")
+        logger.warning("POPTORCH_LOG_LEVEL: %s; using WARN", error)
+
+
+_set_up()

@@ -1,0 +1,144 @@
+"""What this runtime does with each option: honour it, have no use for it off-IPU, or refuse it.
+
+An option is refused when ignoring it would change results (or promise something that does not happen). Every setter
+of Options and its groups has an entry in EFFECTS; popart_keys says the same of PopART's session options. A test holds
+EFFECTS complete. The functions take any object with the attributes of Options: this module is below options.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from . import popart_keys
+from .poptorch_core import createPoptorchError
+
+HONOURED = "honoured"
+WITHOUT_EFFECT = "no effect off-IPU"
+REFUSED = "refused"  # for the values that `refuses` picks out; the others ask for nothing
+
+
+@dataclass(frozen=True)
+class Effect:
+    """Fate of one option; `refuses(options)` tells whether the value set is one that is refused, `why` the reason."""
+
+    kind: str
+    refuses: Callable[[Any], bool] | None = None
+    why: str = ""
+
+
+def _honoured(*names: str) -> dict[str, Effect]:
+    return dict.fromkeys(names, Effect(HONOURED))
+
+
+def _without_effect(*names: str) -> dict[str, Effect]:
+    return dict.fromkeys(names, Effect(WITHOUT_EFFECT))
+
+
+_ONE_PROCESS = Effect(
+    REFUSED,
+    lambda options: options.Distributed.numProcesses > 1,
+    "more than one process is not available yet in this runtime: start a single one, or call Distributed.disable()",
+)
+
+EFFECTS: dict[str, Effect] = {
+    **_honoured(
+        "anchorTensor",
+        "autoRoundNumIPUs",
+        "broadcastBuffers",
+        "connectionType",
+        "deviceIterations",
+        "inputReplicaGrouping",
+        "outputMode",
+        "randomSeed",
+        "relaxOptimizerAttributesChecks",
+        "replicationFactor",
+        "setExecutionStrategy",
+        "showCompilationProgressBar",
+        "updatableNamedBuffers",
+        "useOfflineIpuTarget",
+        "Training.gradientAccumulation",
+        "Training.accumulationAndReplicationReductionType",
+        "Training.setMeanAccumulationAndReplicationReductionStrategy",
+        "Distributed.disable",
+        "Jit.traceModel",  # only the value that changes nothing is accepted
+        "Precision.enableStochasticRounding",
+        "Precision.runningStatisticsAlwaysFloat",
+    ),
+    **_without_effect(
+        "appendToLocationExcludes",
+        "disableModuleNamescope",
+        "enableExecutableCaching",
+        "enableProfiling",
+        "enableStableNorm",  # torch's norms are the stable ones
+        "logCycleCount",
+        "logDir",
+        "maxRepeatLogs",
+        "modelName",
+        "setAvailableMemoryProportion",
+        "sourceLocationExcludes",
+        "syncPattern",
+        "useIpuId",
+        "useIpuModel",
+        "Training.setConvolutionDithering",
+        "Precision.halfFloatCasting",
+        "Precision.setPartialsType",  # products are accumulated in float32, which is never less exact
+        "TensorLocations.numIOTiles",
+        "TensorLocations.setAccumulatorLocation",
+        "TensorLocations.setActivationLocation",
+        "TensorLocations.setOptimizerLocation",
+        "TensorLocations.setWeightLocation",
+        "_Popart.setEngineOptions",
+        "_Popart.setPatterns",
+    ),
+    "enableSyntheticData": Effect(
+        REFUSED,
+        lambda options: options._Popart.get("syntheticDataMode", 0) != 0,
+        "synthetic data is not available in this runtime: remove it, the program's own data is used",
+    ),
+    "Precision.enableFloatingPointExceptions": Effect(
+        REFUSED,
+        lambda options: options._Popart.get("enableFloatingPointChecks", False),
+        "floating-point exceptions are not available yet in this runtime: remove it",
+    ),
+    "Training.setAutomaticLossScaling": Effect(
+        REFUSED,
+        lambda options: options._Popart.get("automaticLossScalingSettings.enabled", False),
+        "automatic loss scaling is not available yet in this runtime: give the optimizer a loss_scaling instead",
+    ),
+    "Distributed.configureProcessId": _ONE_PROCESS,
+    "Distributed.setEnvVarNames": _ONE_PROCESS,
+}
+
+
+def _touched(options: Any) -> Iterable[str]:
+    """Names under which the options that the program set stand in EFFECTS, e.g. "Training.gradientAccumulation"."""
+    yield from options.touched
+    for group in ("Training", "Distributed", "Jit", "Precision", "TensorLocations"):
+        yield from (f"{group}.{name}" for name in getattr(options, group).touched)
+    yield from (f"_Popart.{name}" for name in options._Popart.touched if name != "set")
+
+
+def without_effect(options: Any) -> list[str]:
+    """Sorted names of the options that the program set and that have no effect off-IPU."""
+    names = [name for name in _touched(options) if EFFECTS[name].kind == WITHOUT_EFFECT]
+    keys = options._Popart.keys_set - popart_keys.STORED_BY_SETTERS - popart_keys.REFUSED.keys()
+    return sorted(names) + sorted(f"_Popart.set({key!r})" for key in keys)
+
+
+def refuse(options: Any) -> None:
+    """Raises poptorch.Error naming every option whose value is refused, with the remedy.
+
+    Not only options that the program set: the number of processes may come from the environment.
+    """
+    problems = {}
+    for name, effect in EFFECTS.items():
+        if effect.refuses is not None and effect.refuses(options):
+            problems.setdefault(effect.why, f"{name}: {effect.why}")
+    for key in sorted(options._Popart.keys_set & popart_keys.REFUSED.keys()):
+        refuses, why = popart_keys.REFUSED[key]
+        if refuses(options._Popart.get(key)):
+            problems[key] = f"_Popart.set({key!r}): {why}"
+    if problems:
+        raise createPoptorchError("These options cannot be honoured. " + "; ".join(problems.values()) + ".")

@@ -1,0 +1,86 @@
+"""Executors in files (spec section 10): the model, its options, optimizer and device state; the program is traced anew."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+_FORMAT = "poptorch-portable executor"
+_FORMAT_VERSION = 1
+
+
+def _path(filename: str | os.PathLike) -> pathlib.Path:
+    path = pathlib.Path(filename)
+    return path / "model.poptorch" if path.is_dir() else path
+
+
+def save(executor: Any, filename: str | os.PathLike, export_model: bool, save_rng_state: bool) -> None:
+    """Write `executor` to `filename`, all at once: a temporary file is renamed over it."""
+    path = _path(filename)
+    if executor._source is not None:
+        executor._source.sync()
+    contents: dict[str, Any] = {
+        "format": _FORMAT,
+        "format_version": _FORMAT_VERSION,
+        "version": executor._version,
+        "training": executor._training,
+        "rng_state": executor._rng_state if save_rng_state else None,
+        "call": executor._compiled.call.example(),
+    }
+    if export_model:
+        contents["model"] = executor._user_model
+        contents["options"] = executor._options
+        contents["optimizer"] = executor._optimizer
+    temporary = path.with_name(path.name + ".partial")
+    try:
+        torch.save(contents, temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read(filename: str | os.PathLike) -> dict[str, Any]:
+    """The contents of an executor file, or AssertionError "Invalid file …"."""
+    path = _path(filename)
+    try:
+        contents = torch.load(path, weights_only=False)
+    except FileNotFoundError as error:
+        raise AssertionError(f"Invalid file {path}: no such file.") from error
+    except Exception as error:  # whatever a file that is none of ours makes of the unpickler
+        raise AssertionError(f"Invalid file {path}: not written by PoplarExecutor.save ({error}).") from error
+    if not isinstance(contents, dict) or contents.get("format") != _FORMAT:
+        raise AssertionError(f"Invalid file {path}: not written by PoplarExecutor.save.")
+    if contents["format_version"] != _FORMAT_VERSION:
+        raise AssertionError(f"Invalid file {path}: format version {contents['format_version']}, not {_FORMAT_VERSION}.")
+    return contents
+
+
+def load(filename: str | os.PathLike, edit_opts_fn: Callable[[Any], None] | None = None) -> Any:
+    """Restore an executor written with export_model=True: weights, optimizer and its state, random numbers.
+
+    It is ready to run: the program is compiled for inputs of the saved shapes. `edit_opts_fn` may change the options
+    before. Raises AssertionError for another file, or one without a model.
+    """
+    from .executor import PoplarExecutor
+
+    contents = read(filename)
+    if "model" not in contents:
+        raise AssertionError(
+            f"{filename} was created with 'export_model=False': it holds no model. Build the executor with trainingModel "
+            "or inferenceModel and call loadExecutable() on it."
+        )
+    options = contents["options"].clone()
+    if edit_opts_fn is not None:
+        edit_opts_fn(options)
+    executor = PoplarExecutor(
+        contents["model"], options, contents["training"], contents["version"], contents["optimizer"]
+    )
+    args, kwargs = contents["call"]
+    executor.compile(*args, **kwargs)
+    if contents["rng_state"] is not None:
+        executor._rng_state = contents["rng_state"]
+    return executor

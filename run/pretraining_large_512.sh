@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# GPT-2 large (762M), sequence length 512: 2 replicas of 8 IPUs.
+# Further flags are passed on and win; paths in them are relative to the repository. PYTHON=... picks the interpreter.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+python=${PYTHON:-${VIRTUAL_ENV:+$VIRTUAL_ENV/bin/python3}}
+if [ -z "$python" ]; then
+    python=python3
+    if [ -x .venv/bin/python ]; then python=.venv/bin/python; fi
+fi
+
+exec "$python" train_gpt2.py \
+    --model gpt2-large \
+    --max-len 512 \
+    --optimizer AdamW \
+    --learning-rate 0.00015 \
+    --lr-schedule cosine \
+    --lr-warmup 0.01 \
+    --layers-per-ipu 1 5 5 5 5 5 5 5 \
+    --matmul-proportion 0.15 0.12 0.15 0.15 0.15 0.15 0.15 0.15 \
+    --ipus-per-replica 8 \
+    --replication-factor 2 \
+    --epochs 20 \
+    --gradient-accumulation 4096 \
+    --device-iterations 8 \
+    --batch-size 1 \
+    --enable-sequence-serialized True \
+    --remap-logit True \
+    --embedding-serialization-factor 8 \
+    --recompute-checkpoint-every-layer True \
+    --enable-half-partials True \
+    --train-path 'generated' \
+    --replicated-tensor-sharding True \
+    --compile-only False \
+    "$@"

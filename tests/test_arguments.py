@@ -1,0 +1,512 @@
+"""The command line of train_gpt2.py and text_generate_gpt2.py: every flag, every refusal, no side effect."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from itertools import groupby
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model import argument_checks
+import arguments
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# attribute, spellings, default, a value to type, what it becomes, further flags it needs
+FLAGS = [
+    ("model", "--model", "gpt2", "gpt2-medium", "gpt2-medium", ""),
+    ("max_len", "--max-len", 128, "64", 64, ""),
+    ("pretrained_checkpoint", "--pretrained-checkpoint --checkpoint-input-dir", "", "gpt2-xl", "gpt2-xl", ""),
+    ("save_model_path", "--save-model-path --checkpoint-output-dir", None, "out", "out", ""),
+    ("save_per_epochs", "--save-per-epochs", 1, "3", 3, "--save-model-path out"),
+    ("save_per_steps", "--save-per-steps", None, "100", 100, "--save-model-path out"),
+    ("keep_checkpoints", "--keep-checkpoints", 0, "2", 2, "--save-model-path out"),
+    (
+        "resume_training_from_checkpoint",
+        "--resume-training-from-checkpoint",
+        False,
+        "true",
+        True,
+        f"--pretrained-checkpoint {shlex.quote(str(ROOT))}",
+    ),
+    ("train_path", "--train-path --dataset", "generated", "generated", "generated", ""),
+    ("enable_sequence_serialized", "--enable-sequence-serialized", False, "True", True, ""),
+    ("serialized_seq_len", "--serialized-seq-len", 128, "32", 32, "--enable-sequence-serialized"),
+    ("stride", "--stride", 128, "1024", 1024, ""),
+    ("val_num", "--val-num", 0, "50", 50, ""),
+    ("seed", "--seed", 1234, "7", 7, ""),
+    ("num_workers", "--num-workers", 4, "0", 0, ""),
+    ("async_dataloader", "--async-dataloader", False, "false", False, ""),
+    ("epochs", "--epochs", 1, "20", 20, ""),
+    ("training_steps", "--training-steps", 10000, "5", 5, ""),
+    ("batch_size", "--batch-size", 1, "8", 8, ""),
+    ("gradient_accumulation", "--gradient-accumulation", 1, "2048", 2048, ""),
+    ("device_iterations", "--device-iterations", 4, "1", 1, ""),
+    ("replication_factor", "--replication-factor", 1, "16", 16, ""),
+    ("optimizer", "--optimizer", "AdamW", "LAMBNoBiasCorrection", "LAMBNoBiasCorrection", ""),
+    ("weight_decay", "--weight-decay", 0.0, "0.01", 0.01, ""),
+    ("learning_rate", "--learning-rate", 1e-5, "1.5e-4", 0.00015, ""),
+    ("loss_scaling", "--loss-scaling", 50000.0, "1024", 1024.0, ""),
+    ("auto_loss_scaling", "--auto-loss-scaling", False, "no", False, ""),
+    ("lr_schedule", "--lr-schedule", "constant", "cosine", "cosine", ""),
+    ("lr_warmup", "--lr-warmup", 0.1, "0.01", 0.01, ""),
+    ("lr_warmup_steps", "--lr-warmup-steps", None, "10", 10, ""),
+    ("lr_decay_steps", "--lr-decay-steps", None, "1000", 1000, ""),
+    ("log_steps", "--log-steps", 1, "10", 10, ""),
+    ("use_wandb", "--use-wandb", False, "off", False, ""),
+    ("layers_per_ipu", "--layers-per-ipu", [12], "0 6 6", [0, 6, 6], "--gradient-accumulation 64"),
+    ("ipus_per_replica", "--ipus-per-replica", 1, "2", 2, "--layers-per-ipu 6 --gradient-accumulation 64"),
+    ("matmul_proportion", "--matmul-proportion", None, "0.15", [0.15], ""),
+    ("recompute_checkpoint_every_layer", "--recompute-checkpoint-every-layer", False, "True", True, ""),
+    ("recompute_checkpoint_layers", "--recompute-checkpoint-layers", [], "3 1", [1, 3], ""),
+    ("embedding_serialization_factor", "--embedding-serialization-factor", 1, "4", 4, ""),
+    ("remap_logit", "--remap-logit", False, "True", True, ""),
+    ("optimizer_state_offchip", "--optimizer-state-offchip", True, "False", False, ""),
+    ("replicated_tensor_sharding", "--replicated-tensor-sharding", False, "True", True, ""),
+    ("enable_half_partials", "--enable-half-partials", False, "True", True, ""),
+    ("custom_ops", "--custom-ops", True, "False", False, ""),
+    ("executable_cache_dir", "--executable-cache-dir", None, "cache", "cache", ""),
+    ("compile_only", "--compile-only", False, "True", True, ""),
+]
+SPELLINGS = [
+    pytest.param(spelling, flag, id=spelling)
+    for flag in FLAGS
+    for old_or_new in flag[1].split()
+    for spelling in (old_or_new, "--" + old_or_new[2:].replace("-", "_"))
+]
+# what is refused until its runtime exists
+NOT_YET = [
+    "--train-path tfrecord",
+    "--dataset tfrecord",
+    "--train-path dynamic",
+    "--dataset mmap",
+    "--tfrecord-path a.tfrecord b.tfrecord",
+    "--data-prefix my-gpt2_text_document",
+    "--input-files my-gpt2_text_document",
+    "--async-dataloader true",
+    "--auto-loss-scaling",
+    "--use-wandb yes",
+]
+BOOLEANS = [flag[0] for flag in FLAGS if isinstance(flag[2], bool)]
+
+
+def parse(line: str = "") -> object:
+    return arguments.parse_train_args(shlex.split(line))
+
+
+def refusal(capsys: pytest.CaptureFixture[str], line: str, parse=arguments.parse_train_args) -> list[str]:
+    """The problems reported for a command line, one an entry."""
+    with pytest.raises(SystemExit) as end:
+        parse(shlex.split(line))
+    assert end.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    head, *problems = captured.err.splitlines()
+    assert f"{len(problems)} problem" in head
+    assert all(problem.startswith("  --") or problem.startswith("  '") for problem in problems), captured.err
+    return [problem.strip() for problem in problems]
+
+
+# ---- What is accepted --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("spelling", "flag"), SPELLINGS)
+def test_every_flag_in_both_spellings_and_with_underscores(spelling: str, flag: tuple) -> None:
+    dest, _, default, typed, expected, further = flag
+    for line in [f"{spelling} {typed}"] + ([f"{spelling}={typed}"] if " " not in typed else []):
+        args = parse(f"{further} {line}")
+        assert getattr(args, dest) == expected
+        assert type(getattr(args, dest)) is type(expected)
+        assert dest in args.typed
+    assert getattr(parse(), dest) == default
+    assert dest not in parse().typed
+
+
+def test_the_parser_has_these_flags_and_no_others() -> None:
+    parser = arguments.Parser("train_gpt2.py", "", arguments.TRAIN_GROUPS)
+    known = {dest: set(flag.names) for dest, flag in parser.flags.items()}
+    expected = {flag[0]: set(flag[1].split()) for flag in FLAGS}
+    expected.update(config={"--config"}, tfrecord_path={"--tfrecord-path"})
+    expected.update(data_prefix={"--data-prefix", "--input-files"})
+    assert known == expected
+
+
+@pytest.mark.parametrize(
+    "dest", [d for d in BOOLEANS if d not in ("async_dataloader", "auto_loss_scaling", "use_wandb")]
+)
+def test_booleans(dest: str) -> None:
+    flag = "--" + dest.replace("_", "-")
+    further = f"--pretrained-checkpoint {shlex.quote(str(ROOT))} "
+    for text in ("True", "true", "1", "yes", "on", "TRUE"):
+        assert getattr(parse(f"{further} {flag} {text}"), dest) is True
+    for text in ("False", "false", "0", "no", "off"):
+        assert getattr(parse(f"{further} {flag} {text}"), dest) is False
+    assert getattr(parse(further + flag), dest) is True
+    assert getattr(parse(f"{further} {flag} --max-len 256"), dest) is True
+
+
+def test_the_last_one_wins() -> None:
+    args = parse("--epochs 3 --layers-per-ipu 0 4 4 4 --dataset a.pkl --epochs 5 --layers-per-ipu 12 "
+                 "--ipus_per_replica 1 --train-path generated --epochs=7 --batch-size x --batch-size 2")  # fmt: skip
+    assert (args.epochs, args.layers_per_ipu, args.train_path, args.batch_size) == (7, [12], "generated", 2)
+
+
+def test_model_stands_for_a_file_in_config_and_config_wins(tmp_path: Path) -> None:
+    for model in ("gpt2-test", "gpt2-tiny", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"):
+        args = parse(f"--model {model}")
+        assert sum(args.layers_per_ipu) == json.loads(Path(args.config).read_text())["n_layer"]
+    mine = tmp_path / "mine.json"
+    mine.write_text(json.dumps({"n_layer": 3, "n_embd": 12, "n_head": 3, "vocab_size": 96}))
+    args = parse(f"--model gpt2-xl --config {mine} --embedding-serialization-factor 3")
+    assert (args.config, args.layers_per_ipu) == (str(mine), [3])
+
+
+def test_one_number_means_the_same_on_each_ipu() -> None:
+    args = parse("--layers-per-ipu 3 --matmul-proportion 0.2 --gradient-accumulation 16")
+    assert (args.layers_per_ipu, args.ipus_per_replica) == ([3, 3, 3, 3], 4)
+    assert args.matmul_proportion == [0.2] * 4
+
+
+def test_without_layers_everything_is_on_ipu_0() -> None:
+    args = parse("--ipus-per-replica 4 --matmul-proportion 0.2")
+    assert (args.layers_per_ipu, args.ipus_per_replica, args.matmul_proportion) == ([12], 1, [0.2])
+    assert any("--ipus-per-replica 4" in note for note in args.notes)
+
+
+def test_recompute_layers() -> None:
+    assert parse("--recompute-checkpoint-every-layer").recompute_checkpoint_layers == list(range(12))
+    assert parse("--recompute-checkpoint-layers 5 2 5").recompute_checkpoint_layers == [2, 5]
+    both = parse("--recompute-checkpoint-every-layer --recompute-checkpoint-layers 11")
+    assert both.recompute_checkpoint_layers == [11]
+
+
+def test_notes_say_what_has_no_effect() -> None:
+    assert any("nothing will be saved" in note for note in parse().notes)
+    assert parse("--save-model-path out").notes == []
+    assert any("--serialized-seq-len 32" in note for note in parse("--serialized-seq-len 32").notes)
+
+
+def test_data_and_checkpoint_paths(tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus.pkl"
+    corpus.write_bytes(b"")
+    assert parse(f"--train-path {corpus}").train_path == str(corpus)
+    assert parse(f"--dataset pickle --input-files {corpus}").train_path == str(corpus)
+    assert parse(f"--checkpoint-input-dir {tmp_path}").pretrained_checkpoint == str(tmp_path)
+    assert parse("--pretrained-checkpoint openai-community/gpt2").pretrained_checkpoint == "openai-community/gpt2"
+    parse(f"--save-model-path {tmp_path}/new/deeper")
+    assert not (tmp_path / "new").exists()
+
+
+# ---- The pipeline and the arithmetic -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("layers", "stages"),
+    [
+        ([12], 1),
+        ([0, 4], 3),  # 0 1 0
+        ([4, 0], 3),  # wpe keeps IPU 1 in use: 0 1 0
+        ([0, 4, 4, 4], 5),  # 0 1 2 3 0
+        ([1, 5, 5, 5, 5, 5, 5, 5], 11),  # 0 1 0 1 2 3 4 5 6 7 0
+        ([0, 3, 0, 3], 4),  # 0 1 3 0
+    ],
+)
+def test_forward_stages(layers: list[int], stages: int) -> None:
+    assert argument_checks.forward_stages(layers) == stages
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=8))
+def test_forward_stages_are_the_runs_of_one_ipu(layers: list[int]) -> None:
+    walk = "0" + ("1" if len(layers) > 1 else "") + "".join(str(i) * n for i, n in enumerate(layers)) + "0"
+    assert argument_checks.forward_stages(layers) == sum(1 for _ in groupby(walk))
+
+
+def test_accumulation_must_fill_the_training_pipeline(capsys: pytest.CaptureFixture[str]) -> None:
+    assert parse("--layers-per-ipu 0 4 4 4 --gradient-accumulation 9").gradient_accumulation == 9
+    (problem,) = refusal(capsys, "--layers-per-ipu 0 4 4 4 --gradient-accumulation 8")
+    assert problem.startswith("--gradient-accumulation 8:") and "2 x 5 - 1 = 9" in problem
+    forward = arguments.parse_train_args(["--layers-per-ipu", "0", "4", "4", "4"], "inference_gpt2.py", trains=False)
+    assert forward.gradient_accumulation == 1
+
+
+def test_the_arithmetic_of_a_call() -> None:
+    args = parse("--max-len 1024 --layers-per-ipu 0 4 4 4 --gradient-accumulation 2048 --device-iterations 8 "
+                 "--replication-factor 4")  # fmt: skip
+    first, second = arguments.arithmetic(args)
+    assert first == "batch 1 x accumulation 2048 x iterations 8 x replicas 4 = 65,536 samples, 67.1 M tokens a call"
+    assert second == (
+        "smaller calls: lower --gradient-accumulation 2048, --device-iterations 8, --replication-factor 4, "
+        "--max-len 1024 (--gradient-accumulation at least 9 for this pipeline)"
+    )
+    assert arguments.arithmetic(parse("--device-iterations 1"))[1] == "smaller calls: lower --max-len 128"
+    assert "= 4 samples, 512 tokens a call" in arguments.arithmetic(parse())[0]
+
+
+@given(*[st.integers(1, 999)] * 4)
+def test_samples_per_call(batch: int, accumulation: int, iterations: int, replicas: int) -> None:
+    args = parse(f"--batch-size {batch} --gradient-accumulation {accumulation} --device-iterations {iterations} "
+                 f"--replication-factor {replicas}")  # fmt: skip
+    assert arguments.samples_per_call(args) == batch * accumulation * iterations * replicas
+
+
+# ---- What is refused ---------------------------------------------------------------------------------------------
+
+# a command line, and what the message must name
+WRONG = [
+    ("--layers-per-ipu 1 2", ["--layers-per-ipu 1 2", "3 blocks", "12"]),
+    ("--layers-per-ipu 12", ["--layers-per-ipu 12", "48 blocks (12 on each of 4 IPUs)", "has 12"]),
+    ("--layers-per-ipu 0 6 6 --ipus-per-replica 4 --gradient-accumulation 64", ["0 6 6", "--ipus-per-replica 4"]),
+    ("--layers-per-ipu 0 6 six", ["--layers-per-ipu", "'six'"]),
+    ("--layers-per-ipu -1 13", ["--layers-per-ipu", "'-1'"]),
+    ("--layers-per-ipu", ["--layers-per-ipu", "needs a value"]),
+    ("--matmul-proportion 0.2 0.2 --layers-per-ipu 3 --gradient-accumulation 64", ["0.2 0.2", "4 IPUs"]),
+    ("--matmul-proportion 0", ["--matmul-proportion", "'0'"]),
+    ("--matmul-proportion 1.01", ["--matmul-proportion", "'1.01'"]),
+    ("--batch-size 0", ["--batch-size", "'0'"]),
+    ("--epochs 1.5", ["--epochs", "'1.5'"]),
+    ("--replication-factor -2", ["--replication-factor", "'-2'"]),
+    ("--max-len 1", ["--max-len", "at least 2"]),
+    ("--max-len", ["--max-len", "needs a value"]),
+    ("--val-num -1", ["--val-num", "at least 0"]),
+    ("--stride 0", ["--stride", "at least 1"]),
+    ("--learning-rate nan", ["--learning-rate", "'nan'"]),
+    ("--learning-rate inf", ["--learning-rate", "'inf'"]),
+    ("--loss-scaling 0", ["--loss-scaling", "above 0"]),
+    ("--lr-warmup 1.5", ["--lr-warmup", "at most 1"]),
+    ("--lr-warmup 0.1 --lr-warmup-steps 10", ["--lr-warmup", "--lr-warmup-steps", "contradict"]),
+    ("--lr-warmup-steps 11 --lr-decay-steps 10", ["--lr-warmup-steps 11", "--lr-decay-steps 10"]),
+    ("--lr-schedule cosin", ["--lr-schedule", "did you mean cosine?"]),
+    ("--optimizer adamw", ["--optimizer", "did you mean AdamW?"]),
+    ("--model gpt3", ["--model", "gpt2-medium"]),
+    ("--config no/such.json", ["--config", "no/such.json"]),
+    ("--compile-only maybe", ["--compile-only", "'maybe'"]),
+    ("--enable-sequence-serialized --max-len 100", ["--serialized-seq-len 128 (default)", "--max-len 100", "as 100"]),
+    ("--enable-sequence-serialized --serialized-seq-len 48 --max-len 128", ["--serialized-seq-len 48", "such as 32"]),
+    ("--embedding-serialization-factor 3", ["--embedding-serialization-factor 3", "50272", "1, 2, 4, 8, 16, 32"]),
+    ("--recompute-checkpoint-layers 0 12", ["--recompute-checkpoint-layers 0 12", "no block 12", "0 to 11"]),
+    ("--recompute-checkpoint-layers 0 --recompute-checkpoint-every-layer no", ["contradicts", "every-layer False"]),
+    ("--resume-training-from-checkpoint", ["--resume-training-from-checkpoint", "--pretrained-checkpoint"]),
+    ("--resume-training-from-checkpoint --pretrained-checkpoint gpt2", ["--pretrained-checkpoint gpt2", "state"]),
+    ("--save-per-steps 5", ["--save-per-steps 5", "--save-model-path"]),
+    ("--save-per-epochs 5", ["--save-per-epochs 5", "--save-model-path"]),
+    ("--keep-checkpoints 5", ["--keep-checkpoints 5", "--save-model-path"]),
+    ("--train-path no-such.pkl", ["--train-path no-such.pkl", "no such file"]),
+    ("--dataset wiki.txt", ["--dataset wiki.txt", "neither generated nor a .pkl"]),
+    ("--dataset pickle", ["--dataset pickle", "--input-files"]),
+    ("--dataset pickle --input-files no-such.pkl", ["--input-files no-such.pkl", "no such file"]),
+    ("--dataset pickle --input-files generated", ["--input-files generated", ".pkl"]),
+    ("--pretrained-checkpoint ./no-such", ["--pretrained-checkpoint ./no-such", "no such folder"]),
+    ("--pretrained-checkpoint /no/such", ["--pretrained-checkpoint /no/such", "no such folder"]),
+    ("--checkpoint-input-dir tests/no-such", ["--checkpoint-input-dir tests/no-such", "no such folder"]),
+    ("--pretrained-checkpoint arguments.py", ["--pretrained-checkpoint arguments.py", "not a folder"]),
+    ("--save-model-path arguments.py/out", ["--save-model-path", "is a file"]),
+    ("--executable-cache-dir arguments.py", ["--executable-cache-dir", "is a file"]),
+    ("--bogus 3", ["--bogus", "unknown flag"]),
+    ("--learning-rat 3", ["--learning-rat", "did you mean --learning-rate?"]),
+    ("--grad 3", ["--grad:", "did you mean --gradient-accumulation?"]),
+    ("--lernign_rate 3", ["--lernign-rate", "did you mean --learning-rate?"]),
+    ("stray", ["'stray'", "no flag"]),
+]
+
+
+@pytest.mark.parametrize(("line", "named"), WRONG, ids=[line for line, _ in WRONG])
+def test_refused_by_name(
+    line: str, named: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    (problem,) = refusal(capsys, line)
+    for part in named:
+        assert part in problem
+
+
+@pytest.mark.parametrize("line", NOT_YET)
+def test_not_available_yet_is_refused_never_ignored(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (problem,) = refusal(capsys, line)
+    assert problem.startswith(line.split()[0]) and "not available yet" in problem
+
+
+def test_unreadable_paths_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus, folder = tmp_path / "corpus.pkl", tmp_path / "step_1"
+    corpus.touch()
+    folder.mkdir()
+    line = f"--train-path {corpus} --pretrained-checkpoint {folder} --save-model-path {folder}/x"
+    parse(line)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # permissions themselves do not bind a superuser
+    problems = refusal(capsys, line)
+    assert [p.split()[0] for p in problems] == ["--train-path", "--pretrained-checkpoint", "--save-model-path"]
+
+
+# faults that do not hide one another: any set of them must be reported whole
+FAULTS = {
+    "--layers-per-ipu": "5 5",
+    "--matmul-proportion": "0.1 0.1 0.1",
+    "--batch-size": "none",
+    "--bogus-flag": "1",
+    "--embedding-serialization-factor": "7",
+    "--lr-warmup": "2",
+    "--train-path": "missing.pkl",
+    "--pretrained-checkpoint": "./missing",
+    "--save-per-steps": "4",
+    "--use-wandb": "true",
+    "--recompute-checkpoint-layers": "99",
+}
+
+
+@given(st.lists(st.sampled_from(sorted(FAULTS)), min_size=1, unique=True))
+def test_all_problems_are_reported_at_once(flags: list[str]) -> None:
+    reported: list[str] = []
+
+    def refuse(program: str, problems: list[str]) -> None:
+        reported.extend(problems)
+        raise SystemExit(2)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(argument_checks, "refuse", refuse)
+        arguments.parse_train_args([word for flag in flags for word in [flag, *FAULTS[flag].split()]])
+    assert sorted(problem.split()[0].rstrip(":") for problem in reported) == sorted(flags)
+
+
+def test_a_doubtful_hub_name_is_listed_with_other_problems(capsys: pytest.CaptureFixture[str]) -> None:
+    problems = refusal(capsys, "--pretrained-checkpoint missing/step_4 --batch-size 0")
+    assert [p.split()[0].rstrip(":") for p in problems] == ["--batch-size", "--pretrained-checkpoint"]
+    assert parse("--pretrained-checkpoint missing/step_4").pretrained_checkpoint == "missing/step_4"
+
+
+def run_parser(line: str, folder: Path, program: str = "parse_train_args") -> subprocess.CompletedProcess[str]:
+    code = f"import sys, arguments; arguments.{program}(); print('parsed')"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-c", code, *shlex.split(line)]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+
+
+def test_as_a_program_it_exits_2_without_traceback_and_writes_nothing(tmp_path: Path) -> None:
+    line = (
+        "--layers-per-ipu 1 2 --matmul-proportion 0.1 0.2 0.3 --train-path missing.pkl --save-model-path new/out "
+        "--resume-training-from-checkpoint --executable-cache-dir cache --epochs zero --no-such-flag"
+    )
+    done = run_parser(line, tmp_path)
+    assert done.returncode == 2 and done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("train_gpt2.py: 6 problems, nothing was started or written\n")
+    for name in ("--layers-per-ipu", "--matmul-proportion", "--train-path", "--resume-", "--epochs", "--no-such-flag"):
+        assert name in done.stderr
+    assert list(tmp_path.iterdir()) == []
+    good = run_parser("--save-model-path new/out --executable-cache-dir cache", tmp_path)
+    assert (good.returncode, good.stdout, good.stderr) == (0, "parsed\n", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- Bare and quick ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("program", ["parse_train_args", "parse_generate_args"])
+def test_help_is_quick_and_shows_every_spelling(program: str, tmp_path: Path) -> None:
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = run_parser("--help", tmp_path, program)
+        times.append(time.perf_counter() - start)
+        assert done.returncode == 0 and done.stderr == ""
+    assert min(times) < 0.5
+    groups = arguments.TRAIN_GROUPS if program == "parse_train_args" else arguments.GENERATE_GROUPS
+    for flag in (flag for group in groups.values() for flag in group):
+        assert ", ".join(flag.names) in done.stdout
+
+
+def test_nothing_heavy_is_imported(tmp_path: Path) -> None:
+    code = (
+        "import sys, arguments; arguments.parse_train_args([]); print(*sorted({m.split('.')[0] for m in sys.modules}))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr  # -S: no site-packages, so the standard library was enough
+    heavy = {"torch", "numpy", "poptorch", "popart", "popdist", "transformers", "tqdm", "wandb", "tokenizers"}
+    assert not heavy & set(done.stdout.split())
+
+
+@pytest.mark.parametrize("name", ["arguments.py", "argument_checks.py"])
+def test_python_3_8_syntax(name: str) -> None:
+    ast.parse((ROOT / name).read_text(), feature_version=(3, 8))
+
+
+# ---- text_generate_gpt2.py ---------------------------------------------------------------------------------------
+
+GENERATE_DEFAULTS = {
+    "model_name_or_path": "gpt2",
+    "tokenizer_type": 0,
+    "temperature": 1.2,
+    "repetition_penalty": 2.0,
+    "topk": 4,
+    "save_samples_path": None,
+    "prompt": None,
+    "input_len": 64,
+    "output_len": 128,
+    "batch_size": 1,
+    "device_iterations": 1,
+    "single_ipu": False,
+    "layers_per_ipu": None,
+    "matmul_proportion": None,
+    "fp16": False,
+    "stop_token": "<|endoftext|>",
+    "poptorch_loop": False,
+    "seed": 1234,
+}
+
+
+def test_generate_defaults() -> None:
+    args = vars(arguments.parse_generate_args([]))
+    assert {name: args[name] for name in args if name not in ("typed", "notes")} == GENERATE_DEFAULTS
+
+
+def test_generate_flags() -> None:
+    line = (
+        "--model-name-or-path . --prompt 'My name is ' --fp16 true --single-ipu true --output-len 256 --topk 0 "
+        "--temperature 0.7 --repetition_penalty 1 --seed 3 --stop-token . --poptorch_loop false --matmul-proportion 0.3"
+    )
+    args = arguments.parse_generate_args(shlex.split(line))
+    assert (args.prompt, args.fp16, args.single_ipu, args.output_len) == ("My name is ", True, True, 256)
+    assert (args.topk, args.temperature, args.repetition_penalty, args.seed) == (0, 0.7, 1.0, 3)
+    assert (args.stop_token, args.poptorch_loop, args.matmul_proportion) == (".", False, [0.3])
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ("--single-ipu true --poptorch_loop true", [["--poptorch-loop True", "not available yet"]]),
+        ("--poptorch-loop true", [["not available yet"], ["--poptorch-loop", "needs --single-ipu true"]]),
+        ("--layers-per-ipu 1 7 8 8", [["--layers-per-ipu 1 7 8 8", "not available yet"]]),
+        ("--single-ipu --layers-per-ipu 1 7", [["--layers-per-ipu 1 7", "contradicts --single-ipu true"]]),
+        ("--tokenizer-type 1", [["--tokenizer-type 1", "not available yet"]]),
+        ("--tokenizer-type 2", [["--tokenizer-type", "from 0 to 1"]]),
+        ("--matmul-proportion 0.1 0.2", [["--matmul-proportion 0.1 0.2", "1 IPU;"]]),
+        ("--temperature 0", [["--temperature", "above 0"]]),
+        ("--model-name-or-path ./none", [["--model-name-or-path ./none", "no such folder"]]),
+        ("--save-samples-path no/such/file.txt", [["--save-samples-path no/such/file.txt", "folder"]]),
+        ("--promt hello", [["--promt", "did you mean --prompt?"]]),
+        ("--epochs 3 --topk x", [["--epochs", "unknown flag"], ["--topk", "'x'"]]),
+    ],
+)
+def test_generate_refusals(line: str, named: list[list[str]], capsys: pytest.CaptureFixture[str]) -> None:
+    problems = refusal(capsys, line, arguments.parse_generate_args)
+    assert len(problems) == len(named)
+    for problem, parts in zip(problems, named):
+        for part in parts:
+            assert part in problem
+
+
+def test_select_refuses_a_flag_that_is_not_in_the_group() -> None:
+    with pytest.raises(ValueError, match="epochs"):
+        arguments.select(arguments.BATCH, "batch_size", "epochs")

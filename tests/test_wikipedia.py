@@ -1,0 +1,297 @@
+"""From a Wikipedia dump to the corpus .pkl: the two scripts and the preprocessing."""
+
+from __future__ import annotations
+
+import bz2
+import os
+import pickle
+import random
+import re
+import stat
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from data.wikipedia import ArticleReader, wiki_files
+from data.wikipedia_preprocess import OUTPUT_NAME, batches
+from tokenizer import EOT, Tokenizer
+
+ROOT = Path(__file__).resolve().parents[1]
+PREPROCESS = ROOT / "data" / "wikipedia_preprocess.py"
+
+PAGE = """  <page>
+    <title>{title}</title>
+    <ns>0</ns>
+    <id>{number}</id>
+    <revision>
+      <id>{number}00</id>
+      <text xml:space="preserve">{text}</text>
+    </revision>
+  </page>
+"""
+
+
+def dump_of(pages):
+    body = "".join(PAGE.format(title=title, number=i + 1, text=text) for i, (title, text) in enumerate(pages))
+    site = "  <siteinfo><base>https://en.wikipedia.org/wiki/Main_Page</base>\n  <namespaces>\n    "
+    site += '<namespace key="10" case="first-letter">Template</namespace>\n  </namespaces>\n  </siteinfo>\n'
+    return "<mediawiki>\n" + site + body + "</mediawiki>\n"
+
+
+def run(command, **environment):
+    done = subprocess.run(
+        [str(part) for part in command],
+        env=dict(os.environ, PYTHON=sys.executable, **environment),
+        cwd="/",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def download(*arguments, **environment):
+    return run([ROOT / "data" / "wikipedia_download.sh", *arguments], **environment)
+
+
+def extract(*arguments):
+    return run([ROOT / "data" / "wikipedia_extract.sh", *arguments])
+
+
+def preprocess(*arguments):
+    return run([sys.executable, PREPROCESS, *arguments])
+
+
+def program(path, text):
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("#!/bin/sh\n" + text, encoding="utf-8")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+@pytest.fixture
+def extracted(tmp_path):
+    """A folder as WikiExtractor leaves it, with what the text rule has to cope with."""
+    folder = tmp_path / "extracted"
+    words = " ".join(["word"] * 12)
+    files = {
+        "AB/wiki_00": doc("Last", "The last article " + words),
+        "AA/wiki_10": doc("Third", "Third article\u2028same line " + words),
+        "AA/wiki_09": doc("Second", "tab\tkept \r\n\n   \n  indented " + EOT + " " + words + "\t \n"),
+        "AA/wiki_00": "stray line\n" + doc("First", "First line " + words + "\n\nSecond line.") + doc("Short", "Tiny."),
+        "AA/notes.txt": doc("No", words),
+    }
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(text.encode("utf-8"))
+    texts = [
+        "First line " + words + " Second line.",
+        "Tiny.",
+        "tab\tkept   indented " + EOT + " " + words,
+        "Third article\u2028same line " + words,
+        "The last article " + words,
+    ]
+    return folder, texts
+
+
+def doc(title, body):
+    return f'<doc id="7" url="u" title="{title}">\n{title}\n\n{body}\n\n</doc>\n'
+
+
+def test_article_texts(extracted):
+    folder, texts = extracted
+    reader = ArticleReader(wiki_files(folder))
+    assert list(reader) == texts
+    assert reader.bytes_read == sum(path.stat().st_size for path in wiki_files(folder))
+    assert reader.broken_lines == 0
+
+
+def test_preprocess_writes_the_reference_format(extracted, tmp_path):
+    folder, texts = extracted
+    out = tmp_path / "deep" / "out"
+    done = preprocess("--input-file-path", folder, "--output-file-path", out)
+    assert done.returncode == 0, done.stderr
+    gpt2 = Tokenizer.gpt2()
+    articles = pickle.loads((out / OUTPUT_NAME).read_bytes())
+    assert articles == [[*gpt2.encode(text), 50256] for text in texts if text != "Tiny."]
+    assert "5 articles, 4 kept" in done.stderr
+    assert sorted(path.name for path in out.iterdir()) == ["tokenizer.json", OUTPUT_NAME]
+    assert Tokenizer.from_folder(out).encode(texts[0]) == articles[0][:-1]
+
+
+@pytest.mark.parametrize(("least", "kept"), [(4, 5), (5, 4)])
+def test_min_length_counts_the_end_of_text(extracted, tmp_path, least, kept):
+    folder, _ = extracted
+    assert len(Tokenizer.gpt2().encode("Tiny.")) == 3
+    done = preprocess("--input_file_path", folder, "--output_file_path", tmp_path, "--min-length", least)
+    assert done.returncode == 0, done.stderr
+    assert len(pickle.loads((tmp_path / OUTPUT_NAME).read_bytes())) == kept
+
+
+def test_use_bpe_trains_and_uses_its_own_vocabulary(extracted, tmp_path):
+    folder, texts = extracted
+    outputs = []
+    for name in "ab":
+        out = tmp_path / name
+        assert preprocess("--input-file-path", folder, "--output-file-path", out, "--use-bpe").returncode == 0
+        outputs.append({path.name: path.read_bytes() for path in out.iterdir()})
+    assert outputs[0] == outputs[1]
+    tokenizer = Tokenizer.from_folder(tmp_path / "a")
+    assert tokenizer.vocab_size < 1000
+    articles = pickle.loads(outputs[0][OUTPUT_NAME])
+    assert articles == [
+        ids for ids in ([*tokenizer.encode(text), tokenizer.eot_id] for text in texts) if len(ids) >= 10
+    ]
+
+
+def test_broken_utf8_is_replaced_and_counted(tmp_path):
+    (tmp_path / "AA").mkdir()
+    (tmp_path / "AA" / "wiki_00").write_bytes(doc("T", "good\nXX bad").encode().replace(b"XX", b"\xff\xe2\x82"))
+    reader = ArticleReader(wiki_files(tmp_path))
+    assert list(reader) == ["good \ufffd\ufffd bad"]
+    assert reader.broken_lines == 1
+
+
+def test_batches_keep_order_and_bound():
+    generator = random.Random(0)
+    texts = ["x" * generator.randrange(50) for _ in range(200)]
+    groups = list(batches(iter(texts), 100))
+    assert [text for group in groups for text in group] == texts
+    assert all(sum(map(len, group[:-1])) < 100 for group in groups)
+    assert len(groups) > 20
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no files wiki_NN"),
+        (doc("A", "b").replace("</doc>", ""), "wiki_00, line 1: .*no </doc>"),
+        (doc("A", "b").replace("</doc>", "") + doc("C", "d"), "line 1: .*no </doc>"),
+        ("no articles\n", "0 articles, none"),
+        (doc("A", "b"), "1 articles, none of --min-length 10"),
+    ],
+)
+def test_bad_input_leaves_nothing(tmp_path, content, message):
+    source, out = tmp_path / "in", tmp_path / "out"
+    (source / "AA").mkdir(parents=True)
+    if content is not None:
+        (source / "AA" / "wiki_00").write_text(content, encoding="utf-8")
+    done = preprocess("--input-file-path", source, "--output-file-path", out)
+    assert done.returncode == 2
+    assert re.search(message, done.stderr), done.stderr
+    assert not out.exists() or list(out.iterdir()) == []
+
+
+def test_bad_flags(tmp_path):
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    for arguments, message in [
+        (["--input-file-path", tmp_path / "none", "--output-file-path", tmp_path / "o"], "no such folder"),
+        (["--input-file-path", tmp_path, "--output-file-path", tmp_path / "file"], "not a folder"),
+        (["--input-file-path", tmp_path, "--output-file-path", tmp_path, "--min-length", "-1"], "--min-length"),
+        (["--input-file-path", tmp_path], "--output-file-path"),
+    ]:
+        done = preprocess(*arguments)
+        assert done.returncode == 2
+        assert message in done.stderr
+
+
+def test_an_interrupted_run_keeps_the_previous_corpus(extracted, tmp_path):
+    folder, _ = extracted
+    out = tmp_path / "out"
+    assert preprocess("--input-file-path", folder, "--output-file-path", out).returncode == 0
+    before = (out / OUTPUT_NAME).read_bytes()
+    (folder / "AC").mkdir()
+    (folder / "AC" / "wiki_00").write_text("<doc id=1>\ncut off\n", encoding="utf-8")
+    assert preprocess("--input-file-path", folder, "--output-file-path", out).returncode == 2
+    assert (out / OUTPUT_NAME).read_bytes() == before
+    assert len(list(out.iterdir())) == 2
+
+
+@pytest.mark.parametrize("suffix", [".xml", ".xml.bz2"])
+def test_extract(tmp_path, suffix):
+    pages = [("One", "'''One''' is the [[first]] number.\n\nIt is odd."), ("Two", "Two &amp; more."), ("R", "Three.")]
+    content = dump_of(pages).encode("utf-8")
+    dump, out = tmp_path / ("wiki dump" + suffix), tmp_path / "out folder"
+    dump.write_bytes(content if suffix == ".xml" else bz2.compress(content))
+    done = extract(dump, out)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in out.iterdir()) == ["AA"]
+    texts = list(ArticleReader(wiki_files(out)))
+    assert texts[0] == "One is the first number. It is odd."
+    assert len(texts) == 3
+    written = (out / "AA" / "wiki_00").stat().st_mtime_ns
+    assert "nothing to do" in extract(dump, out).stdout
+    assert (out / "AA" / "wiki_00").stat().st_mtime_ns == written
+    os.utime(str(dump), (2**33, 2**33))  # newer than the text
+    assert extract(dump, out).returncode == 2
+
+
+def test_extract_refuses(tmp_path):
+    (tmp_path / "empty.xml").write_text("", encoding="utf-8")
+    (tmp_path / "dump.txt").write_text("x", encoding="utf-8")
+    (tmp_path / "none.xml").write_text("<mediawiki>\n</mediawiki>\n", encoding="utf-8")
+    for arguments, message in [
+        ([], "usage"),
+        ([tmp_path / "missing.xml", tmp_path / "out"], "no such file"),
+        ([tmp_path / "empty.xml", tmp_path / "out"], "is empty"),
+        ([tmp_path / "dump.txt", tmp_path / "out"], "expected a name ending"),
+        ([tmp_path / "none.xml", tmp_path / "out"], "no article"),
+    ]:
+        done = extract(*arguments)
+        assert done.returncode == 2, (arguments, done.stderr)
+        assert message in done.stderr
+    assert not (tmp_path / "out").exists() or list((tmp_path / "out").iterdir()) == []
+
+
+def test_download_bad_usage(tmp_path):
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    for arguments in [[], ["--sample"], [tmp_path, "--smaple"], [tmp_path, tmp_path], [tmp_path / "file", "--sample"]]:
+        done = download(*arguments)
+        assert done.returncode == 2, (arguments, done.stderr)
+        assert "wikipedia_download.sh:" in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+
+
+def test_download_skips_what_is_there(tmp_path):
+    (tmp_path / "wikidump.xml").write_text("kept", encoding="utf-8")
+    assert "nothing to do" in download(tmp_path, "--sample").stdout
+    assert (tmp_path / "wikidump.xml").read_text(encoding="utf-8") == "kept"
+
+
+def test_sample_with_other_content_is_refused(tmp_path):
+    """A stand-in for pip that delivers a wheel with another file in the excerpt's place."""
+    member = "gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
+    with zipfile.ZipFile(str(tmp_path / "fake.whl"), "w") as wheel:
+        wheel.writestr(member, bz2.compress(b"<mediawiki/>"))
+    script = (
+        'if [ "$2" = pip ]; then while [ "$1" != --dest ]; do shift; done; cp "{}" "$2/"; else exec "{}" "$@"; fi\n'
+    )
+    fake = program(tmp_path / "bin" / "python", script.format(tmp_path / "fake.whl", sys.executable))
+    out = tmp_path / "out"
+    command = ["env", f"PYTHON={fake}", ROOT / "data" / "wikipedia_download.sh", out, "--sample"]
+    done = run(command)
+    assert done.returncode == 1
+    assert "wrong sha256" in done.stderr
+    assert list(out.iterdir()) == []
+
+
+def test_full_dump_goes_on_after_an_interruption(tmp_path):
+    """A stand-in for wget that delivers half of the dump, fails, and later goes on from what is there."""
+    packed, out = tmp_path / "dump.bz2", tmp_path / "out"
+    packed.write_bytes(bz2.compress(os.urandom(5000)))
+    half = packed.stat().st_size // 2
+    script = 'for a in "$@"; do case $a in --output-document=*) f=${{a#*=}} ;; esac; done\n'
+    script += 'if [ -s "$f" ]; then tail -c +{} "{}" >>"$f"; else head -c {} "{}" >"$f"; exit 4; fi\n'
+    program(tmp_path / "bin" / "wget", script.format(half + 1, packed, half, packed))
+    path = "{}:{}".format(tmp_path / "bin", os.environ["PATH"])
+    first = download(out, PATH=path)
+    assert first.returncode == 1
+    assert "the same command goes on" in first.stderr
+    assert [file.name for file in out.iterdir()] == ["enwiki-latest-pages-articles.xml.bz2.part"]
+    assert download(out, PATH=path).returncode == 0
+    assert (out / "wikidump.xml").read_bytes() == bz2.decompress(packed.read_bytes())
+    assert sorted(file.name for file in out.iterdir()) == ["enwiki-latest-pages-articles.xml.bz2", "wikidump.xml"]

