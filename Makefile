@@ -19,7 +19,7 @@ REQUIREMENTS := requirements.txt constraints.txt $(PORTABLE)
 STAMP := $(VENV)/.stamp-$(shell cat $(REQUIREMENTS) 2>/dev/null | cksum | tr ' ' '-')
 DEV_STAMP := $(VENV)/.stamp-dev-$(shell cat $(REQUIREMENTS) requirements-dev.txt 2>/dev/null | cksum | tr ' ' '-')
 
-.PHONY: build setup setup-dev demo test lint clean help
+.PHONY: build setup setup-dev demo test test-long test-gpu lint clean help
 .DEFAULT_GOAL := build
 
 build: ## custom_ops.so for what the host has: the Poplar SDK or torch (the default)
@@ -66,6 +66,12 @@ test: setup-dev ## every test
 	@$(MAKE) --no-print-directory build
 	$(VENV_PYTHON) -m pytest
 
+test-long: setup-dev ## the tests that take minutes
+	$(VENV_PYTHON) -m pytest -m "long and not gpu"
+
+test-gpu: setup-dev ## the tests that need a CUDA device
+	$(VENV_PYTHON) -m pytest -m gpu
+
 lint: setup-dev ## format and lint checks, nothing is changed
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
@@ -75,4 +81,4 @@ clean: ## removes custom_ops.so; .venv stays
 	rm -f custom_ops.so custom_ops.so.unfinished
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile

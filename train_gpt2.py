@@ -5,20 +5,54 @@ argv -> flags -> model -> placement -> executor -> the loop in `train`. --help l
 
 from __future__ import annotations
 
-import argparse
-import shlex
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Iterator, Sequence
 
 from arguments import arithmetic, parse_train_args
 from model.argument_checks import refuse
+from model.interruption import INTERRUPTED, Interruption, command_to_resume
 
 if TYPE_CHECKING:  # torch is imported in main(), after the flags were read: --help and mistakes answer at once
     from model.training_run import TrainingRun
 
 PROGRAM = "train_gpt2.py"
-INTERRUPTED = 130  # exit status of a program that Ctrl-C ended
+
+
+class Clock:
+    """Time spent training. Waiting for data counts; compiling, validating and saving are paused."""
+
+    def __init__(self) -> None:
+        self.calls, self.seconds = 0, 0.0  # in all
+        self._lap_calls, self._lap_seconds = 0, 0.0
+        self._since = time.perf_counter()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        self._stop()
+        try:
+            yield
+        finally:
+            self._since = time.perf_counter()
+
+    def lap(self) -> float:
+        """Calls a second since the last lap."""
+        self._stop()
+        rate = self._lap_calls / self._lap_seconds
+        self._lap_calls, self._lap_seconds = 0, 0.0
+        return rate
+
+    def count(self) -> None:
+        """One more call is done."""
+        self.calls += 1
+        self._lap_calls += 1
+
+    def _stop(self) -> None:
+        now = time.perf_counter()
+        self.seconds += now - self._since
+        self._lap_seconds += now - self._since
+        self._since = now
 
 
 def time_text(seconds: float) -> str:
@@ -27,41 +61,13 @@ def time_text(seconds: float) -> str:
     return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
 
 
-class Clock:
-    """Throughput between log lines: waiting for data counts, validation and saving do not."""
-
-    def __init__(self) -> None:
-        self.samples = 0
-        self.total_calls, self.total_seconds = 0, 0.0
-        self.resume()
-        self.seconds = 0.0
-
-    def pause(self) -> None:
-        elapsed = time.perf_counter() - self._since
-        self.seconds += elapsed
-        self.total_seconds += elapsed
-
-    def resume(self) -> None:
-        self._since = time.perf_counter()
-
-    def lap(self) -> float:
-        """Samples a second since the last lap."""
-        self.pause()
-        self.resume()
-        rate = self.samples / self.seconds
-        self.samples, self.seconds = 0, 0.0
-        return rate
-
-
-def log(run: TrainingRun, clock: Clock, loss: float, accuracy: float, learning_rate: float) -> None:
+def log(run: TrainingRun, clock: Clock, epoch: int, loss: float, accuracy: float, learning_rate: float) -> None:
     """One line; benchmarks.yml reads loss, acc and throughput out of it."""
-    position = run.position
-    rate = clock.lap()
-    left = (run.calls - position.step) * clock.total_seconds / max(1, clock.total_calls)
+    rate = clock.lap() * run.samples_a_call
+    left = (run.calls - run.position.step) * clock.seconds / clock.calls
     print(
-        f"step {position.step} of epoch {position.epoch}, loss: {loss:.4f}, acc: {accuracy:.4f}, "
-        f"lr: {learning_rate:.4g}, throughput: {rate:.2f} samples/sec, {rate * run.args.max_len:,.0f} tokens/sec, "
-        f"{time_text(left)} left",
+        f"step {run.position.step} of epoch {epoch}, loss: {loss:.4f}, acc: {accuracy:.4f}, lr: {learning_rate:.4g}, "
+        f"throughput: {rate:.2f} samples/sec, {rate * run.args.max_len:,.0f} tokens/sec, {time_text(left)} left",
         flush=True,
     )
 
@@ -73,87 +79,94 @@ def validate(run: TrainingRun) -> None:
         print(f"validation after step {run.position.step}, held-out loss: {loss:.4f}", flush=True)
 
 
-def train(run: TrainingRun) -> int:
-    """Every call of the training model, its log line and its checkpoints. Returns the exit status."""
-    from model.interruption import Interruption
-
+def train(run: TrainingRun, interruption: Interruption) -> None:
+    """Every call of the training model that is left, its log line and its checkpoints."""
     args, position = run.args, run.position
+    # Output mode Sum: a replica returns the sum over the micro-batches of all iterations and accumulation steps.
     micro_batches = args.device_iterations * args.gradient_accumulation
-    interruption, saved = Interruption(), None
-    try:
-        validate(run)
-        clock = Clock()
-        for epoch in range(position.epoch, args.epochs):
-            position.epoch = epoch
-            run.sampler.set_epoch(epoch, position.samples)
-            for input_ids, labels in run.loader:
-                if run.rng_state is not None:
-                    run.resume_random_numbers(input_ids=input_ids, labels=labels)
-                learning_rate = run.schedule.get_last_lr()[0]
-                losses, accuracies = run.executor(input_ids=input_ids, labels=labels)
-                run.schedule.step()
-                run.executor.setOptimizer(run.optimizer)  # the device learns of a new rate in no other way
-                position.step += 1
-                position.samples += run.samples_a_call
-                clock.samples += run.samples_a_call
-                clock.total_calls += 1
-                if position.step % args.log_steps == 0 or position.step == run.calls:
-                    # Output mode Sum: each replica's sum over iterations x accumulation micro-batches.
-                    loss, accuracy = (float(out.float().mean()) / micro_batches for out in (losses, accuracies))
-                    log(run, clock, loss, accuracy, learning_rate)
-                done = interruption.asked or position.step >= run.calls
-                if args.save_per_steps and position.step % args.save_per_steps == 0 or (done and args.save_model_path):
-                    clock.pause()
-                    saved = run.save(f"step_{position.step}")
-                    clock.resume()
-                if done:
-                    break
-            if done and position.samples + run.samples_a_call <= len(run.samples):
-                break  # in the middle of an epoch
-            position.epoch, position.samples = epoch + 1, 0
-            clock.pause()
-            validate(run)
-            if args.save_model_path and args.save_per_epochs and (epoch + 1) % args.save_per_epochs == 0:
-                saved = run.save(f"epoch_{epoch}")
-            clock.resume()
-            if done:
+    validate(run)
+    clock = Clock()
+    while position.step < run.calls and not interruption.asked:
+        epoch = position.epoch
+        run.sampler.set_epoch(epoch, position.samples)
+        for input_ids, labels in run.loader:  # (samples a call, T) each, int32
+            if not run.executor.isCompiled():
+                with clock.paused():
+                    run.compile(input_ids, labels)
+            learning_rate = run.schedule.get_last_lr()[0]
+            losses, accuracies = run.executor(input_ids=input_ids, labels=labels)
+            del input_ids, labels  # a call's worth can be half a gigabyte, and the next one is under way
+            run.schedule.step()
+            run.executor.setOptimizer(run.optimizer)  # the device learns of a new rate in no other way
+            position.advance(run.samples_a_call, len(run.samples))
+            clock.count()
+            finished, epoch_ended = position.step == run.calls, position.epoch > epoch
+            if position.step % args.log_steps == 0 or finished:
+                loss, accuracy = (float(out.float().mean()) / micro_batches for out in (losses, accuracies))
+                log(run, clock, epoch, loss, accuracy, learning_rate)
+            with clock.paused():
+                last = finished or interruption.asked
+                run.save_if_due(epoch, epoch_ended, last)
+                if finished or (epoch_ended and not last):
+                    validate(run)
+            if last or epoch_ended:
                 break
-    except KeyboardInterrupt:
-        return report_stop(run, saved, "Stopped at once; the call under way is lost.")
-    finally:
-        interruption.restore()
-    if interruption.asked:
-        return report_stop(run, saved, f"Stopped after step {position.step}.")
-    return 0
 
 
-def report_stop(run: TrainingRun, saved: Any, what: str) -> int:
-    """Say what is lost and how to go on."""
-    directory = saved or run.args.resume_training_from_checkpoint and run.args.pretrained_checkpoint
-    if directory:
-        command = [sys.executable, *sys.argv, "--pretrained-checkpoint", str(directory)]
-        command += ["--resume-training-from-checkpoint", "True"]
-        print(f"{what} The last checkpoint is {directory}. To go on:\n  {shlex.join(command)}", file=sys.stderr)
+def report_stop(run: TrainingRun, at_once: bool, argv: Sequence[str]) -> None:
+    """After Ctrl-C: where the run ended, what is lost, and how to go on."""
+    step, checkpoint = run.position.step, run.last_checkpoint
+    lines = [f"Stopped at once after step {step}" if at_once else f"Stopped after step {step}"]
+    if checkpoint is None:
+        lost = "everything since the start" if step else "nothing but the start"
+        lines[0] += f"; no checkpoint was written, {lost} is lost. --save-model-path DIR keeps it next time."
     else:
-        print(f"{what} No checkpoint was written: give --save-model-path next time.", file=sys.stderr)
-    return INTERRUPTED
+        steps = step - run.last_saved_step
+        lost = [f"{steps} step{'s' if steps > 1 else ''}"] * (steps > 0) + ["the call under way"] * at_once
+        lines[0] += f"; the last checkpoint is {checkpoint}, lost: {' and '.join(lost) or 'nothing'}. To go on:"
+        lines.append("  " + command_to_resume(argv, checkpoint))
+    print("\n".join(lines), file=sys.stderr, flush=True)
 
 
-def main() -> int:
-    args = parse_train_args()
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program with these arguments (default: the command line's). Returns the exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    args = parse_train_args(argv)
     for line in arithmetic(args) + args.notes:
         print(line, flush=True)
-    from model.training_run import TrainingRun
-
+    run, interruption = None, None
     try:
+        from model.training_run import TrainingRun
+
         run = TrainingRun(args)
+        if args.compile_only:
+            run.compile_only()
+            print("\n".join(run.plan()))
+            return 0
+        if run.position.step >= run.calls:
+            print(f"all {run.calls:,} steps are done already: raise --epochs or --training-steps to go on")
+            return 0
+        with Interruption() as interruption:
+            train(run, interruption)
+    except KeyboardInterrupt:
+        if run is None:
+            print("Stopped before the first step; nothing is lost.", file=sys.stderr)
+        else:
+            report_stop(run, at_once=True, argv=argv)
+        return INTERRUPTED
     except ValueError as error:
-        refuse(PROGRAM, [str(error)])
-    if args.compile_only:
-        run.compile_only()
-        print("\n".join(run.plan()))
-        return 0
-    return train(run)
+        if run is not None:
+            raise
+        refuse(PROGRAM, [str(problem) for problem in error.args])
+    except RuntimeError as error:
+        if "HINT:" not in str(error):
+            raise
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return 1
+    if run.position.step < run.calls:
+        report_stop(run, at_once=False, argv=argv)
+        return INTERRUPTED
+    return 0
 
 
 if __name__ == "__main__":

@@ -29,6 +29,8 @@ def register() -> torch.library.Library:
     """Makes remap_ce the operator torch.ops.ai_graphcore.RemapCE. It lives as long as what is returned."""
     library = torch.library.Library(NAMESPACE, "DEF")
     library.define(SCHEMA)
-    # Composite: autograd, tracing and vmap see through it to the product.
+    # Composite: autograd and tracing see through it to the product, which has its own gradient; and vmap too, said
+    # apart because it would otherwise run an operator of Python once per sample.
     library.impl("RemapCE", remap_ce, "CompositeImplicitAutograd")
+    library.impl("RemapCE", remap_ce, "FuncTorchBatched")
     return library

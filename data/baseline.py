@@ -35,3 +35,40 @@ def _counts(ids: Ids, vocab: int) -> np.ndarray:
                 raise ValueError(f"token id {int(part.max())} is outside the vocabulary 0..{vocab - 1}")
             counts += np.bincount(part, minlength=vocab)
     return counts
+
+
+def main() -> None:
+    """Print the baseline for the split that train_gpt2.py makes with the same flags."""
+    import argparse
+
+    from data.datasets import open_dataset
+
+    parser = argparse.ArgumentParser(description=main.__doc__, allow_abbrev=False)
+    parser.add_argument("--train-path", required=True)
+    parser.add_argument("--max-len", type=int, required=True)
+    parser.add_argument("--stride", type=int, required=True)
+    parser.add_argument("--val-num", type=int, required=True)
+    parser.add_argument("--seed", type=int, default=1234)
+    parser.add_argument("--real-vocab-size", type=int, default=50257)
+    args = parser.parse_args()
+    try:
+        train, held_out = open_dataset(
+            args.train_path,
+            max_len=args.max_len,
+            stride=args.stride,
+            seed=args.seed,
+            val_num=args.val_num,
+            real_vocab_size=args.real_vocab_size,
+            num_samples=1,
+        )
+        if held_out is None:
+            raise ValueError("--val-num 0 holds nothing out; give 1 or more")
+        labels = held_out.__getitems__(range(len(held_out)))[1].numpy()
+        loss = unigram_cross_entropy(train.article_ids(), labels, args.real_vocab_size)
+    except ValueError as error:
+        parser.exit(2, f"data.baseline: {error}\n")
+    print(f"held-out cross-entropy of a unigram model of the training text: {loss:.4f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -2,34 +2,55 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import signal
 import sys
-from typing import Any
+from pathlib import Path
+from typing import Any, Sequence
+
+INTERRUPTED = 130  # exit status of a program that Ctrl-C ended: 128 + SIGINT
+
+_ASKED = (
+    b"\nCtrl-C: the run ends after the current call, with a checkpoint if --save-model-path is given. Press again to "
+    b"stop at once.\n"
+)
 
 
 class Interruption:
-    """Counts SIGINTs. `asked` says that the run shall end; a second one raises KeyboardInterrupt where the program is."""
+    """Counts SIGINTs inside `with`. `asked` says that the run shall end; the second one raises KeyboardInterrupt."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self._count = 0
+
+    @property
+    def asked(self) -> bool:
+        return self._count > 0
+
+    def __enter__(self) -> Interruption:
         self._previous = signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        signal.signal(signal.SIGINT, self._previous)
 
     def _handle(self, number: int, frame: Any) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-        print(
-            "Ctrl-C: the run ends after the current call, with a checkpoint if --save-model-path is given. Press again to "
-            "stop at once.",
-            file=sys.stderr,
-            flush=True,
-        )
-
-    def restore(self) -> None:
-        """Give Ctrl-C its previous meaning back."""
-        signal.signal(signal.SIGINT, self._previous)
+        self._count += 1
+        if self._count == 1:
+            os.write(2, _ASKED)  # print could meet the print that the signal interrupted
+        elif self._count == 2:
+            raise KeyboardInterrupt  # a third one must not disturb what this one sets going
 
 
 def ignore_in_worker(worker_id: int) -> None:
     """For data loader processes: a Ctrl-C in the terminal reaches them too, but the main process decides."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def command_to_resume(argv: Sequence[str], checkpoint: Path) -> str:
+    """The command line that continues the run of the flags `argv` from a checkpoint. The last of equal flags counts."""
+    resume = ["--pretrained-checkpoint", str(checkpoint), "--resume-training-from-checkpoint", "True"]
+    kept = list(argv)
+    if kept[-len(resume) :: 2] == resume[::2] and kept[-1] == "True":  # of the command that resumed this run
+        kept = kept[: -len(resume)]
+    return shlex.join([sys.executable, sys.argv[0], *kept, *resume])

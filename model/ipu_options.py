@@ -10,7 +10,7 @@ import popdist.poptorch
 import poptorch
 import torch
 
-# PopART session options of the reference (spec: application surface). They shape memory and speed on an IPU, not results.
+# PopART session options of the reference application. They shape memory and speed on an IPU, not results.
 _POPART_OPTIONS = {
     "disableGradAccumulationTensorStreams": True,
     "outlineThreshold": 10.0,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Dict, List, Optional
+import warnings
+from typing import Any
 
 import poptorch
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 EPS = 1e-6  # of the reference, for every optimizer
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> List[Dict[str, Any]]:
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Matrices with weight decay; biases and layer norms, which have one dimension, without."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return [
@@ -30,7 +31,7 @@ def make_optimizer(
     range first.
     """
     groups = parameter_groups(model, weight_decay)
-    common: Dict[str, Any] = dict(
+    common: dict[str, Any] = dict(
         lr=learning_rate,
         eps=EPS,
         loss_scaling=loss_scaling,
@@ -61,7 +62,7 @@ def schedule_factor(kind: str, step: int, warmup_steps: int, decay_steps: int) -
     return 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-def warmup_length(fraction: float, steps: Optional[int], decay_steps: int) -> int:
+def warmup_length(fraction: float, steps: int | None, decay_steps: int) -> int:
     """Calls of warm-up: `steps` if given, else that fraction of the decay steps."""
     return steps if steps is not None else int(fraction * decay_steps)
 
@@ -80,4 +81,6 @@ def make_schedule(
     optimizer: torch.optim.Optimizer, kind: str, warmup_steps: int, decay_steps: int
 ) -> torch.optim.lr_scheduler.LambdaLR:
     """torch's scheduler for this schedule; the program steps it once a call and then calls setOptimizer."""
+    # The device runs the optimizer, so its step() is never called here. torch takes that for a mistake.
+    warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler\.step\(\)` before `optimizer\.step", UserWarning)
     return torch.optim.lr_scheduler.LambdaLR(optimizer, _Factor(kind, warmup_steps, decay_steps))

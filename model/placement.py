@@ -1,27 +1,26 @@
 """Where each part of GPT-2 runs, and what is recomputed or serialised: a pass over an untouched model.
 
-The model knows nothing of it: blocks and checkpoints are hooks, the serialised head replaces `lm_head.project`. The state
-dict stays that of the plain model.
+The model knows nothing of it: blocks and checkpoints are hooks, the serialised head replaces `lm_head.project`. The
+state dict stays that of the plain model.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any, List, Optional, Sequence
+from typing import Any, Sequence
 
 import poptorch
-import torch
 from torch import Tensor, nn
 
 from model.gpt2 import GPT2LMHeadModel
 
 
-def layer_ipus(layers_per_ipu: Sequence[int]) -> List[int]:
+def layer_ipus(layers_per_ipu: Sequence[int]) -> list[int]:
     """The IPU of each transformer block: [0, 2, 1] gives [1, 1, 2]."""
     return [ipu for ipu, count in enumerate(layers_per_ipu) for _ in range(count)]
 
 
-def place(model: GPT2LMHeadModel, layers_per_ipu: Sequence[int], training: bool) -> List[str]:
+def place(model: GPT2LMHeadModel, layers_per_ipu: Sequence[int], training: bool) -> list[str]:
     """Put the parts of `model` on IPUs and return one line a part for the log.
 
     The token embedding and the head that shares its weight are on IPU 0, blocks as `layers_per_ipu` says. In training
@@ -58,7 +57,7 @@ class _Outline:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._context: Optional[poptorch.Attribute] = None
+        self._context: poptorch.Attribute | None = None
 
     def enter(self, module: nn.Module, inputs: Any) -> None:
         if self._context is None:
@@ -101,8 +100,3 @@ def remap_logits(logits: Tensor) -> Tensor:
         attributes={"grain_size": 8, "debug_str": "remap"},
     )
     return remapped
-
-
-def parameter_elements(tensors: Sequence[torch.Tensor]) -> int:
-    """Elements of distinct tensors: a shared weight counts once."""
-    return sum(tensor.numel() for tensor in {id(tensor): tensor for tensor in tensors}.values())

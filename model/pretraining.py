@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Optional, Tuple
-
 import poptorch
 import torch
 import torch.nn.functional as F
@@ -25,13 +23,13 @@ class PretrainingModel(nn.Module):
         remap: pass the logits through the custom op RemapCE.
     """
 
-    def __init__(self, gpt2: GPT2LMHeadModel, serialized_seq_len: Optional[int] = None, remap: bool = False) -> None:
+    def __init__(self, gpt2: GPT2LMHeadModel, serialized_seq_len: int | None = None, remap: bool = False) -> None:
         super().__init__()
         self.gpt2 = gpt2
         self.serialized_seq_len = serialized_seq_len
         self.remap = remap
 
-    def forward(self, input_ids: Tensor, labels: Tensor) -> Tuple[Tensor, Tensor]:
+    def forward(self, input_ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Mean cross-entropy in nats a token and the share of tokens predicted right, over labels that are not -100.
 
         Args:
@@ -51,7 +49,7 @@ class PretrainingModel(nn.Module):
         count = (labels != IGNORED).float().sum().clamp(min=1.0)
         return poptorch.identity_loss(loss / count, reduction="none"), correct / count
 
-    def _part(self, hidden: Tensor, labels: Tensor) -> Tuple[Tensor, Tensor]:
+    def _part(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Summed loss and number of right predictions: (B, t, C), (B, t) -> two scalars in float32."""
         logits = self.gpt2.lm_head(hidden)  # (B, t, V)
         if self.remap:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from pathlib import Path
-from typing import Any, List, Optional
+from typing import Any, Callable
 
 import poptorch
 import torch
 
 import custom_ops
 from arguments import arithmetic, samples_per_call
-from data.datasets import ResumableSampler, check_enough, collate, open_dataset
+from data.datasets import ResumableSampler, Samples, check_enough, collate, open_dataset
 from model import placement, training_state
 from model.checkpoint import load_pretrained, recover_interrupted
 from model.config import GPT2Config
@@ -20,21 +20,46 @@ from model.gpt2 import GPT2LMHeadModel
 from model.interruption import ignore_in_worker
 from model.ipu_options import forward_options, training_options
 from model.optimization import make_optimizer, make_schedule, warmup_length
-from model.plan import stage_plans
+from model.plan import plan_lines
 from model.pretraining import PretrainingModel
 from model.validation import Validator
 
 # Token ids in a combined batch from which on every copy of it counts (two int32 tensors: 32 MB).
 _LARGE_BATCH = 4_000_000
 
+# Dimensions in which a checkpoint and the model of the flags must agree. The checkpoint's own activation and dropouts
+# are used: released checkpoints have gelu_new where config/*.json say gelu.
+_DIMENSIONS = ("n_layer", "n_embd", "n_head", "inner_size", "real_vocab_size")
 
-def build_model(args: argparse.Namespace) -> PretrainingModel:
-    """The objective over a placed model in half, from --pretrained-checkpoint or freshly initialised."""
-    torch.manual_seed(args.seed)
-    if args.pretrained_checkpoint:
-        gpt2 = load_pretrained(args.pretrained_checkpoint, n_positions=args.max_len)
-    else:
-        gpt2 = GPT2LMHeadModel(dataclasses.replace(GPT2Config.from_json(args.config), n_positions=args.max_len))
+
+def load_or_make(args: argparse.Namespace) -> GPT2LMHeadModel:
+    """GPT-2 from --pretrained-checkpoint, or freshly initialised from the seed.
+
+    Raises ValueError if the checkpoint cannot be used, or is not of the model that the flags name.
+    """
+    config = dataclasses.replace(GPT2Config.from_json(args.config), n_positions=args.max_len)
+    if not args.pretrained_checkpoint:
+        torch.manual_seed(args.seed)
+        return GPT2LMHeadModel(config, initialize=not args.compile_only)  # compiling asks for shapes, not for values
+    recover_interrupted(args.pretrained_checkpoint)
+    gpt2 = load_pretrained(args.pretrained_checkpoint, n_positions=args.max_len)
+    different = [
+        f"{name} {getattr(gpt2.config, name):,} instead of {getattr(config, name):,}"
+        for name in _DIMENSIONS
+        if getattr(gpt2.config, name) != getattr(config, name)
+    ]
+    if different:
+        flag = "--config" if "config" in args.typed else f"--model {args.model}"
+        raise ValueError(
+            f"--pretrained-checkpoint {args.pretrained_checkpoint}: its shape is not that of {flag} "
+            f"({', '.join(different)}). Name the model it was made with: --config "
+            f"{Path(args.pretrained_checkpoint) / 'config.json'}"
+        )
+    return gpt2
+
+
+def place_model(gpt2: GPT2LMHeadModel, args: argparse.Namespace) -> PretrainingModel:
+    """The objective over the placed model, in half."""
     for line in placement.place(gpt2, args.layers_per_ipu, training=True):
         print(line)
     placement.recompute(gpt2, args.recompute_checkpoint_layers)
@@ -47,98 +72,143 @@ def build_model(args: argparse.Namespace) -> PretrainingModel:
     return PretrainingModel(gpt2, serialized, remap).half().train()
 
 
+def open_samples(args: argparse.Namespace) -> tuple[Samples, Samples | None]:
+    """Samples to train on and held-out ones. Raises ValueError for unusable data, or fewer than one call takes."""
+    samples_a_call = samples_per_call(args)
+    samples, held_out = open_dataset(
+        args.train_path,
+        max_len=args.max_len,
+        stride=args.stride,
+        seed=args.seed,
+        val_num=args.val_num,
+        real_vocab_size=GPT2Config.from_json(args.config).real_vocab_size,
+        num_samples=4 * samples_a_call,
+    )
+    check_enough(samples, samples_a_call, arithmetic(args)[0])
+    return samples, held_out
+
+
+def read_inputs(
+    args: argparse.Namespace,
+) -> tuple[dict[str, Any] | None, GPT2LMHeadModel, Samples, Samples | None]:
+    """Training state (None unless resuming), model, training and held-out samples.
+
+    Raises ValueError whose `args` are all the problems found.
+    """
+    problems: list[str] = []
+
+    def attempt(read: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return read(*arguments)
+        except ValueError as error:
+            problems.append(str(error))
+            return None
+
+    resumes = args.resume_training_from_checkpoint
+    state = attempt(training_state.read, Path(args.pretrained_checkpoint)) if resumes else None
+    gpt2 = attempt(load_or_make, args)
+    data = attempt(open_samples, args)
+    if problems:
+        raise ValueError(*problems)
+    return (state, gpt2, *data)
+
+
 class TrainingRun:
-    """A training run: everything it is made of, where it stands, and how it is saved."""
+    """A training run: everything it is made of, where it stands, and how it is saved.
+
+    Raises ValueError, whose `args` are the problems, for checkpoints, data and folders that cannot be used.
+    """
 
     def __init__(self, args: argparse.Namespace) -> None:
-        state = None
-        if args.resume_training_from_checkpoint:
-            state = training_state.read(Path(args.pretrained_checkpoint))
         self.args, self.samples_a_call = args, samples_per_call(args)
-        self.model = build_model(args)
-        self.samples, held_out = open_dataset(
-            args.train_path,
-            max_len=args.max_len,
-            stride=args.stride,
-            seed=args.seed,
-            val_num=args.val_num,
-            real_vocab_size=self.model.gpt2.config.real_vocab_size,
-            num_samples=4 * self.samples_a_call,
-        )
-        print(self.samples.summary())
-        check_enough(self.samples, self.samples_a_call, arithmetic(args)[0])
+        state, gpt2, self.samples, held_out = read_inputs(args)
         self.calls_an_epoch = len(self.samples) // self.samples_a_call
         self.calls = min(args.epochs * self.calls_an_epoch, args.training_steps)
-
-        self.optimizer = make_optimizer(
-            args.optimizer,
-            self.model,
-            args.learning_rate,
-            args.weight_decay,
-            args.loss_scaling,
-        )
-        decay = args.lr_decay_steps or self.calls
-        self.schedule = make_schedule(
-            self.optimizer, args.lr_schedule, warmup_length(args.lr_warmup, args.lr_warmup_steps, decay), decay
-        )
-        self.facts = training_state.run_facts(args, len(self.samples), self.samples_a_call)
-        self.position = training_state.Position()
+        decay_steps = args.lr_decay_steps or self.calls
+        warmup_steps = warmup_length(args.lr_warmup, args.lr_warmup_steps, decay_steps)
+        self._facts = training_state.run_facts(args, gpt2.config, self.samples, warmup_steps, decay_steps)
         if state is not None:
-            training_state.check_facts(state, self.facts)
+            training_state.check_facts(state, self._facts)
+        if args.save_model_path and not args.compile_only:
+            training_state.prepare_folder(Path(args.save_model_path))
+
+        print(self.samples.summary())
+        self.model = place_model(gpt2, args)
+        self.optimizer = make_optimizer(
+            args.optimizer, self.model, args.learning_rate, args.weight_decay, args.loss_scaling
+        )
+        self.schedule = make_schedule(self.optimizer, args.lr_schedule, warmup_steps, decay_steps)
+        self.position = training_state.Position()
+        self.last_checkpoint: Path | None = None
+        self._rng_state: list[int] | None = None
+        if state is not None:
             self.position = training_state.restore(state, self.optimizer, self.schedule)
+            self.last_checkpoint, self._rng_state = Path(args.pretrained_checkpoint), state["rng_state"].tolist()
+        self.last_saved_step = self.position.step
 
         options = training_options(args)
         self.sampler = ResumableSampler(len(self.samples), args.seed)
-        # Loader processes hold a combined batch each. One of them, with one batch under way, keeps it at two in all where
-        # batches are large; where they are small more of them may work ahead.
-        large = self.samples_a_call * args.max_len > _LARGE_BATCH
-        workers = min(args.num_workers, 1) if large or args.train_path == "generated" else args.num_workers
-        self.loader = poptorch.DataLoader(
+        self.loader = self._make_loader(options)
+        self.executor = poptorch.trainingModel(self.model, options, self.optimizer)
+        self.validator: Validator | None = None
+        if held_out is not None:
+            self.validator = Validator(self.model, held_out, forward_options(args), args.batch_size)
+
+    def _make_loader(self, options: poptorch.Options) -> poptorch.DataLoader:
+        # Loader processes hold a combined batch each. One of them, with one batch under way, keeps it at two in all
+        # where batches are large; where they are small more of them may work ahead.
+        workers = self.args.num_workers
+        if self.samples_a_call * self.args.max_len > _LARGE_BATCH or self.args.train_path == "generated":
+            workers = min(workers, 1)
+        return poptorch.DataLoader(
             options,
             self.samples,
-            batch_size=args.batch_size,
+            batch_size=self.args.batch_size,
             num_workers=workers,
             sampler=self.sampler,
             collate_fn=collate,
             worker_init_fn=ignore_in_worker,
             **({"prefetch_factor": 1} if workers else {}),
         )
-        self.executor = poptorch.trainingModel(self.model, options, self.optimizer)
-        self.rng_state = state["rng_state"].tolist() if state is not None else None
-        self.validator: Optional[Validator] = None
-        if held_out is not None:
-            self.validator = Validator(self.model, held_out, forward_options(args), args.batch_size)
 
-    def save(self, name: str) -> Path:
-        """Write checkpoint `name` under --save-model-path."""
-        directory = Path(self.args.save_model_path) / name
-        training_state.save(
-            directory, self.model.gpt2, self.executor, self.optimizer, self.schedule, self.position, self.facts
-        )
-        training_state.prune(directory.parent, self.args.keep_checkpoints, directory)
-        print(f"saved {directory}", flush=True)
-        return directory
-
-    def resume_random_numbers(self, *args: Any, **kwargs: Any) -> None:
-        """Compile for these inputs and continue the device's random numbers where the checkpoint left them."""
-        self.executor.compile(*args, **kwargs)
-        self.executor.rng_state = self.rng_state
-        self.rng_state = None
-
-    def plan(self) -> List[str]:
-        """The run in numbers, a line each: what --compile-only prints."""
-        args, config = self.args, self.model.gpt2.config
-        count = placement.parameter_elements(list(self.model.parameters()))
-        lines = [
-            f"{count:,} parameters; {self.samples_a_call:,} samples, {self.samples_a_call * args.max_len:,} tokens a call; "
-            f"{self.calls_an_epoch:,} calls an epoch, {self.calls:,} calls in all"
-        ]
-        stages = stage_plans(
-            config, args.layers_per_ipu, args.batch_size, args.max_len, args.recompute_checkpoint_layers
-        )
-        return lines + [stage.line(args.optimizer_state_offchip) for stage in stages]
+    def compile(self, input_ids: torch.Tensor, labels: torch.Tensor) -> None:
+        """Compile for such a call. A resumed run continues the random numbers of the checkpoint."""
+        self.executor.compile(input_ids=input_ids, labels=labels)
+        if self._rng_state is not None:
+            self.executor.rng_state = self._rng_state
 
     def compile_only(self) -> None:
         """Trace the model and check its stages, without a device and without data."""
         ids = torch.zeros(1, 1, dtype=torch.int32).expand(self.samples_a_call, self.args.max_len)
         self.executor.compile(input_ids=ids, labels=ids)
+
+    def plan(self) -> list[str]:
+        """The run in numbers, a line each: what --compile-only prints."""
+        calls = f"{self.calls_an_epoch:,} calls an epoch, {self.calls:,} calls in all"
+        return plan_lines(self.model.gpt2.config, self.args, self.samples_a_call) + [calls]
+
+    def save_if_due(self, epoch: int, epoch_ended: bool, last: bool) -> None:
+        """Save the checkpoints that --save-per-steps and --save-per-epochs ask for after this call of `epoch`.
+
+        The `last` call is saved in any case, as step_N if nothing else is due.
+        """
+        args, position = self.args, self.position
+        if not args.save_model_path:
+            return
+        names = []
+        if args.save_per_steps and position.step % args.save_per_steps == 0:
+            names.append(f"step_{position.step}")
+        if epoch_ended and args.save_per_epochs and (epoch + 1) % args.save_per_epochs == 0:
+            names.append(f"epoch_{epoch}")
+        if last and not names:
+            names.append(f"step_{position.step}")
+        for name in names:
+            self._save(Path(args.save_model_path) / name)
+
+    def _save(self, directory: Path) -> None:
+        training_state.save(
+            directory, self.model.gpt2, self.executor, self.optimizer, self.schedule, self.position, self._facts
+        )
+        self.last_checkpoint, self.last_saved_step = directory, self.position.step
+        training_state.prune(directory.parent, self.args.keep_checkpoints, directory)
+        print(f"saved {directory}", flush=True)

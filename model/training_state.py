@@ -4,39 +4,89 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
+import json
 import re
 import shutil
+import tempfile
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any
 
 import poptorch
 import torch
 
+from data.datasets import Samples
 from model.checkpoint import recover_interrupted, save_pretrained, write_atomically
+from model.config import GPT2Config
 from model.gpt2 import GPT2LMHeadModel
 
 STATE_FILE = "training_state.pt"
 _FORMAT = 1
 
+# Flags that decide the course of a run. With dropout the split of a batch does too: it orders the random numbers.
+_DECIDING = (
+    "max_len",
+    "seed",
+    "optimizer",
+    "learning_rate",
+    "weight_decay",
+    "loss_scaling",
+    "lr_schedule",
+    "batch_size",
+    "gradient_accumulation",
+    "device_iterations",
+    "replication_factor",
+)
+
 
 @dataclasses.dataclass
 class Position:
-    """Where a run stands: calls made, the epoch, and the samples of it that were consumed."""
+    """Where a run stands: calls made, the epoch of the next one, and the samples of that epoch that were consumed."""
 
     step: int = 0
     epoch: int = 0
     samples: int = 0
 
+    def advance(self, samples_a_call: int, samples_an_epoch: int) -> None:
+        """One call further. An epoch ends where the samples left do not fill another call."""
+        self.step += 1
+        self.samples += samples_a_call
+        if self.samples + samples_a_call > samples_an_epoch:
+            self.epoch, self.samples = self.epoch + 1, 0
 
-def run_facts(args: argparse.Namespace, num_samples: int, samples_a_call: int) -> Dict[str, Any]:
-    """What must be the same for a resumed run to be the run it resumes, by flag."""
-    return {
-        "--train-path": f"{num_samples} training samples",
-        "--max-len": args.max_len,
-        "--seed": args.seed,
-        "--optimizer": args.optimizer,
-        "--batch-size x --gradient-accumulation x --device-iterations x --replication-factor": samples_a_call,
-    }
+
+def prepare_folder(folder: Path) -> None:
+    """Make the folder for checkpoints and try it out, before hours of training do. Raises ValueError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=str(folder)).close()
+    except OSError as error:
+        raise ValueError(
+            f"--save-model-path {folder}: checkpoints cannot be written there ({error.strerror}); name another folder"
+        ) from error
+
+
+def run_facts(
+    args: argparse.Namespace, config: GPT2Config, samples: Samples, warmup_steps: int, decay_steps: int
+) -> dict[str, Any]:
+    """What must be the same for a resumed run to be the run it resumes, by flag, as plain values.
+
+    Placement, recomputation and serialisation are left out: they change no result.
+    """
+    facts: dict[str, Any] = {"--train-path": f"{samples.summary()}, {fingerprint(samples)}"}
+    for dest in _DECIDING:
+        facts["--" + dest.replace("_", "-")] = getattr(args, dest)
+    facts["--lr-warmup-steps"] = warmup_steps
+    facts["--lr-decay-steps"] = None if args.lr_schedule == "constant" else decay_steps
+    facts["the model's configuration"] = json.dumps(dataclasses.asdict(config), sort_keys=True)
+    return facts
+
+
+def fingerprint(samples: Samples) -> str:
+    """A hash of up to 64 samples spread over the data, so that another corpus of the same size is told apart."""
+    count = min(64, len(samples))
+    inputs, labels = samples.__getitems__([len(samples) * i // count for i in range(count)])
+    return hashlib.sha256(inputs.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()[:16]
 
 
 def save(
@@ -46,13 +96,13 @@ def save(
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LambdaLR,
     position: Position,
-    facts: Dict[str, Any],
+    facts: dict[str, Any],
 ) -> None:
     """Write a checkpoint to `directory`, whole or not at all."""
     state = {
         "format": _FORMAT,
         "optimizer": optimizer.state_dict(),
-        "schedule": {"last_epoch": schedule.last_epoch, "last_lr": schedule.get_last_lr()},
+        "schedule": schedule.state_dict(),
         "rng_state": torch.tensor(executor.rng_state, dtype=torch.int64),
         "position": dataclasses.asdict(position),
         "facts": facts,
@@ -62,14 +112,14 @@ def save(
         torch.save(state, temporary / STATE_FILE)
 
 
-def read(directory: Path) -> Dict[str, Any]:
-    """The training state of a checkpoint. Raises ValueError naming the file if there is none, or none that can be read."""
+def read(directory: Path) -> dict[str, Any]:
+    """The training state of a checkpoint. Raises ValueError naming the file if it is not there or cannot be read."""
     recover_interrupted(directory)
     path = directory / STATE_FILE
     if not path.is_file():
         raise ValueError(
-            f"--resume-training-from-checkpoint: {path} does not exist, so there is nothing to resume. Name a step_N or "
-            "epoch_N folder that train_gpt2.py wrote in --pretrained-checkpoint, or leave the flag out to start from "
+            f"--resume-training-from-checkpoint: {path} does not exist, so there is nothing to resume. Name a step_N "
+            "or epoch_N folder that train_gpt2.py wrote in --pretrained-checkpoint, or leave the flag out to start from "
             "its weights."
         )
     try:
@@ -83,38 +133,40 @@ def read(directory: Path) -> Dict[str, Any]:
     return state
 
 
-def check_facts(state: Dict[str, Any], facts: Dict[str, Any]) -> None:
+def check_facts(state: dict[str, Any], facts: dict[str, Any]) -> None:
     """Raises ValueError listing every flag that makes this another run than the saved one."""
+    saved = state["facts"]
     different = [
-        f"{flag}: {state['facts'].get(flag)} in the checkpoint, {value} now"
+        f"{flag}: {saved.get(flag)} in the checkpoint, {value} now"
         for flag, value in facts.items()
-        if state["facts"].get(flag) != value
+        if saved.get(flag) != value
     ]
     if different:
         raise ValueError(
-            "--resume-training-from-checkpoint continues a run exactly, but this is another one: "
+            "--resume-training-from-checkpoint continues a run exactly, but this is another one (what follows from "
+            "--epochs and --training-steps may be given by hand): "
             + "; ".join(different)
             + ". Use the flags of that run, or leave the flag out to start a new one from its weights."
         )
 
 
 def restore(
-    state: Dict[str, Any], optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LambdaLR
+    state: dict[str, Any], optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LambdaLR
 ) -> Position:
     """Give optimizer and schedule their state back (before the executor is made) and return the position."""
     optimizer.load_state_dict(state["optimizer"])
-    schedule.last_epoch = state["schedule"]["last_epoch"]
-    schedule._last_lr = list(state["schedule"]["last_lr"])
+    schedule.load_state_dict(state["schedule"])
     return Position(**state["position"])
 
 
-def prune(save_path: Path, keep: int, current: Path) -> List[Path]:
-    """Delete all but the newest `keep` checkpoints of `save_path` (0 keeps all); `current` always stays."""
+def prune(folder: Path, keep: int, current: Path) -> list[Path]:
+    """Delete all but the newest `keep` checkpoints of `folder` (0 keeps all); `current` always stays."""
     if keep <= 0:
         return []
-    found = [path for path in save_path.iterdir() if re.fullmatch(r"(step|epoch)_\d+", path.name)]
-    old = sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)[keep:]
-    old = [path for path in old if path != current]
-    for path in old:
-        shutil.rmtree(path)
+    for left in folder.glob(".*.pruned"):  # by a run that was killed here
+        shutil.rmtree(left)
+    found = [path for path in folder.iterdir() if re.fullmatch(r"(step|epoch)_\d+", path.name) and path != current]
+    old = sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True)[keep - 1 :]
+    for path in old:  # under a name that says so while it is half there
+        shutil.rmtree(path.rename(path.with_name(f".{path.name}.pruned")))
     return old

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any, Optional
+from typing import Any
 
 import poptorch
 import torch
@@ -26,8 +25,8 @@ class Validator:
         self.rows = batch_size * options.device_iterations * options.replication_factor
         self._executor = poptorch.inferenceModel(model, options)
 
-    def loss(self) -> Optional[float]:
-        """Mean cross-entropy in nats over all labels of all samples; None without a single label."""
+    def loss(self) -> float:
+        """Mean cross-entropy in nats over all labels of all samples, of which there is at least one."""
         total, labels = 0.0, 0
         for start in range(0, len(self.samples), self.rows):
             indices = list(range(start, min(start + self.rows, len(self.samples))))
@@ -37,7 +36,7 @@ class Validator:
             counts = (targets != IGNORED).reshape(losses.numel(), -1).sum(dim=1)
             total += float((losses.double().reshape(-1) * counts).sum())
             labels += int(counts.sum())
-        return total / labels if labels else None
+        return total / labels
 
     def _padded(self, batch: Any) -> Any:
         """The last batch filled up with rows that have no labels."""
@@ -50,8 +49,3 @@ class Validator:
             torch.cat([inputs, inputs.new_zeros(missing, length)]),
             torch.cat([targets, targets.new_full((missing, length), IGNORED)]),
         )
-
-
-def perplexity(loss: float) -> float:
-    """exp(loss), infinity where that overflows."""
-    return math.exp(loss) if loss < 700.0 else math.inf

@@ -261,7 +261,7 @@ class LAMB(Optimizer, torch.optim.Optimizer):
             state.update(step=0, exp_avg=torch.zeros_like(param), exp_avg_sq=torch.zeros_like(param))
         state["step"] += 1
         m, v = [state["exp_avg"]], [state["exp_avg_sq"]]
-        update_rules.lamb_moments([param.grad.clone()], m, v, values, None)
+        update_rules.lamb_moments([param.grad], m, v, values, None)
         x = update_rules.lamb_direction([param], m, v, values, state["step"], self.bias_correction)
         norms = [torch.linalg.vector_norm(each).reshape(1) for each in (param, x[0])]
         trust = update_rules.lamb_trust(*norms, values.max_weight_norm)

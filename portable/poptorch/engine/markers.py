@@ -28,5 +28,6 @@ CHECKPOINT = _define("checkpoint(Tensor x) -> ()")
 # The body of a loop lies between the two, `inputs` being the body's arguments and `outputs` its results.
 BEGIN_LOOP = _define("begin_loop(int loop, int count, Tensor[] inputs) -> ()")
 END_LOOP = _define("end_loop(int loop, Tensor[] outputs) -> ()")
-
-ALL = frozenset({BEGIN_BLOCK, MARK_LOSS, CHECKPOINT, BEGIN_LOOP, END_LOOP})
+# A torch.autograd.Function's forward lies between the two; `function` is its position in TraceContext.functions.
+BEGIN_FUNCTION = _define("begin_function(int function, Tensor[] inputs) -> ()")
+END_FUNCTION = _define("end_function(int function, Tensor[] outputs) -> ()")

@@ -15,11 +15,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch._subclasses import FakeTensor
 from torch.export.graph_signature import InputKind
 from torch.overrides import TorchFunctionMode
 
 from ..poptorch_core import createPoptorchError
-from . import markers
+from . import functions, markers
 
 # torch functions that are a loss by themselves (spec section 4).
 LOSS_FUNCTIONS = frozenset(
@@ -45,7 +46,12 @@ LOSS_FUNCTIONS = frozenset(
 # torch wants int64 indices here, while on the device every integer has at most 32 bits.
 _LONG_INDEX = {F.cross_entropy: 1, F.nll_loss: 1, F.one_hot: 0, torch.take_along_dim: 1}
 # Parameters take the type of the activation (spec section 14).
-_ACTIVATION_TYPED = frozenset({F.linear, F.conv1d, F.conv2d, F.conv3d, F.layer_norm, F.group_norm})
+_ACTIVATION_TYPED = {  # function: position of the activation
+    **dict.fromkeys((F.linear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d), 0),
+    **dict.fromkeys((F.conv_transpose3d, F.layer_norm, F.group_norm), 0),
+    **dict.fromkeys((torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.mm, torch.bmm), 0),
+    **dict.fromkeys((torch.addmm, torch.baddbmm), 1),
+}
 # A value that only the device knows cannot steer Python.
 _HOST_VALUES = {
     torch.Tensor.item: "item()",
@@ -54,8 +60,13 @@ _HOST_VALUES = {
     torch.Tensor.__bool__: "bool()",
     torch.Tensor.__int__: "int()",
     torch.Tensor.__float__: "float()",
-    torch.Tensor.__index__: "an index()",
+    torch.Tensor.__index__: "an index",
 }
+# What may be asked of a tensor anywhere: nothing is computed.
+_METADATA = frozenset({torch.Tensor.size, torch.Tensor.dim, torch.Tensor.numel, torch.Tensor.stride})
+_METADATA |= {torch.Tensor.is_floating_point, torch.Tensor.__len__, torch.Tensor.storage_offset, torch.is_tensor}
+# A host tensor becomes one of the device's by these.
+_MOVES = frozenset({torch.Tensor.to, torch.Tensor.type_as, torch.as_tensor, torch.tensor})
 
 
 @dataclasses.dataclass
@@ -65,6 +76,7 @@ class TraceContext:
     training: bool
     blocks: Any  # contract: poptorch.blocks.BlockTracker
     loops: int = 0  # numbers given to loops so far
+    functions: list[Any] = dataclasses.field(default_factory=list)  # torch.autograd.Functions met, in order
 
 
 _active: TraceContext | None = None
@@ -128,18 +140,32 @@ class _ProgramMode(TorchFunctionMode):
                 f"{_HOST_VALUES[func]} of a tensor was asked for in forward(), but the value is only known when the "
                 "compiled program runs. Use tensor operations (torch.where, poptorch.cond) instead."
             )
-        self._context.blocks.check_active(func)
+        if func is torch._C._set_grad_enabled:
+            # torch.no_grad() in forward(): recorded it would become a submodule, out of reach of blocks and losses.
+            with torch._C.DisableTorchFunction():
+                return func(*args, **kwargs)
+        if getattr(func, "__name__", "") == "__get__" or func in _METADATA:
+            return func(*args, **kwargs)
+        if isinstance(func, torch._ops.OpOverload):  # a step of tracing itself, or a native operator
+            return func(*args, **kwargs)
+        result = self._call(func, args, kwargs)
+        return result if torch.is_grad_enabled() else _detached(result, args)
+
+    def _call(self, func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        self._context.blocks.check_active()
+        if func not in _MOVES:
+            _check_on_device(func, args, kwargs)
         args = tuple(_host_device(value) for value in args)
         if "device" in kwargs:
             kwargs["device"] = _host_device(kwargs["device"])
         if func in _LONG_INDEX:
             args, kwargs = _with_long_index(_LONG_INDEX[func], args, kwargs)
-        elif func in _ACTIVATION_TYPED and args:
-            args, kwargs = _with_activation_type(args, kwargs)
+        elif func in _ACTIVATION_TYPED and len(args) > _ACTIVATION_TYPED[func]:
+            args, kwargs = _with_activation_type(args[_ACTIVATION_TYPED[func]], args, kwargs)
         if func in LOSS_FUNCTIONS:
             if func in (F.nll_loss, F.cross_entropy) and (kwargs.get("weight") is not None or _weight(args)):
                 raise createPoptorchError(f"The class weights of {func.__name__} are not supported by PopTorch.")
-            result = func(*args, **kwargs)
+            result = functions.ctc_loss(*args, **kwargs) if func is F.ctc_loss else func(*args, **kwargs)
             markers.MARK_LOSS(result, str(kwargs.get("reduction", "mean")))
             return result
         return func(*args, **kwargs)
@@ -149,11 +175,31 @@ def _weight(args: tuple) -> bool:
     return len(args) > 2 and args[2] is not None
 
 
+def _check_on_device(func: Callable, args: tuple, kwargs: dict[str, Any]) -> None:
+    for value in torch.utils._pytree.tree_leaves((args, kwargs)):
+        if isinstance(value, torch.Tensor) and not isinstance(value, FakeTensor):
+            raise createPoptorchError(
+                f"Expected an IPU tensor but got tensor(device=cpu) of shape {tuple(value.shape)} in "
+                f"{getattr(func, '__name__', func)}. A tensor that forward() takes from outside the model is not on "
+                'the device: pass it as an input, register it as a buffer, or move it with .to("ipu").'
+            )
+
+
+def _detached(result: Any, args: tuple) -> Any:
+    """What was computed under torch.no_grad() passes no gradient on; what was changed in place stays the same tensor."""
+    inputs = {id(value) for value in torch.utils._pytree.tree_leaves(args)}
+
+    def detach(value: Any) -> Any:
+        return value.detach() if isinstance(value, torch.Tensor) and id(value) not in inputs else value
+
+    return torch.utils._pytree.tree_map(detach, result)
+
+
 def _host_device(value: Any) -> Any:
     """`device="ipu"` as user programs write it; the engine moves the graph to its device later."""
     if isinstance(value, str) and (value == "ipu" or value.startswith("ipu:")):
         return "cpu"
-    return value
+    return torch.device("cpu") if isinstance(value, torch.device) and value.type == "ipu" else value
 
 
 def _with_long_index(position: int, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
@@ -166,8 +212,8 @@ def _with_long_index(position: int, args: tuple, kwargs: dict) -> tuple[tuple, d
     return args, {key: long(value) if key in ("target", "tensor", "indices") else value for key, value in kwargs.items()}
 
 
-def _with_activation_type(args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    dtype = args[0].dtype if isinstance(args[0], torch.Tensor) else None
+def _with_activation_type(activation: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    dtype = activation.dtype if isinstance(activation, torch.Tensor) else None
     if dtype not in (torch.float16, torch.float32, torch.bfloat16):
         return args, kwargs
 
@@ -175,7 +221,7 @@ def _with_activation_type(args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         other = isinstance(value, torch.Tensor) and value.is_floating_point() and value.dtype != dtype
         return value.to(dtype) if other else value
 
-    return args[:1] + tuple(cast(value) for value in args[1:]), {key: cast(value) for key, value in kwargs.items()}
+    return tuple(cast(value) for value in args), {key: cast(value) for key, value in kwargs.items()}
 
 
 class _Entry(torch.nn.Module):
@@ -190,10 +236,10 @@ class _Entry(torch.nn.Module):
     def forward(self, *leaves: torch.Tensor) -> tuple[torch.Tensor, ...]:
         # Callables of module attributes may not keep state across export (it rolls attributes back), so `_call`
         # writes what it learns into its own closure.
-        before = dict(self.model.named_buffers())
-        with _ProgramMode(self._context):
+        before = _tensors(self.model)
+        with _ProgramMode(self._context), functions.recorded(self._context.functions):
             outputs = tuple(self._call(self.model, list(leaves)))
-        _check_buffers(self.model, before)
+        _check_not_reassigned(self.model, before)
         return outputs
 
 
@@ -243,15 +289,28 @@ def trace(
     return _lifted(exported, model)
 
 
-def _check_buffers(model: torch.nn.Module, before: dict[str, torch.Tensor]) -> None:
+def _tensors(model: torch.nn.Module) -> dict[str, tuple[str, torch.Tensor]]:
+    """{name: (kind, tensor)} of what forward() may not reassign; BatchNorm's statistics are its own affair."""
+    found = {}
+    for prefix, module in model.named_modules():
+        if isinstance(module, torch.nn.modules.batchnorm._NormBase):
+            continue
+        for kind, members in (("Parameter", module._parameters), ("Buffer", module._buffers)):
+            for name, tensor in members.items():
+                if tensor is not None:
+                    found[f"{prefix}.{name}" if prefix else name] = (kind, tensor)
+    return found
+
+
+def _check_not_reassigned(model: torch.nn.Module, before: dict[str, tuple[str, torch.Tensor]]) -> None:
     """Export would turn `self.buffer = …` silently into a copy: refuse it, as the contract does (section 9)."""
-    after = dict(model.named_buffers())
-    for name, buffer in before.items():
+    after = _tensors(model)
+    for name, (kind, tensor) in before.items():
         if name not in after:
-            raise createPoptorchError(f"Buffer {name} is removed from the model when calling the forward method.")
-        if after[name] is not buffer:
+            raise createPoptorchError(f"{kind} {name} is removed from the model when calling the forward method.")
+        if after[name][1] is not tensor:
             raise createPoptorchError(
-                f"Buffer {name} is reassigned within the model when calling the forward method. This is not "
+                f"{kind} {name} is reassigned within the model when calling the forward method. This is not "
                 f"supported. Consider using self.{name}.copy_(src) to copy data from a source tensor, where src is "
                 "the name of the source tensor."
             )
@@ -277,6 +336,9 @@ def _lifted(exported: torch.export.ExportedProgram, model: torch.nn.Module) -> T
     for node in list(graph.nodes):
         if node.target is torch.ops.aten._assert_tensor_metadata.default:
             graph.erase_node(node)
+        elif node.op == "get_attr":  # the body of a higher-order operator
+            user = next(iter(node.users), node)
+            raise createPoptorchError(f"forward() uses {user.target}, which cannot be compiled: remove it.")
     dtypes = [node.meta["val"].dtype for node in graph.output_node().args[0]]
     host_buffers = dict(model.named_buffers(remove_duplicate=False))
     values = {placeholder: host_buffers[name].detach() for placeholder, name in buffers.items()}

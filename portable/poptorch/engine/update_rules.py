@@ -92,7 +92,7 @@ def rmsprop(
         denominators = torch._foreach_addcmul(squares, means, means, value=-1.0)
         torch._foreach_clamp_min_(denominators, 0.0)  # a variance; rounding may leave it just below 0
     else:
-        denominators = torch._foreach_clone(squares)
+        denominators = [each.clone() for each in squares]
     if tf_variant:
         torch._foreach_add_(denominators, values.eps)
         torch._foreach_sqrt_(denominators)
@@ -108,7 +108,7 @@ def rmsprop(
 
 
 def lamb_moments(grads: Tensors, m: Tensors, v: Tensors, values: LAMBValues, divisor: torch.Tensor | None) -> None:
-    """m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2."""
+    """m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2. Without `divisor` the gradients stay as they are."""
     _divide(grads, divisor)
     torch._foreach_lerp_(m, grads, 1.0 - values.beta1)
     torch._foreach_mul_(v, values.beta2)

@@ -1,0 +1,188 @@
+"""The processes of train_step.py: each makes one step whenever its standard input asks for it.
+
+Requests, a line each: "step" -> {"seconds"}, "product" -> {"gflops"}, "memory" -> {"peak_gb", "loss"}.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any, Callable, Dict
+
+LOSS_SCALING = 1024.0
+RATE = 1e-4
+
+
+def our_step(settings: Dict[str, Any]) -> Callable[[], float]:
+    """The application's model and loss through poptorch.trainingModel."""
+    import poptorch
+    import torch
+
+    from model.config import GPT2Config
+    from model.gpt2 import GPT2LMHeadModel
+    from model.pretraining import PretrainingModel
+
+    vocabulary = settings["vocabulary"]
+    config = GPT2Config(
+        vocab_size=-(-vocabulary // 16) * 16,
+        real_vocab_size=vocabulary,
+        n_positions=settings["length"],
+        n_embd=settings["width"],
+        n_layer=settings["layers"],
+        n_head=settings["heads"],
+        resid_pdrop=settings["dropout"],
+        embd_pdrop=settings["dropout"],
+        attn_pdrop=settings["dropout"],
+        activation_function="gelu_new",
+    )
+    model = PretrainingModel(GPT2LMHeadModel(config)).train()
+    states = {}
+    if settings["half"]:
+        model.half()
+        states = dict(loss_scaling=LOSS_SCALING, accum_type=torch.float16, first_order_momentum_accum_type=torch.float16)
+    options = poptorch.Options()
+    options.randomSeed(0)
+    if settings["half"]:
+        options.Precision.enableStochasticRounding(True)
+    optimizer = poptorch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.01, **states)
+    training = poptorch.trainingModel(model, options, optimizer)
+    ids, labels = _batch(settings)
+
+    def step() -> float:
+        loss, _ = training(ids, labels)
+        return float(loss)
+
+    return step
+
+
+def transformers_step(settings: Dict[str, Any]) -> Callable[[], float]:
+    """GPT2LMHeadModel with scaled_dot_product_attention, its own loss and torch's fused AdamW."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(
+        vocab_size=settings["vocabulary"],
+        n_positions=settings["length"],
+        n_embd=settings["width"],
+        n_layer=settings["layers"],
+        n_head=settings["heads"],
+        resid_pdrop=settings["dropout"],
+        embd_pdrop=settings["dropout"],
+        attn_pdrop=settings["dropout"],
+        use_cache=False,
+        attn_implementation="sdpa",
+    )
+    device = settings["device"]
+    model = GPT2LMHeadModel(config).train().to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.01, fused=True)
+    scaler = torch.amp.GradScaler(device, enabled=settings["half"])
+    ids, labels = (tensor.to(device).long() for tensor in _batch(settings))
+
+    def step() -> float:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(device, torch.float16, enabled=settings["half"]):
+            # The labels are shifted already, as ours are.
+            loss = model(input_ids=ids, labels=labels, shift_labels=labels).loss
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        return float(loss.detach())
+
+    return step
+
+
+def _batch(settings: Dict[str, Any]) -> Any:
+    """Two (B, T) int32 tensors: random ids, and each one's successor."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    shape = (settings["batch"], settings["length"] + 1)
+    ids = torch.randint(settings["vocabulary"], shape, generator=generator, dtype=torch.int32)
+    return ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
+
+
+def product_speed(device: str, half: bool) -> float:
+    """GFLOP/s of a square matrix product, the best of five."""
+    import torch
+
+    size = 8192 if device == "cuda" else 2048
+    dtype = torch.float16 if half else torch.float32
+    left, right = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
+    best = float("inf")
+    for _ in range(5):
+        _wait(device)
+        start = time.perf_counter()
+        torch.mm(left, right)
+        _wait(device)
+        best = min(best, time.perf_counter() - start)
+    return 2.0 * size**3 / best / 1e9
+
+
+def _wait(device: str) -> None:
+    import torch
+
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def peak_memory_gb(device: str) -> float:
+    """The largest resident memory of this process, or what torch had allocated on the GPU, in 10^9 bytes."""
+    import torch
+
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e9
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9
+
+
+def hardware(device: str) -> str:
+    """The processor's or the GPU's name."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.get_device_name()
+    name = platform.processor() or platform.machine()
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        for line in information.read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.split(":", 1)[1].strip()
+                break
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def serve(side: str, settings: Dict[str, Any]) -> None:
+    """Answer requests until the input ends."""
+    # Whatever the libraries print goes to the errors' stream: the answers stand alone.
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    import torch
+
+    torch.set_num_threads(settings["threads"])
+    torch.manual_seed(0)
+    device = settings["device"]
+    step = {"ours": our_step, "transformers": transformers_step}[side](settings)
+    loss = float("nan")
+    for line in sys.stdin:
+        request = line.strip()
+        if request == "step":
+            _wait(device)
+            start = time.perf_counter()
+            loss = step()
+            _wait(device)
+            answer = {"seconds": time.perf_counter() - start}
+        elif request == "product":
+            answer = {"gflops": product_speed(device, settings["half"])}
+        else:
+            answer = {"peak_gb": peak_memory_gb(device), "loss": loss}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    serve(sys.argv[1], json.loads(sys.argv[2]))

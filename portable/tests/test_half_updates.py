@@ -1,0 +1,100 @@
+"""Optimizer steps with half weights, half gradients and half states."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from optimizer_reference import SHAPES, Reference, assert_close, device_optimizer, gradients, parameters
+
+from poptorch import optim
+
+
+def half_adamw(host, **more):
+    types = {
+        "accum_type": torch.float16,
+        "first_order_momentum_accum_type": torch.float16,
+        "second_order_momentum_accum_type": torch.float32,
+    }
+    return optim.AdamW(host.values(), lr=0.01, weight_decay=0.1, eps=1e-6, loss_scaling=64.0, **types, **more)
+
+
+def test_half_states_are_kept_in_half():
+    host = parameters()
+    made, device = device_optimizer(half_adamw(host), host)
+    numbers = {"lr": 0.01, "betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0.1}
+    reference = Reference("AdamW", host, dict.fromkeys(host, numbers), loss_scaling=64.0)
+    for step in range(5):
+        grads = gradients(step, 64.0, torch.float16)
+        reference.step(grads)
+        made.step(grads)
+    assert all(made.accum_dtype(name) == torch.float16 for name in host)
+    state = made.state_dict()["ipu_state"]
+    assert state["Accl1___a"].dtype == torch.float16 and state["Accl2___a"].dtype == torch.float32
+    # Only the stored first moment is rounded (relative 2^-11), so updates differ by a few thousandths of lr.
+    assert_close(device, reference, rtol=0, atol=5e-4 * 0.05)
+    torch.testing.assert_close(state["Accl1___a"].double(), reference.memory["a"][0], rtol=2e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("cls", [optim.SGD, optim.Adam, optim.AdamW, optim.LAMB, optim.RMSprop])
+def test_model_half_means_half_accumulators_unless_asked(cls):
+    for dtype, asked, expected in [
+        (torch.float16, None, torch.float16),
+        (torch.float16, torch.float32, torch.float32),
+        (torch.float32, None, torch.float32),
+        (torch.float32, torch.float16, torch.float16),
+    ]:
+        host = parameters(dtype=dtype)
+        made, _ = device_optimizer(cls(host.values(), lr=0.1, accum_type=asked), host)
+        assert {made.accum_dtype(name) for name in host} == {expected}
+
+
+def test_half_weights_rounded_to_nearest_lose_small_updates_and_stochastically_keep_them():
+    count, steps = 4096, 32
+    host = {"w": torch.nn.Parameter(torch.ones(count, dtype=torch.float16))}
+    update = 2.0**-14  # an eighth of the distance to the next number below 1, 2^-11
+    means = {}
+    for rounding in (False, True):
+        made, device = device_optimizer(torch.optim.SGD(host.values(), lr=update), host, rounding=rounding)
+        assert device["w"].dtype == torch.float16
+        for _ in range(steps):
+            made.step({"w": torch.ones(count, dtype=torch.float16)})
+        means[rounding] = float(device["w"].double().mean())
+    assert means[False] == 1.0
+    # Each step adds a variance of at most (2^-11)^2 / 4 per element.
+    deviation = 2.0**-12 * math.sqrt(steps / count)
+    assert abs(means[True] - (1 - steps * update)) < 5 * deviation
+
+
+def test_float32_masters_of_a_half_program_are_not_rounded():
+    host = parameters(dtype=torch.float16)
+    masters = {name: param.detach().float() for name, param in host.items()}
+    before = {name: master.clone() for name, master in masters.items()}
+    made, _ = device_optimizer(torch.optim.SGD(host.values(), lr=1.0), host, masters, rounding=True)
+    made.step({name: torch.full(shape, 2.0**-10, dtype=torch.float16) for name, shape in SHAPES.items()})
+    for name, master in masters.items():
+        assert torch.equal(master, before[name] - 2.0**-10)
+
+
+def test_half_gradients_are_clipped_by_a_norm_that_does_not_overflow():
+    host = {"w": torch.nn.Parameter(torch.zeros(10_000))}
+    made, device = device_optimizer(optim.SGD(host.values(), lr=1.0, accum_type=torch.float16, max_grad_norm=1.0), host)
+    made.step({"w": torch.full((10_000,), 60000.0, dtype=torch.float16)})
+    torch.testing.assert_close(device["w"], torch.full((10_000,), -0.01))
+
+
+@pytest.mark.parametrize("combined", [False, True])
+def test_half_velocity_does_not_underflow(combined):
+    """Velocities below float16's smallest number survive because they are stored scaled."""
+    host = {"w": torch.nn.Parameter(torch.zeros(8, dtype=torch.float16 if combined else torch.float32))}
+    more = {"use_combined_accum": True, "velocity_scaling": 1024.0} if combined else {}
+    more.update({} if combined else {"velocity_accum_type": torch.float16})
+    masters = {"w": torch.zeros(8)}
+    optimizer = optim.SGD(host.values(), lr=1.0, momentum=0.5, loss_scaling=1024.0, **more)
+    made, _ = device_optimizer(optimizer, host, masters)
+    key = "Accl___w" if combined else "Accl1___w"
+    for _ in range(2):
+        made.step({"w": torch.full((8,), 2.0**-26 * 1024, dtype=made.accum_dtype("w"))})
+    assert made.state_dict()["ipu_state"][key].dtype == torch.float16
+    assert torch.equal(masters["w"], torch.full((8,), -(2.0**-26) * (1 + 1.5)))
