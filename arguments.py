@@ -366,6 +366,9 @@ def parse_generate_args(argv: Sequence[str] | None = None) -> argparse.Namespace
     check_checkpoint_source(problems, "model_name_or_path")
     if args.tokenizer_type == 1:
         problems.add("tokenizer_type", "Megatron's vocabulary files are not available yet; use 0")
+    for dest in ("batch_size", "device_iterations"):
+        if problems.sound(dest) and getattr(args, dest) != 1:
+            problems.add(dest, "one prompt at a time is all that is available yet; use 1")
     if args.poptorch_loop:
         problems.add("poptorch_loop", "not available yet; leave it out")
         if not args.single_ipu:

@@ -1,6 +1,6 @@
 """Text generation with GPT-2 and PopTorch: an interactive prompt, or one continuation of --prompt.
 
-    python text_generate_gpt2.py --model-name-or-path CHECKPOINT --prompt "My name is" --output-len 64
+python text_generate_gpt2.py --model-name-or-path CHECKPOINT --prompt "My name is" --output-len 64
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import argparse
 import sys
 import time
 from pathlib import Path
-from typing import Any, List
+from typing import Any
 
 from arguments import parse_generate_args
 from model.argument_checks import refuse
@@ -43,12 +43,27 @@ class TextGenerator:
             raise ValueError(f"--layers-per-ipu {layers[0]}: the checkpoint has {config.n_layer} layers")
         place(gpt2, layers, training=False)
         self.window = min(config.n_positions, args.input_len + args.output_len)
+        self.stop_id = self._stop_id()
         options = poptorch.Options()
+        if args.matmul_proportion:
+            options.setAvailableMemoryProportion({"IPU0": args.matmul_proportion[0]})
         options.setExecutionStrategy(poptorch.ShardedExecution(poptorch.AutoStage.AutoIncrement))
         model = NextTokenModel(gpt2).eval()
         self.executor = poptorch.inferenceModel(model.half() if args.fp16 else model.float(), options)
 
-    def encode(self, text: str) -> List[int]:
+    def _stop_id(self) -> int:
+        from tokenizer import EOT
+
+        if self.args.stop_token == EOT:
+            return self.tokenizer.eot_id
+        ids = self.tokenizer.encode(self.args.stop_token)
+        if len(ids) != 1:
+            raise ValueError(
+                f"--stop-token {self.args.stop_token!r} is {len(ids)} tokens; give one that is a single one"
+            )
+        return ids[0]
+
+    def encode(self, text: str) -> list[int]:
         """The prompt's token ids. Raises ValueError for an empty or too long one."""
         ids = self.tokenizer.encode(text)
         longest = min(self.args.input_len, self.window)
@@ -66,7 +81,7 @@ class TextGenerator:
 
         args, prompt = self.args, self.encode(text)
         generator = torch.Generator().manual_seed(args.seed)
-        tokens: List[int] = []
+        tokens: list[int] = []
         shown = text
         print(text, end="", flush=True)
         start = time.perf_counter()
@@ -75,7 +90,7 @@ class TextGenerator:
             prompt,
             args.output_len,
             self.window,
-            self.tokenizer.eot_id,
+            self.stop_id,
             args.temperature,
             args.topk,
             args.repetition_penalty,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Iterator, List
+from typing import Iterator
 
 import poptorch
 import torch
@@ -27,7 +27,7 @@ class NextTokenModel(nn.Module):
 
 def choose_token(
     logits: Tensor,
-    seen: List[int],
+    seen: list[int],
     temperature: float,
     top_k: int,
     repetition_penalty: float,
@@ -57,16 +57,16 @@ def choose_token(
 
 def generate(
     executor: poptorch.PoplarExecutor,
-    prompt: List[int],
+    prompt: list[int],
     length: int,
     window: int,
-    eot_id: int,
+    stop_id: int,
     temperature: float,
     top_k: int,
     repetition_penalty: float,
     generator: torch.Generator,
 ) -> Iterator[int]:
-    """Yield up to `length` token ids that continue `prompt`, ending before `eot_id`.
+    """Yield up to `length` token ids that continue `prompt`, ending before `stop_id`.
 
     The whole text is encoded again for every token (T = `window`). When it outgrows the window, its last
     window / 2 tokens are taken as the context and generation goes on.
@@ -79,7 +79,7 @@ def generate(
         ids[0, : len(context)] = torch.tensor(context, dtype=torch.int32)
         logits = executor(ids, torch.tensor([len(context) - 1], dtype=torch.int32))[0]
         token = choose_token(logits, seen, temperature, top_k, repetition_penalty, generator)
-        if token == eot_id:
+        if token == stop_id:
             return
         context.append(token)
         seen.append(token)

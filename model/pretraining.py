@@ -38,23 +38,19 @@ class PretrainingModel(nn.Module):
         hidden = self.gpt2.transformer(input_ids)  # (B, T, C)
         length = input_ids.shape[1]
         step = self.serialized_seq_len or length
-        loss = torch.zeros((), dtype=torch.float32)
-        correct = torch.zeros((), dtype=torch.float32)
-        for start in range(0, length, step):
-            part = slice(start, start + step)
-            part_loss, part_correct = self._part(hidden[:, part], labels[:, part])
-            loss = loss + part_loss
-            correct = correct + part_correct
+        parts = [self._part(hidden, labels, slice(start, start + step)) for start in range(0, length, step)]
+        losses, corrects = zip(*parts)
         # A micro-batch may be all padding: its loss is then 0 and not 0 / 0.
         count = (labels != IGNORED).float().sum().clamp(min=1.0)
-        return poptorch.identity_loss(loss / count, reduction="none"), correct / count
+        loss = sum(losses[1:], losses[0]) / count
+        return poptorch.identity_loss(loss, reduction="none"), sum(corrects[1:], corrects[0]) / count
 
-    def _part(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Summed loss and number of right predictions: (B, t, C), (B, t) -> two scalars in float32."""
-        logits = self.gpt2.lm_head(hidden)  # (B, t, V)
+    def _part(self, hidden: Tensor, labels: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+        """Summed loss and number of right predictions at these positions: two scalars in float32."""
+        logits = self.gpt2.lm_head(hidden[:, part])  # (B, t, V)
         if self.remap:
             logits = remap_logits(logits)
-        target = labels.reshape(-1)
+        target = labels[:, part].reshape(-1)  # after the head, so that labels go to its IPU and to no other
         rows = logits.reshape(target.shape[0], -1)
         # Half logits are summed up as float32: exp and sum over 50,272 entries need the range.
         loss = F.cross_entropy(rows.float(), target, ignore_index=IGNORED, reduction="sum")

@@ -40,10 +40,11 @@ class BlockTracker:
         """Leave a `with` block: from here on no block is active, not even an outer one."""
         self._closed = True
 
-    def check_active(self, func: Callable) -> None:
-        """An operation outside every block, in a model that has blocks, is refused."""
-        if self._closed and not getattr(func, "__name__", "").startswith("__get"):
+    def check_active(self) -> None:
+        """Refuse an operation outside every block, in a model that has blocks."""
+        if self._closed:
             raise createPoptorchError("No active Block, all the ops must belong to a Block")
+
     def _ipu(self, block_id: str, ipu_id: int | None) -> int:
         auto = self._strategy.auto_stage
         if auto is AutoStage.SameAsIpu and ipu_id is None:

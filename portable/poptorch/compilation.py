@@ -6,8 +6,9 @@ import dataclasses
 from typing import Any
 
 import torch
+from torch._subclasses import FakeTensor
 
-from . import passes
+from . import notices, passes
 from .blocks import BlockTracker
 from .device.policy import Policy
 from .engine import tracing
@@ -15,13 +16,13 @@ from .engine.losses import erase_marks, find_loss
 from .engine.regions import extract_loops
 from .engine.runner import Counts
 from .engine.stages import Program, build_program, ipu_switches
+from .enums import OutputMode
 from .options import Options
 from .poptorch_core import createPoptorchError
 from .signature import BoundCall, split_sizes
 from .structure import Structure
 
 MAX_IPUS = 64  # of one process
-_CPU_OUTPUT = "Output expected to be on the IPU but is on cpu"
 
 
 @dataclasses.dataclass
@@ -38,12 +39,25 @@ class Compiled:
         """Bind a call's arguments and check them against the compiled ones."""
         call = BoundCall(model, args, kwargs)
         call.check_against(self.call, self.counts.fed, self.micro_batch)
-        call.leaves = [leaf.detach() for leaf in call.leaves]
+        call.leaves = [
+            _as_input(leaf, name in self.program.written_inputs)
+            for leaf, name in zip(call.leaves, self.program.inputs, strict=True)
+        ]
         return call
 
     def outputs(self, tensors: list[torch.Tensor]) -> Any:
         """The structure that forward() returned, with these tensors."""
         return self.output_structure.fill(tensors)
+
+
+def _as_input(leaf: torch.Tensor, written: bool) -> torch.Tensor:
+    """The values of an input. If the program writes to it, so it does to the caller's tensor, but for these cases."""
+    if leaf.requires_grad:
+        notices.once("input gradient", "Input tensor has requires_grad=True: it is detached, no gradient reaches it.")
+    if written and not leaf.is_contiguous():
+        notices.once("input copied", "Input tensor is not contiguous: it is copied, and changes are not written back.")
+        return leaf.detach().contiguous()
+    return leaf.detach().clone() if leaf.is_inference() else leaf.detach()
 
 
 def compile_model(
@@ -66,6 +80,7 @@ def compile_model(
         f"Options.inputReplicaGrouping.input_group_size({counts.input_group_size})) * "
         f"Options.Training.gradientAccumulation({counts.accumulation})"
     )
+    _check_output_mode(options, counts)
     micro_batch = split_sizes(call.leaves, counts.fed, explanation)
     leaves = [_first_micro_batch(leaf, shape) for leaf, shape in zip(call.leaves, micro_batch, strict=True)]
     blocks = BlockTracker(options.execution_strategy)
@@ -74,7 +89,7 @@ def compile_model(
 
     def run(traced_model: torch.nn.Module, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
         rebuilt_args, rebuilt_kwargs = call.rebuild(tensors)
-        found, shape = Structure.of(traced_model(*rebuilt_args, **rebuilt_kwargs))
+        found, shape = Structure.of(traced_model(*rebuilt_args, **rebuilt_kwargs), _on_device)
         structure.append(shape)
         return found
 
@@ -87,9 +102,35 @@ def compile_model(
         erase_marks(traced.graph)
     passes.run(traced, training, policy)
     program = build_program(traced)
-    _check_buffers(program, options, counts)
+    if options.execution_strategy.kind == "pipelined" and len(program.stages) > 1:
+        _check_not_every_n(options)
+    _check_writes(program, options, counts)
     call.forget_values()
     return Compiled(program, counts, call, micro_batch, structure[-1])
+
+
+def _on_device(leaf: torch.Tensor) -> bool:
+    """Whether an output comes from the program; a host tensor that forward() returns is a constant."""
+    if isinstance(leaf, FakeTensor):
+        return True
+    notices.logger.warning("Output expected to be on the IPU but is on %s", leaf.device)
+    return False
+
+
+def _check_output_mode(options: Options, counts: Counts) -> None:
+    period = options.output_return_period
+    if options.output_mode is OutputMode.EveryN and counts.iterations % period:
+        raise createPoptorchError(
+            f"OutputMode.EveryN: the period ({period}) must divide Options.deviceIterations ({counts.iterations})."
+        )
+
+
+def _check_not_every_n(options: Options) -> None:
+    if options.output_mode is OutputMode.EveryN:
+        raise createPoptorchError(
+            "OutputMode.EveryN is not supported with poptorch.PipelinedExecution over several stages: use another "
+            "output mode, or poptorch.ShardedExecution."
+        )
 
 
 def _first_micro_batch(leaf: torch.Tensor, shape: torch.Size) -> torch.Tensor:
@@ -134,7 +175,12 @@ def check_stages(blocks: list[tuple[str, int]], options: Options, counts: Counts
         )
 
 
-def _check_buffers(program: Program, options: Options, counts: Counts) -> None:
+def _check_writes(program: Program, options: Options, counts: Counts) -> None:
+    if program.written_parameters:
+        raise createPoptorchError(
+            f"forward() changes the parameter {sorted(program.written_parameters)[0]} in place. Only the optimizer "
+            "changes parameters: register a tensor that forward() updates as a buffer."
+        )
     if program.written_buffers and counts.replicas > 1:
         if options.broadcast_buffers:
             raise createPoptorchError(

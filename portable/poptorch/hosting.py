@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -56,15 +55,21 @@ class WeightSource:
             self._suspended -= 1
 
 
-_sources: weakref.WeakKeyDictionary[torch.nn.Module, WeightSource] = weakref.WeakKeyDictionary()
-# Tensors of wrapped models -> their source. Tensors compare elementwise, so the key is the identity.
-_tensor_sources: dict[int, WeightSource] = {}
-
-
 def source_of(model: torch.nn.Module) -> WeightSource | None:
     """The training executor's weights behind `model`, if it, or the model it is a part of, is wrapped."""
-    parameter = next(model.parameters(), None)
-    return _sources.get(model) or _tensor_sources.get(id(parameter))
+    source = getattr(type(model), "_poptorch_source", None)
+    if source is not None:
+        return source
+    return next((_source(tensor) for tensor in _tensors(model) if type(tensor) in _HOSTED), None)
+
+
+def _tensors(model: torch.nn.Module) -> Iterator[torch.Tensor]:
+    yield from model.parameters()
+    yield from model.buffers()
+
+
+def _source(tensor: torch.Tensor) -> WeightSource:
+    return tensor.__dict__["_poptorch_source"]
 
 
 class _HostedParameter(torch.nn.Parameter):
@@ -95,6 +100,8 @@ class _HostedBuffer(torch.Tensor):
         return _plain(self).__reduce_ex__(protocol)
 
 
+_HOSTED = {_HostedParameter: torch.nn.Parameter, _HostedBuffer: torch.Tensor}  # class -> what it was before
+
 # Asking for these does not read the values.
 _METADATA = frozenset(
     getattr(torch.Tensor, name).__get__
@@ -106,9 +113,8 @@ def _read(func: Callable, args: tuple, kwargs: dict | None) -> Any:
     if func not in _METADATA:
         for value in (*args, *(kwargs or {}).values()):
             for item in value if isinstance(value, (list, tuple)) else (value,):
-                source = _tensor_sources.get(id(item)) if isinstance(item, torch.Tensor) else None
-                if source is not None:
-                    source.sync()
+                if type(item) in _HOSTED:
+                    _source(item).sync()
     with torch._C.DisableTorchFunctionSubclass():
         return func(*args, **(kwargs or {}))
 
@@ -118,18 +124,19 @@ def _plain(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().clone()
 
 
-def wrap(model: torch.nn.Module, fetch: Callable[[], None], owner: Any) -> WeightSource:
-    """Give `model` the class PoptorchModel; `owner.destroy` becomes model.destroy.
+def wrap(model: torch.nn.Module, source: WeightSource, destroy: Callable[[], None], loaded: Callable[[], None]) -> None:
+    """Give `model` the class PoptorchModel, whose methods read through `source`.
 
-    Raises RuntimeError if it has it already.
+    model.destroy() calls `destroy`; model.load_state_dict() calls `loaded` when the host has the new weights.
+    Raises RuntimeError if it has that class already.
     """
     user_class = type(model)
     if getattr(user_class, "_poptorch_user_class", None) is not None:
         raise RuntimeError(_ALREADY_WRAPPED)
-    source = WeightSource(fetch)
 
     class PoptorchModel(user_class):
         _poptorch_user_class = user_class
+        _poptorch_source = source
 
         def __getattribute__(self, name: str) -> Any:
             if name in _SYNCHRONISING:
@@ -138,7 +145,15 @@ def wrap(model: torch.nn.Module, fetch: Callable[[], None], owner: Any) -> Weigh
 
         def destroy(self) -> None:
             """Destroy the executor this model is wrapped in."""
-            owner.destroy()
+            destroy()
+
+        def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+            return _copies(super().state_dict(*args, **kwargs))
+
+        def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+            result = super().load_state_dict(*args, **kwargs)
+            loaded()
+            return result
 
         def __deepcopy__(self, memo: dict) -> torch.nn.Module:
             source.sync()
@@ -155,32 +170,35 @@ def wrap(model: torch.nn.Module, fetch: Callable[[], None], owner: Any) -> Weigh
 
     PoptorchModel.__name__ = PoptorchModel.__qualname__ = "PoptorchModel"
     model.__class__ = PoptorchModel
-    _sources[model] = source
-    return source
+
+
+def _copies(state: Any) -> Any:
+    """`state` with copies in the place of its tensors: later training does not change them. Ties are kept."""
+    copies: dict[Any, torch.Tensor] = {}
+    for name, value in state.items():
+        if isinstance(value, torch.Tensor):
+            key = (value.data_ptr(), value.shape, value.stride(), value.dtype)
+            if key not in copies:
+                copies[key] = _plain(value)
+            state[name] = copies[key]
+    return state
 
 
 def host(model: torch.nn.Module, source: WeightSource) -> None:
     """From now on reading a parameter or a buffer of `model` brings the weights back from the device."""
-    for parameter in model.parameters():
-        if type(parameter) is torch.nn.Parameter:
-            parameter.__class__ = _HostedParameter
-            _tensor_sources[id(parameter)] = source
-    for buffer in model.buffers():
-        if type(buffer) is torch.Tensor:
-            buffer.__class__ = _HostedBuffer
-            _tensor_sources[id(buffer)] = source
+    for tensor in _tensors(model):
+        hosted = next((hosted for hosted, usual in _HOSTED.items() if type(tensor) is usual), None)
+        if hosted is not None:
+            tensor.__class__ = hosted
+            tensor.__dict__["_poptorch_source"] = source
 
 
 def unhost(model: torch.nn.Module) -> None:
     """The parameters and buffers of `model` are ordinary tensors again."""
-    for parameter in model.parameters():
-        if type(parameter) is _HostedParameter:
-            _tensor_sources.pop(id(parameter), None)
-            parameter.__class__ = torch.nn.Parameter
-    for buffer in model.buffers():
-        if type(buffer) is _HostedBuffer:
-            _tensor_sources.pop(id(buffer), None)
-            buffer.__class__ = torch.Tensor
+    for tensor in _tensors(model):
+        if type(tensor) in _HOSTED:
+            del tensor.__dict__["_poptorch_source"]
+            tensor.__class__ = _HOSTED[type(tensor)]
 
 
 def unwrap(model: torch.nn.Module) -> None:
@@ -189,7 +207,6 @@ def unwrap(model: torch.nn.Module) -> None:
     user_class = getattr(type(model), "_poptorch_user_class", None)
     if user_class is not None:
         model.__class__ = user_class
-    _sources.pop(model, None)
 
 
 @contextlib.contextmanager
@@ -199,7 +216,7 @@ def plain(model: torch.nn.Module) -> Iterator[None]:
     if source is None:
         yield
         return
-    hosted = any(type(parameter) is _HostedParameter for parameter in model.parameters())
+    hosted = any(type(tensor) in _HOSTED for tensor in _tensors(model))
     with source.suspended():
         unhost(model)
         try:

@@ -25,6 +25,10 @@ def run(traced: TracedGraph, training: bool, policy: Policy) -> None:
     """Make `traced` ready for the device."""
     if not training:
         _disable_dropout(traced.graph)
+        for loop in traced.modules.values():
+            for body in (module for module in loop.modules() if isinstance(module, torch.fx.GraphModule)):
+                _disable_dropout(body.graph)
+                body.recompile()
     retarget(traced, policy)
     fuse_attention(traced, policy.device)
     if traced.loss is not None:

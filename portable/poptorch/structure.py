@@ -72,12 +72,14 @@ class Structure:
     template: Any
 
     @classmethod
-    def of(cls, value: Any) -> tuple[list[torch.Tensor], Structure]:
-        """The tensors of `value`, and what is left when they are taken out."""
+    def of(
+        cls, value: Any, wanted: Callable[[torch.Tensor], bool] = lambda tensor: True
+    ) -> tuple[list[torch.Tensor], Structure]:
+        """The tensors of `value` that are `wanted`, and what is left when they are taken out."""
         leaves: list[torch.Tensor] = []
 
         def take(leaf: Any) -> Any:
-            if isinstance(leaf, torch.Tensor):
+            if isinstance(leaf, torch.Tensor) and wanted(leaf):
                 leaves.append(leaf)
                 return _Slot(len(leaves) - 1)
             return leaf

@@ -31,8 +31,12 @@ class GradientAccumulator:
         self._accumulators: dict[str, torch.Tensor] = {}
         self._running = running and mean
         self._count = 0
-        # Dividing the loss divides the gradients: no pass over them is needed at the end.
-        self.loss_factor = 1.0 if self._running or not mean else 1.0 / micro_batches
+        # Dividing the loss divides the gradients: no pass over them is needed at the end. Half gradients would
+        # underflow: these are divided once they are accumulated.
+        narrow = any(tensor.dtype != torch.float32 for tensor in self._parameters.values())
+        divide = mean and not self._running and micro_batches > 1
+        self.loss_factor = 1.0 / micro_batches if divide and not narrow else 1.0
+        self._divisor = micro_batches if divide and narrow else 1
         self._hooks = []
         for name, tensor in self._parameters.items():
             if dtypes[name] != tensor.dtype or self._running:
@@ -62,7 +66,7 @@ class GradientAccumulator:
         self._count += 1
 
     def gradients(self) -> dict[str, torch.Tensor]:
-        """The accumulated gradients, of the parameters that have one."""
+        """The reduced gradients, of the parameters that have one. To be asked for once an update."""
         found = {}
         for name, parameter in self._parameters.items():
             accumulator = self._accumulators.get(name)
@@ -71,6 +75,8 @@ class GradientAccumulator:
                     found[name] = parameter.grad
             elif id(accumulator) in self._received:
                 found[name] = accumulator
+        if self._divisor != 1 and found:
+            torch._foreach_div_(list(found.values()), self._divisor)
         return found
 
     def clear(self) -> None:

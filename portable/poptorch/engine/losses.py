@@ -7,27 +7,20 @@ import torch
 from ..poptorch_core import createPoptorchError
 from . import markers
 from .tracing import TracedGraph
+from .writes import dependencies
 
 
 def find_loss(traced: TracedGraph) -> None:
     """Make the one marked node that feeds no other marked node the loss of `traced`; the marks are erased.
 
-    A copy of its value, made at the mark, is what will be differentiated: whatever the program does to the loss afterwards, in place
-    or not, changes what it returns but not the gradient.
+    A copy of its value, made at the mark, is what will be differentiated: whatever the program does to the loss
+    afterwards, in place or not, changes what it returns but not the gradient.
     Raises poptorch.Error if there is no such node or more than one.
     """
     graph = traced.graph
     marks = [node for node in graph.nodes if node.target is markers.MARK_LOSS]
     marked = {mark.args[0] for mark in marks}
-    ancestors: set[torch.fx.Node] = set()
-    for loss in marked:
-        pending = list(loss.all_input_nodes)
-        while pending:
-            node = pending.pop()
-            if node not in ancestors:
-                ancestors.add(node)
-                pending.extend(node.all_input_nodes)
-    final = marked - ancestors
+    final = marked - _ancestors(marked, traced)
     if not final:
         raise createPoptorchError("Couldn't find a loss in graph!")
     if len(final) > 1:
@@ -43,6 +36,19 @@ def find_loss(traced: TracedGraph) -> None:
         copy.meta.update(loss.meta)
     erase_marks(graph)
     traced.set_loss(copy)
+
+
+def _ancestors(nodes: set[torch.fx.Node], traced: TracedGraph) -> set[torch.fx.Node]:
+    """Everything that `nodes` follow from."""
+    depends = dependencies(traced.graph.nodes, traced.modules)
+    found: set[torch.fx.Node] = set()
+    pending = [source for node in nodes for source in depends[node]]
+    while pending:
+        node = pending.pop()
+        if node not in found:
+            found.add(node)
+            pending.extend(depends[node])
+    return found
 
 
 def erase_marks(graph: torch.fx.Graph) -> None:

@@ -32,21 +32,36 @@ class OutputCollector:
         self._iterations = iterations
         self._accumulation = accumulation
         self._replicas = replicas
-        # All, EveryN: micro-batches in order. Final, Sum: one entry a replica.
-        self._kept: list[list[torch.Tensor]] = [[] for _ in dtypes]
+        self._entries = replicas * self._steps()
+        self._taken = 0  # entries so far
+        self._results: list[torch.Tensor] = []
+
+    def _steps(self) -> int:
+        """Micro-batches of a replica that are returned."""
+        if self._mode in (OutputMode.Final, OutputMode.Sum):
+            return 1
+        period = self._period if self._mode is OutputMode.EveryN else 1
+        return self._iterations * self._accumulation // period
 
     def add(self, s: int, a: int, r: int, outputs: list[torch.Tensor]) -> None:
         """Take the outputs of one micro-batch; what the mode does not ask for is not even copied."""
         if not self._wanted(s, a):
             return
-        for kept, output, dtype in zip(self._kept, outputs, self._dtypes, strict=True):
-            value = output.detach().to(dtype)
-            if self._mode is OutputMode.Sum and len(kept) > r:
-                kept[r] += value  # in the tensor's own type, as on the device
-            elif value.data_ptr() == output.data_ptr():
-                kept.append(value.clone())  # the program may write to this memory again (buffers, inputs)
+        if not self._results:
+            # Filled in place: joining copies at the end would need the memory twice. The program may write to the
+            # memory of its outputs again (buffers, inputs), so they cannot be kept themselves.
+            self._results = [
+                torch.empty((self._entries, *output.shape), dtype=dtype, device=output.device)
+                for output, dtype in zip(outputs, self._dtypes, strict=True)
+            ]
+        first_sum = self._mode is OutputMode.Sum and s == a == 0
+        entry = r if self._mode is OutputMode.Sum else self._taken
+        for result, output in zip(self._results, outputs, strict=True):
+            if self._mode is not OutputMode.Sum or first_sum:
+                result[entry].copy_(output.detach())
             else:
-                kept.append(value)
+                result[entry] += output.detach().to(result.dtype)  # in the tensor's own type, as on the device
+        self._taken += 1
 
     def _wanted(self, s: int, a: int) -> bool:
         if self._mode is OutputMode.Final:
@@ -57,10 +72,10 @@ class OutputCollector:
 
     def result(self) -> list[torch.Tensor]:
         """The outputs of the call, on the host: micro-batches joined along dim 0, scalars as one vector."""
-        return [_join(kept).cpu() for kept in self._kept]
+        return [self._joined(result).cpu() for result in self._results]
 
-
-def _join(kept: list[torch.Tensor]) -> torch.Tensor:
-    if len(kept) == 1:
-        return kept[0]
-    return torch.stack(kept) if kept[0].dim() == 0 else torch.cat(kept)
+    def _joined(self, result: torch.Tensor) -> torch.Tensor:
+        """(entries, d0, …) -> (entries * d0, …); one scalar stays a scalar."""
+        if result.dim() == 1:
+            return result if self._entries > 1 else result[0]
+        return result.flatten(0, 1)

@@ -67,7 +67,8 @@ def _extract(
 
     name = f"loop_{number}"
     writes = tuple(position for position, node in enumerate(arguments) if node in changed)
-    traced.modules[name] = Loop(torch.fx.GraphModule(root, body), count, len(carried), writes)
+    traced.modules[name] = loop = Loop(torch.fx.GraphModule(root, body), count, len(carried), writes)
+    graph.owning_module.add_module(name, loop)  # passes look it up there
     with graph.inserting_after(end):
         call = graph.call_module(name, tuple(arguments))
     last = call

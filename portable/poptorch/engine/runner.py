@@ -77,6 +77,7 @@ class Runner:
         self._optimizer = optimizer
         self._accumulator = accumulator
         self._announced = False
+        self._written_buffers = [state.values[name] for name in program.written_buffers]
 
     def run(self, leaves: list[torch.Tensor]) -> list[torch.Tensor]:
         """One call: `leaves` are the whole inputs, the result the whole outputs, both on the host."""
@@ -119,16 +120,31 @@ class Runner:
             loss = values.pop(program.loss)
             scale = self._optimizer.loss_scaling * self._accumulator.loss_factor
             del values
-            # A loss that is no scalar is back-propagated as its sum.
-            loss.backward(torch.full_like(loss, scale))
+            if loss.requires_grad:  # not if every parameter is frozen
+                # A loss that is no scalar is back-propagated as its sum.
+                loss.backward(torch.full_like(loss, scale))
             self._accumulator.micro_batch_done()
-            for buffer in self._state.buffers.values():
+            for buffer in self._written_buffers:
                 buffer.detach_()  # the next micro-batch must not differentiate through this one
+        for name, leaf, part in zip(program.inputs, leaves, slices, strict=True):
+            if name in program.written_inputs:
+                self._write_back(leaf, position, part)
         return outputs
+
+    def _part(self, leaf: torch.Tensor, position: int) -> torch.Tensor:
+        """Micro-batch `position` of an input: a view."""
+        if not leaf.dim():
+            return leaf.detach()
+        size = leaf.shape[0] // self._counts.fed
+        return leaf.narrow(0, position * size, size).detach()
 
     def _slice(self, leaf: torch.Tensor, position: int) -> torch.Tensor:
         """Micro-batch `position` of an input, on the device; a view of the input where it is there already."""
-        if leaf.dim():
-            size = leaf.shape[0] // self._counts.fed
-            leaf = leaf.narrow(0, position * size, size)
-        return leaf.to(self._policy.device, self._policy.compute_dtype(leaf.dtype), non_blocking=True)
+        part = self._part(leaf, position)
+        return part.to(self._policy.device, self._policy.compute_dtype(part.dtype), non_blocking=True)
+
+    def _write_back(self, leaf: torch.Tensor, position: int, changed: torch.Tensor) -> None:
+        """What the program wrote to an input reaches the caller's tensor, if it is not in its memory already."""
+        part = self._part(leaf, position)
+        if part.data_ptr() != changed.data_ptr() or part.dtype != changed.dtype:
+            part.copy_(changed.detach())

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from . import markers
 from .tracing import TracedGraph
-from .writes import written
+from .writes import origins, written
 
 
 @dataclasses.dataclass
@@ -81,6 +81,7 @@ class Program:
     constants: dict[str, torch.Tensor]
     written_buffers: frozenset[str]  # value names
     written_inputs: frozenset[str]
+    written_parameters: frozenset[str]  # names in the module
     folded: dict[str, torch.Tensor]  # buffers (by name in the module) that are compiled in with these values
 
 
@@ -130,15 +131,13 @@ def build_program(traced: TracedGraph) -> Program:
     graph, loss = traced.graph, traced.loss
     writes = written(graph.nodes, traced.modules)
     cuts, stages = _cut(graph)
-    owner = {node: index for index, cut in enumerate(cuts) for node in cut.nodes}
     kept = {node.name for node in traced.outputs} | ({loss.name} if loss is not None else set())
     used_later = _names_read_after(cuts)
     segments: list[Segment] = []
+    repeatable = _repeatable(cuts, origins(graph.nodes), traced)
     for index, cut in enumerate(cuts):
         outputs = [node for node in cut.nodes if node.name in kept or node.name in used_later[index]]
-        # Running a segment again must not change anything twice.
-        repeatable = not any(owner.get(node) != index for node in written(cut.nodes, traced.modules))
-        segments.append(_segment(cut, outputs, traced, recompute=cut.checkpointed and repeatable))
+        segments.append(_segment(cut, outputs, traced, recompute=cut.checkpointed and repeatable[index]))
     state = set(traced.parameters) | set(traced.buffers) | set(traced.constants)
     for index, segment in enumerate(segments):
         readable = set(segment.inputs) | set(segment.outputs)
@@ -157,8 +156,27 @@ def build_program(traced: TracedGraph) -> Program:
         constants=dict(traced.constants),
         written_buffers=frozenset(node.name for node in writes if node.name in traced.buffers),
         written_inputs=frozenset(node.name for node in writes if node.name in traced.inputs),
+        written_parameters=frozenset(traced.parameters[node.name] for node in writes if node.name in traced.parameters),
         folded=dict(traced.folded),
     )
+
+
+def _repeatable(
+    cuts: list[_Cut], origin: dict[torch.fx.Node, torch.fx.Node], traced: TracedGraph
+) -> list[bool]:
+    """Whether each cut may run a second time, in the backward pass.
+
+    It may not write to what it did not make itself, nor may anything that it reads have been written to meanwhile.
+    """
+    result = []
+    written_later: set[torch.fx.Node] = set()
+    for cut in reversed(cuts):
+        inside = set(cut.nodes)
+        reads = {origin[source] for node in cut.nodes for source in node.all_input_nodes if source not in inside}
+        writes = written(cut.nodes, traced.modules, origin)
+        result.append(writes <= inside and not reads & written_later)
+        written_later |= writes
+    return result[::-1]
 
 
 def _names_read_after(cuts: list[_Cut]) -> list[set[str]]:

@@ -286,7 +286,9 @@ def trace(
             raise createPoptorchError(
                 f"forward() of {type(model).__name__} could not be traced: {type(error).__name__}: {error}"
             ) from error
-    return _lifted(exported, model)
+    traced = _lifted(exported, model)
+    functions.replace_functions(traced.graph, traced.constants, context.functions)
+    return traced
 
 
 def _tensors(model: torch.nn.Module) -> dict[str, tuple[str, torch.Tensor]]:

@@ -6,6 +6,7 @@ did not make itself must not be run twice.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
 
 import torch
@@ -37,6 +38,10 @@ def _flat(value: object) -> Iterable[object]:
 
 
 def _is_view(node: torch.fx.Node) -> bool:
+    if node.target is operator.getitem:  # one of several results, which are views if any is
+        return True
+    if node.target is torch.ops.aten.dropout.default:  # switched off it returns what it was given
+        return not node.args[2]
     schema = getattr(node.target, "_schema", None)
     return schema is not None and any(result.alias_info is not None for result in schema.returns)
 
@@ -45,23 +50,44 @@ def origins(nodes: Iterable[torch.fx.Node]) -> dict[torch.fx.Node, torch.fx.Node
     """For each node the one whose memory it shares: itself, or what it is a view of (or an in-place result of)."""
     origin: dict[torch.fx.Node, torch.fx.Node] = {}
     for node in nodes:
-        source = next((arg for arg in node.args if isinstance(arg, torch.fx.Node)), None)
-        shared = _is_view(node) and source is not None
+        source = next(iter(node.all_input_nodes), None)
+        shared = source is not None and _is_view(node)
         origin[node] = origin.get(source, source) if shared else node
     return origin
 
 
-def written(nodes: Iterable[torch.fx.Node], modules: dict[str, torch.nn.Module] | None = None) -> set[torch.fx.Node]:
+def _targets(node: torch.fx.Node, modules: dict[str, torch.nn.Module]) -> list[torch.fx.Node]:
+    if node.op == "call_module":
+        return [node.args[position] for position in modules[node.target].writes]
+    return _written_arguments(node)
+
+
+def written(
+    nodes: Iterable[torch.fx.Node],
+    modules: dict[str, torch.nn.Module],
+    origin: dict[torch.fx.Node, torch.fx.Node] | None = None,
+) -> set[torch.fx.Node]:
     """The nodes whose memory some node of `nodes` writes to, views followed back to what they view.
 
     `modules` are the bodies of loops: the positions in `writes` of such a module name the arguments it changes.
+    `origin` is origins() of the whole graph where `nodes` are a part of it.
     """
     nodes = list(nodes)
+    origin = origins(nodes) if origin is None else origin
+    return {origin.get(target, target) for node in nodes for target in _targets(node, modules)}
+
+
+def dependencies(
+    nodes: Iterable[torch.fx.Node], modules: dict[str, torch.nn.Module]
+) -> dict[torch.fx.Node, set[torch.fx.Node]]:
+    """For each node those whose results it reads, writes into a tensor (or a view of it) since made included."""
+    nodes = list(nodes)
     origin = origins(nodes)
-    found = set()
+    writers: dict[torch.fx.Node, set[torch.fx.Node]] = {}
+    found = {}
     for node in nodes:
-        targets = _written_arguments(node)
-        if node.op == "call_module":
-            targets = [node.args[position] for position in (modules or {})[node.target].writes]
-        found.update(origin.get(target, target) for target in targets)
+        inputs = set(node.all_input_nodes)
+        found[node] = inputs.union(*(writers.get(origin[source], ()) for source in inputs))
+        for target in _targets(node, modules):
+            writers.setdefault(origin[target], set()).add(node)
     return found

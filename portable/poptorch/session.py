@@ -1,0 +1,120 @@
+"""A compiled program on its device: weights, optimizer state and gradients live as long as it is attached."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from . import hosting
+from .compilation import Compiled
+from .device.policy import Policy
+from .engine.gradients import GradientAccumulator
+from .engine.optimizer import DeviceOptimizer
+from .engine.runner import Runner
+from .engine.state import DeviceState
+from .enums import MeanReductionStrategy, OutputMode, ReductionType
+from .options import Options
+
+# In an optimizer's state: weights that the device holds in float32 while the program sees half ones.
+MASTERS = "ipu_master_weights"
+
+
+class Session:
+    """Builds everything, uploads the host's weights, and with `kept` continues from an optimizer state.
+
+    Args:
+        model: the user's model, whose weights are copied to and fro.
+        optimizer: the user's optimizer, or None for inference.
+        kept: what read_optimizer() gave once, or None.
+    """
+
+    def __init__(
+        self,
+        compiled: Compiled,
+        model: torch.nn.Module,
+        options: Options,
+        policy: Policy,
+        optimizer: torch.optim.Optimizer | None,
+        kept: dict[str, Any] | None,
+    ):
+        self._model = model
+        self._options = options
+        self.optimizer: DeviceOptimizer | None = None
+        self._accumulator: GradientAccumulator | None = None
+        with hosting.plain(model):
+            self._state = DeviceState(compiled.program, model, policy, optimizer is not None)
+            if optimizer is not None:
+                self._build_optimizer(optimizer, compiled)
+        if kept is not None:
+            self.optimizer.load_state_dict(kept)
+        self.upload((kept or {}).get(MASTERS))
+        self.runner = Runner(
+            compiled.program,
+            self._state,
+            compiled.counts,
+            _output_mode(options, optimizer is not None),
+            options.output_return_period,
+            policy,
+            self.optimizer,
+            self._accumulator,
+        )
+
+    def _build_optimizer(self, optimizer: torch.optim.Optimizer, compiled: Compiled) -> None:
+        options, state = self._options, self._state
+        host = dict(self._model.named_parameters())
+        named = {name: host[name] for name in state.parameters}
+        self.optimizer = DeviceOptimizer(
+            optimizer,
+            named,
+            state.parameters,
+            param_dtypes={name: parameter.dtype for name, parameter in named.items()},
+            stochastic_rounding=options.Precision.stochastic_rounding,
+            generator=None,
+            relax_attribute_checks=options.relax_optimizer_checks,
+        )
+        training = options.Training
+        dtypes = {name: self.optimizer.accum_dtype(name) for name in state.parameters}
+        half = any(dtype == torch.float16 for dtype in dtypes.values())
+        strategy = training.meanAccumulationAndReplicationReductionStrategy
+        self._accumulator = GradientAccumulator(
+            state.parameters,
+            dtypes,
+            compiled.counts.accumulation * compiled.counts.replicas,
+            mean=training.accumulation_and_replication_reduction_type == ReductionType.Mean,
+            running=half or strategy == MeanReductionStrategy.Running,
+        )
+
+    def upload(self, masters: dict[str, torch.Tensor] | None = None) -> None:
+        """Host -> device; `masters` are more precise copies of the host's weights."""
+        with hosting.plain(self._model):
+            self._state.upload(self._model, masters)
+
+    def download(self) -> None:
+        """Device -> host."""
+        with hosting.plain(self._model):
+            self._state.download(self._model)
+
+    def read_optimizer(self) -> dict[str, Any]:
+        """The optimizer's state, and the weights where the device holds them more precisely than the program."""
+        state = self.optimizer.state_dict()
+        with hosting.plain(self._model):
+            masters = self._state.masters(self._model)
+        return {**state, MASTERS: masters} if masters else state
+
+    def write_optimizer(self, state: dict[str, Any]) -> None:
+        """Continue from what read_optimizer() gave, the weights in it included."""
+        self.optimizer.load_state_dict(state)
+        if MASTERS in state:
+            self._state.load_masters(state[MASTERS])
+
+    def close(self) -> None:
+        """Free the device."""
+        if self._accumulator is not None:
+            self._accumulator.release()
+
+
+def _output_mode(options: Options, training: bool) -> OutputMode:
+    if options.output_mode is not OutputMode.Default:
+        return options.output_mode
+    return OutputMode.Final if training else OutputMode.All

@@ -1,0 +1,101 @@
+"""A training run of a second or two: its model, its corpus, and the program with its flags, in this process or another.
+
+Used by the tests of the training program.
+"""
+
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import train_gpt2
+from data.article_pickle import write_articles
+
+ROOT = Path(__file__).resolve().parent.parent
+REAL_VOCABULARY = 61
+
+CONFIG = {
+    "model_type": "gpt2",
+    "vocab_size": 64,
+    "real_vocab_size": REAL_VOCABULARY,
+    "n_positions": 32,
+    "n_embd": 16,
+    "n_layer": 2,
+    "n_head": 2,
+    "activation_function": "gelu",
+    "resid_pdrop": 0.1,
+    "embd_pdrop": 0.1,
+    "attn_pdrop": 0.1,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+
+
+def write_config(folder: Path, **changes) -> Path:
+    """config.json of the tiny model, with changes."""
+    path = folder / "tiny.json"
+    path.write_text(json.dumps({**CONFIG, **changes}), encoding="utf-8")
+    return path
+
+
+def write_corpus(path: Path, articles: int = 12, length: int = 40, largest_id: int = REAL_VOCABULARY - 1) -> Path:
+    """A corpus of articles of that many ids, in which each id is one more than that before it, at times two."""
+    random = np.random.default_rng(0)
+    steps = random.integers(1, 3, (articles, length)).cumsum(axis=1)
+    with path.open("wb") as file:
+        write_articles(file, (row for row in steps % (largest_id + 1)), largest_id)
+    return path
+
+
+def flags(folder: Path, **changes) -> list:
+    """The command line of the tiny run: `changes` by attribute, None to leave a flag out."""
+    values = {
+        "config": folder / "tiny.json",
+        "max_len": 16,
+        "batch_size": 1,
+        "gradient_accumulation": 2,
+        "device_iterations": 1,
+        "learning_rate": 0.01,
+        "num_workers": 0,
+        "loss_scaling": 1024,
+        **changes,
+    }
+    given = {name: value for name, value in values.items() if value is not None}
+    return [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", *str(value).split())]
+
+
+class Finished:
+    """What a run came to: exit status, standard output, standard error."""
+
+    def __init__(self, status: int, out: str, err: str) -> None:
+        self.status, self.out, self.err = status, out, err
+
+
+def run_here(argv: list) -> Finished:
+    """train_gpt2.py in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            status = train_gpt2.main(argv)
+        except SystemExit as end:
+            status = end.code
+    return Finished(status, out.getvalue(), err.getvalue())
+
+
+def environment() -> dict:
+    """Of a process that runs the program: one thread, and the modules that this process has."""
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+
+
+def run_there(argv: list, timeout: float = 60.0) -> Finished:
+    """train_gpt2.py in a process of its own."""
+    command = [sys.executable, str(ROOT / "train_gpt2.py"), *argv]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=timeout)
+    return Finished(done.returncode, done.stdout, done.stderr)
