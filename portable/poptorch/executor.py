@@ -10,18 +10,23 @@ from typing import Any
 import torch
 
 from . import compilation, hosting, notices, optim, saving
+from .blocks import module_repr
 from .device import policy as device_policy
-from .engine.gradients import GradientAccumulator
-from .engine.optimizer import DeviceOptimizer
-from .engine.runner import Runner
-from .engine.state import DeviceState
-from .enums import ConnectionType, MeanReductionStrategy, OutputMode, ReductionType
+from .engine.randomness import RandomStreams
+from .enums import ConnectionType
 from .options import Options, checked
 from .poptorch_core import createPoptorchError
+from .session import Session
 
-# In an optimizer's state: weights that the device holds in float32 while the program sees half ones.
-MASTERS = "ipu_master_weights"
 _NOT_COMPILED = "Model has not been compiled or has been destroyed."
+
+
+def _refuse_backward(*args: Any, **kwargs: Any) -> None:
+    raise createPoptorchError(
+        "backward() cannot be called explicitly on outputs of a PopTorch model. If you're using a training model, the "
+        "backward pass is performed automatically when invoking the model. If you're using an inference model, you "
+        "should use a training model instead."
+    )
 
 
 class PoplarExecutor:
@@ -56,20 +61,17 @@ class PoplarExecutor:
         self._model = hosting.executor_copy(self._user_model)
         self._policy = device_policy.choose()
         self._optimizer = optimizer
-        self._source: hosting.WeightSource | None = None
+        if training and optimizer is None:
+            self._optimizer = torch.optim.SGD(self._user_model.parameters(), lr=0.01)
+        self._source: hosting.WeightSource | None = None  # of this executor, if it trains
         if training:
-            if optimizer is None:
-                self._optimizer = torch.optim.SGD(self._user_model.parameters(), lr=0.01)
-            self._source = hosting.wrap(self._user_model, self._fetch_weights, self)
+            self._wrap()
         self._offline = self._options.connection_type is ConnectionType.Never
         self._compiled: compilation.Compiled | None = None
-        self._state: DeviceState | None = None
-        self._runner: Runner | None = None
-        self._device_optimizer: DeviceOptimizer | None = None
-        self._accumulator: GradientAccumulator | None = None
-        self._attached = False
+        self._session: Session | None = None  # while attached to the device
+        self._followed: hosting.WeightSource | None = None  # of the training executor whose weights were uploaded
         self._seen_version = -1
-        self._rng_state: list[torch.Tensor] | None = None
+        self._random: RandomStreams | None = None
         self._kept_state: dict[str, Any] | None = None  # of a plain torch optimizer, while there is no device
         self._compile_seconds: float | None = None
 
@@ -77,16 +79,25 @@ class PoplarExecutor:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run one call, compiling first if need be."""
-        self._check_can_run()
+        assert not self._offline, (
+            "Trying to run a model on an offline device (ConnectionType.Never): use "
+            "options.connectionType(ConnectionType.Always) and no offline target to run it."
+        )
         if self._compiled is None:
             self._compile(args, kwargs)
-        if not self._attached:
+        if self._session is None:
             self.attachToDevice()
-        call = self._compiled.bind(self._model, args, kwargs)
-        self._before_run()
-        outputs = self._with_device_rng(lambda: self._runner.run(call.leaves))
-        if self._training:
-            self._source.changed()
+        with torch.inference_mode(False):
+            call = self._compiled.bind(self._model, args, kwargs)
+            self._follow()
+            try:
+                with self._random.active():
+                    outputs = self._session.runner.run(call.leaves)
+            finally:
+                if self._training:
+                    self._source.changed()  # an interrupted call may have stepped already
+        for output in outputs:
+            output.backward = _refuse_backward
         return self._compiled.outputs(outputs)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
@@ -111,14 +122,13 @@ class PoplarExecutor:
             self._source.sync()
             self._unlink_optimizer()
             hosting.unwrap(self._user_model)
-        self._drop_device()
+            self._source = None
+        self._drop_session()
         self._compiled = None
 
     def copyWeightsToHost(self) -> None:
         """Device -> host, now."""
-        self._require_compiled()
-        with hosting.plain(self._user_model):
-            self._state.download(self._user_model)
+        self._require_session().download()
         if self._source is not None:
             self._source.dirty = False
 
@@ -132,26 +142,24 @@ class PoplarExecutor:
 
     def copyWeightsToDevice(self) -> None:
         """Host -> device, now; weights of the device that were not brought back are dropped."""
-        self._require_compiled()
+        session = self._require_session()
         if self._source is not None:
             self._source.dirty = False
-        self._upload()
-        if self._source is not None:
             self._source.version += 1  # inference executors of the same model must follow
+        self._upload(session)
 
     def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True) -> Any:
         """Load into the user's model and, if it is attached, onto the device."""
         result = self._user_model.load_state_dict(state_dict, strict)
-        if self._attached:
-            self.copyWeightsToDevice()
+        self._upload_if_attached()
         return result
 
     def setOptimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Use `optimizer`'s hyper-parameters from the next call on; the device keeps its momenta."""
         if not self._training:
             raise createPoptorchError("setOptimizer() is only for training models.")
-        if self._device_optimizer is not None:
-            self._device_optimizer.set_optimizer(optimizer)
+        if self._session is not None:
+            self._session.optimizer.set_optimizer(optimizer)
             if optimizer is not self._optimizer:
                 self._unlink_optimizer()
                 self._optimizer = optimizer
@@ -160,24 +168,22 @@ class PoplarExecutor:
 
     def isAttachedToDevice(self) -> bool:
         """Whether the program is on its device."""
-        return self._attached
+        return self._session is not None
 
     def attachToDevice(self) -> None:
         """Put program, weights (as the host has them now) and optimizer state on the device."""
         self._require_compiled()
-        if self._attached:
+        if self._session is not None:
             raise createPoptorchError("Device is already attached")
-        self._load_device()
+        self._attach()
 
     def detachFromDevice(self) -> None:
         """Bring weights, optimizer state and random state to the host and free the device."""
-        self._require_compiled()
-        if not self._attached:
-            raise createPoptorchError("Device is not attached")
+        self._require_session()
         if self._training:
             self._source.sync()
             self._unlink_optimizer()
-        self._drop_device()
+        self._drop_session()
 
     def compilationTime(self) -> datetime.timedelta:
         """How long compilation took."""
@@ -196,22 +202,12 @@ class PoplarExecutor:
     def rng_state(self) -> list[int]:
         """The state of the device's random numbers: [seed, state …]."""
         self._require_compiled()
-        values = [int(self._options.random_seed) if self._options.exists("random_seed") else 0]
-        for state in self._rng_state:
-            values.extend([state.numel(), *state.tolist()])
-        return values
+        return self._random.as_list()
 
     @rng_state.setter
     def rng_state(self, state: list[int]) -> None:
         self._require_compiled()
-        tensors, rest = [], list(state[1:])
-        while rest:
-            size = rest[0]
-            tensors.append(torch.tensor(rest[1 : size + 1], dtype=torch.uint8))
-            rest = rest[size + 1 :]
-        if not tensors:
-            raise createPoptorchError("rng_state needs a list that an executor's rng_state gave: [seed, state …].")
-        self._rng_state = tensors + self._rng_state[len(tensors) :]
+        self._random.load(state)
 
     @property
     def model(self) -> torch.nn.Module:
@@ -235,8 +231,6 @@ class PoplarExecutor:
         return getattr(self._user_model, name)
 
     def __repr__(self) -> str:
-        from .blocks import module_repr
-
         return module_repr(self._user_model)
 
     # -- compilation ---------------------------------------------------------------------------------------------
@@ -245,168 +239,114 @@ class PoplarExecutor:
         if self._compiled is None:
             raise createPoptorchError(_NOT_COMPILED)
 
-    def _check_can_run(self) -> None:
-        assert not self._offline, (
-            "Trying to run a model on an offline device (ConnectionType.Never): use "
-            "options.connectionType(ConnectionType.Always) and no offline target to run it."
-        )
+    def _require_session(self) -> Session:
+        self._require_compiled()
+        if self._session is None:
+            raise createPoptorchError("Device is not attached")
+        return self._session
 
     def _compile(self, args: tuple, kwargs: dict[str, Any]) -> None:
         start = time.perf_counter()
         self._options.validate()
-        with hosting.plain(self._user_model):
-            self._compiled = compilation.compile_model(
-                self._model, args, kwargs, self._options, self._training, self._policy
+        if self._options.anchored_tensors:
+            raise createPoptorchError(
+                "Options.anchorTensor() is not available yet in this runtime: return the tensor from forward() instead."
             )
+        if self._training and self._source is None:  # destroyed and called again
+            self._wrap()
+        with torch.inference_mode(False), hosting.plain(self._user_model):
+            compiled = compilation.compile_model(self._model, args, kwargs, self._options, self._training, self._policy)
+        self._compiled = compiled
+        self._random = RandomStreams(self._seed(), self._policy.device)
+        try:
+            if not self._offline:
+                self._attach()
+        except BaseException:
+            self._compiled = None
+            raise
         self._compile_seconds = time.perf_counter() - start
-        self._rng_state = self._initial_rng()
-        if not self._offline:
-            self._load_device()
 
-    def _load_device(self) -> None:
-        """Build state, optimizer and runner, and upload."""
-        options, program = self._options, self._compiled.program
-        with hosting.plain(self._user_model):
-            self._state = DeviceState(program, self._user_model, self._policy, self._training)
-        if self._training:
-            self._load_optimizer()
-        self._upload(self._restore_optimizer() if self._training else None)
-        self._runner = Runner(
-            program,
-            self._state,
-            self._compiled.counts,
-            self._output_mode(),
-            options.output_return_period,
-            self._policy,
-            self._device_optimizer,
-            self._accumulator,
-        )
-        self._attached = True
+    def _seed(self) -> int:
+        """randomSeed, or else the seed of the user's generator: asking for it draws nothing."""
+        if self._options.exists("random_seed"):
+            return int(self._options.random_seed)
+        return torch.initial_seed() % 2**31
+
+    def _attach(self) -> None:
+        with torch.inference_mode(False):
+            session = Session(
+                self._compiled, self._user_model, self._options, self._policy, self._optimizer, self._kept_optimizer()
+            )
+            self._mark_seen()
+        self._session = session
         if self._training:
             self._link_optimizer()
             hosting.host(self._user_model, self._source)
 
-    def _load_optimizer(self) -> None:
-        options, state = self._options, self._state
-        with hosting.plain(self._user_model):
-            host = dict(self._user_model.named_parameters())
-            named = {name: host[name] for name in state.parameters}
-            self._device_optimizer = DeviceOptimizer(
-                self._optimizer,
-                named,
-                state.parameters,
-                param_dtypes={name: parameter.dtype for name, parameter in named.items()},
-                stochastic_rounding=self._options.Precision.stochastic_rounding,
-                generator=None,
-            )
-        training = options.Training
-        dtypes = {name: self._device_optimizer.accum_dtype(name) for name in state.parameters}
-        strategy = training.meanAccumulationAndReplicationReductionStrategy
-        half = any(dtype == torch.float16 for dtype in dtypes.values())
-        self._accumulator = GradientAccumulator(
-            state.parameters,
-            dtypes,
-            self._compiled.counts.accumulation * self._compiled.counts.replicas,
-            mean=training.accumulation_and_replication_reduction_type == ReductionType.Mean,
-            running=half or strategy == MeanReductionStrategy.Running,
-        )
-
-    def _drop_device(self) -> None:
-        if self._accumulator is not None:
-            self._accumulator.release()
-        self._state = self._runner = self._device_optimizer = self._accumulator = None
-        self._attached = False
-
-    def _output_mode(self) -> OutputMode:
-        mode = self._options.output_mode
-        if mode is OutputMode.Default:
-            return OutputMode.Final if self._training else OutputMode.All
-        return mode
+    def _drop_session(self) -> None:
+        if self._session is not None:
+            self._session.close()
+        self._session = None
 
     # -- weights -------------------------------------------------------------------------------------------------
 
-    def _upload(self, masters: dict[str, torch.Tensor] | None = None) -> None:
-        with hosting.plain(self._user_model):
-            self._state.upload(self._user_model, masters)
-        source = hosting.source_of(self._user_model)
-        self._seen_version = source.version if source is not None else -1
+    def _wrap(self) -> None:
+        source = hosting.WeightSource(self._fetch_weights)
+        hosting.wrap(self._user_model, source, self.destroy, self._upload_if_attached)
+        self._source = source
+
+    def _upload(self, session: Session) -> None:
+        with torch.inference_mode(False):
+            session.upload()
+        self._mark_seen()
+
+    def _upload_if_attached(self) -> None:
+        if self._session is not None:
+            self.copyWeightsToDevice()
 
     def _fetch_weights(self) -> None:
         """Called by the weight source when somebody reads the user's model."""
-        if self._state is not None:
-            with hosting.plain(self._user_model):
-                self._state.download(self._user_model)
+        if self._session is not None:
+            self._session.download()
 
-    def _before_run(self) -> None:
+    def _mark_seen(self) -> None:
+        self._followed = hosting.source_of(self._user_model) or self._followed
+        self._seen_version = self._followed.version if self._followed is not None else -1
+
+    def _follow(self) -> None:
         """An inference executor follows the training executor that shares its model."""
         if self._training:
             return
-        source = hosting.source_of(self._user_model)
-        if source is not None and source.version != self._seen_version:
+        source = hosting.source_of(self._user_model) or self._followed
+        if source is not None and (source is not self._followed or source.version != self._seen_version):
             source.sync()
-            self._upload()
+            self._upload(self._session)
 
     # -- optimizer state -----------------------------------------------------------------------------------------
 
-    def _read_optimizer(self) -> dict[str, Any]:
-        """The optimizer's state on the device, and the weights where the device holds them more precisely."""
-        state = self._device_optimizer.state_dict()
-        with hosting.plain(self._user_model):
-            masters = self._state.masters(self._user_model)
-        return {**state, MASTERS: masters} if masters else state
-
-    def _write_optimizer(self, state: dict[str, Any]) -> None:
-        self._device_optimizer.load_state_dict(state)
-        self._upload(state.get(MASTERS))
-
-    def _restore_optimizer(self) -> dict[str, torch.Tensor] | None:
-        """Continue from the state kept with the optimizer, if there is one; returns its weights."""
-        if isinstance(self._optimizer, optim.Optimizer):
-            saved = self._optimizer.get_state_dict()
-        else:
-            saved = self._kept_state
-        if saved is None or saved.get("ipu_state") is None:
+    def _kept_optimizer(self) -> dict[str, Any] | None:
+        """The device's optimizer state that is kept on the host, if there is one to continue from."""
+        if not self._training:
             return None
-        self._device_optimizer.load_state_dict(saved)
-        return saved.get(MASTERS)
+        ours = isinstance(self._optimizer, optim.Optimizer)
+        kept = self._optimizer.get_state_dict() if ours else self._kept_state
+        return None if kept is None or kept.get("ipu_state") is None else kept
 
     def _link_optimizer(self) -> None:
         if isinstance(self._optimizer, optim.Optimizer):
-            self._optimizer._link_device(self._read_optimizer, self._write_optimizer)
+            self._optimizer._link_device(self._session.read_optimizer, self._session.write_optimizer)
+
+    def _plain_optimizer_state(self) -> dict[str, Any] | None:
+        """The device's state of an optimizer of torch.optim, which has no place for it."""
+        if not self._training or isinstance(self._optimizer, optim.Optimizer):
+            return None
+        return self._kept_state if self._session is None else self._session.read_optimizer()
 
     def _unlink_optimizer(self) -> None:
         """Leave the device's state with the optimizer object."""
-        if self._device_optimizer is None:
+        if self._session is None:
             return
         if isinstance(self._optimizer, optim.Optimizer):
             self._optimizer._unlink_device()
         else:
-            self._kept_state = self._read_optimizer()
-
-    # -- random numbers ------------------------------------------------------------------------------------------
-
-    def _initial_rng(self) -> list[torch.Tensor]:
-        """States of the CPU's and the device's generators, from randomSeed or else from torch's own seed."""
-        seeded = self._options.exists("random_seed")
-        seed = int(self._options.random_seed) if seeded else int(torch.randint(2**31 - 1, ()))
-        states = [torch.Generator().manual_seed(seed).get_state()]
-        if self._policy.device.type == "cuda":
-            states.append(torch.Generator(self._policy.device).manual_seed(seed).get_state())
-        return states
-
-    def _with_device_rng(self, function: Any) -> Any:
-        """Run with this executor's random streams; the user's generators stay where they are."""
-        cuda = self._policy.device.type == "cuda"
-        before = torch.get_rng_state()
-        before_cuda = torch.cuda.get_rng_state(self._policy.device) if cuda else None
-        torch.set_rng_state(self._rng_state[0])
-        if cuda:
-            torch.cuda.set_rng_state(self._rng_state[1], self._policy.device)
-        try:
-            return function()
-        finally:
-            self._rng_state = [torch.get_rng_state()]
-            torch.set_rng_state(before)
-            if cuda:
-                self._rng_state.append(torch.cuda.get_rng_state(self._policy.device))
-                torch.cuda.set_rng_state(before_cuda, self._policy.device)
+            self._kept_state = self._plain_optimizer_state()

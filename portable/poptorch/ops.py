@@ -152,9 +152,7 @@ def _checked_attributes(attributes: dict[str, Any] | None) -> dict[str, Any]:
     return dict(attributes or {})
 
 
-def for_loop(
-    count: int, body: Callable[..., Any], inputs: list[torch.Tensor]
-) -> list[torch.Tensor]:
+def for_loop(count: int, body: Callable[..., Any], inputs: list[torch.Tensor]) -> list[torch.Tensor]:
     """Run `body` `count` times on the device, each time on what it returned before, and return the last results.
 
     `body` takes and returns tensors of fixed number, shapes and types; it sees copies of `inputs`. Inference only.

@@ -28,13 +28,15 @@ def save(executor: Any, filename: str | os.PathLike, export_model: bool, save_rn
         "format_version": _FORMAT_VERSION,
         "version": executor._version,
         "training": executor._training,
-        "rng_state": executor._rng_state if save_rng_state else None,
+        "rng_state": executor.rng_state if save_rng_state else None,
         "call": executor._compiled.call.example(),
     }
     if export_model:
         contents["model"] = executor._user_model
         contents["options"] = executor._options
         contents["optimizer"] = executor._optimizer
+        # Of torch's own optimizers; those of poptorch.optim carry it with them.
+        contents["optimizer_state"] = executor._plain_optimizer_state()
     temporary = path.with_name(path.name + ".partial")
     try:
         torch.save(contents, temporary)
@@ -55,7 +57,9 @@ def read(filename: str | os.PathLike) -> dict[str, Any]:
     if not isinstance(contents, dict) or contents.get("format") != _FORMAT:
         raise AssertionError(f"Invalid file {path}: not written by PoplarExecutor.save.")
     if contents["format_version"] != _FORMAT_VERSION:
-        raise AssertionError(f"Invalid file {path}: format version {contents['format_version']}, not {_FORMAT_VERSION}.")
+        raise AssertionError(
+            f"Invalid file {path}: format version {contents['format_version']}, not {_FORMAT_VERSION}."
+        )
     return contents
 
 
@@ -70,8 +74,8 @@ def load(filename: str | os.PathLike, edit_opts_fn: Callable[[Any], None] | None
     contents = read(filename)
     if "model" not in contents:
         raise AssertionError(
-            f"{filename} was created with 'export_model=False': it holds no model. Build the executor with trainingModel "
-            "or inferenceModel and call loadExecutable() on it."
+            f"{filename} was created with 'export_model=False': it holds no model to load. Save it with "
+            "export_model=True."
         )
     options = contents["options"].clone()
     if edit_opts_fn is not None:
@@ -79,8 +83,9 @@ def load(filename: str | os.PathLike, edit_opts_fn: Callable[[Any], None] | None
     executor = PoplarExecutor(
         contents["model"], options, contents["training"], contents["version"], contents["optimizer"]
     )
+    executor._kept_state = contents["optimizer_state"]
     args, kwargs = contents["call"]
     executor.compile(*args, **kwargs)
     if contents["rng_state"] is not None:
-        executor._rng_state = contents["rng_state"]
+        executor.rng_state = contents["rng_state"]
     return executor

@@ -14,9 +14,7 @@ import torch
 from .poptorch_core import createPoptorchError
 from .structure import Structure, map_leaves
 
-_HINT = (
-    " This error occurred because the inputs passed at runtime don't match the inputs used to compile the model."
-)
+_HINT = " This error occurred because the inputs passed at runtime don't match the inputs used to compile the model."
 
 
 def _positional(signature: inspect.Signature) -> list[inspect.Parameter]:
@@ -58,7 +56,9 @@ class BoundCall:
 
     def forget_values(self) -> None:
         """Keep what a later call is compared with, and the tensors' shapes, but not their memory."""
-        self.arguments = map_leaves(self.arguments, lambda leaf: _hollow(leaf) if isinstance(leaf, torch.Tensor) else leaf)
+        self.arguments = map_leaves(
+            self.arguments, lambda leaf: _hollow(leaf) if isinstance(leaf, torch.Tensor) else leaf
+        )
         self.leaves = []
 
     def example(self) -> tuple[tuple, dict[str, Any]]:

@@ -24,7 +24,13 @@ class OutputCollector:
     """
 
     def __init__(
-        self, mode: OutputMode, period: int, dtypes: list[torch.dtype], iterations: int, accumulation: int, replicas: int
+        self,
+        mode: OutputMode,
+        period: int,
+        dtypes: list[torch.dtype],
+        iterations: int,
+        accumulation: int,
+        replicas: int,
     ):
         self._mode = mode
         self._period = period

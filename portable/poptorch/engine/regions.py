@@ -45,9 +45,7 @@ def extract_loops(traced: TracedGraph) -> None:
         _extract(traced, nodes[begin], nodes[begin + 1 : end], nodes[end])
 
 
-def _extract(
-    traced: TracedGraph, begin: torch.fx.Node, region: list[torch.fx.Node], end: torch.fx.Node
-) -> None:
+def _extract(traced: TracedGraph, begin: torch.fx.Node, region: list[torch.fx.Node], end: torch.fx.Node) -> None:
     graph, inside = traced.graph, set(region)
     number, count, carried = begin.args
     outputs = end.args[1]

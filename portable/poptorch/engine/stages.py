@@ -144,7 +144,14 @@ def build_program(traced: TracedGraph) -> Program:
         segment.last_uses = tuple(sorted(readable - used_later[index] - kept - state))
     return Program(
         stages=[
-            _stage(index, ipu, blocks, [s for s, cut in zip(segments, cuts, strict=True) if cut.stage == index], traced, kept)
+            _stage(
+                index,
+                ipu,
+                blocks,
+                [s for s, cut in zip(segments, cuts, strict=True) if cut.stage == index],
+                traced,
+                kept,
+            )
             for index, (ipu, blocks) in enumerate(stages)
         ],
         inputs=list(traced.inputs),
@@ -161,9 +168,7 @@ def build_program(traced: TracedGraph) -> Program:
     )
 
 
-def _repeatable(
-    cuts: list[_Cut], origin: dict[torch.fx.Node, torch.fx.Node], traced: TracedGraph
-) -> list[bool]:
+def _repeatable(cuts: list[_Cut], origin: dict[torch.fx.Node, torch.fx.Node], traced: TracedGraph) -> list[bool]:
     """Whether each cut may run a second time, in the backward pass.
 
     It may not write to what it did not make itself, nor may anything that it reads have been written to meanwhile.

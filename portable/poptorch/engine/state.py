@@ -27,9 +27,7 @@ class DeviceState:
         for value, name in program.parameters.items():
             parameter, name = host[name], first_name[id(host[name])]
             if name not in self.parameters:
-                tensor = torch.zeros(
-                    parameter.shape, dtype=policy.compute_dtype(parameter.dtype), device=policy.device
-                )
+                tensor = torch.zeros(parameter.shape, dtype=policy.compute_dtype(parameter.dtype), device=policy.device)
                 self.parameters[name] = tensor.requires_grad_(training and parameter.requires_grad)
             self.values[value] = self.parameters[name]
         host_buffers = dict(model.named_buffers(remove_duplicate=False))
@@ -89,5 +87,13 @@ class DeviceState:
         return {
             name: tensor.detach().to("cpu", copy=True)
             for name, tensor in self.parameters.items()
-            if host[name].dtype != tensor.dtype
+            if host[name].dtype == torch.float16 and tensor.dtype == torch.float32
         }
+
+    @torch.no_grad()
+    def load_masters(self, masters: dict[str, torch.Tensor]) -> None:
+        """Take these more precise copies where they are copies of the weights that the device has."""
+        for name, precise in masters.items():
+            tensor = self.parameters.get(name)
+            if tensor is not None and torch.equal(precise.half(), tensor.detach().half().cpu()):
+                tensor.copy_(precise)

@@ -209,7 +209,9 @@ def _with_long_index(position: int, args: tuple, kwargs: dict) -> tuple[tuple, d
 
     if len(args) > position:
         return args[:position] + (long(args[position]),) + args[position + 1 :], kwargs
-    return args, {key: long(value) if key in ("target", "tensor", "indices") else value for key, value in kwargs.items()}
+    return args, {
+        key: long(value) if key in ("target", "tensor", "indices") else value for key, value in kwargs.items()
+    }
 
 
 def _with_activation_type(activation: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
@@ -334,7 +336,9 @@ def _lifted(exported: torch.export.ExportedProgram, model: torch.nn.Module) -> T
         elif spec.kind == InputKind.USER_INPUT:
             inputs.append(name)
         else:
-            raise createPoptorchError(f"forward() captures an object that cannot be compiled: {spec.kind} {spec.target}.")
+            raise createPoptorchError(
+                f"forward() captures an object that cannot be compiled: {spec.kind} {spec.target}."
+            )
     for node in list(graph.nodes):
         if node.target is torch.ops.aten._assert_tensor_metadata.default:
             graph.erase_node(node)
