@@ -130,12 +130,11 @@ def report_stop(run: TrainingRun, at_once: bool, argv: Sequence[str]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program with these arguments (default: the command line's). Returns the exit status."""
-    argv = sys.argv[1:] if argv is None else argv
-    args = parse_train_args(argv)
-    for line in arithmetic(args) + args.notes:
-        print(line, flush=True)
-    run, interruption = None, None
+    argv, run = sys.argv[1:] if argv is None else argv, None
     try:
+        args = parse_train_args(argv)
+        for line in arithmetic(args) + args.notes:
+            print(line, flush=True)
         from model.training_run import TrainingRun
 
         run = TrainingRun(args)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import warnings
 from pathlib import Path
 from typing import Any, Callable
 
@@ -160,6 +161,8 @@ class TrainingRun:
         workers = self.args.num_workers
         if self.samples_a_call * self.args.max_len > _LARGE_BATCH or self.args.train_path == "generated":
             workers = min(workers, 1)
+        # They mostly wait, so that more of them than cores do no harm: --num-workers says how many.
+        warnings.filterwarnings("ignore", "This DataLoader will create .* worker processes", UserWarning)
         return poptorch.DataLoader(
             options,
             self.samples,

@@ -119,8 +119,8 @@ def read(directory: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(
             f"--resume-training-from-checkpoint: {path} does not exist, so there is nothing to resume. Name a step_N "
-            "or epoch_N folder that train_gpt2.py wrote in --pretrained-checkpoint, or leave the flag out to start from "
-            "its weights."
+            "or epoch_N folder that train_gpt2.py wrote in --pretrained-checkpoint, or leave the flag out to start "
+            "from its weights."
         )
     try:
         state = torch.load(str(path), map_location="cpu", weights_only=True)

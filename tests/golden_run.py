@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tiny_run import NO_DROPOUT, flags, write_config
+from tiny_run import NO_DROPOUT, flags, write_config, write_corpus
 
 from arguments import parse_train_args
 from model.training_run import TrainingRun
@@ -20,9 +20,11 @@ STEPS = 20
 
 
 def losses(folder: Path) -> list:
-    """Mean loss of each of the 20 calls: 4 calls an epoch of 2 updates x 2 micro-batches x 2 samples of 16 ids."""
+    """Mean loss of each of the 20 calls: 4 calls an epoch, each 2 updates x 2 micro-batches x 2 samples of 16 ids."""
     write_config(folder, **NO_DROPOUT)
-    words = flags(folder, batch_size=2, device_iterations=2, epochs=STEPS // 4, lr_schedule="cosine", weight_decay=0.01)
+    corpus = write_corpus(folder / "corpus.pkl", articles=12)  # 3 samples each
+    changes = {"batch_size": 2, "device_iterations": 2, "lr_schedule": "cosine", "stride": 16}
+    words = flags(folder, train_path=corpus, epochs=STEPS // 4, weight_decay=0.01, **changes)
     run = TrainingRun(parse_train_args(words))
     found = []
     for epoch in range(STEPS // 4):

@@ -73,7 +73,9 @@ def executor_step(model, ids, labels, accumulation=1):
     options.Training.gradientAccumulation(accumulation)
     executor = poptorch.trainingModel(model, options, poptorch.optim.SGD(model.parameters(), lr=1.0))
     loss, accuracy = executor(input_ids=ids, labels=labels)
-    gradients = {name: before[name] - p.detach() for name, p in model.state_dict(keep_vars=True).items() if name in before}
+    gradients = {
+        name: before[name] - p.detach() for name, p in model.state_dict(keep_vars=True).items() if name in before
+    }
     executor.destroy()
     return loss / accumulation, accuracy / accumulation, gradients
 
@@ -236,4 +238,4 @@ def test_golden_losses(tmp_path, capsys):
     # Another CPU sums in another order; half arithmetic on a GPU rounds.
     tolerance = 3e-2 if torch.cuda.is_available() else 1e-3
     assert losses == pytest.approx(golden["losses"], rel=tolerance), f"remake with: {golden['command']}"
-    assert losses[-1] < 0.8 * losses[0], "the model must learn its 32 samples by heart"
+    assert losses[-1] < 0.6 * losses[0], "an id is one or two more than the one before: that is easily learnt"

@@ -12,9 +12,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 
 import train_gpt2
 from data.article_pickle import write_articles
+
+# On tensors this small, threads that wait for each other cost a hundred times the work if the machine is busy.
+torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parent.parent
 REAL_VOCABULARY = 61
@@ -39,6 +43,7 @@ NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 
 def write_config(folder: Path, **changes) -> Path:
     """config.json of the tiny model, with changes."""
+    folder.mkdir(exist_ok=True)
     path = folder / "tiny.json"
     path.write_text(json.dumps({**CONFIG, **changes}), encoding="utf-8")
     return path
@@ -89,9 +94,9 @@ def run_here(argv: list) -> Finished:
 
 
 def environment() -> dict:
-    """Of a process that runs the program: one thread, and the modules that this process has."""
+    """Of a process that runs the program: modules and threads of this one. The number of threads shows in last bits."""
     path = os.pathsep.join(entry for entry in sys.path if entry)
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+    return {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
 
 
 def run_there(argv: list, timeout: float = 60.0) -> Finished:

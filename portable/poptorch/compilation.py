@@ -80,7 +80,6 @@ def compile_model(
         f"Options.inputReplicaGrouping.input_group_size({counts.input_group_size})) * "
         f"Options.Training.gradientAccumulation({counts.accumulation})"
     )
-    _check_output_mode(options, counts)
     micro_batch = split_sizes(call.leaves, counts.fed, explanation)
     leaves = [_first_micro_batch(leaf, shape) for leaf, shape in zip(call.leaves, micro_batch, strict=True)]
     blocks = BlockTracker(options.execution_strategy)
@@ -117,14 +116,6 @@ def _on_device(leaf: torch.Tensor) -> bool:
     return False
 
 
-def _check_output_mode(options: Options, counts: Counts) -> None:
-    period = options.output_return_period
-    if options.output_mode is OutputMode.EveryN and counts.iterations % period:
-        raise createPoptorchError(
-            f"OutputMode.EveryN: the period ({period}) must divide Options.deviceIterations ({counts.iterations})."
-        )
-
-
 def _check_not_every_n(options: Options) -> None:
     if options.output_mode is OutputMode.EveryN:
         raise createPoptorchError(
@@ -139,6 +130,7 @@ def _first_micro_batch(leaf: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     leaf = leaf.narrow(0, 0, shape[0]) if leaf.dim() else leaf
     if 0 in leaf.shape:
         raise createPoptorchError(f"Zero-sized tensors are unsupported (Got shape {list(leaf.shape)})")
+    leaf = leaf.clone() if leaf.is_inference() else leaf
     return leaf.to(torch.float32) if leaf.dtype == torch.float64 else leaf
 
 

@@ -254,6 +254,7 @@ class PoplarExecutor:
             )
         if self._training and self._source is None:  # destroyed and called again
             self._wrap()
+        self._sync_host()
         with torch.inference_mode(False), hosting.plain(self._user_model):
             compiled = compilation.compile_model(self._model, args, kwargs, self._options, self._training, self._policy)
         self._compiled = compiled
@@ -273,6 +274,7 @@ class PoplarExecutor:
         return torch.initial_seed() % 2**31
 
     def _attach(self) -> None:
+        self._sync_host()
         with torch.inference_mode(False):
             session = Session(
                 self._compiled, self._user_model, self._options, self._policy, self._optimizer, self._kept_optimizer()
@@ -308,6 +310,12 @@ class PoplarExecutor:
         """Called by the weight source when somebody reads the user's model."""
         if self._session is not None:
             self._session.download()
+
+    def _sync_host(self) -> None:
+        """The host's weights are about to be used: those of a training executor's device may be newer."""
+        source = hosting.source_of(self._user_model)
+        if source is not None:
+            source.sync()
 
     def _mark_seen(self) -> None:
         self._followed = hosting.source_of(self._user_model) or self._followed

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import copyreg
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -79,6 +80,9 @@ class _HostedParameter(torch.nn.Parameter):
     def __torch_function__(cls, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         return _read(func, args, kwargs)
 
+    def __repr__(self) -> str:
+        return repr(torch.nn.Parameter(_plain(self), self.requires_grad))
+
     def __deepcopy__(self, memo: dict) -> torch.nn.Parameter:
         return memo.setdefault(id(self), torch.nn.Parameter(_plain(self), self.requires_grad))
 
@@ -92,6 +96,9 @@ class _HostedBuffer(torch.Tensor):
     @classmethod
     def __torch_function__(cls, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         return _read(func, args, kwargs)
+
+    def __repr__(self) -> str:
+        return repr(_plain(self))
 
     def __deepcopy__(self, memo: dict) -> torch.Tensor:
         return memo.setdefault(id(self), _plain(self))
@@ -166,7 +173,10 @@ def wrap(model: torch.nn.Module, source: WeightSource, destroy: Callable[[], Non
             source.sync()
             plain = user_class.__new__(user_class)
             plain.__dict__.update(vars(self))
-            return plain.__reduce_ex__(protocol)
+            function, arguments, *rest = plain.__reduce_ex__(protocol)
+            if function is copyreg.__newobj__:  # which pickle accepts for objects of this very class only
+                function, arguments = copyreg._reconstructor, (user_class, object, None)
+            return (function, arguments, *rest)
 
     PoptorchModel.__name__ = PoptorchModel.__qualname__ = "PoptorchModel"
     model.__class__ = PoptorchModel

@@ -12,6 +12,7 @@ import torch
 
 from ..engine.constants import constant_value
 from ..engine.tracing import TracedGraph
+from .patterns import erase, only_use, overwritten
 
 aten = torch.ops.aten
 _LOW = -1e4  # masked scores at or below this vanish in the softmax
@@ -24,6 +25,7 @@ class _Match:
     value: torch.fx.Node
     scale: float
     dropout: float
+    replaced: set[torch.fx.Node]  # the nodes of the pattern before the last product
 
 
 def fuse_attention(traced: TracedGraph, device: torch.device) -> int:
@@ -31,6 +33,7 @@ def fuse_attention(traced: TracedGraph, device: torch.device) -> int:
 
     The CPU kernel has no dropout: there, attention with dropout stays as it is written.
     """
+    replaced: set[torch.fx.Node] = set()
     count = 0
     for node in list(traced.graph.nodes):
         match = _match(traced, node) if node.target is aten.matmul.default else None
@@ -44,50 +47,45 @@ def fuse_attention(traced: TracedGraph, device: torch.device) -> int:
             )
         fused.meta.update(node.meta)
         node.replace_all_uses_with(fused)
-        traced.graph.erase_node(node)
+        replaced |= match.replaced | {node}
         count += 1
-    if count:
-        traced.graph.eliminate_dead_code()
+    erase(traced, replaced)
     return count
-
-
-def _only_use(node: object, *targets: object) -> torch.fx.Node | None:
-    """`node` if it is a call of one of `targets` whose value has one reader."""
-    if isinstance(node, torch.fx.Node) and node.target in targets and len(node.users) == 1:
-        return node
-    return None
 
 
 def _match(traced: TracedGraph, product: torch.fx.Node) -> _Match | None:
     """Read the pattern backwards from the product of probabilities and values."""
     probabilities, value = product.args
     dropout = 0.0
-    dropped = _only_use(probabilities, aten.dropout.default)
+    dropped = only_use(probabilities, aten.dropout.default)
     if dropped is not None:
         dropout = float(dropped.args[1]) if dropped.args[2] else 0.0
         probabilities = dropped.args[0]
-    softmax = _only_use(probabilities, aten.softmax.int)
-    if softmax is None or softmax.args[1] not in (-1, 3):
+    softmax = only_use(probabilities, aten.softmax.int)
+    if softmax is None or softmax.args[1] not in (-1, 3) or len(softmax.args) > 2:
         return None
-    masked = _only_use(softmax.args[0], aten.where.self, aten.where.ScalarOther)
+    masked = only_use(softmax.args[0], aten.where.self, aten.where.ScalarOther)
     if masked is None:
         return None
     mask, scores, low = masked.args
-    scaled = _only_use(scores, aten.mul.Tensor, aten.div.Tensor)
+    scaled = only_use(scores, aten.mul.Tensor, aten.div.Tensor)
     if scaled is None or not isinstance(scaled.args[1], (int, float)):
         return None
     scale = scaled.args[1] if scaled.target is aten.mul.Tensor else 1 / scaled.args[1]
-    inner = _only_use(scaled.args[0], aten.matmul.default)
-    transposed = _only_use(inner.args[1], aten.transpose.int) if inner is not None else None
+    inner = only_use(scaled.args[0], aten.matmul.default)
+    transposed = only_use(inner.args[1], aten.transpose.int) if inner is not None else None
     if transposed is None or sorted(d % 4 for d in transposed.args[1:]) != [2, 3]:
         return None
-    query, key = inner.args[0], transposed.args[0]
-    shapes = [node.meta["val"].shape for node in (query, key, value)]
+    operands = query, key, value = inner.args[0], transposed.args[0], value
+    shapes = [node.meta["val"].shape for node in operands]
     if any(len(shape) != 4 for shape in shapes) or shapes[0] != shapes[1] or shapes[1][2] != shapes[2][2]:
+        return None
+    if len({node.meta["val"].dtype for node in operands}) > 1 or overwritten(traced, operands, inner, product):
         return None
     if not _vanishes(traced, low) or not _is_causal(traced, mask, shapes[0][2]):
         return None
-    return _Match(query, key, value, float(scale), dropout)
+    replaced = {node for node in (dropped, softmax, masked, scaled, inner) if node is not None}
+    return _Match(query, key, value, float(scale), dropout, replaced)
 
 
 def _vanishes(traced: TracedGraph, low: object) -> bool:

@@ -34,6 +34,9 @@ def retarget(traced: TracedGraph, policy: Policy) -> None:
             if node.op == "call_function":
                 node.args = torch.fx.node.map_aggregate(node.args, rewrite)
                 node.kwargs = torch.fx.node.map_aggregate(node.kwargs, rewrite)
+            value = node.meta.get("val")
+            if isinstance(value, torch.Tensor) and value.dtype != policy.compute_dtype(value.dtype):
+                node.meta["val"] = value.to(policy.compute_dtype(value.dtype))  # later passes ask for its type
     for module in traced.modules.values():
         for inner in module.modules():
             if isinstance(inner, torch.fx.GraphModule):

@@ -1,0 +1,47 @@
+"""What the fusion passes ask of a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from ..engine.tracing import TracedGraph
+from ..engine.writes import origins, written
+
+
+def only_use(node: object, *targets: object) -> torch.fx.Node | None:
+    """`node` if it is a call of one of `targets` whose value has one reader."""
+    if isinstance(node, torch.fx.Node) and node.target in targets and len(node.users) == 1:
+        return node
+    return None
+
+
+def overwritten(
+    traced: TracedGraph, values: Iterable[torch.fx.Node], first: torch.fx.Node, last: torch.fx.Node
+) -> bool:
+    """Whether anything between `first` and `last` changes one of `values` in place.
+
+    A fusion reads its operands at `last` where the program read them from `first` on.
+    """
+    origin = origins(traced.graph.nodes)
+    sources = {origin.get(value, value) for value in values}
+    node = first
+    while node is not last:
+        if any(origin.get(target, target) in sources for target in written([node], traced.modules)):
+            return True
+        node = node.next
+    return False
+
+
+def erase(traced: TracedGraph, nodes: set[torch.fx.Node]) -> None:
+    """Remove nodes that nobody reads but each other, and what only they read.
+
+    torch's own elimination keeps random operations and those in place, for whose sake it then keeps all the rest.
+    """
+    if not nodes:
+        return
+    for node in reversed(list(traced.graph.nodes)):
+        if node in nodes:
+            traced.graph.erase_node(node)
+    traced.graph.eliminate_dead_code()

@@ -1,0 +1,170 @@
+"""Buffers: changed in place once a micro-batch, kept on the device between calls (spec section 9)."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import poptorch
+from programs import Body, infer, make_options
+
+
+def test_a_buffer_changes_with_every_micro_batch_and_stays_on_the_device():
+    def forward(m, x):
+        m.count.add_(1)
+        m.seen.copy_(x.sum())
+        return m.count + 0
+
+    model = Body(forward, count=torch.zeros(1), seen=torch.zeros(()))
+    executor = poptorch.inferenceModel(model, make_options(3))
+    assert executor(torch.arange(3.0)).tolist() == [1, 2, 3]
+    assert executor(torch.arange(3.0)).tolist() == [4, 5, 6]
+    assert model.count.item() == 0  # inference never writes back by itself
+    executor.copyWeightsToHost()
+    assert model.count.item() == 6 and model.seen.item() == 2
+    model.count.fill_(100)
+    assert executor(torch.arange(3.0)).tolist() == [7, 8, 9]
+    executor.copyWeightsToDevice()
+    assert executor(torch.arange(3.0)).tolist() == [101, 102, 103]
+
+
+def test_detaching_loses_what_inference_did_to_buffers():
+    def forward(m, x):
+        m.count.add_(1)
+        return x + m.count
+
+    executor = poptorch.inferenceModel(Body(forward, count=torch.zeros(1)))
+    assert executor(torch.zeros(1)).item() == 1
+    executor.detachFromDevice()
+    executor.attachToDevice()
+    assert executor(torch.zeros(1)).item() == 1
+
+
+def test_a_cache_is_written_at_a_position_that_counts_on():
+    def forward(m, x):
+        m.cache.index_copy_(0, m.position.long(), x)
+        m.position.add_(1)
+        return m.cache.sum() + 0 * x.sum()
+
+    executor = poptorch.inferenceModel(Body(forward, cache=torch.zeros(4, 2), position=torch.zeros(1)), make_options(4))
+    assert executor(torch.ones(4, 2)).tolist() == [2, 4, 6, 8]
+
+
+class Normed(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear, self.norm = torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4)
+
+    def forward(self, x, y):
+        return F.mse_loss(self.norm(self.linear(x)), y)
+
+
+def test_batch_norm_follows_every_micro_batch():
+    model, reference = Normed(), Normed()
+    x, y = torch.randn(12, 3), torch.randn(12, 4)
+    for k in range(2):
+        for part in range(2):
+            rows = slice(6 * k + 3 * part, 6 * k + 3 * part + 3)
+            (reference(x[rows], y[rows]) / 2).backward()
+        with torch.no_grad():
+            for parameter in reference.parameters():
+                parameter -= 0.01 * parameter.grad
+                parameter.grad = None
+    poptorch.trainingModel(model, make_options(2, 2))(x, y)
+    assert model.norm.num_batches_tracked.item() == 4
+    for name, expected in reference.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_batch_norm_in_inference_is_what_its_mode_says():
+    x, y = torch.randn(6, 3), torch.randn(6, 4)
+    model = Normed()
+    before = copy.deepcopy(model.norm.state_dict())
+    expected = Normed().eval()(x, y)
+    model.eval()
+    torch.testing.assert_close(poptorch.inferenceModel(model)(x, y), expected.detach())
+    assert all(torch.equal(model.norm.state_dict()[name], value) for name, value in before.items())
+
+
+def test_an_update_that_depends_on_parameters_does_not_join_micro_batches():
+    def forward(m, x):
+        hidden = x * m.w
+        m.average.mul_(0.5).add_(hidden.mean())
+        return poptorch.identity_loss((hidden - m.average) ** 2, "sum")
+
+    model = Body(forward, w=torch.nn.Parameter(torch.ones(())), average=torch.zeros(()))
+    executor = poptorch.trainingModel(model, make_options(2, 3), torch.optim.SGD(model.parameters(), lr=0.0))
+    executor(torch.ones(6))
+    executor(torch.ones(6))
+    expected = 0.0
+    for _ in range(12):
+        expected = 0.5 * expected + 1
+    assert model.average.item() == pytest.approx(expected)
+
+
+def test_reassignment_is_refused():
+    def forward(m, x):
+        m.count = m.count + 1
+        return x + m.count
+
+    text = (
+        "Buffer count is reassigned within the model when calling the forward method. This is not supported. "
+        "Consider using self.count.copy_\\(src\\) to copy data from a source tensor, where src is the name of the "
+        "source tensor."
+    )
+    with pytest.raises(poptorch.Error, match=text):
+        infer(forward, torch.ones(2), count=torch.zeros(1))
+
+
+def test_removal_is_refused():
+    def forward(m, x):
+        del m.count
+        return x + 1
+
+    with pytest.raises(poptorch.Error, match="Buffer count is removed from the model when calling the forward method."):
+        infer(forward, torch.ones(2), count=torch.zeros(1))
+
+
+def test_a_parameter_is_neither_reassigned_nor_written():
+    def reassigned(m, x):
+        m.w = torch.nn.Parameter(torch.ones(1))
+        return x * m.w
+
+    def written(m, x):
+        with torch.no_grad():
+            m.w.clamp_(0, 1)
+        return x * m.w
+
+    with pytest.raises(poptorch.Error, match="Parameter w is reassigned"):
+        infer(reassigned, torch.ones(2), w=torch.nn.Parameter(torch.zeros(1)))
+    with pytest.raises(poptorch.Error, match="changes the parameter w in place"):
+        infer(written, torch.ones(2), w=torch.nn.Parameter(torch.zeros(1)))
+
+
+def test_replicas_cannot_share_a_buffer_that_changes():
+    def forward(m, x):
+        m.count.add_(1)
+        return x + m.count
+
+    with pytest.raises(poptorch.Error, match="PopTorch does not support broadcasting buffers. If your model is able"):
+        infer(forward, torch.ones(2), options=make_options(replicas=2), count=torch.zeros(1))
+    options = make_options(replicas=2).broadcastBuffers(False)
+    with pytest.raises(poptorch.Error, match="not available yet in this runtime"):
+        infer(forward, torch.ones(2), options=options, count=torch.zeros(1))
+    assert infer(lambda m, x: x + m.count, torch.ones(2), options=make_options(replicas=2), count=torch.ones(1)).sum() == 4
+
+
+def test_views_and_parts_of_buffers_count_as_the_buffer():
+    def forward(m, x):
+        left, right = m.table.split(2)
+        right[0] += x.sum()
+        return left.sum() + right.sum()
+
+    executor = poptorch.inferenceModel(Body(forward, table=torch.zeros(4)), make_options(3))
+    assert executor(torch.tensor([1.0, 2.0, 3.0])).tolist() == [1, 3, 6]
+    with pytest.raises(poptorch.Error, match="broadcasting buffers"):
+        infer(forward, torch.ones(2), options=make_options(replicas=2), table=torch.zeros(4))

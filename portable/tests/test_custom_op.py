@@ -1,0 +1,123 @@
+"""custom_op: kernels registered with torch, found by domain, name and version (spec section 11)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import poptorch
+from programs import Body, infer, make_options
+from test_losses import assert_trains_like, parameter
+
+RUNS = []
+
+
+@torch.library.custom_op("com_example_test::ScaleTwice", mutates_args=())
+def scale_twice(x: torch.Tensor, y: torch.Tensor, factor: float, shifts: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    RUNS.append(1)
+    return x * factor, y + sum(shifts)
+
+
+@scale_twice.register_fake
+def _(x, y, factor, shifts):
+    return torch.empty_like(x), torch.empty_like(y)
+
+
+def _backward(ctx, grad_x, grad_y):
+    return 100 * grad_x, grad_y, None, None  # not the derivative, so that one sees whose it is
+
+
+scale_twice.register_autograd(_backward)
+
+
+@torch.library.custom_op("com_example_test::ScaleTwice_v2", mutates_args=())
+def scale_twice_v2(x: torch.Tensor) -> torch.Tensor:
+    return x * -1
+
+
+scale_twice_v2.register_fake(torch.empty_like)
+
+
+@torch.library.custom_op("com_example_test::NoShape", mutates_args=())
+def no_shape(x: torch.Tensor) -> torch.Tensor:
+    return x + 0
+
+
+def call(x, y, factor=3.0, shifts=(1, 2), version=1, name="ScaleTwice", domain="com.example.test", examples=None):
+    attributes = {"factor": factor, "shifts": list(shifts)} if version == 1 else None
+    inputs = [x, y] if version == 1 else [x]
+    return poptorch.custom_op(inputs, name, domain, version, inputs if examples is None else examples, attributes)
+
+
+def test_forward_with_attributes():
+    RUNS.clear()
+    x, y = torch.arange(4.0), torch.arange(8.0)
+    out = infer(lambda m, x, y: call(x, y), x, y, options=make_options(4))
+    assert isinstance(out, list) and torch.equal(out[0], 3 * x) and torch.equal(out[1], y + 3)
+    assert len(RUNS) == 4  # once a micro-batch
+
+
+def test_gradients_come_from_the_kernel():
+    def forward(m, x, y):
+        left, right = call(x * m.w, m.w + 0)
+        return F.mse_loss(left + right, y)
+
+    def reference(m, x, y):
+        h, w = x * m.w, m.w + 0
+        left = 3 * h.detach() + 100 * (h - h.detach())
+        return F.mse_loss(left + w + 3, y)
+
+    assert_trains_like(forward, reference, torch.randn(4), torch.randn(4), w=parameter(4))
+
+
+def test_versions_have_names_of_their_own():
+    assert infer(lambda m, x: call(x, None, version=2), torch.ones(2))[0].tolist() == [-1, -1]
+
+
+def test_in_a_plain_call_it_gives_zeros_like_the_examples():
+    out = call(torch.ones(2), torch.ones(3), examples=[torch.ones(5), torch.ones(1, dtype=torch.int32)])
+    assert [tensor.tolist() for tensor in out] == [[0.0] * 5, [0]] and out[1].dtype == torch.int32
+
+
+def test_what_is_refused_while_tracing():
+    x = torch.ones(2)
+    text = "No kernel for the custom op com.example.test.Missing version 1: no torch operator com_example_test::Missing"
+    with pytest.raises(poptorch.Error, match=text):
+        infer(lambda m, x: call(x, x, name="Missing"), x)
+    with pytest.raises(poptorch.Error, match="returned \\(2,\\) torch.float32, but its example output is \\(3,\\)"):
+        infer(lambda m, x: call(x, x, examples=[torch.ones(3), torch.ones(3)]), x)
+    with pytest.raises(poptorch.Error, match="could not be traced"):
+        infer(lambda m, x: poptorch.custom_op([x], "NoShape", "com.example.test", 1, [x]), x)
+    with pytest.raises(poptorch.Error, match="2 outputs, but 1 example"):
+        infer(lambda m, x: call(x, x, examples=[x]), x)
+
+
+@pytest.mark.parametrize(
+    "attributes, error",
+    [
+        ({1: 2}, ValueError),
+        ({"ä": 2}, ValueError),
+        ({"a": "ä"}, ValueError),
+        ({"a": [1, 2.0]}, ValueError),
+        ({"a": []}, ValueError),
+        ({"a": None}, ValueError),
+        ({"a": True}, ValueError),
+        ({"a": 1e39}, poptorch.Error),
+    ],
+)
+def test_attributes_are_checked(attributes, error):
+    with pytest.raises(error):
+        poptorch.custom_op([torch.ones(1)], "Any", "any", 1, [torch.ones(1)], attributes)
+
+
+def test_it_keeps_its_place_between_blocks():
+    def forward(m, x):
+        poptorch.Block.start("a", ipu_id=0)
+        x = x + 1
+        poptorch.Block.start("b", ipu_id=1)
+        return call(x, x)[0]
+
+    executor = poptorch.inferenceModel(Body(forward), make_options(2))
+    assert executor(torch.zeros(2)).tolist() == [3, 3]
+    assert [stage.blocks for stage in executor.program.stages] == [("a",), ("b",)]

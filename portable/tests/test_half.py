@@ -1,0 +1,141 @@
+"""Half models: what the program sees, and what the device holds (spec sections 3, 7 and 14)."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import poptorch
+from programs import Body, Regression, infer, make_options, regression_data
+
+X, Y = regression_data(8)
+
+
+def half_executor(calls: int, lr: float = 1e-4, rounding: bool = False, **arguments):
+    model = Regression().half()
+    options = make_options(1, 2).randomSeed(7)
+    options.Precision.enableStochasticRounding(rounding)
+    arguments = {"accum_type": torch.float16, "first_order_momentum_accum_type": torch.float16, **arguments}
+    optimizer = poptorch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0, loss_scaling=16.0, **arguments)
+    executor = poptorch.trainingModel(model, options, optimizer)
+    outputs = [executor(X.half(), Y.half()) for _ in range(calls)]
+    return executor, optimizer, outputs
+
+
+def test_the_program_sees_half():
+    executor, _, outputs = half_executor(1)
+    prediction, loss = outputs[0]
+    assert prediction.dtype == loss.dtype == torch.float16
+    assert all(parameter.dtype == torch.float16 for parameter in executor.model.parameters())
+    assert all(value.dtype == torch.float16 for value in executor.model.state_dict().values())
+
+
+def test_small_updates_are_not_lost_between_calls():
+    executor, _, _ = half_executor(40, lr=1e-5)
+    moved = [(p - q).abs().max().item() for p, q in zip(executor.model.parameters(), Regression().parameters())]
+    assert max(moved) > 2e-4  # one update of 1e-5 does not change a half weight near 0.5
+
+
+def test_the_state_continues_to_the_bit():
+    executor, optimizer, _ = half_executor(3)
+    model_state, state = copy.deepcopy(executor.model.state_dict()), copy.deepcopy(optimizer.state_dict())
+    masters = state["ipu_master_weights"]
+    assert set(masters) == set(model_state)
+    for name, master in masters.items():
+        assert master.dtype == torch.float32 and torch.equal(master.half(), model_state[name])
+    assert state["ipu_state"]["Accl1___first.weight"].dtype == torch.float16
+    assert state["ipu_state"]["Accl2___first.weight"].dtype == torch.float32
+
+    model = Regression(seed=9).half()
+    model.load_state_dict(model_state)
+    resumed_optimizer = poptorch.optim.AdamW(
+        model.parameters(),
+        lr=1e-4,
+        weight_decay=0.0,
+        loss_scaling=16.0,
+        accum_type=torch.float16,
+        first_order_momentum_accum_type=torch.float16,
+    )
+    resumed_optimizer.load_state_dict(state)
+    options = make_options(1, 2).randomSeed(7)
+    resumed = poptorch.trainingModel(model, options, resumed_optimizer)
+    for _ in range(20):
+        assert torch.equal(executor(X.half(), Y.half())[0], resumed(X.half(), Y.half())[0])
+    final = optimizer.state_dict()["ipu_master_weights"], resumed_optimizer.state_dict()["ipu_master_weights"]
+    assert all(torch.equal(final[0][name], final[1][name]) for name in final[0])
+
+
+def test_weights_changed_on_the_host_count_more_than_masters():
+    executor, optimizer, _ = half_executor(2)
+    with torch.no_grad():
+        executor.model.first.weight.fill_(0.25)
+    executor.copyWeightsToDevice()
+    masters = optimizer.state_dict()["ipu_master_weights"]
+    assert masters["first.weight"].unique().item() == 0.25
+    assert not torch.equal(masters["second.weight"], masters["second.weight"].half().float())  # this one is kept
+
+
+@pytest.mark.parametrize("rounding", [True, False])
+def test_computing_in_half_trains_too(monkeypatch, rounding):
+    monkeypatch.setenv("POPTORCH_PORTABLE_HALF", "native")
+    executor, optimizer, outputs = half_executor(30, lr=2e-5, rounding=rounding)
+    assert "ipu_master_weights" not in optimizer.state_dict()
+    moved = [(p - q.half()).abs().sum().item() for p, q in zip(executor.model.parameters(), Regression().parameters())]
+    if rounding:
+        again = half_executor(30, lr=2e-5, rounding=True)[0]
+        assert sum(moved) > 0.0
+        assert all(torch.equal(p, q) for p, q in zip(executor.model.parameters(), again.model.parameters()))
+    assert all(torch.isfinite(out[0]).all() for out in outputs)
+
+
+def test_stochastic_rounding_saves_updates_that_rounding_to_nearest_loses(monkeypatch):
+    monkeypatch.setenv("POPTORCH_PORTABLE_HALF", "native")
+
+    def final(rounding):
+        w = torch.nn.Parameter(torch.ones(4096).half())
+        model = Body(lambda m, x: poptorch.identity_loss(m.w.sum() * x, "sum"), w=w)
+        options = make_options(4).randomSeed(1)
+        options.Precision.enableStochasticRounding(rounding)
+        poptorch.trainingModel(model, options, torch.optim.SGD(model.parameters(), lr=1e-4))(torch.ones(4).half())
+        return model.w.detach().float()
+
+    assert final(False).unique().item() == 1  # 1 - 1e-4 is 1 in half
+    rounded = final(True)
+    assert len(rounded.unique()) > 1
+    assert rounded.mean().item() == pytest.approx(1 - 4e-4, abs=3e-5)
+
+
+def test_parameters_take_the_type_of_the_activation():
+    def forward(m, x):
+        h = F.layer_norm(F.linear(x, m.w, m.b), (4,), m.b, m.b)
+        return h, x @ m.w, torch.matmul(x, m.w), torch.addmm(m.b, x, m.w), x + m.b
+
+    members = {"w": torch.nn.Parameter(torch.eye(4)), "b": torch.nn.Parameter(torch.ones(4))}
+    out = infer(forward, torch.randn(3, 4).half(), **members)
+    assert [tensor.dtype for tensor in out] == [torch.float16] * 4 + [torch.float32]  # the sum is promoted
+
+
+def test_a_half_constant_of_the_type_is_that_of_half():
+    def forward(m, x):
+        return torch.where(x > 0, x, torch.finfo(x.dtype).min)
+
+    assert infer(forward, torch.tensor([-1.0]).half()).item() == -65504.0
+
+
+def test_logits_in_half_loss_in_float():
+    def forward(m, x, y):
+        logits = F.linear(x, m.w)
+        return F.cross_entropy(logits.float(), y)
+
+    w = torch.nn.Parameter(torch.randn(5, 4).half())
+    model = Body(forward, w=w)
+    before = w.detach().double().clone().requires_grad_()
+    x, y = torch.randn(6, 4).half(), torch.arange(6) % 5
+    F.cross_entropy(F.linear(x.double(), before), y).backward()
+    optimizer = poptorch.optim.SGD(model.parameters(), lr=1.0, loss_scaling=64.0, use_combined_accum=False)
+    loss = poptorch.trainingModel(model, None, optimizer)(x, y)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(model.w.detach().double(), (before - before.grad).detach(), rtol=2e-3, atol=2e-3)

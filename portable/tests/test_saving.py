@@ -1,0 +1,109 @@
+"""Executors in files (spec section 10)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import poptorch
+from programs import Regression, make_options, regression_data
+
+X, Y = regression_data(8)
+
+
+class Dropped(Regression):
+    """With dropout, so that random numbers matter."""
+
+    def forward(self, x, y):
+        return super().forward(F.dropout(x, 0.3), y)
+
+
+OPTIMIZERS = [
+    lambda parameters: poptorch.optim.AdamW(parameters, lr=0.05, loss_scaling=8.0),
+    lambda parameters: poptorch.optim.LAMB(parameters, lr=0.05),
+    lambda parameters: torch.optim.Adam(parameters, lr=0.05),
+    lambda parameters: torch.optim.SGD(parameters, lr=0.05, momentum=0.9),
+]
+
+
+def trained(make_optimizer, calls=2):
+    model = Dropped()
+    options = make_options(2, 2).randomSeed(3)
+    executor = poptorch.trainingModel(model, options, make_optimizer(model.parameters()))
+    for _ in range(calls):
+        executor(X, Y)
+    return executor
+
+
+def assert_same(left, right):
+    assert all(torch.equal(a, b) for a, b in zip(left.model.parameters(), right.model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("make_optimizer", OPTIMIZERS)
+def test_training_continues_to_the_bit(tmp_path, make_optimizer):
+    executor = trained(make_optimizer)
+    executor.save(tmp_path / "executor")
+    loaded = poptorch.load(tmp_path / "executor")
+    assert_same(executor, loaded)
+    for _ in range(2):
+        left, right = executor(X, Y), loaded(X, Y)
+        assert torch.equal(left[1], right[1])
+    assert_same(executor, loaded)
+    assert type(torch.load(tmp_path / "executor", weights_only=False)["model"]) is Dropped
+    assert [path.name for path in tmp_path.iterdir()] == ["executor"]
+
+
+@pytest.mark.parametrize("make_optimizer", OPTIMIZERS[:1])
+def test_optimizer_and_model_saved_by_the_program_continue_to_the_bit(tmp_path, make_optimizer):
+    executor = trained(make_optimizer)
+    optimizer = executor._optimizer
+    torch.save(
+        {"model": executor.model.state_dict(), "optimizer": optimizer.state_dict(), "rng": executor.rng_state},
+        tmp_path / "state",
+    )
+    state = torch.load(tmp_path / "state")
+    model = Dropped(seed=8)
+    model.load_state_dict(state["model"])
+    resumed_optimizer = make_optimizer(model.parameters())
+    resumed_optimizer.load_state_dict(state["optimizer"])
+    resumed = poptorch.trainingModel(model, make_options(2, 2).randomSeed(4), resumed_optimizer)
+    resumed.compile(X, Y)
+    resumed.rng_state = state["rng"]
+    for _ in range(2):
+        assert torch.equal(executor(X, Y)[1], resumed(X, Y)[1])
+    assert_same(executor, resumed)
+
+
+def test_inference_in_a_directory_with_other_options(tmp_path):
+    executor = poptorch.inferenceModel(Regression(), make_options(2))
+    expected = executor(X, Y)
+    executor.save(str(tmp_path))
+    assert (tmp_path / "model.poptorch").is_file()
+    loaded = poptorch.load(str(tmp_path), lambda options: options.deviceIterations(4))
+    assert loaded.options.device_iterations == 4
+    assert torch.equal(loaded(X, Y)[0], expected[0])
+
+
+def test_without_the_random_state_the_stream_starts_again(tmp_path):
+    executor = trained(OPTIMIZERS[0])
+    executor.save(tmp_path / "file", save_rng_state=False)
+    fresh = trained(OPTIMIZERS[0], calls=0)
+    fresh.compile(X, Y)
+    assert poptorch.load(tmp_path / "file").rng_state == fresh.rng_state != executor.rng_state
+
+
+def test_what_is_refused(tmp_path):
+    executor = trained(OPTIMIZERS[0], calls=1)
+    executor.save(tmp_path / "bare", export_model=False)
+    with pytest.raises(AssertionError, match="created with 'export_model=False'"):
+        poptorch.load(tmp_path / "bare")
+    (tmp_path / "text").write_text("no executor")
+    torch.save({"a": 1}, tmp_path / "other")
+    for name in ("text", "other", "missing"):
+        with pytest.raises(AssertionError, match=f"Invalid file .*{name}: "):
+            poptorch.load(tmp_path / name)
+    contents = torch.load(tmp_path / "bare", weights_only=False)
+    torch.save({**contents, "format_version": 99}, tmp_path / "newer")
+    with pytest.raises(AssertionError, match="Invalid file .*newer: format version 99"):
+        poptorch.load(tmp_path / "newer")

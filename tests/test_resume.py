@@ -1,0 +1,338 @@
+"""Resuming continues a run bit for bit; a kill or Ctrl-C at any moment leaves a checkpoint that can be resumed."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import safetensors.torch
+import torch
+from tiny_run import ROOT, environment, flags, run_here, run_there, write_config, write_corpus
+
+from model.training_state import Position, prune
+
+RESUME = "--resume-training-from-checkpoint"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Model (dropout 0.1) and corpus of the runs: 27 samples to train on, 9 calls of 3 an epoch, 2 updates each..."""
+    folder = tmp_path_factory.mktemp("resume")
+    write_config(folder)
+    write_corpus(folder / "corpus.pkl", articles=13, length=40)
+    return folder
+
+
+def run_flags(folder, save, **changes):
+    """Two epochs of 5 calls of 6 samples (3 of 33 are left over), 4 loader processes, a cosine, a held-out part."""
+    values = {
+        "train_path": folder / "corpus.pkl",
+        "stride": 16,
+        "val_num": 6,
+        "epochs": 2,
+        "gradient_accumulation": 3,
+        "device_iterations": 2,
+        "num_workers": 4,
+        "lr_schedule": "cosine",
+        "weight_decay": 0.01,
+        "save_per_steps": 1,
+        "save_model_path": save,
+    }
+    return flags(folder, **{**values, **changes})
+
+
+def contents(checkpoint):
+    """Everything a checkpoint says: weights as bytes, and the training state."""
+    state = torch.load(str(checkpoint / "training_state.pt"), weights_only=True)
+    return (checkpoint / "model.safetensors").read_bytes(), (checkpoint / "config.json").read_bytes(), state
+
+
+def assert_equal(one, other, path="state"):
+    assert type(one) is type(other), path
+    if isinstance(one, torch.Tensor):
+        assert one.dtype == other.dtype and torch.equal(one, other), path
+    elif isinstance(one, dict):
+        assert list(one) == list(other), path
+        for key in one:
+            assert_equal(one[key], other[key], f"{path}[{key!r}]")
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(other), path
+        for index, pair in enumerate(zip(one, other)):
+            assert_equal(*pair, f"{path}[{index}]")
+    else:
+        assert one == other, path
+
+
+def losses(out):
+    return [line.split(", throughput")[0] for line in out.splitlines() if line.startswith("step ")]
+
+
+@pytest.fixture(scope="module")
+def full(folder):
+    """The uninterrupted run of an optimizer, made once."""
+    made = {}
+
+    def run(optimizer):
+        if optimizer not in made:
+            save = folder / optimizer
+            done = run_here(run_flags(folder, save, optimizer=optimizer))
+            assert done.status == 0, done.err
+            made[optimizer] = (save, losses(done.out))
+        return made[optimizer]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "optimizer, step", [("AdamW", 3), ("AdamW", 5), ("AdamW", 8), ("LAMB", 4)], ids=lambda value: str(value)
+)
+def test_a_resumed_run_is_the_run(folder, full, tmp_path, optimizer, step):
+    """In the middle of the first epoch, at its end (5 calls), in the second epoch."""
+    save, lines = full(optimizer)
+    again = ["--pretrained-checkpoint", str(save / f"step_{step}"), RESUME]
+    done = run_here(run_flags(folder, tmp_path, optimizer=optimizer) + again)
+    assert done.status == 0, done.err
+    assert losses(done.out) == lines[step:]
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {f"step_{n}" for n in range(step + 1, 11)} | {"epoch_1"} | ({"epoch_0"} if step < 5 else set())
+    for name in ("step_10", "epoch_1"):
+        expected, got = contents(save / name), contents(tmp_path / name)
+        assert got[:2] == expected[:2], "weights or configuration differ"
+        assert_equal(got[2], expected[2])
+    weights = safetensors.torch.load_file(str(save / "step_10" / "model.safetensors"))
+    start = safetensors.torch.load_file(str(save / "step_1" / "model.safetensors"))
+    assert not torch.equal(weights["transformer.h.0.mlp.c_fc.weight"], start["transformer.h.0.mlp.c_fc.weight"])
+
+
+def test_the_runs_have_dropout_a_shuffled_order_and_a_varying_rate(folder, full):
+    _, lines = full("AdamW")
+    assert len(lines) == 10 and len({line.split("lr: ")[1] for line in lines}) == 10
+    assert [line.split(",")[0] for line in lines] == [f"step {n} of epoch {(n - 1) // 5}" for n in range(1, 11)]
+    for changes in ({"seed": 5}, {"config": write_config(folder.joinpath("plain"), resid_pdrop=0.0)}):
+        other = run_here(run_flags(folder, None, save_per_steps=None, training_steps=1, epochs=2, **changes))
+        assert other.status == 0, other.err
+        assert losses(other.out)[0].split("loss")[1].split(",")[0] != lines[0].split("loss")[1].split(",")[0]
+
+
+def test_a_finished_run_says_so_and_writes_nothing(folder, full, tmp_path):
+    save, _ = full("AdamW")
+    again = ["--pretrained-checkpoint", str(save / "epoch_1"), RESUME]
+    done = run_here(run_flags(folder, tmp_path, optimizer="AdamW") + again)
+    assert done.status == 0 and "all 10 steps are done already: raise --epochs" in done.out
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "changes, named",
+    [
+        ({"learning_rate": 0.02}, "--learning-rate: 0.01 in the checkpoint, 0.02 now"),
+        ({"seed": 3}, "--seed: 1234 in the checkpoint, 3 now"),
+        ({"optimizer": "LAMB"}, "--optimizer: AdamW in the checkpoint, LAMB now"),
+        # the same samples a call, but other updates
+        ({"gradient_accumulation": 2, "device_iterations": 3}, "--gradient-accumulation: 3 in the checkpoint, 2 now"),
+        ({"lr_schedule": "linear"}, "--lr-schedule: cosine in the checkpoint, linear now"),
+        ({"epochs": 3}, "--lr-decay-steps: 10 in the checkpoint, 15 now"),
+        ({"stride": 8}, "--train-path: "),
+        ({"weight_decay": 0.0, "loss_scaling": 1}, "--weight-decay: 0.01 in the checkpoint, 0.0 now"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_other_flags_are_refused(folder, full, tmp_path, changes, named):
+    save, _ = full("AdamW")
+    again = ["--pretrained-checkpoint", str(save / "step_3"), RESUME]
+    done = run_here(run_flags(folder, tmp_path / "new", **{"optimizer": "AdamW", **changes}) + again)
+    assert done.status == 2 and named in done.err, done.err
+    assert "Use the flags of that run" in done.err
+    assert not (tmp_path / "new").exists()
+
+
+def test_another_corpus_of_the_same_size_is_refused(folder, full, tmp_path):
+    save, _ = full("AdamW")
+    other = write_corpus(tmp_path / "other.pkl", articles=13, length=40, largest_id=50)
+    again = ["--pretrained-checkpoint", str(save / "step_3"), RESUME]
+    done = run_here(run_flags(folder, tmp_path / "new", train_path=other, optimizer="AdamW") + again)
+    assert done.status == 2 and "--train-path: " in done.err
+
+
+def test_more_epochs_with_the_schedule_of_the_run(folder, full, tmp_path):
+    save, _ = full("AdamW")
+    again = ["--pretrained-checkpoint", str(save / "step_9"), RESUME, "--lr-decay-steps", "10"]
+    done = run_here(run_flags(folder, tmp_path, optimizer="AdamW", epochs=3, save_per_steps=None) + again)
+    assert done.status == 0, done.err
+    assert [line.split(",")[0] for line in losses(done.out)] == [
+        f"step {n} of epoch {(n - 1) // 5}" for n in range(10, 16)
+    ]
+
+
+KILLED_WHILE_SAVING = """
+import os, signal, sys, torch
+save, calls = torch.save, []
+def half_a_file(state, path):
+    calls.append(path)
+    save(state, path)
+    if len(calls) == 3:
+        with open(path, "r+b") as file:
+            file.truncate(os.path.getsize(path) // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+torch.save = half_a_file
+import train_gpt2
+sys.exit(train_gpt2.main(sys.argv[1:]))
+"""
+
+
+def test_a_kill_during_a_save_leaves_the_checkpoint_before_it(folder, full, tmp_path):
+    save, lines = full("AdamW")
+    argv = run_flags(folder, tmp_path, optimizer="AdamW")
+    command = [sys.executable, "-c", KILLED_WHILE_SAVING, *argv]
+    killed = subprocess.run(command, env=environment(), cwd=str(ROOT), capture_output=True, text=True, timeout=60)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"step_1", "step_2", ".step_3.new"}
+    done = run_here([*argv, "--pretrained-checkpoint", str(tmp_path / "step_2"), RESUME])
+    assert done.status == 0, done.err
+    assert losses(done.out) == lines[2:]
+    assert not list(tmp_path.glob(".*")), "what the killed save left behind must be cleaned up"
+    expected, got = contents(save / "step_10"), contents(tmp_path / "step_10")
+    assert got[:2] == expected[:2]
+    assert_equal(got[2], expected[2])
+
+
+class Running:
+    """The program in a process group of its own, as a terminal starts it: Ctrl-C reaches all its processes."""
+
+    def __init__(self, argv):
+        command = [sys.executable, str(ROOT / "train_gpt2.py"), *argv]
+        self.process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(),
+            start_new_session=True,
+        )
+
+    def wait_for(self, stream, text):
+        for line in stream:
+            if text in line:
+                return
+        raise AssertionError(f"{text!r} never came; {self.process.stderr.read()}")
+
+    def interrupt(self):
+        os.killpg(self.process.pid, signal.SIGINT)
+
+    def end(self, timeout):
+        out, err = self.process.communicate(timeout=timeout)
+        return self.process.returncode, out, err
+
+
+def test_ctrl_c_ends_after_the_call_and_the_printed_command_goes_on(folder, tmp_path):
+    changes = {"epochs": 12, "save_per_steps": None, "save_per_epochs": 0, "gradient_accumulation": 3}
+    running = Running(run_flags(folder, tmp_path / "cut", **changes))
+    running.wait_for(running.process.stdout, "step 7 ")
+    running.interrupt()
+    status, out, err = running.end(timeout=30)
+    assert status == 130, err
+    assert "Traceback" not in out + err
+    assert "the run ends after the current call" in err
+    (checkpoint,) = (tmp_path / "cut").iterdir()
+    step = int(checkpoint.name[len("step_") :])
+    assert 7 <= step < 60
+    assert f"Stopped after step {step}; the last checkpoint is {checkpoint}, lost: nothing. To go on:" in err
+    command = shlex.split(err.splitlines()[-1])
+    assert command[:2] == [sys.executable, str(ROOT / "train_gpt2.py")]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert f"step {step + 1} of epoch" in done.stdout and f"step {step} of epoch" not in done.stdout
+    whole = run_here(run_flags(folder, tmp_path / "whole", **changes))
+    assert whole.status == 0, whole.err
+    assert losses(done.stdout) == losses(whole.out)[step:]
+    expected, got = contents(tmp_path / "whole" / "step_60"), contents(tmp_path / "cut" / "step_60")
+    assert got[:2] == expected[:2]
+    assert_equal(got[2], expected[2])
+
+
+def test_ctrl_c_twice_ends_at_once_and_the_last_checkpoint_stands(folder, tmp_path):
+    # A call of 300 micro-batches is long enough to be interrupted twice.
+    argv = run_flags(
+        folder, tmp_path, train_path="generated", val_num=0, gradient_accumulation=300, device_iterations=1
+    )
+    running = Running(argv)
+    running.wait_for(running.process.stdout, "saved ")
+    running.interrupt()
+    running.wait_for(running.process.stderr, "Ctrl-C")
+    start = time.perf_counter()
+    running.interrupt()
+    status, out, err = running.end(timeout=30)
+    assert status == 130, err
+    assert time.perf_counter() - start < 10
+    assert "Traceback" not in out + err
+    checkpoint = tmp_path / "step_1"
+    assert [path.name for path in tmp_path.iterdir()] == ["step_1"]
+    assert (
+        f"Stopped at once after step 1; the last checkpoint is {checkpoint}, lost: the call under way. To go on" in err
+    )
+    state = torch.load(str(checkpoint / "training_state.pt"), weights_only=True)
+    assert state["position"] == {"step": 1, "epoch": 0, "samples": 300}
+
+
+def test_ctrl_c_while_starting_is_no_traceback(folder):
+    running = Running(run_flags(folder, None, save_per_steps=None, val_num=0))
+    running.wait_for(running.process.stdout, "samples")  # the arithmetic, before torch is imported
+    running.interrupt()
+    status, out, err = running.end(timeout=30)
+    assert (status, out.count("step ")) == (130, 0)
+    assert err.splitlines()[-1] == "Stopped before the first step; nothing is lost."
+    assert "Traceback" not in err
+
+
+def test_a_missing_or_damaged_training_state_is_named(folder, full, tmp_path):
+    save, _ = full("AdamW")
+    checkpoint = tmp_path / "step_1"
+    checkpoint.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (checkpoint / name).write_bytes((save / "step_1" / name).read_bytes())
+    argv = run_flags(folder, tmp_path / "new") + ["--pretrained-checkpoint", str(checkpoint), RESUME]
+    missing = run_here(argv)
+    assert missing.status == 2 and f"{checkpoint / 'training_state.pt'} does not exist" in missing.err
+    whole = (save / "step_1" / "training_state.pt").read_bytes()
+    (checkpoint / "training_state.pt").write_bytes(whole[: len(whole) // 2])
+    damaged = run_here(argv)
+    assert damaged.status == 2 and "training_state.pt cannot be read" in damaged.err
+    torch.save({"format": 0}, str(checkpoint / "training_state.pt"))
+    other = run_here(argv)
+    assert other.status == 2 and "is no training state of this program" in other.err
+    assert not (tmp_path / "new").exists()
+
+
+def test_without_the_flag_only_the_weights_are_taken(folder, full):
+    save, lines = full("AdamW")
+    argv = run_flags(folder, None, save_per_steps=None, training_steps=1)
+    done = run_there([*argv, "--pretrained-checkpoint", str(save / "step_10")])
+    assert done.status == 0, done.err
+    assert losses(done.out)[0].startswith("step 1 of epoch 0, ")
+    first, last, new = (
+        float(line.split("loss: ")[1].split(",")[0]) for line in (lines[0], lines[-1], losses(done.out)[0])
+    )
+    assert abs(new - last) < abs(new - first)
+
+
+def test_position():
+    position = Position()
+    walk = []
+    for _ in range(5):
+        position.advance(6, 17)  # two calls an epoch, five samples left over
+        walk.append((position.step, position.epoch, position.samples))
+    assert walk == [(1, 0, 6), (2, 1, 0), (3, 1, 6), (4, 2, 0), (5, 2, 6)]
+
+
+def test_only_the_newest_checkpoints_stay(tmp_path):
+    for age, name in enumerate(["step_9", "epoch_0", "step_10", "step_11", "other", ".step_3.new"]):
+        (tmp_path / name).mkdir()
+        os.utime(str(tmp_path / name), (1000 + age, 1000 + age))
+    (tmp_path / ".step_2.pruned").mkdir()
+    assert prune(tmp_path, 0, tmp_path / "step_11") == []
+    assert {path.name for path in prune(tmp_path, 2, tmp_path / "step_11")} == {"step_9", "epoch_0"}
+    assert {path.name for path in tmp_path.iterdir()} == {"step_10", "step_11", "other", ".step_3.new"}
+    assert [path.name for path in prune(tmp_path, 1, tmp_path / "step_10")] == ["step_11"], "the current one stays"

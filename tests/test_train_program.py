@@ -1,0 +1,274 @@
+"""The program as a user meets it: refusals, --compile-only, what it writes and prints, the memory its data take."""
+
+import pickle
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from tiny_run import NO_DROPOUT, ROOT, environment, flags, run_here, run_there, write_config, write_corpus
+
+from arguments import parse_train_args
+from model.checkpoint import save_pretrained
+from model.config import GPT2Config
+from model.gpt2 import GPT2LMHeadModel
+from model.training_run import TrainingRun
+
+SMALL = """--model gpt2 --max-len 1024 --optimizer AdamW --learning-rate 0.00015 --lr-schedule cosine --lr-warmup 0.01
+    --layers-per-ipu 0 4 4 4 --matmul-proportion 0.15 0.15 0.15 0.15 --ipus-per-replica 4 --replication-factor 4
+    --epochs 20 --gradient-accumulation 2048 --device-iterations 8 --batch-size 1 --enable-sequence-serialized True
+    --remap-logit True --embedding-serialization-factor 4 --recompute-checkpoint-every-layer True
+    --enable-half-partials True --train-path generated --replicated-tensor-sharding True""".split()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_config(tmp_path)
+    return tmp_path
+
+
+def tree(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if ".cache-v" not in str(path))
+
+
+def refused(folder, *words, **changes):
+    """The problems of a refused run: one line each. Nothing may be there that was not there before."""
+    before = tree(folder)
+    done = run_here([*flags(folder, **{"save_model_path": folder / "save", **changes}), *words])
+    assert done.status == 2, done.err
+    lines = done.err.splitlines()
+    assert lines[0].startswith("train_gpt2.py: ") and "Traceback" not in done.err
+    assert lines[0].split()[1] == str(sum(line.startswith("  ") and line[2] != " " for line in lines[1:]))
+    assert tree(folder) == before
+    return done.err
+
+
+def checkpoint_of(folder, name="checkpoint", **changes):
+    config = GPT2Config.from_json(write_config(folder / "other", **changes))
+    save_pretrained(GPT2LMHeadModel(config), folder / name)
+    return folder / name
+
+
+def test_a_call_larger_than_the_data(folder):
+    corpus = write_corpus(folder / "corpus.pkl", articles=3)
+    problem = refused(folder, train_path=corpus, stride=16, gradient_accumulation=5, device_iterations=2)
+    assert "one call takes 10 samples" in problem and "there are 9" in problem
+    assert "batch 1 x accumulation 5 x iterations 2 x replicas 1" in problem
+
+
+class Malicious:
+    def __reduce__(self):
+        return (Path.touch, (Path("was_run"),))
+
+
+@pytest.mark.parametrize(
+    "content, named",
+    [
+        (pickle.dumps([[1, 2, 61] * 20]), "token id 61 is outside the model's vocabulary 0..60"),
+        (pickle.dumps([[1, 2, -1] * 20]), "-1 is not a token id"),
+        (pickle.dumps([["a", "b"]]), "an article holds something that is not an id"),
+        (pickle.dumps({"a": 1}), "not a list"),
+        (pickle.dumps([[1] * 40, Malicious()], protocol=2), "wants to load objects or run code"),
+        (pickle.dumps([[1] * 40])[:-5], "truncated"),
+        (pickle.dumps([[1, 2]]), "lower --max-len"),
+        (pickle.dumps([]), "no token in 0 articles"),
+        (b"", "the file is empty"),
+    ],
+    ids=["vocabulary", "negative", "text", "mapping", "malicious", "truncated", "short", "none", "empty"],
+)
+def test_a_pickle_that_is_no_corpus(folder, content, named, monkeypatch):
+    monkeypatch.chdir(folder)
+    (folder / "corpus.pkl").write_bytes(content)
+    problem = refused(folder, train_path=folder / "corpus.pkl")
+    assert named in problem and str(folder / "corpus.pkl") in problem
+    assert not (folder / "was_run").exists()
+
+
+def test_a_missing_corpus(folder):
+    assert "there is no such file" in refused(folder, train_path=folder / "none.pkl")
+
+
+@pytest.mark.parametrize(
+    "changes, named",
+    [
+        ({"n_layer": 3}, "n_layer 3 instead of 2"),
+        ({"n_embd": 8}, "n_embd 8 instead of 16"),
+        ({"n_head": 4}, "n_head 4 instead of 2"),
+        ({"real_vocab_size": 50}, "real_vocab_size 50 instead of 61"),
+    ],
+    ids=["layers", "width", "heads", "vocabulary"],
+)
+def test_a_checkpoint_of_another_shape(folder, changes, named):
+    checkpoint = checkpoint_of(folder, **changes)
+    problem = refused(folder, pretrained_checkpoint=checkpoint)
+    assert named in problem and f"--pretrained-checkpoint {checkpoint}" in problem
+    assert f"--config {checkpoint / 'config.json'}" in problem
+
+
+def test_the_remedy_for_another_shape_works(folder):
+    checkpoint = checkpoint_of(folder, n_layer=3, **NO_DROPOUT)
+    config = checkpoint / "config.json"
+    done = run_here(flags(folder, pretrained_checkpoint=checkpoint, config=config, training_steps=1))
+    assert done.status == 0, done.err
+
+
+def test_a_longer_max_len_than_the_checkpoint_has(folder):
+    checkpoint = checkpoint_of(folder, n_positions=8)
+    assert "use --max-len 8 or less" in refused(folder, pretrained_checkpoint=checkpoint)
+
+
+def test_a_damaged_checkpoint(folder):
+    checkpoint = checkpoint_of(folder)
+    weights = checkpoint / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert f"{weights}: cannot be read" in refused(folder, pretrained_checkpoint=checkpoint)
+    weights.unlink()
+    assert "holds no weights" in refused(folder, pretrained_checkpoint=checkpoint)
+
+
+def test_resuming_from_plain_weights(folder):
+    problem = refused(folder, "--resume-training-from-checkpoint", pretrained_checkpoint=checkpoint_of(folder))
+    assert "training_state.pt does not exist" in problem and "leave the flag out" in problem
+
+
+def test_checkpoint_and_data_are_both_named(folder):
+    (folder / "corpus.pkl").write_bytes(pickle.dumps([[1000] * 40]))
+    checkpoint = checkpoint_of(folder, n_layer=3)
+    problem = refused(
+        folder, "--resume-training-from-checkpoint", pretrained_checkpoint=checkpoint, train_path=folder / "corpus.pkl"
+    )
+    assert problem.startswith("train_gpt2.py: 3 problems")
+    assert "training_state.pt" in problem and "n_layer 3" in problem and "token id 1000" in problem
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_training(folder):
+    """/proc allows nobody to make a folder, not even root, whom permissions do not stop."""
+    problem = refused(folder, save_model_path="/proc/checkpoints")
+    assert "--save-model-path /proc/checkpoints: checkpoints cannot be written there" in problem
+    (folder / "file").write_text("")
+    assert "is a file" in refused(folder, save_model_path=folder / "file" / "save")
+
+
+def test_as_a_process_a_refusal_is_short(folder):
+    (folder / "corpus.pkl").write_bytes(pickle.dumps([[1000] * 40]))
+    done = run_there(flags(folder, train_path=folder / "corpus.pkl"))
+    assert done.status == 2
+    assert len(done.err.splitlines()) == 2 and "Traceback" not in done.err
+
+
+def test_compile_only_prints_the_plan_without_a_large_allocation(tmp_path):
+    """A combined batch of gpt2 small would take 537 MB, its weights and optimizer state 1.2 GB."""
+    program = (
+        "import resource, sys, train_gpt2; status = train_gpt2.main(sys.argv[1:]); "
+        "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(status)"
+    )
+    argv = [*SMALL, "--compile-only", "--save-model-path", str(tmp_path / "save"), "--num-workers", "0"]
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", program, *argv],
+        cwd=str(tmp_path),
+        env={**environment(), "PYTHONPATH": f"{ROOT}:{environment()['PYTHONPATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert time.perf_counter() - start < 40
+    *lines, peak = done.stdout.splitlines()
+    plan = lines[lines.index("124,451,328 parameters in 12 layers") :]
+    assert plan[1] == "a step: 65,536 samples, 67,108,864 tokens, 8 weight updates on 4 IPUs x 4 replicas"
+    assert [line.split(";")[0] for line in plan[2:7]] == [
+        "stage 0 on IPU 0: token embedding",
+        "stage 1 on IPU 1: position embedding, layers 0-3",
+        "stage 2 on IPU 2: layers 4-7",
+        "stage 3 on IPU 3: layers 8-11",
+        "stage 4 on IPU 0: head",
+    ]
+    assert "28,351,488 parameters, about " in plan[4] and "MiB on chip" in plan[4]
+    assert plan[7] == "4 calls an epoch, 80 calls in all"
+    assert int(peak.split()[1]) / 1024 < 900, "MiB"
+    assert not list(tmp_path.iterdir()), "nothing is written"
+
+
+def test_a_run_leaves_nothing_behind_but_its_checkpoints(folder, monkeypatch):
+    work = folder / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    done = run_here(flags(folder, save_model_path="save", epochs=2, training_steps=6, remap_logit=True))
+    assert done.status == 0, done.err
+    names = ["config.json", "model.safetensors", "training_state.pt"]
+    assert tree(work) == sorted(
+        ["save", *(f"save/{c}" for c in ("epoch_0", "step_6")), *(f"save/{c}/{n}" for c in ("epoch_0", "step_6") for n in names)]
+    )
+
+
+def test_checkpoints_come_when_they_are_asked_for(folder):
+    asked = {"save_model_path": folder / "save", "epochs": 5, "save_per_epochs": 2, "save_per_steps": 6}
+    assert run_here(flags(folder, **asked)).status == 0
+    saved = {path.name for path in (folder / "save").iterdir()}
+    assert saved == {"epoch_1", "epoch_3", "step_6", "step_12", "step_18", "step_20"}, "4 calls an epoch; the last one"
+    shutil.rmtree(folder / "save")
+    assert run_here(flags(folder, **asked, keep_checkpoints=2)).status == 0
+    assert {path.name for path in (folder / "save").iterdir()} == {"step_18", "step_20"}
+
+
+def test_without_a_folder_the_start_says_that_nothing_is_saved(folder):
+    done = run_here(flags(folder, training_steps=1))
+    assert done.status == 0 and "no --save-model-path: nothing will be saved" in done.out.splitlines()
+    assert tree(folder) == ["tiny.json"]
+
+
+def test_standard_error_has_the_notices_of_the_runtime_and_nothing_else(folder):
+    corpus = write_corpus(folder / "corpus.pkl")
+    words = {"train_path": corpus, "stride": 16, "val_num": 2, "num_workers": 4, "remap_logit": True}
+    done = run_there(flags(folder, **words, save_model_path=folder / "save", epochs=1, training_steps=3))
+    assert done.status == 0, done.err
+    lines = [line for line in done.err.splitlines() if "[poptorch] [WARNING]" not in line]
+    assert [line for line in lines if not line.startswith("custom_ops.so is not built")] == []
+    assert sum("have no effect off-IPU" in line for line in done.err.splitlines()) == 1
+
+
+def proportional_memory(pid):
+    """Bytes of a process and its children, shared pages counted once in all."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    total = 0
+    for process in (pid, *children):
+        try:
+            text = Path(f"/proc/{process}/smaps_rollup").read_text()
+        except (FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            continue
+        total += sum(int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("Pss:"))
+    return total
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux's /proc")
+@pytest.mark.parametrize("workers", [0, 4])
+def test_generated_data_are_two_combined_batches_in_memory_at_most(folder, workers):
+    rows, length = 32768, 512
+    a_batch = 2 * rows * length * 4  # ids and labels, int32: 134 MB
+    run = TrainingRun(
+        parse_train_args(flags(folder, max_len=length, gradient_accumulation=rows, num_workers=workers))
+    )
+    pid = int(Path("/proc/self").resolve().name)
+    before, peak, done = proportional_memory(pid), [0], threading.Event()
+
+    def watch():
+        while not done.wait(0.01):
+            peak[0] = max(peak[0], proportional_memory(pid))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        for input_ids, labels in run.loader:
+            assert tuple(input_ids.shape) == tuple(labels.shape) == (rows, length)
+            assert str(input_ids.dtype) == str(labels.dtype) == "torch.int32"
+            time.sleep(0.2)  # training: the next batch is read meanwhile
+            del input_ids, labels
+    finally:
+        done.set()
+        watcher.join()
+    growth = (peak[0] - before) / a_batch
+    assert 0.9 < growth < 2.4, f"{growth:.2f} combined batches"

@@ -1,0 +1,167 @@
+"""The log line: its grammar, and that its loss, rate and throughput are what they claim to be."""
+
+import re
+import time
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny_run import NO_DROPOUT, flags, run_here, write_config, write_corpus
+
+import train_gpt2
+from arguments import parse_train_args
+from data.generated import GeneratedDataset
+from model.training_run import TrainingRun, load_or_make
+from model.validation import Validator
+
+# As benchmarks.yml has them.
+THROUGHPUT, LOSS, ACCURACY = (
+    re.compile(r"throughput: *(.*?) samples\/sec"),
+    re.compile(r"loss: *(.*?),"),
+    re.compile(r"acc: *(.*?),"),
+)
+
+
+def log_lines(out):
+    return [line for line in out.splitlines() if line.startswith("step ")]
+
+
+def numbers(pattern, out):
+    return [float(pattern.search(line).group(1)) for line in log_lines(out)]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_config(tmp_path, **NO_DROPOUT)
+    return tmp_path
+
+
+def test_grammar(folder):
+    done = run_here(flags(folder, epochs=1, lr_schedule="linear", lr_warmup_steps=1))
+    assert done.status == 0, done.err
+    lines = log_lines(done.out)
+    assert len(lines) == 4
+    whole = re.compile(
+        r"step (\d+) of epoch 0, loss: \d\.\d{4}, acc: 0\.\d{4}, lr: [\d.e-]+, throughput: [\d.]+ samples/sec, "
+        r"[\d,]+ tokens/sec, \d+:\d\d:\d\d left"
+    )
+    assert [whole.fullmatch(line).group(1) for line in lines] == ["1", "2", "3", "4"]
+    assert [line.split("lr: ")[1].split(",")[0] for line in lines] == ["0.005", "0.01", "0.006667", "0.003333"]
+    for line, rate in zip(lines, numbers(THROUGHPUT, done.out)):
+        tokens = float(line.split("samples/sec, ")[1].split(" tokens")[0].replace(",", ""))
+        assert tokens == pytest.approx(rate * 16, rel=0.02, abs=1)
+    assert lines[-1].endswith("0:00:00 left")
+    assert len(LOSS.findall(done.out)) == len(ACCURACY.findall(done.out)) == 4
+
+
+def test_log_steps(folder):
+    done = run_here(flags(folder, epochs=2, training_steps=7, log_steps=3))
+    assert [line.split(" of ")[0] for line in log_lines(done.out)] == ["step 3", "step 6", "step 7"]
+
+
+@pytest.mark.parametrize("iterations, accumulation, replicas, rows", [(2, 2, 2, 1), (1, 3, 1, 2), (3, 1, 1, 1)])
+def test_the_loss_is_the_mean_over_the_whole_call(folder, iterations, accumulation, replicas, rows):
+    """With a learning rate of 0 the weights stay, so that plain torch can repeat the call."""
+    changes = {"device_iterations": iterations, "gradient_accumulation": accumulation, "batch_size": rows}
+    argv = flags(folder, learning_rate=0, replication_factor=replicas, training_steps=1, **changes)
+    done = run_here(argv)
+    assert done.status == 0, done.err
+    args = parse_train_args(argv)
+    run = TrainingRun(args)
+    ids, labels = next(iter(run.loader))
+    assert len(ids) == iterations * accumulation * replicas * rows
+    gpt2 = load_or_make(args).half().float().eval()
+    logits = gpt2(ids.long())
+    losses = F.cross_entropy(logits.flatten(0, 1), labels.long().flatten(), reduction="none")
+    assert numbers(LOSS, done.out)[0] == pytest.approx(losses.mean().item(), abs=2e-4)
+    right = (logits.argmax(-1) == labels).float().mean()
+    assert numbers(ACCURACY, done.out)[0] == pytest.approx(float(right), abs=2e-4)
+
+
+def test_throughput_includes_waiting_for_data(folder, monkeypatch):
+    """A call takes some milliseconds; with a loader that sleeps for 0.3 s it takes that much longer."""
+    argv = flags(folder, gradient_accumulation=1, epochs=1)
+    fast = numbers(THROUGHPUT, run_here(argv).out)
+    read = GeneratedDataset.__getitems__
+
+    def slow_read(self, indices):
+        time.sleep(0.3)
+        return read(self, indices)
+
+    monkeypatch.setattr(GeneratedDataset, "__getitems__", slow_read)
+    slow = numbers(THROUGHPUT, run_here(argv).out)
+    assert len(fast) == len(slow) == 4
+    for one, other in zip(fast[1:], slow[1:]):  # the first call of a process warms up
+        assert one > 4.0, "without the sleep a call is much faster than 0.3 s, or this test says nothing"
+        assert 0.5 / 0.3 < other < 1 / 0.3
+        assert 1 / other == pytest.approx(1 / one + 0.3, abs=0.15)
+
+
+def test_compiling_saving_and_validating_do_not_count(folder, monkeypatch):
+    def slow(method):
+        def wrapped(*arguments, **keywords):
+            time.sleep(0.2)
+            return method(*arguments, **keywords)
+
+        return wrapped
+
+    monkeypatch.setattr(Validator, "loss", slow(Validator.loss))
+    monkeypatch.setattr(TrainingRun, "compile", slow(TrainingRun.compile))
+    monkeypatch.setattr(TrainingRun, "_save", slow(TrainingRun._save))
+    words = flags(folder, epochs=2, val_num=2, save_model_path=folder / "save", save_per_steps=1)
+    done = run_here(words)
+    assert done.status == 0, done.err
+    assert done.out.count("saved ") == 10 and done.out.count("held-out") == 3
+    assert min(numbers(THROUGHPUT, done.out)) > 2 / 0.2
+
+
+def test_clock(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(train_gpt2.time, "perf_counter", lambda: now[0])
+    clock = train_gpt2.Clock()
+    now[0] = 2.0
+    clock.count()
+    with clock.paused():
+        now[0] = 102.0
+    now[0] = 104.0
+    clock.count()
+    assert clock.lap() == 2 / 4
+    now[0] = 105.0
+    clock.count()
+    assert clock.lap() == 1.0
+    assert (clock.calls, clock.seconds) == (3, 5.0)
+
+
+def test_time_text():
+    assert train_gpt2.time_text(59.6) == "0:01:00"
+    assert train_gpt2.time_text(3723) == "1:02:03"
+    assert train_gpt2.time_text(-1) == "0:00:00"
+
+
+def test_the_held_out_loss_is_the_mean_over_all_held_out_labels(folder):
+    """Padded samples and a last batch that is not full included: against plain torch, at a learning rate of 0."""
+    corpus = write_corpus(folder / "corpus.pkl", articles=12, length=20)
+    words = {"train_path": corpus, "stride": 16, "val_num": 3, "max_len": 22, "learning_rate": 0}
+    argv = flags(folder, device_iterations=4, epochs=1, **words)
+    done = run_here(argv)
+    assert done.status == 0, done.err
+    found = re.findall(r"^validation after step (\d+), held-out loss: ([\d.]+)$", done.out, re.MULTILINE)
+    assert len(found) == 2 and found[0][0] == "0" and found[0][1] == found[1][1]
+    run = TrainingRun(parse_train_args(argv))
+    held_out = run.validator.samples
+    assert len(held_out) % run.validator.rows, "the last batch is full, which is not what is tested"
+    ids, labels = held_out.__getitems__(range(len(held_out)))
+    gpt2 = load_or_make(run.args).half().float().eval()
+    loss = F.cross_entropy(gpt2(ids.long()).flatten(0, 1), labels.long().flatten(), ignore_index=-100)
+    assert float(found[0][1]) == pytest.approx(loss.item(), abs=2e-4)
+
+
+def test_the_held_out_loss_follows_the_training(folder):
+    corpus = write_corpus(folder / "corpus.pkl", articles=30)
+    done = run_here(flags(folder, train_path=corpus, stride=16, val_num=4, epochs=1, gradient_accumulation=4))
+    assert done.status == 0, done.err
+    before, after = (float(x) for x in re.findall(r"held-out loss: ([\d.]+)", done.out))
+    assert after < before - 0.2
+    losses = numbers(LOSS, done.out)
+    assert before == pytest.approx(losses[0], abs=0.2) and after == pytest.approx(losses[-1], abs=0.4)
+    assert torch.isfinite(torch.tensor(losses)).all()
