@@ -64,7 +64,7 @@ demo: setup ## a small GPT-2 learns Wikipedia text, in a few minutes
 
 test: setup-dev ## every test
 	@$(MAKE) --no-print-directory build
-	$(VENV_PYTHON) -m pytest
+	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest  # the tests' tensors are too small for two threads to help
 
 test-long: setup-dev ## the tests that take minutes
 	$(VENV_PYTHON) -m pytest -m "long and not gpu"

@@ -101,8 +101,9 @@ def train(run: TrainingRun, interruption: Interruption) -> None:
             position.advance(run.samples_a_call, len(run.samples))
             clock.count()
             finished, epoch_ended = position.step == run.calls, position.epoch > epoch
+            loss, accuracy = (float(out.float().mean()) / micro_batches for out in (losses, accuracies))
+            run.check_finite(loss)
             if position.step % args.log_steps == 0 or finished:
-                loss, accuracy = (float(out.float().mean()) / micro_batches for out in (losses, accuracies))
                 log(run, clock, epoch, loss, accuracy, learning_rate)
             with clock.paused():
                 last = finished or interruption.asked

@@ -21,7 +21,7 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -52,7 +52,7 @@ class Worker:
             text=True,
         )
 
-    def ask(self, request: str) -> Dict[str, float]:
+    def ask(self, request: str) -> dict[str, float]:
         """One answer. RuntimeError if the process has died."""
         try:
             self._process.stdin.write(request + "\n")
@@ -72,14 +72,14 @@ class Worker:
         self._process.wait()
 
 
-def measure(args: argparse.Namespace, dropout: float) -> Dict[str, Any]:
+def measure(args: argparse.Namespace, dropout: float) -> dict[str, Any]:
     """Alternating rounds of both sides with this dropout: their medians, ratio and peak memory."""
     workers = {side: Worker(side, args, dropout) for side in SIDES}
     try:
         tokens = args.batch * args.length
         for worker in workers.values():
             worker.ask("step")  # the first one compiles and allocates
-        rounds: List[Dict[str, float]] = []
+        rounds: list[dict[str, float]] = []
         for index in range(args.rounds):
             order = SIDES if index % 2 == 0 else SIDES[::-1]
             row = {"gflops": workers["ours"].ask("product")["gflops"]}
@@ -123,7 +123,7 @@ def flops_per_token(args: argparse.Namespace) -> float:
     return 6.0 * (12 * layers * width**2 + vocabulary * width) + 12.0 * layers * args.length * width
 
 
-def table(results: List[Dict[str, Any]]) -> str:
+def table(results: list[dict[str, Any]]) -> str:
     """The results as aligned text."""
     lines = [f"{'dropout':>7} {'side':<13} {'tokens/s':>9} {'of ceiling':>10} {'peak GB':>8} {'ratio':>6}"]
     for result in results:
@@ -136,7 +136,7 @@ def table(results: List[Dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def environment(args: argparse.Namespace) -> Dict[str, Any]:
+def environment(args: argparse.Namespace) -> dict[str, Any]:
     """Where and with what it was measured."""
     import torch
     import transformers
@@ -157,7 +157,7 @@ def environment(args: argparse.Namespace) -> Dict[str, Any]:
     }
 
 
-def parse(argv: List[str]) -> argparse.Namespace:
+def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=sorted(MODELS), default="gpt2", help="size of the model")
     parser.add_argument("--batch", type=int, default=4, help="samples of a micro-batch")
@@ -185,12 +185,15 @@ def parse(argv: List[str]) -> argparse.Namespace:
     return args
 
 
-def main(argv: List[str]) -> int:
+def main(argv: list[str]) -> int:
     args = parse(argv)
     results = []
     try:
         for dropout in args.dropout:
-            print(f"{args.model}, {args.batch} x {args.length} tokens, dropout {dropout}: ours and transformers", flush=True)
+            print(
+                f"{args.model}, {args.batch} x {args.length} tokens, dropout {dropout}: ours and transformers",
+                flush=True,
+            )
             results.append(measure(args, dropout))
     except RuntimeError as error:
         print(f"train_step: {error}", file=sys.stderr)

@@ -12,13 +12,13 @@ import resource
 import sys
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict
+from typing import Any, Callable
 
 LOSS_SCALING = 1024.0
 RATE = 1e-4
 
 
-def our_step(settings: Dict[str, Any]) -> Callable[[], float]:
+def our_step(settings: dict[str, Any]) -> Callable[[], float]:
     """The application's model and loss through poptorch.trainingModel."""
     import poptorch
     import torch
@@ -44,7 +44,9 @@ def our_step(settings: Dict[str, Any]) -> Callable[[], float]:
     states = {}
     if settings["half"]:
         model.half()
-        states = dict(loss_scaling=LOSS_SCALING, accum_type=torch.float16, first_order_momentum_accum_type=torch.float16)
+        states = dict(
+            loss_scaling=LOSS_SCALING, accum_type=torch.float16, first_order_momentum_accum_type=torch.float16
+        )
     options = poptorch.Options()
     options.randomSeed(0)
     if settings["half"]:
@@ -60,7 +62,7 @@ def our_step(settings: Dict[str, Any]) -> Callable[[], float]:
     return step
 
 
-def transformers_step(settings: Dict[str, Any]) -> Callable[[], float]:
+def transformers_step(settings: dict[str, Any]) -> Callable[[], float]:
     """GPT2LMHeadModel with scaled_dot_product_attention, its own loss and torch's fused AdamW."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
@@ -96,7 +98,7 @@ def transformers_step(settings: Dict[str, Any]) -> Callable[[], float]:
     return step
 
 
-def _batch(settings: Dict[str, Any]) -> Any:
+def _batch(settings: dict[str, Any]) -> Any:
     """Two (B, T) int32 tensors: random ids, and each one's successor."""
     import torch
 
@@ -156,7 +158,7 @@ def hardware(device: str) -> str:
     return f"{name}, {os.cpu_count()} cores"
 
 
-def serve(side: str, settings: Dict[str, Any]) -> None:
+def serve(side: str, settings: dict[str, Any]) -> None:
     """Answer requests until the input ends."""
     # Whatever the libraries print goes to the errors' stream: the answers stand alone.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")

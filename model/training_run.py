@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import warnings
 from pathlib import Path
 from typing import Any, Callable
@@ -15,7 +16,7 @@ import custom_ops
 from arguments import arithmetic, samples_per_call
 from data.datasets import ResumableSampler, Samples, check_enough, collate, open_dataset
 from model import placement, training_state
-from model.checkpoint import load_pretrained, recover_interrupted
+from model.checkpoint import VOCAB_MULTIPLE, load_pretrained, recover_interrupted
 from model.config import GPT2Config
 from model.gpt2 import GPT2LMHeadModel
 from model.interruption import ignore_in_worker
@@ -39,6 +40,14 @@ def load_or_make(args: argparse.Namespace) -> GPT2LMHeadModel:
     Raises ValueError if the checkpoint cannot be used, or is not of the model that the flags name.
     """
     config = dataclasses.replace(GPT2Config.from_json(args.config), n_positions=args.max_len)
+    # A new model gets as many rows as one that was saved and loaded, whatever padding the json file has.
+    rows = -(-config.real_vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+    config = dataclasses.replace(config, vocab_size=rows, real_vocab_size=config.real_vocab_size)
+    if rows % args.embedding_serialization_factor:
+        raise ValueError(
+            f"--embedding-serialization-factor {args.embedding_serialization_factor}: does not divide the vocabulary, "
+            f"padded to {rows:,} rows; choose a power of 2 up to {VOCAB_MULTIPLE}"
+        )
     if not args.pretrained_checkpoint:
         torch.manual_seed(args.seed)
         return GPT2LMHeadModel(config, initialize=not args.compile_only)  # compiling asks for shapes, not for values
@@ -131,7 +140,11 @@ class TrainingRun:
         if state is not None:
             training_state.check_facts(state, self._facts)
         if args.save_model_path and not args.compile_only:
-            training_state.prepare_folder(Path(args.save_model_path))
+            older = training_state.prepare_folder(Path(args.save_model_path))
+            if older and state is None:
+                print(
+                    f"{args.save_model_path} has checkpoints of an earlier run ({older[-1]}, …), which may be replaced"
+                )
 
         print(self.samples.summary())
         self.model = place_model(gpt2, args)
@@ -208,7 +221,21 @@ class TrainingRun:
         for name in names:
             self._save(Path(args.save_model_path) / name)
 
+    def check_finite(self, value: float) -> None:
+        """Raises RuntimeError if a loss, or a sum of weights, is not finite: nothing is learnt from then on."""
+        if math.isfinite(value):
+            return
+        weights = f"from the weights of {self.last_checkpoint}" if self.last_checkpoint else "from the beginning"
+        limit = 65504 / self.args.loss_scaling
+        raise RuntimeError(
+            f"step {self.position.step}: the loss or the weights are no longer finite. Nothing more is saved.\n"
+            f"HINT: start again {weights} with a lower --loss-scaling (half gradients overflow at 65,504 / "
+            f"{self.args.loss_scaling:g} = {limit:.3g}) or a lower --learning-rate"
+        )
+
     def _save(self, directory: Path) -> None:
+        # The update after the last loss may have been the one that overflowed.
+        self.check_finite(sum(float(weight.detach().float().sum()) for weight in self.model.parameters()))
         training_state.save(
             directory, self.model.gpt2, self.executor, self.optimizer, self.schedule, self.position, self._facts
         )

@@ -55,8 +55,11 @@ class Position:
             self.epoch, self.samples = self.epoch + 1, 0
 
 
-def prepare_folder(folder: Path) -> None:
-    """Make the folder for checkpoints and try it out, before hours of training do. Raises ValueError."""
+def prepare_folder(folder: Path) -> list[str]:
+    """Make the folder for checkpoints and try it out, before hours of training do. Raises ValueError.
+
+    Returns the names of the checkpoints that are in it, oldest first.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=str(folder)).close()
@@ -64,6 +67,13 @@ def prepare_folder(folder: Path) -> None:
         raise ValueError(
             f"--save-model-path {folder}: checkpoints cannot be written there ({error.strerror}); name another folder"
         ) from error
+    return [path.name for path in _checkpoints(folder)]
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, oldest first."""
+    found = [path for path in folder.iterdir() if re.fullmatch(r"(step|epoch)_\d+", path.name)]
+    return sorted(found, key=lambda path: path.stat().st_mtime_ns)
 
 
 def run_facts(
@@ -165,8 +175,7 @@ def prune(folder: Path, keep: int, current: Path) -> list[Path]:
         return []
     for left in folder.glob(".*.pruned"):  # by a run that was killed here
         shutil.rmtree(left)
-    found = [path for path in folder.iterdir() if re.fullmatch(r"(step|epoch)_\d+", path.name) and path != current]
-    old = sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True)[keep - 1 :]
+    old = [path for path in _checkpoints(folder) if path != current][: -(keep - 1) or None]
     for path in old:  # under a name that says so while it is half there
         shutil.rmtree(path.rename(path.with_name(f".{path.name}.pruned")))
     return old

@@ -437,7 +437,7 @@ def test_nothing_heavy_is_imported(tmp_path: Path) -> None:
     assert not heavy & set(done.stdout.split())
 
 
-@pytest.mark.parametrize("name", ["arguments.py", "argument_checks.py"])
+@pytest.mark.parametrize("name", ["arguments.py", "model/argument_checks.py"])
 def test_python_3_8_syntax(name: str) -> None:
     ast.parse((ROOT / name).read_text(), feature_version=(3, 8))
 

@@ -9,9 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 from tiny_run import NO_DROPOUT, ROOT, environment, flags, run_here, run_there, write_config, write_corpus
 
 from arguments import parse_train_args
+from model import optimization
 from model.checkpoint import save_pretrained
 from model.config import GPT2Config
 from model.gpt2 import GPT2LMHeadModel
@@ -201,7 +203,11 @@ def test_a_run_leaves_nothing_behind_but_its_checkpoints(folder, monkeypatch):
     assert done.status == 0, done.err
     names = ["config.json", "model.safetensors", "training_state.pt"]
     assert tree(work) == sorted(
-        ["save", *(f"save/{c}" for c in ("epoch_0", "step_6")), *(f"save/{c}/{n}" for c in ("epoch_0", "step_6") for n in names)]
+        [
+            "save",
+            *(f"save/{c}" for c in ("epoch_0", "step_6")),
+            *(f"save/{c}/{n}" for c in ("epoch_0", "step_6") for n in names),
+        ]
     )
 
 
@@ -213,6 +219,39 @@ def test_checkpoints_come_when_they_are_asked_for(folder):
     shutil.rmtree(folder / "save")
     assert run_here(flags(folder, **asked, keep_checkpoints=2)).status == 0
     assert {path.name for path in (folder / "save").iterdir()} == {"step_18", "step_20"}
+
+
+@pytest.mark.parametrize("scaling, saved", [(1e9, set()), (1024, {"step_1", "step_2"})])
+def test_a_run_that_overflows_stops_and_saves_no_broken_weights(folder, monkeypatch, scaling, saved):
+    """Half gradients overflow at once; or the learning rate explodes after two steps."""
+    if saved:
+        monkeypatch.setattr(optimization, "schedule_factor", lambda kind, step, *rest: 1e30 if step == 2 else 1.0)
+    asked = {"save_model_path": folder / "save", "save_per_steps": 1, "epochs": 2, "lr_warmup": 0}
+    done = run_here(flags(folder, **asked, loss_scaling=scaling))
+    assert done.status == 1, done.err
+    assert "no longer finite" in done.err and "--loss-scaling" in done.err and "Traceback" not in done.err
+    start = f"from the weights of {folder / 'save' / 'step_2'}" if saved else "from the beginning"
+    assert f"HINT: start again {start} with a lower --loss-scaling" in done.err
+    assert {path.name for path in (folder / "save").iterdir()} == saved
+
+
+def test_a_vocabulary_that_is_not_padded_is_padded_for_training_and_not_in_files(folder):
+    write_config(folder, vocab_size=61, real_vocab_size=None)
+    asked = {"save_model_path": folder / "save", "save_per_steps": 2, "epochs": 1}
+    assert run_here(flags(folder, **asked)).status == 0
+    resume = ["--pretrained-checkpoint", str(folder / "save" / "step_2"), "--resume-training-from-checkpoint"]
+    done = run_here([*flags(folder, **asked), *resume])
+    assert done.status == 0, done.err
+    weights = safetensors.torch.load_file(str(folder / "save" / "step_4" / "model.safetensors"))
+    assert weights["transformer.wte.weight"].shape == (61, 16)
+    problem = refused(folder, embedding_serialization_factor=61)
+    assert "--embedding-serialization-factor 61: does not divide the vocabulary, padded to 64 rows" in problem
+
+
+def test_a_folder_with_checkpoints_of_another_run_is_pointed_out(folder):
+    asked = {"save_model_path": folder / "save", "training_steps": 1}
+    assert "earlier run" not in run_here(flags(folder, **asked)).out
+    assert "has checkpoints of an earlier run (step_1, …)" in run_here(flags(folder, **asked)).out
 
 
 def test_without_a_folder_the_start_says_that_nothing_is_saved(folder):
@@ -249,9 +288,7 @@ def proportional_memory(pid):
 def test_generated_data_are_two_combined_batches_in_memory_at_most(folder, workers):
     rows, length = 32768, 512
     a_batch = 2 * rows * length * 4  # ids and labels, int32: 134 MB
-    run = TrainingRun(
-        parse_train_args(flags(folder, max_len=length, gradient_accumulation=rows, num_workers=workers))
-    )
+    run = TrainingRun(parse_train_args(flags(folder, max_len=length, gradient_accumulation=rows, num_workers=workers)))
     pid = int(Path("/proc/self").resolve().name)
     before, peak, done = proportional_memory(pid), [0], threading.Event()
 

@@ -133,7 +133,7 @@ def trainingModel(
 
 
 def inferenceModel(model: torch.nn.Module | PoplarExecutor, options: Options | None = None) -> PoplarExecutor:
-    """An executor that runs `model` forward only. It follows the training executor of the same model, if there is one."""
+    """An executor that runs `model` forward only, with the weights of its training executor if there is one."""
     if isinstance(model, PoplarExecutor):
         model = model.model
     return PoplarExecutor(model, options, training=False, poptorch_version=__version__)

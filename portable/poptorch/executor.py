@@ -32,8 +32,8 @@ def _refuse_backward(*args: Any, **kwargs: Any) -> None:
 class PoplarExecutor:
     """A model compiled for training or inference. Made by trainingModel and inferenceModel.
 
-    Calling it runs deviceIterations x gradientAccumulation x replicationFactor micro-batches; spec section 2 says how the
-    inputs are split and section 3 what comes back.
+    Calling it runs deviceIterations x gradientAccumulation x replicationFactor micro-batches; spec section 2 says how
+    the inputs are split and section 3 what comes back.
     """
 
     def __init__(
@@ -43,7 +43,6 @@ class PoplarExecutor:
         training: bool,
         poptorch_version: str,
         optimizer: torch.optim.Optimizer | None = None,
-        user_model: torch.nn.Module | None = None,
     ):
         options = checked(Options() if options is None else options)
         self._options = options.clone()
@@ -51,7 +50,7 @@ class PoplarExecutor:
         self._options.freeze()
         self._training = training
         self._version = poptorch_version
-        self._user_model = user_model if user_model is not None else model
+        self._user_model = model
         if not training and self._options.Training.gradient_accumulation != 1:
             raise createPoptorchError(
                 "You must set poptorch.Options().Training.gradientAccumulation to 1 or leave it as its default (1) "
@@ -98,6 +97,7 @@ class PoplarExecutor:
                     self._source.changed()  # an interrupted call may have stepped already
         for output in outputs:
             output.backward = _refuse_backward
+            output.__getstate__ = dict  # none of this is saved with the tensor
         return self._compiled.outputs(outputs)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
@@ -160,11 +160,12 @@ class PoplarExecutor:
             raise createPoptorchError("setOptimizer() is only for training models.")
         if self._session is not None:
             self._session.optimizer.set_optimizer(optimizer)
-            if optimizer is not self._optimizer:
-                self._unlink_optimizer()
-                self._optimizer = optimizer
+        if optimizer is not self._optimizer:
+            if isinstance(self._optimizer, optim.Optimizer):
+                self._unlink_optimizer()  # the old one keeps the state it has reached
+            self._optimizer = optimizer
+            if self._session is not None:
                 self._link_optimizer()
-        self._optimizer = optimizer
 
     def isAttachedToDevice(self) -> bool:
         """Whether the program is on its device."""

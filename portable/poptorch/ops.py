@@ -86,6 +86,7 @@ def serializedMatMul(
     assert isinstance(lhs, torch.Tensor) and isinstance(rhs, torch.Tensor), "serializedMatMul expects two tensors."
     assert isinstance(mode, MatMulSerializationMode), "mode must be a poptorch.MatMulSerializationMode."
     assert isinstance(factor, int), "factor must be an int."
+    assert rhs.dim() > 1, "serializedMatMul expects a matrix on the right."
     if mode is MatMulSerializationMode.Disabled or factor <= 1:
         return torch.matmul(lhs, rhs)
     size = {
@@ -127,8 +128,16 @@ def custom_op(
             f"{namespace}::{operator_name} is registered. Load the library that defines it first "
             "(torch.ops.load_library)."
         ) from error
-    outputs = operator(*inputs, **attributes)
+    try:
+        outputs = operator(*inputs, **attributes)
+    except (RuntimeError, TypeError) as error:
+        raise createPoptorchError(f"The custom op {domain}.{name} could not be traced: {error}") from error
     outputs = [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
+    if len(outputs) != len(example_outputs):
+        raise createPoptorchError(
+            f"The custom op {domain}.{name} has {len(outputs)} outputs, but {len(example_outputs)} example outputs "
+            "were given."
+        )
     for output, example in zip(outputs, example_outputs, strict=True):
         if output.shape != example.shape or output.dtype != example.dtype:
             raise createPoptorchError(

@@ -10,15 +10,18 @@ from .device.policy import Policy
 from .device.retarget import retarget
 from .engine.tracing import TracedGraph
 
-# Operators whose dropout an inference executor turns off: position of the probability or of the training switch.
-_DROPOUT_SWITCH = {
-    torch.ops.aten.dropout.default: 2,
-    torch.ops.aten.feature_dropout.default: 2,
-    torch.ops.aten.alpha_dropout.default: 2,
-    torch.ops.aten.feature_alpha_dropout.default: 2,
-    torch.ops.aten.native_dropout.default: 2,
+aten = torch.ops.aten
+# Operators with dropout in them, and what turns it off: (position, value) of the training switch or the probability.
+_OFF = {
+    **{
+        getattr(aten, name).default: (2, False)
+        for stem in ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
+        for name in (stem, f"{stem}_")
+    },
+    aten.native_dropout.default: (2, False),
+    **{cell.input: (5, 0.0) for cell in (aten.lstm, aten.gru, aten.rnn_tanh, aten.rnn_relu)},
+    aten.scaled_dot_product_attention.default: (4, 0.0),
 }
-_SDPA = torch.ops.aten.scaled_dot_product_attention.default
 
 
 def run(traced: TracedGraph, training: bool, policy: Policy) -> None:
@@ -38,11 +41,8 @@ def run(traced: TracedGraph, training: bool, policy: Policy) -> None:
 def _disable_dropout(graph: torch.fx.Graph) -> None:
     """PopART makes dropout the identity in every inference program, whatever mode the model is in."""
     for node in graph.nodes:
-        if node.target in _DROPOUT_SWITCH:
-            position = _DROPOUT_SWITCH[node.target]
-            node.args = (*node.args[:position], False, *node.args[position + 1 :])
-        elif node.target is _SDPA:
-            if len(node.args) > 4:
-                node.args = (*node.args[:4], 0.0, *node.args[5:])
-            elif "dropout_p" in node.kwargs:
-                node.kwargs = {**node.kwargs, "dropout_p": 0.0}
+        position, value = _OFF.get(node.target, (0, None))
+        if value is not None and len(node.args) > position:
+            node.args = (*node.args[:position], value, *node.args[position + 1 :])
+        elif value is not None and "dropout_p" in node.kwargs:
+            node.kwargs = {**node.kwargs, "dropout_p": value}

@@ -1,4 +1,4 @@
-"""Executors in files (spec section 10): the model, its options, optimizer and device state; the program is traced anew."""
+"""Executors in files (spec section 10): model, options, optimizer and device state; the program is traced anew."""
 
 from __future__ import annotations
 

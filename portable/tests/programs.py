@@ -68,3 +68,32 @@ def infer(function, *inputs, options: poptorch.Options | None = None, **members)
 def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Copies of the parameters."""
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def train(function, *inputs, options: poptorch.Options | None = None, lr: float = 0.0, **members):
+    """One call of a training executor of `Body(function)` with a weight `w` of 1."""
+    model = Body(function, w=torch.nn.Parameter(torch.ones(())), **members)
+    return poptorch.trainingModel(model, options, torch.optim.SGD(model.parameters(), lr=lr))(*inputs)
+
+
+def gradient_of(function, *inputs, **members) -> dict[str, torch.Tensor]:
+    """The gradients that an executor applies, read off one SGD step with lr 1."""
+    model = Body(function, **members)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    executor = poptorch.trainingModel(model, None, torch.optim.SGD(model.parameters(), lr=1.0))
+    executor(*inputs)
+    return {name: before[name] - p.detach() for name, p in model.named_parameters()}
+
+
+def assert_trains_like(function, reference, *inputs, **members):
+    """`reference(module, *inputs)` is the scalar whose gradient is expected; computed in float64."""
+    doubles = Body(reference, **{name: torch.nn.Parameter(p.detach().double()) for name, p in members.items()})
+    found = gradient_of(function, *inputs, **members)
+    reference(doubles, *[x.double() if x.is_floating_point() else x for x in inputs]).backward()
+    for name, parameter in doubles.named_parameters():
+        torch.testing.assert_close(found[name].double(), parameter.grad, rtol=2e-5, atol=2e-6)
+
+
+def parameter(*shape: int, seed: int = 0) -> torch.nn.Parameter:
+    """Normally distributed."""
+    return torch.nn.Parameter(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from programs import make_options
 
 import poptorch
-from programs import make_options
 
 HINT = "This error occurred because the inputs passed at runtime don't match the inputs used to compile the model."
 
@@ -42,7 +42,11 @@ def test_the_same_call_again(executor):
     [
         ((X.int(), *GOOD), {"scale": 3, "offset": 1}, "Data type mismatch: expected torch.float32 but got torch.int32"),
         ((X[:1], *GOOD), {"scale": 3, "offset": 1}, "expected \\(2, 3\\) but got \\(1, 3\\)"),
-        ((X, [X, X], GOOD[1]), {"scale": 3, "offset": 1}, "Type mismatch: expected <class 'tuple'> but got <class 'list'>"),
+        (
+            (X, [X, X], GOOD[1]),
+            {"scale": 3, "offset": 1},
+            "Type mismatch: expected <class 'tuple'> but got <class 'list'>",
+        ),
         ((X, (X, X, X), GOOD[1]), {"scale": 3, "offset": 1}, "Length mismatch: expected 2 but got 3"),
         ((X, GOOD[0], {"a": X, "c": X}), {"scale": 3, "offset": 1}, "Unexpected: \\['c'\\], Missing: \\['b'\\]"),
         ((X, GOOD[0], {"a": X, "b": 1}), {"scale": 3, "offset": 1}, "expected a torch.Tensor but got <class 'int'>"),

@@ -6,10 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from programs import Body, infer, make_options, train
 
 import poptorch
-from programs import Body, infer, make_options
-from test_losses import train
 
 COUNTS = st.integers(1, 3)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from programs import Body, infer, make_options
 
 import poptorch
-from programs import Body, infer, make_options
 
 Auto = poptorch.AutoStage
 
@@ -94,7 +94,9 @@ def test_running_the_stages_by_hand_gives_the_loss_and_the_gradients(ipus):
     reference = Chain(4).double()
     _, expected = reference(IDS[:1], LABELS[:1])
     expected.backward()
-    leaves = {name: p.detach().clone().requires_grad_() for name, p in Chain(4).named_parameters(remove_duplicate=False)}
+    leaves = {
+        name: p.detach().clone().requires_grad_() for name, p in Chain(4).named_parameters(remove_duplicate=False)
+    }
     leaves["head.weight"] = leaves["embedding.weight"]
     state = {value: leaves[name] for value, name in program.parameters.items()} | program.constants
     handed = dict(zip(program.inputs, (IDS[:1], LABELS[:1]), strict=True))
@@ -133,7 +135,10 @@ def two_blocks(ipus=(0, 1), ids=("a", "b")):
 @pytest.mark.parametrize(
     "strategy, stages",
     [
-        (poptorch.PipelinedExecution(poptorch.Stage("a").ipu(1), poptorch.Stage("b").ipu(0)), [(1, ("a",)), (0, ("b",))]),
+        (
+            poptorch.PipelinedExecution(poptorch.Stage("a").ipu(1), poptorch.Stage("b").ipu(0)),
+            [(1, ("a",)), (0, ("b",))],
+        ),
         (poptorch.PipelinedExecution("a", "b"), [(0, ("a",)), (1, ("b",))]),
         (poptorch.ShardedExecution(poptorch.Stage("a", "b").ipu(0)), [(0, ("a", "b"))]),
         (poptorch.SerialPhasedExecution(poptorch.Phase("a"), poptorch.Phase("b")), [(0, ("a", "b"))]),
@@ -212,8 +217,8 @@ def test_a_function_as_a_block():
 def test_a_pipeline_in_training_needs_enough_accumulation():
     text = (
         "poptorch.Options().Training.gradientAccumulation must be greater than or equal to the number of pipeline "
-        "stages (9) when using poptorch.PipelinedExecution. Please note that a model with 5 pipeline stages in PopTorch "
-        "will have an additional 4 stages when training."
+        "stages (9) when using poptorch.PipelinedExecution. Please note that a model with 5 pipeline stages in "
+        "PopTorch will have an additional 4 stages when training."
     )
     _, executor = placed([1, 1, 2, 3], accumulation=8)
     with pytest.raises(poptorch.Error) as error:

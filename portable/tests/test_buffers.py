@@ -7,9 +7,9 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from programs import Body, infer, make_options
 
 import poptorch
-from programs import Body, infer, make_options
 
 
 def test_a_buffer_changes_with_every_micro_batch_and_stays_on_the_device():
@@ -155,7 +155,9 @@ def test_replicas_cannot_share_a_buffer_that_changes():
     options = make_options(replicas=2).broadcastBuffers(False)
     with pytest.raises(poptorch.Error, match="not available yet in this runtime"):
         infer(forward, torch.ones(2), options=options, count=torch.zeros(1))
-    assert infer(lambda m, x: x + m.count, torch.ones(2), options=make_options(replicas=2), count=torch.ones(1)).sum() == 4
+    assert (
+        infer(lambda m, x: x + m.count, torch.ones(2), options=make_options(replicas=2), count=torch.ones(1)).sum() == 4
+    )
 
 
 def test_views_and_parts_of_buffers_count_as_the_buffer():

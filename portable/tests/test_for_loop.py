@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from programs import Body, infer, make_options, train
 
 import poptorch
-from programs import Body, infer, make_options
-from test_losses import train
 
 
 def test_it_loops_and_takes_what_it_returned():
@@ -164,4 +163,6 @@ def test_what_is_refused():
     with pytest.raises(poptorch.Error, match="torch.int64"):
         infer(lambda m, x: poptorch.for_loop(2, lambda a: a.long(), [x]), torch.ones(1))
     with pytest.raises(poptorch.Error, match="poptorch.for_loop\\(\\) is only supported in inference."):
-        train(lambda m, x: poptorch.identity_loss(poptorch.for_loop(2, lambda a: a * m.w, [x])[0], "sum"), torch.ones(1))
+        train(
+            lambda m, x: poptorch.identity_loss(poptorch.for_loop(2, lambda a: a * m.w, [x])[0], "sum"), torch.ones(1)
+        )

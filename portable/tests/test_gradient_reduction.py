@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from programs import Regression, make_options, regression_data
 
 import poptorch
 from poptorch.engine.gradients import GradientAccumulator
-from programs import Regression, make_options, regression_data
 
 Type, Strategy = poptorch.ReductionType, poptorch.MeanReductionStrategy
 
@@ -34,7 +34,9 @@ def plain_loop(model, x, y, iterations, divisor, lr):
 
 
 @settings(max_examples=12, deadline=None)
-@given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 3), st.booleans(), st.booleans(), st.sampled_from([1, 512.0]))
+@given(
+    st.integers(1, 3), st.integers(1, 4), st.integers(1, 3), st.booleans(), st.booleans(), st.sampled_from([1, 512.0])
+)
 def test_any_split_equals_one_plain_loop(iterations, accumulation, replicas, mean, running, loss_scaling):
     model = Regression()
     x, y = regression_data(iterations * accumulation * replicas * 2)

@@ -7,9 +7,9 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from programs import Body, Regression, infer, make_options, regression_data
 
 import poptorch
-from programs import Body, Regression, infer, make_options, regression_data
 
 X, Y = regression_data(8)
 
@@ -25,6 +25,11 @@ def half_executor(calls: int, lr: float = 1e-4, rounding: bool = False, **argume
     return executor, optimizer, outputs
 
 
+def pairs(left: torch.nn.Module, right: torch.nn.Module):
+    """Their parameters, side by side."""
+    return zip(left.parameters(), right.parameters(), strict=True)
+
+
 def test_the_program_sees_half():
     executor, _, outputs = half_executor(1)
     prediction, loss = outputs[0]
@@ -35,7 +40,7 @@ def test_the_program_sees_half():
 
 def test_small_updates_are_not_lost_between_calls():
     executor, _, _ = half_executor(40, lr=1e-5)
-    moved = [(p - q).abs().max().item() for p, q in zip(executor.model.parameters(), Regression().parameters())]
+    moved = [(p - q).abs().max().item() for p, q in pairs(executor.model, Regression())]
     assert max(moved) > 2e-4  # one update of 1e-5 does not change a half weight near 0.5
 
 
@@ -83,11 +88,11 @@ def test_computing_in_half_trains_too(monkeypatch, rounding):
     monkeypatch.setenv("POPTORCH_PORTABLE_HALF", "native")
     executor, optimizer, outputs = half_executor(30, lr=2e-5, rounding=rounding)
     assert "ipu_master_weights" not in optimizer.state_dict()
-    moved = [(p - q.half()).abs().sum().item() for p, q in zip(executor.model.parameters(), Regression().parameters())]
+    moved = [(p - q.half()).abs().sum().item() for p, q in pairs(executor.model, Regression())]
     if rounding:
         again = half_executor(30, lr=2e-5, rounding=True)[0]
         assert sum(moved) > 0.0
-        assert all(torch.equal(p, q) for p, q in zip(executor.model.parameters(), again.model.parameters()))
+        assert all(torch.equal(p, q) for p, q in pairs(executor.model, again.model))
     assert all(torch.isfinite(out[0]).all() for out in outputs)
 
 

@@ -26,7 +26,8 @@ def imported(path: pathlib.Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             module = ".".join([*base, *([node.module] if node.module else [])])
-            found.add(module)
+            if node.module or not node.level:  # `from .. import notices` takes a module, not the package
+                found.add(module)
             found.update(f"{module}.{alias.name}" for alias in node.names)
     return found
 

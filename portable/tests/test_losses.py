@@ -5,38 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
+from programs import assert_trains_like, gradient_of, parameter, train
 
 import poptorch
-from programs import Body
-
-
-def train(function, *inputs, options: poptorch.Options | None = None, lr: float = 0.0, **members):
-    """One call of a training executor of `Body(function)` with a weight `w` of 1."""
-    model = Body(function, w=torch.nn.Parameter(torch.ones(())), **members)
-    return poptorch.trainingModel(model, options, torch.optim.SGD(model.parameters(), lr=lr))(*inputs)
-
-
-def gradient_of(function, *inputs, **members) -> dict[str, torch.Tensor]:
-    """The gradients that an executor applies, read off one SGD step with lr 1."""
-    model = Body(function, **members)
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    executor = poptorch.trainingModel(model, None, torch.optim.SGD(model.parameters(), lr=1.0))
-    executor(*inputs)
-    return {name: before[name] - p.detach() for name, p in model.named_parameters()}
-
-
-def assert_trains_like(function, reference, *inputs, **members):
-    """`reference(module, *inputs)` is the scalar whose gradient is expected; computed in float64."""
-    doubles = Body(reference, **{name: torch.nn.Parameter(p.detach().double()) for name, p in members.items()})
-    found = gradient_of(function, *inputs, **members)
-    reference(doubles, *[x.double() if x.is_floating_point() else x for x in inputs]).backward()
-    for name, parameter in doubles.named_parameters():
-        torch.testing.assert_close(found[name].double(), parameter.grad, rtol=2e-5, atol=2e-6)
-
-
-def parameter(*shape: int, seed: int = 0) -> torch.nn.Parameter:
-    return torch.nn.Parameter(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)))
-
 
 X = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
 Y = torch.randn(6, 4, generator=torch.Generator().manual_seed(2))
@@ -247,6 +219,18 @@ def test_the_backward_of_an_autograd_function_is_kept():
         return F.mse_loss(a + b, y)
 
     assert_trains_like(forward, forward, X, Y, w=parameter(4, 4))
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpoints_of_torch_are_a_part_of_the_program(reentrant):
+    def forward(m, x, y):
+        hidden = torch.utils.checkpoint.checkpoint(lambda x: torch.tanh(x @ m.w), x, use_reentrant=reentrant)
+        return F.mse_loss(hidden, y)
+
+    def reference(m, x, y):
+        return F.mse_loss(torch.tanh(x @ m.w), y)
+
+    assert_trains_like(forward, reference, X, Y, w=parameter(4, 4))
 
 
 class _Straight(torch.autograd.Function):

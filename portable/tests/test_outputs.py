@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import collections
+import copy
+import io
 
 import pytest
 import torch
+from programs import Body, infer, make_options, train
 
 import poptorch
-from programs import Body, infer, make_options
-from test_losses import train
 
 S, A, R = 4, 2, 2
 X = torch.arange(float(S * A * R * 3)).view(-1, 3)  # micro-batches of one row
@@ -153,6 +154,11 @@ def test_a_host_tensor_is_returned_unbatched_with_a_warning(capsys):
 
 def test_backward_on_an_output_is_refused():
     out = infer(lambda m, x: x.sum(), torch.arange(4.0))
+    assert copy.deepcopy(out).item() == 6
+    file = io.BytesIO()
+    torch.save(out, file)
+    file.seek(0)
+    assert torch.load(file, weights_only=True).item() == 6
     with pytest.raises(poptorch.Error, match="backward\\(\\) cannot be called explicitly on outputs of a PopTorch"):
         out.backward()
 

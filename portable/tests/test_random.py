@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from programs import Body, infer, make_options, train
 
 import poptorch
-from programs import Body, infer, make_options
-from test_losses import train
 
 
 def noise(m, x):

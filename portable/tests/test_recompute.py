@@ -7,10 +7,10 @@ import weakref
 import pytest
 import torch
 import torch.nn.functional as F
+from programs import Body, infer, make_options
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import poptorch
-from programs import Body, infer, make_options
 
 BLOCKS, WIDTH, ROWS = 8, 32, 512
 

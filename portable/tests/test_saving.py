@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from programs import Regression, make_options, regression_data
 
 import poptorch
-from programs import Regression, make_options, regression_data
 
 X, Y = regression_data(8)
 

@@ -6,10 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from programs import Body, gradient_of, infer
 
 import poptorch
-from programs import Body, infer
-from test_losses import gradient_of
 
 Mode = poptorch.MatMulSerializationMode
 SIZES = {Mode.InputChannels: 0, Mode.ReducingDim: 1, Mode.OutputChannels: 2}
@@ -73,7 +72,9 @@ def test_partial_sums_of_half_operands():
 
 def test_what_is_refused():
     x = torch.ones(4, 6)
-    with pytest.raises(poptorch.Error, match="the output_channels dimension \\(4\\) is not divisible by the factor \\(3\\)"):
+    with pytest.raises(
+        poptorch.Error, match="the output_channels dimension \\(4\\) is not divisible by the factor \\(3\\)"
+    ):
         poptorch.serializedMatMul(x, x.t(), Mode.OutputChannels, 3)
     for arguments in ((x.tolist(), x, Mode.Disabled), (x, x, "none"), (x, x.t(), Mode.ReducingDim, 2.0)):
         with pytest.raises(AssertionError):

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from programs import Body, infer, make_options, train
 
 import poptorch
-from programs import Body, infer, make_options
-from test_losses import train
 
 
 def test_forward_runs_once_on_one_micro_batch(capsys):
@@ -82,7 +81,7 @@ def test_the_error_of_the_program_comes_through():
 
     with pytest.raises(OwnError, match="mine"):
         infer(own, torch.ones(1))
-    with pytest.raises(RuntimeError, match="mat1 and mat2|size|shape"):
+    with pytest.raises(RuntimeError, match="reduction dim"):
         infer(lambda m, x: x @ torch.ones(3, 3), torch.ones(2, 2))
     assert not poptorch.isRunningOnIpu()
 
@@ -155,9 +154,9 @@ def test_models_in_models():
 def test_a_loss_may_use_several_views_and_writes():
     def forward(m, x):
         table = torch.zeros(4, 2)
-        left, right = table.split(2)
+        left = table[:2]
         left += x * m.w
-        right.copy_(left * 2)
+        table.narrow(0, 2, 2).copy_(left * 2)
         return table + 0, poptorch.identity_loss(table.sum(), "sum")
 
     x = torch.arange(4.0).view(2, 2)

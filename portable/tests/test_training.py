@@ -6,9 +6,9 @@ import copy
 
 import pytest
 import torch
+from programs import Regression, make_options, regression_data, weights
 
 import poptorch
-from programs import Regression, make_options, regression_data, weights
 
 OPTIMIZERS = {
     "SGD": (poptorch.optim.SGD, torch.optim.SGD, {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.01}),
@@ -110,7 +110,7 @@ def test_another_optimizer_object_continues_with_the_momenta_of_the_device():
     for model in models:
         optimizer = poptorch.optim.Adam(model.parameters(), lr=0.1)
         executors.append(poptorch.trainingModel(model, None, optimizer))
-    for k in range(3):
+    for _ in range(3):
         for index, executor in enumerate(executors):
             executor(x, y)
             if index:

@@ -8,9 +8,9 @@ import pickle
 
 import pytest
 import torch
+from programs import Regression, make_options, regression_data, weights
 
 import poptorch
-from programs import Regression, make_options, regression_data, weights
 
 X, Y = regression_data(4)
 
@@ -77,9 +77,7 @@ def test_whoever_reads_the_model_sees_the_weights_of_the_device(name):
     first = READS[name](model).detach().clone()
     torch.testing.assert_close(first, expected().first.weight.detach(), rtol=1e-6, atol=1e-6)
     executor(X, Y)
-    torch.testing.assert_close(
-        READS[name](model).detach(), expected(2).first.weight.detach(), rtol=1e-6, atol=1e-6
-    )
+    torch.testing.assert_close(READS[name](model).detach(), expected(2).first.weight.detach(), rtol=1e-6, atol=1e-6)
 
 
 def test_a_parameter_held_from_before_is_read_from_the_device():

@@ -12,7 +12,7 @@ import torch
 
 from ..engine import serialized
 from ..engine.tracing import TracedGraph
-from .linear_cross_entropy import linear_cross_entropy, shared_embedding
+from .linear_cross_entropy import linear_cross_entropy
 from .patterns import erase, overwritten
 
 aten = torch.ops.aten
@@ -22,7 +22,6 @@ _VIEWS = frozenset({aten.view.default, aten.reshape.default, aten.flatten.using_
 _CASTS = frozenset({aten.to.dtype, aten._to_copy.default, aten.to.dtype_layout})
 _ADDITIONS = frozenset({aten.add.Tensor, aten.add_.Tensor})
 _TRANSPOSITIONS = frozenset({aten.t.default, aten.numpy_T.default, aten.transpose.int})
-_STOPS = frozenset({aten.detach.default, aten.detach_.default})  # no gradient passes them
 
 
 @dataclasses.dataclass
@@ -46,9 +45,7 @@ def fuse_losses(traced: TracedGraph) -> int:
         # Several losses on one weight would each keep a gradient of its size until the backward pass.
         alone = sum(other.weight is match.weight for other in matches) == 1
         # Half gradients need the loss scaling, which is not known before the backward pass.
-        value = _replace(traced, match, at_once=alone and match.hidden.meta["val"].dtype == torch.float32)
-        if _reaches_gradient(traced, value):
-            _share_embeddings(traced, match.weight)
+        _replace(traced, match, at_once=alone and match.hidden.meta["val"].dtype == torch.float32)
     erase(traced, set().union(*(match.logits | {match.loss, *match.argmaxes} for match in matches)))
     return len(matches)
 
@@ -149,8 +146,8 @@ def _over_last(node: torch.fx.Node) -> bool:
     return dimension in (-1, len(node.args[0].meta["val"].shape) - 1) and not keepdim
 
 
-def _replace(traced: TracedGraph, match: _Match, at_once: bool) -> torch.fx.Node:
-    """Put the fused operation into the graph; an argmax of the program reads its second result. Returns the loss."""
+def _replace(traced: TracedGraph, match: _Match, at_once: bool) -> None:
+    """Put the fused operation into the graph; an argmax of the program reads its second result."""
     graph, loss = traced.graph, match.loss
     arguments = (match.hidden, match.weight, match.bias, match.target, match.reduction, match.ignore_index, at_once)
     with graph.inserting_before(match.place):
@@ -166,33 +163,3 @@ def _replace(traced: TracedGraph, match: _Match, at_once: bool) -> torch.fx.Node
             shaped = graph.call_function(aten.view.default, (best, list(argmax.meta["val"].shape)))
         shaped.meta.update(argmax.meta)
         argmax.replace_all_uses_with(shaped)
-    return value
-
-
-def _reaches_gradient(traced: TracedGraph, value: torch.fx.Node) -> bool:
-    """Whether the gradient of the program's loss comes by `value`."""
-    pending = [traced.loss] if traced.loss is not None else []
-    seen = set()
-    while pending:
-        node = pending.pop()
-        if node is value:
-            return True
-        smooth = node.op == "call_function" and node.target not in _STOPS
-        if node in seen or not smooth or "val" not in node.meta or not node.meta["val"].is_floating_point():
-            continue
-        seen.add(node)
-        pending.extend(node.all_input_nodes)
-    return False
-
-
-def _share_embeddings(traced: TracedGraph, weight: torch.fx.Node) -> None:
-    """Let lookups in the weight of a fused loss know that its gradient is dense anyway."""
-    if weight.name not in traced.parameters:
-        return
-    for node in list(weight.users):
-        if node.target is aten.embedding.default and node.args[0] is weight and len(node.args) == 2:
-            with traced.graph.inserting_before(node):
-                lookup = traced.graph.call_function(shared_embedding, (weight, node.args[1]))
-            lookup.meta.update(node.meta)
-            node.replace_all_uses_with(lookup)
-            traced.graph.erase_node(node)

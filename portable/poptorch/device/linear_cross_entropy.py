@@ -174,13 +174,3 @@ def _minus_one_hot(probabilities: torch.Tensor, index: torch.Tensor) -> torch.Te
     """Softmax (n, V) minus one-hot, in place: the gradient of a row's cross-entropy with respect to its logits."""
     index = index.unsqueeze(-1)
     return probabilities.scatter_(-1, index, probabilities.gather(-1, index) - 1.0)
-
-
-def shared_embedding(weight: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Rows `ids` of a weight (V, C) that linear_cross_entropy uses too.
-
-    The head's gradient is dense. On a CPU the embedding's is added to it row by row, instead of as another matrix full
-    of zeros.
-    """
-    sparse = weight.device.type == "cpu" and weight.dtype == torch.float32
-    return torch.nn.functional.embedding(ids, weight, sparse=sparse)

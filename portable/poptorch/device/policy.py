@@ -1,7 +1,7 @@
 """Where programs run and in which precision they compute.
 
 Device: CUDA if torch sees one, else the CPU; POPTORCH_PORTABLE_DEVICE=cpu or cuda[:N] decides otherwise.
-Precision: on CUDA half means half. On a CPU half matrix products run hundreds of times slower than float32 ones, so there
+Precision: on CUDA half means half. On a CPU half matrix products run hundreds of times slower than float32, so there
 the program sees half parameters and outputs while everything is held and computed in float32; only the optimizer's
 states keep the types asked for. POPTORCH_PORTABLE_HALF=native computes in half on a CPU as well (slow; for tests).
 """
@@ -14,6 +14,7 @@ import os
 import torch
 
 from ..poptorch_core import createPoptorchError
+from .memory import keep_freed_memory
 
 DEVICE_VARIABLE = "POPTORCH_PORTABLE_DEVICE"
 HALF_VARIABLE = "POPTORCH_PORTABLE_HALF"
@@ -46,5 +47,7 @@ def choose() -> Policy:
         )
     if device.type not in ("cpu", "cuda"):
         raise createPoptorchError(f"{DEVICE_VARIABLE}={wanted}: only cpu and cuda are supported.")
+    if device.type == "cpu":
+        keep_freed_memory()
     native = os.environ.get(HALF_VARIABLE) == "native"
     return Policy(device, half_as_float=device.type == "cpu" and not native)

@@ -1,9 +1,9 @@
 """Calls that tracing must not look into: torch.autograd.Function and the CTC loss.
 
 Export records the operations of a Function's forward and silently forgets its backward. While a model is traced
-`Function.apply` therefore leaves markers around these operations, and afterwards one node that calls the Function itself
-takes their place. The CTC loss reads the values of its length arguments, which tracing does not have: an operator with the
-right output shape stands in for it.
+`Function.apply` therefore leaves markers around these operations, and afterwards one node that calls the Function
+itself takes their place. The CTC loss reads the values of its length arguments, which tracing does not have: an
+operator with the right output shape stands in for it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import CheckpointFunction
 
 from ..poptorch_core import createPoptorchError
 from . import markers
@@ -52,6 +53,8 @@ def recorded(calls: list[FunctionCall]) -> Iterator[None]:
     original = torch.autograd.Function.__dict__["apply"]
 
     def apply(cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
+        if cls is CheckpointFunction:  # torch.utils.checkpoint: what it wraps is a part of the program
+            return args[0](*args[2:])
         tensors = [value for value in args if isinstance(value, torch.Tensor)]
         numbers = iter(range(len(tensors)))
         template = tuple(_Tensor(next(numbers)) if isinstance(value, torch.Tensor) else value for value in args)

@@ -9,9 +9,10 @@ import operator
 
 import torch
 
+from ..poptorch_core import createPoptorchError
 from . import markers
 from .tracing import TracedGraph
-from .writes import written
+from .writes import in_place, written
 
 
 class Loop(torch.nn.Module):
@@ -76,4 +77,19 @@ def _extract(traced: TracedGraph, begin: torch.fx.Node, region: list[torch.fx.No
         last.meta.update(output.meta)
         output.replace_all_uses_with(last, delete_user_cb=lambda user: user not in inside and user is not end)
     for node in [end, *reversed(region), begin]:
+        _use_what_was_changed(node, inside)
         graph.erase_node(node)
+
+
+def _use_what_was_changed(node: torch.fx.Node, inside: set[torch.fx.Node]) -> None:
+    """After `buffer.add_(…)` in the body, later operations read the result of that: it is the buffer."""
+    if not node.users:
+        return
+    source = node
+    while source in inside and in_place(source):
+        source = source.args[0]
+    if source in inside:
+        raise createPoptorchError(
+            "poptorch.for_loop(): a tensor made in the body is used outside of it: return it from the body."
+        )
+    node.replace_all_uses_with(source)

@@ -1,7 +1,7 @@
 """One process, one device: the program over iterations x accumulation x replicas (spec sections 2 to 5).
 
-The stages run in turn on each micro-batch; their order and inputs are data (Program.stages), so that another executor may
-place them elsewhere. The trivial case, one stage and one micro-batch, takes the same path.
+The stages run in turn on each micro-batch; their order and inputs are data (Program.stages), so that another executor
+may place them elsewhere. The trivial case, one stage and one micro-batch, takes the same path.
 """
 
 from __future__ import annotations

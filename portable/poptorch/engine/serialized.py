@@ -1,8 +1,7 @@
 """serializedMatMul: a matrix product in steps (spec section 11).
 
 One operator keeps the program's wish visible in the graph, so that the loss pass (device/fused_loss.py) can go on
-in steps as well and never hold all logits. On its own the product is computed slice by slice: operands that need a
-conversion are converted a slice at a time, and the backward pass writes the gradient of each slice in its place.
+in steps as well and never hold all logits. On its own the product is computed slice by slice into its place.
 """
 
 from __future__ import annotations
@@ -15,7 +14,9 @@ OPERATOR = torch.ops.poptorch_engine.serialized_matmul.default
 
 
 def matmul(lhs: torch.Tensor, rhs: torch.Tensor, mode: str, factor: int, keep_precision: bool) -> torch.Tensor:
-    """`lhs` (..., M, K) times `rhs` (..., K, N) in `factor` steps over the dimension that `mode` names."""
+    """`lhs` (..., M, K) or (K,) times `rhs` (..., K, N) in `factor` steps over the dimension that `mode` names."""
+    if lhs.dim() == 1:
+        return matmul(lhs.unsqueeze(0), rhs, mode, factor, keep_precision).squeeze(-2)
     return torch.ops.poptorch_engine.serialized_matmul(lhs, rhs, mode, factor, keep_precision)
 
 

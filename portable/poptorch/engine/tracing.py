@@ -168,7 +168,10 @@ class _ProgramMode(TorchFunctionMode):
             result = functions.ctc_loss(*args, **kwargs) if func is F.ctc_loss else func(*args, **kwargs)
             markers.MARK_LOSS(result, str(kwargs.get("reduction", "mean")))
             return result
-        return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        if func in _MOVES and isinstance(result, torch.Tensor) and not isinstance(result, FakeTensor):
+            return result.clone()  # which makes a constant of a host tensor that was there already
+        return result
 
 
 def _weight(args: tuple) -> bool:
@@ -186,7 +189,7 @@ def _check_on_device(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Non
 
 
 def _detached(result: Any, args: tuple) -> Any:
-    """What was computed under torch.no_grad() passes no gradient on; what was changed in place stays the same tensor."""
+    """What was computed under torch.no_grad() passes no gradient on; a tensor changed in place stays itself."""
     inputs = {id(value) for value in torch.utils._pytree.tree_leaves(args)}
 
     def detach(value: Any) -> Any:

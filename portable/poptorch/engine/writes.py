@@ -46,6 +46,14 @@ def _is_view(node: torch.fx.Node) -> bool:
     return schema is not None and any(result.alias_info is not None for result in schema.returns)
 
 
+def in_place(node: torch.fx.Node) -> bool:
+    """Whether the result of `node` is its first argument, changed."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and any(
+        result.alias_info is not None and result.alias_info.is_write for result in schema.returns
+    )
+
+
 def origins(nodes: Iterable[torch.fx.Node]) -> dict[torch.fx.Node, torch.fx.Node]:
     """For each node the one whose memory it shares: itself, or what it is a view of (or an in-place result of)."""
     origin: dict[torch.fx.Node, torch.fx.Node] = {}

@@ -1,0 +1,224 @@
+"""Causal attention in plain operators runs as torch's fused kernel, and only where that is the same."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import poptorch
+from poptorch.device.attention import fuse_attention
+from programs import Body
+from test_recompute import LiveBytes
+
+B, H, T, D, POSITIONS = 2, 3, 8, 4, 12
+LOW = -1e4
+SDPA = torch.ops.aten.scaled_dot_product_attention.default
+
+
+class Attention(torch.nn.Module):
+    """One projection, attention, one scalar loss. `scores_to_probabilities(module, scores)` is what differs."""
+
+    def __init__(self, scores_to_probabilities, positions: int = POSITIONS, dropout: float = 0.0):
+        super().__init__()
+        torch.manual_seed(0)
+        self.project = torch.nn.Linear(H * D, 3 * H * D)
+        self.dropout = torch.nn.Dropout(dropout)
+        self.register_buffer("mask", torch.ones(positions, positions, dtype=torch.bool).tril()[None, None])
+        self.scores_to_probabilities = scores_to_probabilities
+
+    def forward(self, x):
+        """(B, T, H D) -> context (B, H, T, D), loss"""
+        length = x.shape[1]
+        q, k, v = (part.view(x.shape[0], length, H, D).transpose(1, 2) for part in self.project(x).split(H * D, 2))
+        scores = torch.matmul(q, k.transpose(-1, -2)) * (1.0 / math.sqrt(D))
+        context = torch.matmul(self.dropout(self.scores_to_probabilities(self, scores)), v)
+        return context, poptorch.identity_loss(context.sin(), "sum")
+
+
+def masked(m, scores):
+    length = scores.shape[-1]
+    return torch.softmax(torch.where(m.mask[..., :length, :length], scores, LOW), dim=-1)
+
+
+def low_as_tensor(m, scores):
+    length = scores.shape[-1]
+    low = torch.full((), -1e9, dtype=scores.dtype)
+    return F.softmax(torch.where(m.mask[..., :length, :length], scores, low), dim=3)
+
+
+def mask_made_in_forward(m, scores):
+    length = scores.shape[-1]
+    return torch.softmax(torch.where(torch.ones(length, length).tril() > 0, scores, LOW), dim=-1)
+
+
+FUSED = {"buffer": masked, "low as a tensor": low_as_tensor, "mask made in forward": mask_made_in_forward}
+
+
+def window(m, scores):
+    length = scores.shape[-1]
+    seen = m.mask[..., :length, :length] & ~m.mask[..., :length, :length].tril(-3)
+    return torch.softmax(torch.where(seen, scores, LOW), dim=-1)
+
+
+def mild(m, scores):
+    length = scores.shape[-1]
+    return torch.softmax(torch.where(m.mask[..., :length, :length], scores, -2.0), dim=-1)
+
+
+def all_seen(m, scores):
+    return torch.softmax(scores, dim=-1)
+
+
+def over_queries(m, scores):
+    length = scores.shape[-1]
+    return torch.softmax(torch.where(m.mask[..., :length, :length], scores, LOW), dim=-2)
+
+
+def scores_used_twice(m, scores):
+    return masked(m, scores) + 0.01 * scores
+
+
+def mask_from_data(m, scores):
+    length = scores.shape[-1]
+    return torch.softmax(torch.where(m.mask[..., :length, :length] & (scores < 100.0), scores, LOW), dim=-1)
+
+
+UNFUSED = {
+    "another mask": window,
+    "masked scores that count": mild,
+    "no mask": all_seen,
+    "softmax over queries": over_queries,
+    "scores used twice": scores_used_twice,
+    "mask from data": mask_from_data,
+}
+
+
+def executor_of(model) -> poptorch.PoplarExecutor:
+    return poptorch.trainingModel(model, None, torch.optim.SGD(model.parameters(), lr=1.0))
+
+
+def targets(executor) -> list[object]:
+    return [node.target for stage in executor.program.stages for s in stage.segments for node in s.module.graph.nodes]
+
+
+def sample(length: int = T) -> torch.Tensor:
+    return torch.randn(B, length, H * D, generator=torch.Generator().manual_seed(1))
+
+
+def assert_like_eager(model, scores_to_probabilities, x):
+    """One step of SGD with learning rate 1 shows the gradient; compared with eager float64."""
+    before = model.project.weight.detach().clone()
+    executor = executor_of(model)
+    context, _ = executor(x)
+    exact = Attention(scores_to_probabilities, model.mask.shape[-1]).double()
+    expected, loss = exact(x.double())
+    loss.backward()
+    torch.testing.assert_close(context.double(), expected.detach(), rtol=1e-5, atol=1e-6)
+    found = (before - model.project.weight.detach()).double()
+    torch.testing.assert_close(found, exact.project.weight.grad, rtol=1e-4, atol=1e-5)
+    return executor
+
+
+@pytest.mark.parametrize("length", [1, T, POSITIONS])
+@pytest.mark.parametrize("case", FUSED)
+def test_causal_attention_is_fused(case, length):
+    executor = assert_like_eager(Attention(FUSED[case]), FUSED[case], sample(length))
+    assert targets(executor).count(SDPA) == 1
+
+
+@pytest.mark.parametrize("case", UNFUSED)
+def test_anything_else_stays(case):
+    executor = assert_like_eager(Attention(UNFUSED[case]), UNFUSED[case], sample())
+    assert SDPA not in targets(executor)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_nothing_of_the_pattern_is_left_behind(dropout):
+    """Random operations survive torch's elimination of dead code, and everything that leads to them with them."""
+    executor = executor_of(Attention(masked, dropout=dropout).eval())  # traced in the mode it is in
+    executor(sample())
+    assert SDPA in targets(executor)
+    names = " ".join(str(target) for target in targets(executor))
+    assert not any(left in names for left in ("softmax", "where", "matmul", "dropout"))
+
+
+def test_dropout_stays_on_a_cpu():
+    """Its kernel has none. What is dropped is dropped for both branches of the gradient."""
+    model = Attention(masked, dropout=0.5)
+    executor = executor_of(model)
+    context, _ = executor(sample())
+    assert SDPA not in targets(executor)
+    plain, _ = Attention(masked)(sample())
+    assert not torch.allclose(context, plain.detach(), atol=1e-3)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_dropout_goes_along_on_a_gpu(dropout, monkeypatch):
+    """The graph alone: nothing runs."""
+    seen = {}
+
+    def as_on_a_gpu(traced, device):
+        count = fuse_attention(traced, torch.device("cuda"))
+        seen.update(count=count, nodes=[node for node in traced.graph.nodes if node.target is SDPA])
+        return count
+
+    monkeypatch.setattr("poptorch.passes.fuse_attention", as_on_a_gpu)
+    executor_of(Attention(masked, dropout=dropout)).compile(sample())
+    assert seen["count"] == 1
+    _, _, _, mask, probability, causal = seen["nodes"][0].args
+    assert (mask, probability, causal) == (None, dropout, True)
+    assert seen["nodes"][0].kwargs == {"scale": pytest.approx(1 / math.sqrt(D))}
+
+
+def test_operands_changed_in_between_are_read_in_time():
+    def forward(m, x):
+        value = x.clone()
+        scores = torch.matmul(value, value.transpose(-1, -2)) * 0.5
+        probabilities = torch.softmax(torch.where(torch.ones(T, T).tril() > 0, scores, LOW), dim=-1)
+        value.mul_(2.0)
+        return poptorch.identity_loss(torch.matmul(probabilities, value) * m.w, "sum")
+
+    x = torch.randn(B, H, T, D, generator=torch.Generator().manual_seed(2))
+    model = Body(forward, w=torch.nn.Parameter(torch.ones(D)))
+    executor = executor_of(model)
+    loss = executor(x)
+    assert SDPA not in targets(executor)
+    expected = F.scaled_dot_product_attention(x, x, 2.0 * x, is_causal=True, scale=0.5).double().sum()
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-4)
+
+
+def test_a_mask_that_changes_after_compilation_is_refused():
+    model = Attention(masked)
+    executor = executor_of(model)
+    executor(sample())
+    model.mask.copy_(torch.ones_like(model.mask))
+    with pytest.raises(poptorch.Error, match="mask was compiled into the program as a constant"):
+        executor.copyWeightsToDevice()
+
+
+def test_a_mask_that_the_program_changes_is_none():
+    def forward(m, x):
+        probabilities = masked(m, torch.matmul(x, x.transpose(-1, -2)) * 0.5)
+        m.mask.logical_not_()
+        return poptorch.identity_loss(torch.matmul(probabilities, x) * m.w, "sum")
+
+    x = torch.randn(B, H, T, D)
+    model = Body(
+        forward, w=torch.nn.Parameter(torch.ones(D)), mask=torch.ones(T, T, dtype=torch.bool).tril()[None, None]
+    )
+    executor = executor_of(model)
+    executor(x)
+    assert SDPA not in targets(executor)
+
+
+def test_the_scores_are_never_held():
+    length = 256
+    model = Attention(masked, positions=length)
+    executor = executor_of(model)
+    executor.compile(sample(length))
+    with LiveBytes() as seen:
+        executor(sample(length))
+    assert seen.peak < 4 * B * H * length * length
