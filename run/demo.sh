@@ -1,13 +1,8 @@
 #!/usr/bin/env bash
 # A small GPT-2 learns a real excerpt of Wikipedia: download, extract, preprocess, train, generate. Minutes on two cores.
 # Further flags are passed on to train_gpt2.py and win. Everything is written to ./demo; what is there already is kept.
-set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-export PYTHON=${PYTHON:-${VIRTUAL_ENV:+$VIRTUAL_ENV/bin/python3}}
-if [ -z "$PYTHON" ]; then
-    PYTHON=python3
-    if [ -x .venv/bin/python ]; then PYTHON=.venv/bin/python; fi
-fi
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+export PYTHON=$python # for the scripts in data/
 demo=demo
 corpus=$demo/corpus/wikicorpus_en_one_article_per_line.pkl
 checkpoints=$demo/checkpoints
@@ -21,12 +16,12 @@ if [ ! -f "$corpus" ]; then
     step "2/4 Extraction with WikiExtractor: $demo/extracted"
     bash data/wikipedia_extract.sh "$demo/dump/wikidump.xml" "$demo/extracted"
     step "3/4 Preprocessing: $corpus"
-    "$PYTHON" data/wikipedia_preprocess.py --input-file-path "$demo/extracted" --output-file-path "$demo/corpus"
+    "$python" data/wikipedia_preprocess.py --input-file-path "$demo/extracted" --output-file-path "$demo/corpus"
 fi
 
 if [ "$#" -gt 0 ] || [ ! -d "$checkpoints/epoch_0" ]; then
     step "4/4 Training (config/config_tiny.json, held-out articles; loss in nats a token)"
-    "$PYTHON" train_gpt2.py \
+    "$python" train_gpt2.py \
         --model gpt2-tiny \
         "${split[@]}" \
         --optimizer AdamW \
@@ -45,10 +40,10 @@ if [ "$#" -gt 0 ] || [ ! -d "$checkpoints/epoch_0" ]; then
         --keep-checkpoints 1 \
         "$@"
 fi
-"$PYTHON" -m data.baseline "${split[@]}"
+"$python" -m data.baseline "${split[@]}"
 
 step "A continuation, from $checkpoints"
-"$PYTHON" text_generate_gpt2.py \
+"$python" text_generate_gpt2.py \
     --model-name-or-path "$checkpoints/epoch_0" \
     --prompt "The history of the city" \
     --temperature 0.8 \

@@ -1,13 +1,7 @@
 #!/usr/bin/env bash
 # GPT-2 large (762M), sequence length 1024: 1 replica of 16 IPUs.
 # Further flags are passed on and win; paths in them are relative to the repository. PYTHON=... picks the interpreter.
-set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-python=${PYTHON:-${VIRTUAL_ENV:+$VIRTUAL_ENV/bin/python3}}
-if [ -z "$python" ]; then
-    python=python3
-    if [ -x .venv/bin/python ]; then python=.venv/bin/python; fi
-fi
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 exec "$python" train_gpt2.py \
     --model gpt2-large \

@@ -2,8 +2,7 @@
 # GPT-2 large (762M), sequence length 512, distributed over hosts by PopRun. Set HOSTS, PARTITION, NUM_INSTANCE,
 # NUM_REPLICA, NUM_ILDS and TCP_IF_INCLUDE (the network interface) first.
 # Further flags are passed on and win; paths in them are relative to the repository. PYTHON=... picks the interpreter.
-set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 if ! command -v poprun >/dev/null; then
     echo "run/pretraining_large_poprun.sh: poprun is not on the path (it comes with the Poplar SDK)." >&2
     echo "On one host without it: bash run/pretraining_large_512.sh" >&2
@@ -17,12 +16,6 @@ if [ ${#unset_names[@]} -gt 0 ]; then
     echo "run/pretraining_large_poprun.sh: set these variables first: ${unset_names[*]}" >&2
     exit 2
 fi
-python=${PYTHON:-${VIRTUAL_ENV:+$VIRTUAL_ENV/bin/python3}}
-if [ -z "$python" ]; then
-    python=python3
-    if [ -x .venv/bin/python ]; then python=.venv/bin/python; fi
-fi
-
 export POPLAR_TARGET_OPTIONS='{"gatewayMode":"true"}'
 exec poprun -vv --host "$HOSTS" \
     --vipu-partition="$PARTITION" \

@@ -1,13 +1,7 @@
 #!/usr/bin/env bash
 # A 4-layer GPT-2 on 2 IPUs: a short run through everything.
 # Further flags are passed on and win; paths in them are relative to the repository. PYTHON=... picks the interpreter.
-set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-python=${PYTHON:-${VIRTUAL_ENV:+$VIRTUAL_ENV/bin/python3}}
-if [ -z "$python" ]; then
-    python=python3
-    if [ -x .venv/bin/python ]; then python=.venv/bin/python; fi
-fi
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 exec "$python" train_gpt2.py \
     --model gpt2-test \

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model import argument_checks
 import arguments
+from model import argument_checks
 
 ROOT = Path(__file__).resolve().parent.parent
 

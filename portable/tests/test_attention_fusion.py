@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from programs import Body
+from test_recompute import LiveBytes
 
 import poptorch
 from poptorch.device.attention import fuse_attention
-from programs import Body
-from test_recompute import LiveBytes
 
 B, H, T, D, POSITIONS = 2, 3, 8, 4, 12
 LOW = -1e4

@@ -7,10 +7,10 @@ import sys
 
 import pytest
 import torch
+from programs import Body, infer
 
 import poptorch
 from poptorch.device import memory, policy, retarget
-from programs import Body, infer
 
 CPU = policy.Policy(torch.device("cpu"), half_as_float=True)
 

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from programs import Body
+from test_recompute import LiveBytes
 
 import poptorch
 from poptorch.device import linear_cross_entropy as kernel
-from programs import Body
-from test_recompute import LiveBytes
 
 V, C, B, T = 1040, 8, 2, 6
 OUTPUT_CHANNELS = poptorch.MatMulSerializationMode.OutputChannels

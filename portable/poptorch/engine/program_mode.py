@@ -1,0 +1,171 @@
+"""What the contract asks of tracing, done where `forward` calls torch: losses, devices, types, refusals.
+
+Spec sections 1 (devices, values), 4 (losses) and 14 (mixed types).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch._subclasses import FakeTensor
+from torch.overrides import TorchFunctionMode
+
+from ..poptorch_core import createPoptorchError
+from . import functions, markers
+
+# torch functions that are a loss by themselves (spec section 4).
+LOSS_FUNCTIONS = frozenset(
+    {
+        F.nll_loss,
+        F.cross_entropy,
+        F.mse_loss,
+        F.l1_loss,
+        F.smooth_l1_loss,
+        F.kl_div,
+        F.binary_cross_entropy,
+        F.binary_cross_entropy_with_logits,
+        F.poisson_nll_loss,
+        F.hinge_embedding_loss,
+        F.margin_ranking_loss,
+        F.soft_margin_loss,
+        F.multilabel_soft_margin_loss,
+        F.cosine_embedding_loss,
+        F.triplet_margin_loss,
+        F.ctc_loss,
+    }
+)
+# torch wants int64 indices here, while on the device every integer has at most 32 bits.
+_LONG_INDEX = {F.cross_entropy: 1, F.nll_loss: 1, F.one_hot: 0, torch.take_along_dim: 1}
+# Parameters take the type of the activation (spec section 14).
+_ACTIVATION_TYPED = {  # function: position of the activation
+    **dict.fromkeys((F.linear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d), 0),
+    **dict.fromkeys((F.conv_transpose3d, F.layer_norm, F.group_norm), 0),
+    **dict.fromkeys((torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.mm, torch.bmm), 0),
+    **dict.fromkeys((torch.addmm, torch.baddbmm), 1),
+}
+# A value that only the device knows cannot steer Python.
+_HOST_VALUES = {
+    torch.Tensor.item: "item()",
+    torch.Tensor.tolist: "tolist()",
+    torch.Tensor.numpy: "numpy()",
+    torch.Tensor.__bool__: "bool()",
+    torch.Tensor.__int__: "int()",
+    torch.Tensor.__float__: "float()",
+    torch.Tensor.__index__: "an index",
+}
+# What may be asked of a tensor anywhere: nothing is computed.
+_METADATA = frozenset({torch.Tensor.size, torch.Tensor.dim, torch.Tensor.numel, torch.Tensor.stride})
+_METADATA |= {torch.Tensor.is_floating_point, torch.is_floating_point, torch.Tensor.__len__, torch.Tensor.__hash__}
+_METADATA |= {torch.Tensor.storage_offset, torch.Tensor.is_contiguous, torch.Tensor.element_size, torch.is_tensor}
+# A host tensor becomes one of the device's by these.
+_MOVES = frozenset({torch.Tensor.to, torch.Tensor.type_as, torch.as_tensor, torch.tensor})
+
+
+class ProgramMode(TorchFunctionMode):
+    """Sees every torch function that `forward` calls, before torch does.
+
+    Args:
+        check_active: raises if no operation may come here (poptorch.blocks.BlockTracker.check_active).
+    """
+
+    def __init__(self, check_active: Callable[[], None]):
+        super().__init__()
+        self._check_active = check_active
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in _HOST_VALUES:
+            raise createPoptorchError(
+                f"{_HOST_VALUES[func]} of a tensor was asked for in forward(), but the value is only known when the "
+                "compiled program runs. Use tensor operations (such as torch.where) instead."
+            )
+        if func is torch._C._set_grad_enabled:
+            # torch.no_grad() in forward(): recorded it would become a submodule, out of reach of blocks and losses.
+            with torch._C.DisableTorchFunction():
+                return func(*args, **kwargs)
+        if getattr(func, "__name__", "") == "__get__" or func in _METADATA:
+            return func(*args, **kwargs)
+        if isinstance(func, torch._ops.OpOverload):  # a step of tracing itself, or a native operator
+            return func(*args, **kwargs)
+        result = self._call(func, args, kwargs)
+        return result if torch.is_grad_enabled() else _detached(result, args)
+
+    def _call(self, func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        self._check_active()
+        if func not in _MOVES:
+            _check_on_device(func, args, kwargs)
+        args = tuple(_host_device(value) for value in args)
+        if "device" in kwargs:
+            kwargs["device"] = _host_device(kwargs["device"])
+        if func in _LONG_INDEX:
+            args, kwargs = _with_long_index(_LONG_INDEX[func], args, kwargs)
+        elif func in _ACTIVATION_TYPED and len(args) > _ACTIVATION_TYPED[func]:
+            args, kwargs = _with_activation_type(args[_ACTIVATION_TYPED[func]], args, kwargs)
+        if func in LOSS_FUNCTIONS:
+            if func in (F.nll_loss, F.cross_entropy) and (kwargs.get("weight") is not None or _weight(args)):
+                raise createPoptorchError(f"The class weights of {func.__name__} are not supported by PopTorch.")
+            result = functions.ctc_loss(*args, **kwargs) if func is F.ctc_loss else func(*args, **kwargs)
+            markers.MARK_LOSS(result, str(kwargs.get("reduction", "mean")))
+            return result
+        result = func(*args, **kwargs)
+        if func in _MOVES and isinstance(result, torch.Tensor) and not isinstance(result, FakeTensor):
+            return result.clone()  # which makes a constant of a host tensor that was there already
+        return result
+
+
+def _weight(args: tuple) -> bool:
+    return len(args) > 2 and args[2] is not None
+
+
+def _check_on_device(func: Callable, args: tuple, kwargs: dict[str, Any]) -> None:
+    for value in torch.utils._pytree.tree_leaves((args, kwargs)):
+        if isinstance(value, torch.Tensor) and not isinstance(value, FakeTensor):
+            raise createPoptorchError(
+                f"Expected an IPU tensor but got tensor(device=cpu) of shape {tuple(value.shape)} in "
+                f"{getattr(func, '__name__', func)}. A tensor that forward() takes from outside the model is not on "
+                'the device: pass it as an input, register it as a buffer, or move it with .to("ipu").'
+            )
+
+
+def _detached(result: Any, args: tuple) -> Any:
+    """What was computed under torch.no_grad() passes no gradient on; a tensor changed in place stays itself."""
+    inputs = {id(value) for value in torch.utils._pytree.tree_leaves(args)}
+
+    def detach(value: Any) -> Any:
+        return value.detach() if isinstance(value, torch.Tensor) and id(value) not in inputs else value
+
+    return torch.utils._pytree.tree_map(detach, result)
+
+
+def _host_device(value: Any) -> Any:
+    """`device="ipu"` as user programs write it; the engine moves the graph to its device later."""
+    if isinstance(value, str) and (value == "ipu" or value.startswith("ipu:")):
+        return "cpu"
+    return torch.device("cpu") if isinstance(value, torch.device) and value.type == "ipu" else value
+
+
+def _with_long_index(position: int, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    def long(value: Any) -> Any:
+        narrow = isinstance(value, torch.Tensor) and value.dtype in (torch.int32, torch.int16, torch.int8, torch.uint8)
+        return value.long() if narrow else value
+
+    if len(args) > position:
+        return args[:position] + (long(args[position]),) + args[position + 1 :], kwargs
+    return args, {
+        key: long(value) if key in ("target", "tensor", "indices") else value for key, value in kwargs.items()
+    }
+
+
+def _with_activation_type(activation: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    dtype = activation.dtype if isinstance(activation, torch.Tensor) else None
+    if dtype not in (torch.float16, torch.float32, torch.bfloat16):
+        return args, kwargs
+
+    def cast(value: Any) -> Any:
+        other = isinstance(value, torch.Tensor) and value.is_floating_point() and value.dtype != dtype
+        return value.to(dtype) if other else value
+
+    return tuple(cast(value) for value in args), {key: cast(value) for key, value in kwargs.items()}

@@ -1,0 +1,9 @@
+# Sourced by the scripts here: go to the repository's root and pick the interpreter, as `python`. PYTHON=... wins, then an
+# activated environment, then .venv, then python3.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+python=${PYTHON:-${VIRTUAL_ENV:+$VIRTUAL_ENV/bin/python3}}
+if [ -z "$python" ]; then
+    python=python3
+    if [ -x .venv/bin/python ]; then python=.venv/bin/python; fi
+fi
