@@ -31,11 +31,11 @@ if [ "$#" -gt 0 ] || [ ! -d "$checkpoints/epoch_0" ]; then
         --lr-schedule cosine \
         --lr-warmup 0.1 \
         --epochs 1 \
-        --batch-size 16 \
+        --batch-size 8 \
         --gradient-accumulation 1 \
-        --device-iterations 4 \
+        --device-iterations 8 \
         --num-workers 0 \
-        --log-steps 4 \
+        --log-steps 2 \
         --save-model-path "$checkpoints" \
         --keep-checkpoints 1 \
         "$@"

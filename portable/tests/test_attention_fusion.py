@@ -12,6 +12,7 @@ from test_recompute import LiveBytes
 
 import poptorch
 from poptorch.device.attention import fuse_attention
+from poptorch.device.dropout_attention import dropout_attention
 
 B, H, T, D, POSITIONS = 2, 3, 8, 4, 12
 LOW = -1e4
@@ -145,14 +146,51 @@ def test_nothing_of_the_pattern_is_left_behind(dropout):
     assert not any(left in names for left in ("softmax", "where", "matmul", "dropout"))
 
 
-def test_dropout_stays_on_a_cpu():
-    """Its kernel has none. What is dropped is dropped for both branches of the gradient."""
+def test_dropout_on_a_cpu_has_a_kernel_of_its_own():
     model = Attention(masked, dropout=0.5)
     executor = executor_of(model)
     context, _ = executor(sample())
-    assert SDPA not in targets(executor)
+    assert targets(executor).count(dropout_attention) == 1 and SDPA not in targets(executor)
     plain, _ = Attention(masked)(sample())
     assert not torch.allclose(context, plain.detach(), atol=1e-3)
+
+
+def operands(length: int = T, size: int = D) -> list[torch.Tensor]:
+    """Query, key and value (B, H, length, size) in float64, views of one tensor as in a model."""
+    generator = torch.Generator().manual_seed(4)
+    parts = torch.randn(B, length, 3 * H * size, generator=generator, dtype=torch.float64).split(H * size, 2)
+    return [part.view(B, length, H, size).transpose(1, 2).requires_grad_() for part in parts]
+
+
+def test_dropout_drops_probabilities_and_scales_the_rest():
+    length, dropout = 64, 0.25
+    query, key, _ = operands(length)
+    identity = torch.eye(length, dtype=torch.float64).expand(B, H, length, length)
+    found = dropout_attention(query, key, identity, dropout, 0.5).detach()  # the probabilities themselves
+    plain = F.scaled_dot_product_attention(query, key, identity, is_causal=True, scale=0.5).detach()
+    kept = found > 0
+    torch.testing.assert_close(found, torch.where(kept, plain / (1 - dropout), 0.0))
+    share = kept.sum() / (plain > 0).sum()
+    assert abs(share - 0.75) < 0.02  # 12,480 draws: five standard deviations
+    assert not torch.equal(kept[0], kept[1]) and not torch.equal(kept[0, 0], kept[0, 1])
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_the_gradient_with_dropout_is_that_of_the_same_draw(dropout):
+    def seeded(*tensors):
+        torch.manual_seed(5)
+        return dropout_attention(*tensors, dropout, 0.7)
+
+    assert torch.autograd.gradcheck(seeded, operands())
+    if not dropout:
+        expected = F.scaled_dot_product_attention(*operands(), is_causal=True, scale=0.7)
+        torch.testing.assert_close(seeded(*operands()), expected)
+
+
+def test_certain_dropout_is_left_alone():
+    executor = executor_of(Attention(masked, dropout=1.0))
+    context, _ = executor(sample())
+    assert dropout_attention not in targets(executor) and not context.any()
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])

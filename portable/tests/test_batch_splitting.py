@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from programs import Body, infer, make_options, train
 
 import poptorch
+from poptorch.signature import split_sizes
 
 COUNTS = st.integers(1, 3)
 
@@ -67,6 +68,16 @@ def test_a_batch_that_does_not_come_out_even_is_refused():
         "Options.deviceIterations(2) * (Options.replicationFactor(2) / "
         "Options.inputReplicaGrouping.input_group_size(1)) * Options.Training.gradientAccumulation(3) = 12"
     )
+
+
+@given(st.integers(1, 40), st.integers(1, 5), st.integers(1, 8))
+def test_sizes_come_out_even_or_are_refused(size, width, multiplier):
+    leaf = torch.zeros(size, width)
+    if size % multiplier == 0:
+        assert split_sizes([leaf], multiplier, "product") == [(size // multiplier, width)]
+    else:
+        with pytest.raises(AssertionError, match=f"batch dimension \\({size}\\) must be a multiple of product ="):
+            split_sizes([leaf], multiplier, "product")
 
 
 def test_a_scalar_counts_as_one():

@@ -5,12 +5,17 @@ from __future__ import annotations
 import collections
 import copy
 import io
+import weakref
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from programs import Body, infer, make_options, train
 
 import poptorch
+from poptorch.engine.outputs import OutputCollector
+from poptorch.structure import Structure
 
 S, A, R = 4, 2, 2
 X = torch.arange(float(S * A * R * 3)).view(-1, 3)  # micro-batches of one row
@@ -72,6 +77,19 @@ def test_every_n_must_divide_the_iterations_and_is_not_for_pipelines():
         infer(two_stages, X, options=make_options(4, mode=Mode.EveryN, period=2))
 
 
+@pytest.mark.parametrize("mode, kept", [(Mode.Final, 2), (Mode.Sum, 2), (Mode.EveryN, 12), (Mode.All, 24)])
+def test_only_what_is_returned_is_held(mode, kept):
+    collector = OutputCollector(mode, 2, [torch.float32], 4, 3, 2)
+    gone = []
+    for index in range(4 * 3 * 2):
+        output = torch.full((5,), float(index))
+        gone.append(weakref.ref(output))
+        collector.add(index // 6, index // 2 % 3, index % 2, [output])
+    del output
+    assert all(reference() is None for reference in gone)
+    assert collector.result()[0].shape == (5 * kept,)
+
+
 Pair = collections.namedtuple("Pair", ["left", "right"])
 
 
@@ -85,6 +103,29 @@ def test_structure_comes_back_as_it_was_with_none_and_constants():
     assert torch.equal(out["a"][0], x + 1) and out["a"][1] is None
     assert isinstance(out["b"], Pair) and torch.equal(out["b"].left, x + 2) and out["b"].right == ("text", 3)
     assert isinstance(out["c"], tuple) and torch.equal(out["c"][0], x + 3)
+
+
+LEAVES = st.one_of(st.none(), st.booleans(), st.text(max_size=2), st.integers(0, 5).map(lambda n: torch.full((2,), n)))
+NESTED = st.recursive(
+    LEAVES,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.lists(inner, max_size=3).map(tuple),
+        st.dictionaries(st.text(max_size=2), inner, max_size=3),
+        st.tuples(inner, inner).map(lambda both: Pair(*both)),
+    ),
+    max_leaves=8,
+)
+
+
+@given(NESTED)
+def test_any_structure_is_taken_apart_and_put_together(value):
+    leaves, structure = Structure.of(value)
+    assert all(isinstance(leaf, torch.Tensor) for leaf in leaves)
+    doubled = structure.fill([leaf * 2 for leaf in leaves])
+    assert torch.utils._pytree.tree_structure(doubled) == torch.utils._pytree.tree_structure(value)
+    for before, after in zip(*map(torch.utils._pytree.tree_leaves, (value, doubled)), strict=True):
+        assert torch.equal(after, before * 2) if isinstance(before, torch.Tensor) else after == before
 
 
 def test_a_registered_class_is_taken_apart_and_put_together():

@@ -1,7 +1,8 @@
 """Attention written with plain operators, replaced by torch's fused kernel where that is exact.
 
 The pattern is softmax(where(mask, q k^T * scale, low)) v with an optional dropout. It is replaced when the mask is a
-constant of the program and causal, so that the (B, H, T, T) scores are never materialised.
+constant of the program and causal. The (B, H, T, T) scores are then never held; with dropout on a CPU, where torch's
+kernel has none, dropout_attention.py takes its place and holds them once.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import torch
 
 from ..engine.constants import constant_value
 from ..engine.tracing import TracedGraph
+from .dropout_attention import dropout_attention
 from .patterns import erase, only_use, overwritten
 
 aten = torch.ops.aten
@@ -29,22 +31,23 @@ class _Match:
 
 
 def fuse_attention(traced: TracedGraph, device: torch.device) -> int:
-    """Replace every causal attention found in `traced`; returns how many there were.
-
-    The CPU kernel has no dropout: there, attention with dropout stays as it is written.
-    """
+    """Replace every causal attention found in `traced`; returns how many there were."""
     replaced: set[torch.fx.Node] = set()
     count = 0
     for node in list(traced.graph.nodes):
         match = _match(traced, node) if node.target is aten.matmul.default else None
-        if match is None or (match.dropout and device.type == "cpu"):
+        if match is None:
             continue
+        operands = (match.query, match.key, match.value)
         with traced.graph.inserting_before(node):
-            fused = traced.graph.call_function(
-                aten.scaled_dot_product_attention.default,
-                (match.query, match.key, match.value, None, match.dropout, True),
-                {"scale": match.scale},
-            )
+            if match.dropout and device.type == "cpu":
+                fused = traced.graph.call_function(dropout_attention, (*operands, match.dropout, match.scale))
+            else:
+                fused = traced.graph.call_function(
+                    aten.scaled_dot_product_attention.default,
+                    (*operands, None, match.dropout, True),
+                    {"scale": match.scale},
+                )
         fused.meta.update(node.meta)
         node.replace_all_uses_with(fused)
         replaced |= match.replaced | {node}
@@ -60,6 +63,8 @@ def _match(traced: TracedGraph, product: torch.fx.Node) -> _Match | None:
     dropped = only_use(probabilities, aten.dropout.default)
     if dropped is not None:
         dropout = float(dropped.args[1]) if dropped.args[2] else 0.0
+        if dropout >= 1.0:
+            return None
         probabilities = dropped.args[0]
     softmax = only_use(probabilities, aten.softmax.int)
     if softmax is None or softmax.args[1] not in (-1, 3) or len(softmax.args) > 2:
