@@ -42,7 +42,12 @@ class Worker:
             layers=layers, width=width, heads=heads, vocabulary=vocabulary, batch=args.batch, length=args.length,
             device=args.device, half=args.half, threads=args.threads, dropout=dropout,
         )  # fmt: skip
-        environment = dict(os.environ, POPTORCH_PORTABLE_DEVICE=args.device, OMP_NUM_THREADS=str(args.threads))
+        environment = dict(
+            os.environ,
+            POPTORCH_PORTABLE_DEVICE=args.device,
+            OMP_NUM_THREADS=str(args.threads),
+            TRANSFORMERS_VERBOSITY="error",
+        )
         self.side = side
         self._process = subprocess.Popen(
             [sys.executable, train_step_sides.__file__, side, json.dumps(settings)],

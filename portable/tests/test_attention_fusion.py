@@ -175,8 +175,11 @@ def test_dropout_drops_probabilities_and_scales_the_rest():
     assert not torch.equal(kept[0], kept[1]) and not torch.equal(kept[0, 0], kept[0, 1])
 
 
+@pytest.mark.parametrize("part_bytes", [1, 1 << 20])
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
-def test_the_gradient_with_dropout_is_that_of_the_same_draw(dropout):
+def test_the_gradient_with_dropout_is_that_of_the_same_draw(dropout, part_bytes, monkeypatch):
+    monkeypatch.setattr("poptorch.device.dropout_attention._PART_BYTES", part_bytes)
+
     def seeded(*tensors):
         torch.manual_seed(5)
         return dropout_attention(*tensors, dropout, 0.7)

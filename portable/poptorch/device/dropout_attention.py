@@ -1,13 +1,18 @@
 """Causal attention with dropout for the CPU, whose fused kernel has none.
 
-One sample goes through at a time, so that its scores (H, T, T) stay in the caches while they become probabilities.
 Kept for the backward pass is one float tensor instead of the three or four that the same operations leave behind one by
-one: the probabilities, with a minus sign where they were dropped.
+one: the probabilities, with a minus sign where they were dropped. Everything else of the size of the scores lives for a
+few samples at a time.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
+
+# Scores worked on at a time. Smaller parts would stay in the caches, but make threads wait for each other more often.
+_PART_BYTES = 16 << 20
 
 
 def dropout_attention(
@@ -27,12 +32,12 @@ class _DropoutAttention(torch.autograd.Function):
         future = torch.full((length, length), -torch.inf, dtype=query.dtype).triu_(1)
         signed = torch.empty(samples, heads, length, length, dtype=query.dtype)
         context = torch.empty(samples, length, heads, value.shape[-1], dtype=value.dtype).transpose(1, 2)
-        for b in range(samples):
-            scores = torch.matmul(query[b] * scale, key[b].transpose(-1, -2)).add_(future)
-            probabilities = torch.softmax(scores, -1, out=signed[b])
+        for part in _parts(signed):
+            scores = torch.matmul(query[part] * scale, key[part].transpose(-1, -2)).add_(future)
+            probabilities = torch.softmax(scores, -1, out=signed[part])
             kept = scores.bernoulli_(1.0 - dropout).sub_(0.5)  # 0.5 or -0.5
             dropped = torch.clamp_min(probabilities.copysign_(kept), 0.0, out=scores)
-            context[b] = torch.matmul(dropped, value[b])
+            context[part] = torch.matmul(dropped, value[part])
         ctx.save_for_backward(query, key, value, signed)
         ctx.dropout, ctx.scale = dropout, scale
         return context.div_(1.0 - dropout)
@@ -42,13 +47,20 @@ class _DropoutAttention(torch.autograd.Function):
         query, key, value, signed = ctx.saved_tensors
         # in the layout of the operands, which may be views of one projection's output
         grads = [torch.empty_like(tensor) for tensor in (query, key, value)]
-        for b in range(query.shape[0]):
-            above = grad[b] / (1.0 - ctx.dropout)  # (H, T, D)
-            scores = torch.clamp_min(signed[b], 0.0)  # (H, T, T)
-            grads[2][b] = torch.matmul(scores.transpose(-1, -2), above)
-            delta = torch.matmul(above, value[b].transpose(-1, -2))
-            delta = torch.ops.aten.threshold_backward(delta, signed[b], 0)  # 0 where it was dropped
-            torch._softmax_backward_data(delta, signed[b].abs(), -1, delta.dtype, grad_input=scores)
-            grads[0][b] = torch.matmul(scores, key[b]).mul_(ctx.scale)
-            grads[1][b] = torch.matmul(scores.transpose(-1, -2), query[b]).mul_(ctx.scale)
+        for part in _parts(signed):
+            above = grad[part] / (1.0 - ctx.dropout)  # (n, H, T, D)
+            scores = torch.clamp_min(signed[part], 0.0)  # (n, H, T, T)
+            grads[2][part] = torch.matmul(scores.transpose(-1, -2), above)
+            delta = torch.matmul(above, value[part].transpose(-1, -2))
+            delta = torch.ops.aten.threshold_backward(delta, signed[part], 0)  # 0 where it was dropped
+            torch._softmax_backward_data(delta, signed[part].abs(), -1, delta.dtype, grad_input=scores)
+            grads[0][part] = torch.matmul(scores, key[part]).mul_(ctx.scale)
+            grads[1][part] = torch.matmul(scores.transpose(-1, -2), query[part]).mul_(ctx.scale)
         return *grads, None, None
+
+
+def _parts(scores: torch.Tensor) -> Iterator[slice]:
+    """Samples of (B, H, T, T) that are worked on together."""
+    size = max(1, _PART_BYTES // (scores[0].numel() * scores.element_size()))
+    for start in range(0, scores.shape[0], size):
+        yield slice(start, start + size)
