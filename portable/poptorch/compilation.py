@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch._subclasses import FakeTensor
 
-from . import notices, passes
+from . import notices
 from .blocks import BlockTracker
 from .device.policy import Policy
-from .engine import tracing
+from .engine import passes, tracing
 from .engine.losses import erase_marks, find_loss
 from .engine.regions import extract_loops
 from .engine.runner import Counts

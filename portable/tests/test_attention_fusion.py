@@ -11,8 +11,8 @@ from programs import Body
 from test_recompute import LiveBytes
 
 import poptorch
-from poptorch.device.attention import fuse_attention
 from poptorch.device.dropout_attention import dropout_attention
+from poptorch.engine.passes.attention import fuse_attention
 
 B, H, T, D, POSITIONS = 2, 3, 8, 4, 12
 LOW = -1e4
@@ -206,7 +206,7 @@ def test_dropout_goes_along_on_a_gpu(dropout, monkeypatch):
         seen.update(count=count, nodes=[node for node in traced.graph.nodes if node.target is SDPA])
         return count
 
-    monkeypatch.setattr("poptorch.passes.fuse_attention", as_on_a_gpu)
+    monkeypatch.setattr("poptorch.engine.passes.fuse_attention", as_on_a_gpu)
     executor_of(Attention(masked, dropout=dropout)).compile(sample())
     assert seen["count"] == 1
     _, _, _, mask, probability, causal = seen["nodes"][0].args

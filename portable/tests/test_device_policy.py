@@ -10,7 +10,7 @@ import torch
 from programs import Body, infer
 
 import poptorch
-from poptorch.device import memory, policy, retarget
+from poptorch.device import memory, policy
 
 CPU = policy.Policy(torch.device("cpu"), half_as_float=True)
 
@@ -68,7 +68,7 @@ def test_a_device_that_is_not_there(wanted, message, monkeypatch):
 def test_types(dtype, on_cpu, on_cuda):
     assert CPU.compute_dtype(dtype) == on_cpu
     assert policy.Policy(torch.device("cuda"), half_as_float=False).compute_dtype(dtype) == on_cuda
-    assert retarget.to_device(torch.ones(2).to(dtype), CPU).dtype == on_cpu
+    assert CPU.place(torch.ones(2).to(dtype)).dtype == on_cpu
 
 
 def graph_targets(model, *inputs):

@@ -47,7 +47,13 @@ def test_nothing_of_the_application_is_imported(path):
 @pytest.mark.parametrize("layer", ["engine", "device"])
 def test_lower_layers_do_not_import_the_contract(layer):
     contract = {f"poptorch.{path.stem}" for path in (ROOT / "poptorch").glob("*.py")} - SHARED
-    for path in sorted((ROOT / "poptorch" / layer).glob("*.py")):
+    for path in sorted((ROOT / "poptorch" / layer).rglob("*.py")):
         names = imported(path)
         assert not names & contract, f"{path.name} imports {sorted(names & contract)}"
         assert "poptorch" not in names, f"{path.name} imports the package itself"
+
+
+def test_devices_do_not_import_the_engine():
+    for path in sorted((ROOT / "poptorch" / "device").rglob("*.py")):
+        above = {name for name in imported(path) if name.startswith("poptorch.engine")}
+        assert not above, f"{path.name} imports {sorted(above)}"

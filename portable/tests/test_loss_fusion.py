@@ -251,7 +251,7 @@ def test_a_fused_program_computes_what_it_says(case, dtype):
 def test_fused_and_unfused_graphs_agree(monkeypatch):
     objective = FUSED["bias in place"][0]
     _, outputs, found = train(Tied(objective), *batch())
-    monkeypatch.setattr("poptorch.passes.fuse_losses", lambda *_: 0)
+    monkeypatch.setattr("poptorch.engine.passes.fuse_losses", lambda *_: 0)
     executor, plain_outputs, plain = train(Tied(objective), *batch())
     assert not fusions(executor)
     for mine, other in zip([*outputs, *found.values()], [*plain_outputs, *plain.values()], strict=True):
@@ -420,7 +420,7 @@ def test_the_logits_are_never_held_as_a_whole(head, monkeypatch):
         twin = copy.deepcopy(model)
         with monkeypatch.context() as patch:
             if not fused:
-                patch.setattr("poptorch.passes.fuse_losses", lambda *_: 0)
+                patch.setattr("poptorch.engine.passes.fuse_losses", lambda *_: 0)
             executor = poptorch.trainingModel(twin, None, torch.optim.SGD(twin.parameters(), lr=0.1))
             executor.compile(*inputs)
         with LiveBytes() as seen:

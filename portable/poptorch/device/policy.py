@@ -33,6 +33,10 @@ class Policy:
             return torch.float32
         return torch.float32 if self.half_as_float and dtype == torch.float16 else dtype
 
+    def place(self, tensor: torch.Tensor) -> torch.Tensor:
+        """`tensor` in the type and place it has on the device; itself if nothing changes."""
+        return tensor.detach().to(device=self.device, dtype=self.compute_dtype(tensor.dtype))
+
 
 def choose() -> Policy:
     """The policy for a new executor. Raises poptorch.Error for a device that is not there."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from ..device.policy import Policy
-from ..device.retarget import to_device
 from ..poptorch_core import createPoptorchError
 from .stages import Program
 
@@ -37,7 +36,7 @@ class DeviceState:
         for value, name in program.buffers.items():
             buffer = host_buffers[name]
             if id(buffer) not in by_identity:
-                by_identity[id(buffer)] = to_device(buffer, policy).clone()
+                by_identity[id(buffer)] = policy.place(buffer).clone()
             self.buffers[name] = self.values[value] = by_identity[id(buffer)]
 
     @torch.no_grad()

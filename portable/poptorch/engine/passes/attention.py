@@ -11,9 +11,9 @@ import dataclasses
 
 import torch
 
-from ..engine.constants import constant_value
-from ..engine.tracing import TracedGraph
-from .dropout_attention import dropout_attention
+from ...device.dropout_attention import dropout_attention
+from ..constants import constant_value
+from ..tracing import TracedGraph
 from .patterns import erase, only_use, overwritten
 
 aten = torch.ops.aten

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from ..engine.tracing import TracedGraph
-from .policy import Policy
+from ...device.policy import Policy
+from ..tracing import TracedGraph
 
 
 def retarget(traced: TracedGraph, policy: Policy) -> None:
@@ -41,9 +41,4 @@ def retarget(traced: TracedGraph, policy: Policy) -> None:
         for inner in module.modules():
             if isinstance(inner, torch.fx.GraphModule):
                 inner.recompile()
-    traced.constants = {name: to_device(tensor, policy) for name, tensor in traced.constants.items()}
-
-
-def to_device(tensor: torch.Tensor, policy: Policy) -> torch.Tensor:
-    """`tensor` in the type and place it has on the device; itself if nothing changes."""
-    return tensor.detach().to(device=policy.device, dtype=policy.compute_dtype(tensor.dtype))
+    traced.constants = {name: policy.place(tensor) for name, tensor in traced.constants.items()}

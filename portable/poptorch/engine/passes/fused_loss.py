@@ -10,9 +10,9 @@ import operator
 
 import torch
 
-from ..engine import serialized
-from ..engine.tracing import TracedGraph
-from .linear_cross_entropy import linear_cross_entropy
+from ...device.linear_cross_entropy import linear_cross_entropy
+from .. import serialized
+from ..tracing import TracedGraph
 from .patterns import erase, overwritten
 
 aten = torch.ops.aten

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 import torch
 
-from ..engine.tracing import TracedGraph
-from ..engine.writes import origins, written
+from ..tracing import TracedGraph
+from ..writes import origins, written
 
 
 def only_use(node: object, *targets: object) -> torch.fx.Node | None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from .device.attention import fuse_attention
-from .device.fused_loss import fuse_losses
-from .device.policy import Policy
-from .device.retarget import retarget
-from .engine.tracing import TracedGraph
+from ...device.policy import Policy
+from ..tracing import TracedGraph
+from .attention import fuse_attention
+from .fused_loss import fuse_losses
+from .retarget import retarget
 
 aten = torch.ops.aten
 # Operators with dropout in them, and what turns it off: (position, value) of the training switch or the probability.
@@ -34,8 +34,7 @@ def run(traced: TracedGraph, training: bool, policy: Policy) -> None:
                 body.recompile()
     retarget(traced, policy)
     fuse_attention(traced, policy.device)
-    if traced.loss is not None:
-        fuse_losses(traced)
+    fuse_losses(traced)
 
 
 def _disable_dropout(graph: torch.fx.Graph) -> None:
