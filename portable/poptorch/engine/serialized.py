@@ -1,7 +1,7 @@
 """serializedMatMul: a matrix product in steps (spec section 11).
 
-One operator keeps the program's wish visible in the graph, so that the loss pass (engine/passes/fused_loss.py) can go on
-in steps as well and never hold all logits. On its own the product is computed slice by slice into its place.
+One operator keeps the program's wish visible in the graph, so that the loss pass (passes/fused_loss.py) can go on in
+steps as well and never hold all logits. On its own the product is computed slice by slice into its place.
 """
 
 from __future__ import annotations
