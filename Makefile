@@ -19,7 +19,7 @@ REQUIREMENTS := requirements.txt constraints.txt $(PORTABLE)
 STAMP := $(VENV)/.stamp-$(shell cat $(REQUIREMENTS) 2>/dev/null | cksum | tr ' ' '-')
 DEV_STAMP := $(VENV)/.stamp-dev-$(shell cat $(REQUIREMENTS) requirements-dev.txt 2>/dev/null | cksum | tr ' ' '-')
 
-.PHONY: build setup setup-dev demo test test-long test-gpu lint clean help
+.PHONY: build setup setup-dev demo test test-gpu lint clean help
 .DEFAULT_GOAL := build
 
 build: ## custom_ops.so for what the host has: the Poplar SDK or torch (the default)
@@ -62,12 +62,9 @@ demo: setup ## a small GPT-2 learns Wikipedia text, in a few minutes
 	-@$(MAKE) --no-print-directory build
 	bash run/demo.sh
 
-test: setup-dev ## every test
+test: setup-dev ## the tests that need no GPU
 	@$(MAKE) --no-print-directory build
 	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest  # the tests' tensors are too small for two threads to help
-
-test-long: setup-dev ## the tests that take minutes
-	$(VENV_PYTHON) -m pytest -m "long and not gpu"
 
 test-gpu: setup-dev ## the tests that need a CUDA device
 	$(VENV_PYTHON) -m pytest -m gpu
