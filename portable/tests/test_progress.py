@@ -41,6 +41,27 @@ def test_a_long_call_is_announced_once_without_counting_the_warm_up_twice(clock,
     assert capsys.readouterr().err == ""
 
 
+def test_every_long_call_has_a_bar_on_a_terminal(clock, monkeypatch):
+    bars = []
+
+    class Bar:
+        def __init__(self, total, initial, **rest):
+            self.state = [total, initial, False]
+            bars.append(self.state)
+
+        def update(self):
+            self.state[1] += 1
+
+        def close(self):
+            self.state[2] = True
+
+    monkeypatch.setattr(progress, "tqdm", Bar)
+    monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True, raising=False)
+    run(clock, [10.0, 2.0, 2.0, 2.0], total=101)
+    run(clock, [10.0, 2.0, 2.0, 2.0], total=101, announced=True)
+    assert bars == [[101, 4, True], [101, 4, True]]
+
+
 def test_a_short_call_is_left_alone(clock, capsys):
     run(clock, [0.1] * 50, total=50)
     run(clock, [100.0] * 3, total=3)  # over before anything was measured

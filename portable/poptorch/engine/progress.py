@@ -13,14 +13,15 @@ _WORTH_SAYING = 20.0  # seconds; shorter calls are left alone
 class CallProgress:
     """Counts the micro-batches of one call.
 
-    After the first ones it says once what the whole call will take on this device; on a terminal it then draws a
-    bar with the time left.
+    After the first ones it says what the whole call will take on this device, unless that was `announced` with an
+    earlier call; on a terminal it then draws a bar with the time left, in every call that takes long.
     """
 
     def __init__(self, total: int, device: str, announced: bool):
         self._total = total
         self._device = device
         self._announced = announced
+        self._judged = total < 4  # too few to tell
         self._done = 0
         self._start = time.monotonic()
         self._first: float | None = None  # seconds of the first micro-batch, which warms up
@@ -32,7 +33,7 @@ class CallProgress:
         if self._bar is not None:
             self._bar.update()
             return
-        if self._total < 4 or self._announced:
+        if self._judged:
             return
         elapsed = time.monotonic() - self._start
         if self._first is None:
@@ -42,17 +43,21 @@ class CallProgress:
         if measured < 2 and elapsed < 5.0:
             return
         seconds = self._first + (elapsed - self._first) / measured * (self._total - 1)
-        self._announced = True
+        self._judged = True
         if seconds < _WORTH_SAYING:
             return
+        if not self._announced:
+            self._announce(seconds, measured / (elapsed - self._first))
+        if sys.stderr.isatty():
+            self._bar = tqdm(total=self._total, initial=self._done, unit="micro-batch", leave=False, file=sys.stderr)
+
+    def _announce(self, seconds: float, rate: float) -> None:
         print(
             f"poptorch: {self._total:,} micro-batches in this call, about {duration(seconds)} on {self._device} "
-            f"({measured / (elapsed - self._first):.2f} a second measured on the first {self._done})",
+            f"({rate:.2f} a second measured on the first {self._done})",
             file=sys.stderr,
             flush=True,
         )
-        if sys.stderr.isatty():
-            self._bar = tqdm(total=self._total, initial=self._done, unit="micro-batch", leave=False, file=sys.stderr)
 
     def close(self) -> None:
         """The call is over, or was interrupted."""
