@@ -33,7 +33,7 @@ build: ## custom_ops.so for what the host has: the Poplar SDK or torch (the defa
 setup: $(STAMP) ## .venv with the pinned libraries; without an SDK also portable/ and torch
 	@echo "setup: $(VENV) is up to date"
 
-setup-dev: $(DEV_STAMP)
+setup-dev: $(DEV_STAMP) ## setup, and what tests and benchmarks need
 
 $(VENV_PYTHON):
 	@if [ -z "$(POPLAR_SDK_ENABLED)" ] && ! $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then \

@@ -140,7 +140,7 @@ DATA = (
     Flag("--data-prefix --input-files", None, PATH, "the .pkl of --dataset pickle; Megatron prefix (not yet)", True),
     Flag("--stride", 128, _whole(1), "step in tokens of the window over an article longer than --max-len"),
     Flag("--val-num", 0, _whole(0), "samples held out for validation, in whole articles"),
-    Flag("--seed", 1234, _whole(0), "seed of weights, order of samples, dropout"),
+    Flag("--seed", 1234, _whole(0, 2**32 - 1), "seed of weights, order of samples, dropout"),
     Flag("--num-workers", 4, _whole(0), "processes that read data; 0: the program itself"),
     Flag("--async-dataloader", False, BOOLEAN, "read ahead in the background (not available yet)"),
 )
@@ -150,7 +150,7 @@ TRAINING = (
     Flag("--optimizer", "AdamW", _one_of("AdamW", "Adam", "LAMB", "LAMBNoBiasCorrection"), "update rule"),
     Flag("--weight-decay", 0.0, _real(0), "decay of parameters with two dimensions"),
     Flag("--learning-rate", 1e-5, _real(0), "peak learning rate"),
-    Flag("--loss-scaling", 50000.0, _real(0, above=True), "factor on the loss that keeps half gradients in range"),
+    Flag("--loss-scaling", 50000.0, _real(0, 65504, above=True), "factor on the loss for half gradients' sake"),
     Flag("--auto-loss-scaling", False, BOOLEAN, "adapt the factor, from 1 (not available yet)"),
     Flag("--lr-schedule", "constant", _one_of("linear", "constant", "cosine"), "course of the learning rate"),
     Flag("--lr-warmup", 0.1, _real(0, 1), "warm-up as a fraction of the decay steps"),

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from arguments import parse_generate_args
-from model.argument_checks import refuse
+from model.argument_checks import not_installed, refuse
+from model.interruption import INTERRUPTED
 
 PROGRAM = "text_generate_gpt2.py"
 
@@ -116,7 +117,7 @@ def inputs(prompt: Any) -> Any:
     while True:
         try:
             yield input("Input: ")
-        except EOFError:
+        except (EOFError, KeyboardInterrupt):
             print()
             return
 
@@ -127,8 +128,12 @@ def main() -> int:
         print(line)
     try:
         generator = TextGenerator(args)
+    except ModuleNotFoundError as error:
+        refuse(PROGRAM, [not_installed(error)])
     except ValueError as error:
         refuse(PROGRAM, [str(error)])
+    except KeyboardInterrupt:
+        return INTERRUPTED
     texts = []
     for text in inputs(args.prompt):
         try:
@@ -137,6 +142,8 @@ def main() -> int:
             if args.prompt is not None:
                 refuse(PROGRAM, [str(error)])
             print(error, file=sys.stderr)
+        except KeyboardInterrupt:  # ends this text, not the program
+            print()
     if args.save_samples_path:
         Path(args.save_samples_path).write_text("\n".join(texts) + "\n", encoding="utf-8")
     return 0

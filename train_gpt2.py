@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Iterator, Sequence
 
 from arguments import arithmetic, parse_train_args
-from model.argument_checks import refuse
+from model.argument_checks import BadFlags, not_installed, refuse
 from model.interruption import INTERRUPTED, Interruption, command_to_resume
 
 if TYPE_CHECKING:  # torch is imported in main(), after the flags were read: --help and mistakes answer at once
@@ -112,6 +112,8 @@ def train(run: TrainingRun, interruption: Interruption) -> None:
                     validate(run)
             if last or epoch_ended:
                 break
+    if position.step > run.last_saved_step:  # Ctrl-C came while the epoch's end was validated
+        run.save_if_due(position.epoch, False, last=True)
 
 
 def report_stop(run: TrainingRun, at_once: bool, argv: Sequence[str]) -> None:
@@ -119,8 +121,9 @@ def report_stop(run: TrainingRun, at_once: bool, argv: Sequence[str]) -> None:
     step, checkpoint = run.position.step, run.last_checkpoint
     lines = [f"Stopped at once after step {step}" if at_once else f"Stopped after step {step}"]
     if checkpoint is None:
-        lost = "everything since the start" if step else "nothing but the start"
-        lines[0] += f"; no checkpoint was written, {lost} is lost. --save-model-path DIR keeps it next time."
+        lost = "everything since the start" if step else "only the call under way"
+        flag = "--save-per-steps N" if run.args.save_model_path else "--save-model-path DIR"
+        lines[0] += f"; no checkpoint was written, {lost} is lost. {flag} keeps more next time."
     else:
         steps = step - run.last_saved_step
         lost = [f"{steps} step{'s' if steps > 1 else ''}"] * (steps > 0) + ["the call under way"] * at_once
@@ -154,8 +157,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             report_stop(run, at_once=True, argv=argv)
         return INTERRUPTED
+    except ModuleNotFoundError as error:
+        refuse(PROGRAM, [not_installed(error)])
     except ValueError as error:
-        if run is not None:
+        if run is not None and not isinstance(error, BadFlags):
             raise
         refuse(PROGRAM, [str(problem) for problem in error.args])
     except RuntimeError as error:

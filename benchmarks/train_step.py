@@ -13,7 +13,9 @@ median of the ratios within a round, and the peak memory of each process.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
+import importlib.util
 import json
 import os
 import platform
@@ -73,7 +75,8 @@ class Worker:
         return json.loads(answer)
 
     def close(self) -> None:
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # it may have died, which ask() has told then
+            self._process.stdin.close()
         self._process.wait()
 
 
@@ -192,6 +195,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def main(argv: list[str]) -> int:
     args = parse(argv)
+    missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
+    if missing:
+        print(f"train_step: {' and '.join(missing)} not installed. Run `make setup-dev` first.", file=sys.stderr)
+        return 2
     results = []
     try:
         for dropout in args.dropout:

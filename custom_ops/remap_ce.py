@@ -28,7 +28,10 @@ def remap_ce(x: torch.Tensor, grain_size: int = 8, debug_str: str = "remap") -> 
 def register() -> torch.library.Library:
     """Makes remap_ce the operator torch.ops.ai_graphcore.RemapCE. It lives as long as what is returned."""
     library = torch.library.Library(NAMESPACE, "DEF")
-    library.define(SCHEMA)
+    try:
+        library.define(SCHEMA, tags=(torch.Tag.view_copy,))  # as the native operator: a copy of its input
+    except (TypeError, AttributeError):  # torch before 2.1 has no tags here, and nobody there who would look
+        library.define(SCHEMA)
     # Composite: autograd and tracing see through it to the product, which has its own gradient; and vmap too, said
     # apart because it would otherwise run an operator of Python once per sample.
     library.impl("RemapCE", remap_ce, "CompositeImplicitAutograd")

@@ -50,6 +50,18 @@ class Problems:
         return self.args
 
 
+class BadFlags(ValueError):
+    """Flags that the runtime refuses once it sees the whole program."""
+
+
+def not_installed(error: ModuleNotFoundError) -> str:
+    """What to do about a library that is missing."""
+    return (
+        f"{error}: the environment is not set up. Run `make setup` and `source .venv/bin/activate` (on an IPU host: "
+        "the SDK's environment and `pip install -r requirements.txt`)"
+    )
+
+
 def refuse(program: str, problems: Sequence[str]) -> NoReturn:
     """Prints every problem, one a line, to stderr and ends the program with status 2."""
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
@@ -179,8 +191,12 @@ def check_serialization(problems: Problems, config: GPT2Config | None) -> None:
         fits = ", ".join(str(n) for n in range(1, 65) if config.vocab_size % n == 0)
         text = f"does not divide the vocabulary of {config.vocab_size}; choose one of {fits}"
         problems.add("embedding_serialization_factor", text)
+    if args.remap_logit and not args.custom_ops:
+        problems.add("remap_logit", "needs the custom ops; leave out --custom-ops False, or this flag")
     if not problems.sound("serialized_seq_len", "max_len", "enable_sequence_serialized"):
         return
+    if "serialized_seq_len" not in args.typed and args.max_len < args.serialized_seq_len:
+        args.serialized_seq_len = args.max_len  # the default is for longer sequences
     if args.enable_sequence_serialized and args.max_len % args.serialized_seq_len:
         fits = max(n for n in range(1, min(args.serialized_seq_len, args.max_len) + 1) if args.max_len % n == 0)
         text = f"does not divide {problems.shown('max_len')}; choose a divisor such as {fits}"

@@ -22,6 +22,16 @@ _POPART_OPTIONS = {
 _POPART_PATTERNS = {"TiedGather": True, "TiedGatherAccumulate": True, "UpdateInplacePrioritiesForIpu": True}
 
 
+def join_instances(args: argparse.Namespace) -> None:
+    """Under poprun: initialise popdist, and take the replicas of this instance from there instead of from the flag.
+
+    Raises poptorch.Error where several processes cannot work together.
+    """
+    if popdist.isPopdistEnvSet():
+        popdist.init()
+        args.replication_factor = popdist.getNumLocalReplicas()
+
+
 def base_options(args: argparse.Namespace) -> poptorch.Options:
     """What training and forward-only programs share."""
     if popdist.isPopdistEnvSet():  # under poprun, which also says how many replicas there are

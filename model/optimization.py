@@ -64,7 +64,7 @@ def schedule_factor(kind: str, step: int, warmup_steps: int, decay_steps: int) -
 
 def warmup_length(fraction: float, steps: int | None, decay_steps: int) -> int:
     """Calls of warm-up: `steps` if given, else that fraction of the decay steps."""
-    return steps if steps is not None else int(fraction * decay_steps)
+    return steps if steps is not None else int(fraction * decay_steps + 1e-9)  # 0.29 x 100 is 28.999…
 
 
 class _Factor:

@@ -68,6 +68,7 @@ def stage_plans(config: GPT2Config, args: argparse.Namespace) -> list[StagePlan]
     """
     stages = _stages(config, args)
     tokens = args.batch_size * args.max_len
+    positions = args.serialized_seq_len if args.enable_sequence_serialized else args.max_len
     full = layer_activation_bytes(config, args.batch_size, args.max_len)
     vector = tokens * config.n_embd * HALF  # what passes from one part to the next
     shards = args.replication_factor if args.replicated_tensor_sharding else 1
@@ -86,10 +87,9 @@ def stage_plans(config: GPT2Config, args: argparse.Namespace) -> list[StagePlan]
         kept = len(recomputed) * vector + (len(stage.layers) - len(recomputed)) * full
         kept += sum(vector for part in stage.parts if part in sizes)
         stage.activation_bytes = kept * (2 * (len(stages) - stage.index) - 1) + (full if recomputed else 0)
-        if (
-            "head" in stage.parts
-        ):  # half logits and their float32 copy in the loss; one micro-batch is in the last stage
-            stage.activation_bytes += tokens * config.vocab_size * (HALF + FLOAT)
+        if "head" in stage.parts:
+            # Half logits and their float32 copy in the loss, of one micro-batch: the last stage has no more under way.
+            stage.activation_bytes += positions * args.batch_size * config.vocab_size * (HALF + FLOAT)
     return stages
 
 

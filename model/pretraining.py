@@ -49,7 +49,7 @@ class PretrainingModel(nn.Module):
         logits = self.gpt2.lm_head(hidden[:, part])  # (B, t, V)
         if self.remap:
             logits = remap_logits(logits)
-        target = labels[:, part].reshape(-1)  # after the head, so that labels go to its IPU and to no other
+        target = labels[:, part].reshape(-1).long()  # after the head, so that labels go to its IPU and to no other
         rows = logits.reshape(target.shape[0], -1)
         # Half logits are summed up as float32: exp and sum over 50,272 entries need the range.
         loss = F.cross_entropy(rows.float(), target, ignore_index=IGNORED, reduction="sum")

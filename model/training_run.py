@@ -16,11 +16,12 @@ import custom_ops
 from arguments import arithmetic, samples_per_call
 from data.datasets import ResumableSampler, Samples, check_enough, collate, open_dataset
 from model import placement, training_state
+from model.argument_checks import BadFlags
 from model.checkpoint import VOCAB_MULTIPLE, load_pretrained, recover_interrupted
 from model.config import GPT2Config
 from model.gpt2 import GPT2LMHeadModel
 from model.interruption import ignore_in_worker
-from model.ipu_options import forward_options, training_options
+from model.ipu_options import forward_options, join_instances, training_options
 from model.optimization import make_optimizer, make_schedule, warmup_length
 from model.plan import plan_lines
 from model.pretraining import PretrainingModel
@@ -75,11 +76,10 @@ def place_model(gpt2: GPT2LMHeadModel, args: argparse.Namespace) -> PretrainingM
     placement.recompute(gpt2, args.recompute_checkpoint_layers)
     placement.serialize_head(gpt2, args.embedding_serialization_factor)
     placement.outline(gpt2)
-    remap = args.remap_logit and args.custom_ops
-    if remap:
+    if args.custom_ops:  # the residual-add pattern is in the library too
         custom_ops.load()
     serialized = args.serialized_seq_len if args.enable_sequence_serialized else None
-    return PretrainingModel(gpt2, serialized, remap).half().train()
+    return PretrainingModel(gpt2, serialized, args.remap_logit).half().train()
 
 
 def open_samples(args: argparse.Namespace) -> tuple[Samples, Samples | None]:
@@ -130,6 +130,10 @@ class TrainingRun:
     """
 
     def __init__(self, args: argparse.Namespace) -> None:
+        try:
+            join_instances(args)
+        except poptorch.Error as error:
+            raise BadFlags(f"the program was started as one of several processes: {error}") from error
         self.args, self.samples_a_call = args, samples_per_call(args)
         state, gpt2, self.samples, held_out = read_inputs(args)
         self.calls_an_epoch = len(self.samples) // self.samples_a_call
@@ -189,14 +193,20 @@ class TrainingRun:
 
     def compile(self, input_ids: torch.Tensor, labels: torch.Tensor) -> None:
         """Compile for such a call. A resumed run continues the random numbers of the checkpoint."""
-        self.executor.compile(input_ids=input_ids, labels=labels)
+        self._compile(input_ids, labels)
         if self._rng_state is not None:
             self.executor.rng_state = self._rng_state
 
     def compile_only(self) -> None:
         """Trace the model and check its stages, without a device and without data."""
         ids = torch.zeros(1, 1, dtype=torch.int32).expand(self.samples_a_call, self.args.max_len)
-        self.executor.compile(input_ids=ids, labels=ids)
+        self._compile(ids, ids)
+
+    def _compile(self, input_ids: torch.Tensor, labels: torch.Tensor) -> None:
+        try:
+            self.executor.compile(input_ids=input_ids, labels=labels)
+        except poptorch.Error as error:  # numbers of IPUs, stages, options: all of them come from flags
+            raise BadFlags(f"the runtime refuses these flags: {error}") from error
 
     def plan(self) -> list[str]:
         """The run in numbers, a line each: what --compile-only prints."""

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A small GPT-2 learns a real excerpt of Wikipedia: download, extract, preprocess, train, generate. Minutes on two cores.
-# Further flags are passed on to train_gpt2.py and win. Everything is written to ./demo; what is there already is kept.
+# It takes no flags. Everything is written to ./demo, and what is there already is kept: delete a folder to make it anew.
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 export PYTHON=$python # for the scripts in data/
 demo=demo
@@ -8,6 +8,10 @@ corpus=$demo/corpus/wikicorpus_en_one_article_per_line.pkl
 checkpoints=$demo/checkpoints
 split=(--train-path "$corpus" --max-len 128 --stride 128 --val-num 64)
 
+if [ "$#" -gt 0 ]; then
+    echo "run/demo.sh: it takes no flags, but got: $*. For a run of your own: $python train_gpt2.py --help" >&2
+    exit 2
+fi
 step() { printf '\n== %s\n' "$*"; }
 
 if [ ! -f "$corpus" ]; then
@@ -19,7 +23,7 @@ if [ ! -f "$corpus" ]; then
     "$python" data/wikipedia_preprocess.py --input-file-path "$demo/extracted" --output-file-path "$demo/corpus"
 fi
 
-if [ "$#" -gt 0 ] || [ ! -d "$checkpoints/epoch_0" ]; then
+if [ ! -d "$checkpoints/epoch_0" ]; then
     step "4/4 Training (config/config_tiny.json, held-out articles; loss in nats a token)"
     "$python" train_gpt2.py \
         --model gpt2-tiny \
@@ -37,8 +41,7 @@ if [ "$#" -gt 0 ] || [ ! -d "$checkpoints/epoch_0" ]; then
         --num-workers 0 \
         --log-steps 2 \
         --save-model-path "$checkpoints" \
-        --keep-checkpoints 1 \
-        "$@"
+        --keep-checkpoints 1
 fi
 "$python" -m data.baseline "${split[@]}"
 

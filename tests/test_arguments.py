@@ -289,7 +289,7 @@ WRONG = [
     ("--model gpt3", ["--model", "gpt2-medium"]),
     ("--config no/such.json", ["--config", "no/such.json"]),
     ("--compile-only maybe", ["--compile-only", "'maybe'"]),
-    ("--enable-sequence-serialized --max-len 100", ["--serialized-seq-len 128 (default)", "--max-len 100", "as 100"]),
+    ("--enable-sequence-serialized --max-len 200", ["--serialized-seq-len 128 (default)", "--max-len 200", "as 100"]),
     ("--enable-sequence-serialized --serialized-seq-len 48 --max-len 128", ["--serialized-seq-len 48", "such as 32"]),
     ("--embedding-serialization-factor 3", ["--embedding-serialization-factor 3", "50272", "1, 2, 4, 8, 16, 32"]),
     ("--recompute-checkpoint-layers 0 12", ["--recompute-checkpoint-layers 0 12", "no block 12", "0 to 11"]),

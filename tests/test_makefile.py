@@ -205,7 +205,9 @@ def test_order_of_commands(tree, target, commands):
 def test_help_lists_the_targets(tree):
     status, output = make(tree, "help")
     assert status == 0
-    assert [line.split()[1] for line in output.splitlines()] == "build setup demo test test-gpu lint clean help".split()
+    assert [
+        line.split()[1] for line in output.splitlines()
+    ] == "build setup setup-dev demo test test-gpu lint clean help".split()
 
 
 @pytest.mark.parametrize("name", REQUIREMENT_FILES)

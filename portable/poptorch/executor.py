@@ -249,10 +249,6 @@ class PoplarExecutor:
     def _compile(self, args: tuple, kwargs: dict[str, Any]) -> None:
         start = time.perf_counter()
         self._options.validate()
-        if self._options.anchored_tensors:
-            raise createPoptorchError(
-                "Options.anchorTensor() is not available yet in this runtime: return the tensor from forward() instead."
-            )
         if self._training and self._source is None:  # destroyed and called again
             self._wrap()
         self._sync_host()

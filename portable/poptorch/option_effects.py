@@ -44,7 +44,6 @@ _ONE_PROCESS = Effect(
 
 EFFECTS: dict[str, Effect] = {
     **_honoured(
-        "anchorTensor",
         "autoRoundNumIPUs",
         "broadcastBuffers",
         "connectionType",
@@ -55,8 +54,6 @@ EFFECTS: dict[str, Effect] = {
         "relaxOptimizerAttributesChecks",
         "replicationFactor",
         "setExecutionStrategy",
-        "showCompilationProgressBar",
-        "updatableNamedBuffers",
         "useOfflineIpuTarget",
         "Training.gradientAccumulation",
         "Training.accumulationAndReplicationReductionType",
@@ -64,7 +61,6 @@ EFFECTS: dict[str, Effect] = {
         "Distributed.disable",
         "Jit.traceModel",  # only the value that changes nothing is accepted
         "Precision.enableStochasticRounding",
-        "Precision.runningStatisticsAlwaysFloat",
     ),
     **_without_effect(
         "appendToLocationExcludes",
@@ -77,6 +73,7 @@ EFFECTS: dict[str, Effect] = {
         "maxRepeatLogs",
         "modelName",
         "setAvailableMemoryProportion",
+        "showCompilationProgressBar",  # there is none: compiling takes seconds
         "sourceLocationExcludes",
         "syncPattern",
         "useIpuId",
@@ -91,6 +88,21 @@ EFFECTS: dict[str, Effect] = {
         "TensorLocations.setWeightLocation",
         "_Popart.setEngineOptions",
         "_Popart.setPatterns",
+    ),
+    "anchorTensor": Effect(
+        REFUSED,
+        lambda options: bool(options.anchored_tensors),
+        "anchorTensor is not available yet in this runtime: return the tensor from forward() instead",
+    ),
+    "updatableNamedBuffers": Effect(
+        REFUSED,
+        lambda options: bool(options.updatable_named_buffers),
+        "updatableNamedBuffers is not available yet in this runtime: use copyWeightsToDevice()",
+    ),
+    "Precision.runningStatisticsAlwaysFloat": Effect(
+        REFUSED,
+        lambda options: not options.Precision.running_statistics_always_float,
+        "half running statistics are not available in this runtime: leave it at True",
     ),
     "enableSyntheticData": Effect(
         REFUSED,

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from . import hosting
+from . import hosting, notices
 from .compilation import Compiled
 from .device.policy import Policy
 from .engine.gradients import GradientAccumulator
@@ -46,6 +46,13 @@ class Session:
             self._state = DeviceState(compiled.program, model, policy, optimizer is not None)
             if optimizer is not None:
                 self._build_optimizer(optimizer, compiled)
+        if policy.half_as_float and any(parameter.dtype == torch.float16 for parameter in model.parameters()):
+            notices.once(
+                "half as float",
+                "Half is slow on a CPU: the program sees half parameters and outputs, but weights are held and "
+                "everything is computed in float32; optimizer states keep their types. There is nothing to round "
+                "stochastically then.",
+            )
         if kept is not None:
             self.optimizer.load_state_dict(kept)
         self.upload((kept or {}).get(MASTERS))

@@ -144,3 +144,10 @@ def test_logits_in_half_loss_in_float():
     loss = poptorch.trainingModel(model, None, optimizer)(x, y)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(model.w.detach().double(), (before - before.grad).detach(), rtol=2e-3, atol=2e-3)
+
+
+def test_half_as_float_is_said_once(capsys, monkeypatch):
+    monkeypatch.setattr(poptorch.notices, "_said", set())
+    for _ in range(2):
+        poptorch.inferenceModel(torch.nn.Linear(2, 2).half())(torch.ones(1, 2, dtype=torch.float16))
+    assert capsys.readouterr().err.count("Half is slow on a CPU") == 1

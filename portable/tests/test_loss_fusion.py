@@ -244,7 +244,7 @@ def test_a_fused_program_computes_what_it_says(case, dtype):
     executor, outputs, found = train(Tied(objective), *batch(dtype=dtype))
     nodes = fusions(executor)
     assert len(nodes) == count
-    assert all(node.args[-1] is (count == 1) for node in nodes)  # several would each hold a gradient of W
+    assert all(node.args[6] is (count == 1) for node in nodes)  # several would each hold a gradient of W
     assert_like_eager(objective, outputs, found, *(tensor.long() for tensor in batch()))
 
 
@@ -268,7 +268,7 @@ def test_all_rows_ignored():
 def test_half_on_a_cpu_is_fused_in_float32():
     model = Tied(loss_and_hits(padded_head)).half()
     executor, (loss, _, _), _ = train(model, *batch())
-    assert [node.args[-1] for node in fusions(executor)] == [True]
+    assert [node.args[6] for node in fusions(executor)] == [True]
     halves = Tied(loss_and_hits(padded_head)).half().double()
     expected = halves(*batch())[0]
     torch.testing.assert_close(loss.double(), expected.detach(), rtol=1e-5, atol=1e-5)
@@ -279,7 +279,7 @@ def test_half_computed_in_half_waits_for_the_loss_scaling(monkeypatch):
     model = Tied(loss_and_hits(padded_head)).half()
     optimizer = poptorch.optim.SGD(model.parameters(), lr=1.0, loss_scaling=256.0)
     executor, (loss, _, _), found = train(model, *batch(), optimizer=optimizer)
-    assert [node.args[-1] for node in fusions(executor)] == [False]
+    assert [node.args[6] for node in fusions(executor)] == [False]
     halves = Tied(loss_and_hits(padded_head)).half().double()
     expected = halves(*batch())[0]
     expected.backward()
@@ -429,3 +429,46 @@ def test_the_logits_are_never_held_as_a_whole(head, monkeypatch):
     logits = 4 * vocabulary * length
     assert peaks[False] > 2 * logits  # the measure sees the logits and their gradient
     assert peaks[True] < logits / 2
+
+
+def test_the_serialisation_factor_bounds_the_block():
+    vocabulary, length = 4096, 256
+    generator = torch.Generator().manual_seed(3)
+    inputs = [torch.randint(vocabulary, (1, length), generator=generator) for _ in range(2)]
+    peaks = []
+    for factor in (1, 4, 16):
+        mode = poptorch.MatMulSerializationMode.OutputChannels
+
+        def objective(m, hidden, labels, factor=factor, mode=mode):
+            logits = poptorch.serializedMatMul(hidden, m.weight.t(), mode, factor)
+            return F.cross_entropy(logits.view(-1, vocabulary), labels.view(-1))
+
+        model = Tied(objective, vocabulary)
+        executor = poptorch.trainingModel(model, None, torch.optim.SGD(model.parameters(), lr=0.1))
+        executor.compile(*inputs)
+        with LiveBytes() as seen:
+            executor(*inputs)
+        peaks.append(seen.peak)
+    logits = 4 * vocabulary * length  # 4 MiB, in one block where nothing bounds it
+    assert peaks[0] - peaks[1] > logits / 2
+    assert peaks[1] - peaks[2] > logits / 8
+
+
+# -- copies ----------------------------------------------------------------------------------------------------------
+
+COPIES = torch.library.Library("com_example_copies", "DEF")
+COPIES.define("Copy(Tensor x) -> Tensor", tags=(torch.Tag.view_copy,))
+COPIES.impl("Copy", lambda x: x.clone(), "CompositeExplicitAutograd")
+
+
+def test_a_custom_op_that_says_it_copies_is_looked_through():
+    def objective(m, hidden, labels):
+        (logits,) = poptorch.custom_op(
+            [plain_head(m, hidden)], "Copy", "com.example.copies", 1, [hidden.new_empty(B, T, V)]
+        )
+        return (cross_entropy(logits, labels),)
+
+    executor, loss, found = train(Tied(objective), *batch())
+    assert fusions(executor)
+    plain = lambda m, h, y: (cross_entropy(plain_head(m, h), y),)  # noqa: E731
+    assert_like_eager(plain, [loss] if isinstance(loss, torch.Tensor) else loss, found, *batch())

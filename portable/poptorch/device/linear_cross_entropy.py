@@ -26,6 +26,7 @@ def linear_cross_entropy(
     reduction: str,
     ignore_index: int,
     at_once: bool,
+    steps: int = 1,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(loss, argmax) of cross_entropy(hidden weight^T + bias, target).
 
@@ -35,16 +36,17 @@ def linear_cross_entropy(
         at_once: form the gradients in the forward pass, without the upstream gradient, which they are multiplied by
             later. Only for float32: half gradients need the loss scaling from the start. The backward pass may then
             run once only.
+        steps: the rows go through in that many blocks at least.
     Returns:
         A float32 scalar and the (N,) int64 argmax of each row.
     """
     at_once = at_once and torch.is_grad_enabled()
-    return _LinearCrossEntropy.apply(hidden, weight, bias, target, reduction, ignore_index, at_once)
+    return _LinearCrossEntropy.apply(hidden, weight, bias, target, reduction, ignore_index, at_once, steps)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, bias, target, reduction, ignore_index, at_once):
+    def forward(ctx, hidden, weight, bias, target, reduction, ignore_index, at_once, steps):
         rows = hidden.reshape(-1, hidden.shape[-1])  # (N, C)
         target = target.reshape(-1)
         kept = target != ignore_index
@@ -55,7 +57,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         gradients = _Gradients(rows, weight, bias, ctx.needs_input_grad) if at_once else None
         best = torch.empty_like(target)
         total = torch.zeros((), dtype=torch.float32, device=rows.device)
-        for part, logits in _blocks(rows, weight, bias):
+        for part, logits in _blocks(rows, weight, bias, steps):
             losses = _to_probabilities(logits, index[part], best[part])
             total += torch.where(kept[part], losses, 0.0).sum()
             if gradients is not None:
@@ -64,7 +66,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             ctx.save_for_backward(*gradients.tensors())
         else:
             ctx.save_for_backward(rows, weight, bias, index, row_scale)
-        ctx.at_once, ctx.hidden_shape = at_once, hidden.shape
+        ctx.at_once, ctx.hidden_shape, ctx.steps = at_once, hidden.shape, steps
         ctx.mark_non_differentiable(best)
         return total * scale, best
 
@@ -76,12 +78,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         else:
             rows, weight, bias, index, row_scale = ctx.saved_tensors
             gradients = _Gradients(rows, weight, bias, ctx.needs_input_grad)
-            for part, logits in _blocks(rows, weight, bias):
+            for part, logits in _blocks(rows, weight, bias, ctx.steps):
                 torch.softmax(logits, -1, out=logits)
                 gradients.add(part, _minus_one_hot(logits, index[part]), row_scale[part] * grad)
             tensors = gradients.tensors()
         grad_rows, grad_weight, grad_bias = tensors
-        return None if grad_rows is None else grad_rows.view(ctx.hidden_shape), grad_weight, grad_bias, *(None,) * 4
+        return None if grad_rows is None else grad_rows.view(ctx.hidden_shape), grad_weight, grad_bias, *(None,) * 5
 
 
 class _Gradients:
@@ -121,12 +123,12 @@ class _Gradients:
 
 
 def _blocks(
-    rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, steps: int
 ) -> Iterator[tuple[slice, torch.Tensor]]:
     """Each block's rows and their float32 logits (n, V), which the next block overwrites."""
     count, vocabulary = rows.shape[0], weight.shape[0]
     size = max(_SMALLEST_BLOCK, _BLOCK_BYTES[rows.device.type] // (4 * vocabulary))
-    blocks = -(-count // size)
+    blocks = max(-(-count // size), min(steps, count))
     size = -(-count // blocks)  # blocks of one size, rather than a small one at the end
     memory = torch.empty(size, vocabulary, dtype=torch.float32, device=rows.device)
     for start in range(0, count, size):

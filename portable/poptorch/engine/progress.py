@@ -21,7 +21,7 @@ class CallProgress:
         self._total = total
         self._device = device
         self._announced = announced
-        self._judged = total < 4  # too few to tell
+        self._judged = total < 8  # over before anything can be said
         self._done = 0
         self._start = time.monotonic()
         self._first: float | None = None  # seconds of the first micro-batch, which warms up
@@ -40,7 +40,7 @@ class CallProgress:
             self._first = elapsed
             return
         measured = self._done - 1  # without the first, which warms up
-        if measured < 2 and elapsed < 5.0:
+        if measured < 4 and elapsed - self._first < 10.0:
             return
         seconds = self._first + (elapsed - self._first) / measured * (self._total - 1)
         self._judged = True

@@ -33,6 +33,7 @@ class _Match:
     target: torch.fx.Node
     reduction: str
     ignore_index: int
+    steps: int  # of the serialised product
     argmaxes: list[torch.fx.Node]
     place: torch.fx.Node  # the first of the loss and the argmaxes
     logits: set[torch.fx.Node]  # every node that holds logits, and that nobody reads afterwards
@@ -57,7 +58,7 @@ def _match(traced: TracedGraph, loss: torch.fx.Node) -> _Match | None:
         return None
     chain = {loss}
     node = loss.args[0]
-    while node.target in _VIEWS | _CASTS and _keeps_rows(node):
+    while _hands_on(node):
         chain.add(node)
         node = node.args[0]
     bias = None
@@ -69,7 +70,7 @@ def _match(traced: TracedGraph, loss: torch.fx.Node) -> _Match | None:
     found = _projection(node)
     if found is None:
         return None
-    hidden, weight, own_bias = found
+    hidden, weight, own_bias, steps = found
     if own_bias is not None and bias is not None:
         return None
     bias = bias if bias is not None else own_bias
@@ -84,7 +85,7 @@ def _match(traced: TracedGraph, loss: torch.fx.Node) -> _Match | None:
     place = next(node for node in traced.graph.nodes if node is loss or node in argmaxes)
     if overwritten(traced, operands, node, loss) or not all(operand < place for operand in operands):
         return None
-    return _Match(hidden, weight, bias, loss, target, *options, argmaxes, place, chain - {loss})
+    return _Match(hidden, weight, bias, loss, target, *options, steps, argmaxes, place, chain - {loss})
 
 
 def _options(loss: torch.fx.Node) -> tuple[str, int] | None:
@@ -108,7 +109,7 @@ def _argmaxes(chain: set[torch.fx.Node], loss: torch.fx.Node) -> list[torch.fx.N
             continue
         if user.target is aten.argmax.default and _over_last(user):
             found[user] = None
-        elif user.target in _VIEWS | _CASTS and _keeps_rows(user):
+        elif _hands_on(user):
             chain.add(user)
             pending.extend(user.users)
         else:
@@ -116,20 +117,35 @@ def _argmaxes(chain: set[torch.fx.Node], loss: torch.fx.Node) -> list[torch.fx.N
     return list(found)
 
 
-def _projection(node: torch.fx.Node) -> tuple[torch.fx.Node, torch.fx.Node, torch.fx.Node | None] | None:
-    """(hidden, weight (V, C), bias or None) of a matrix product, if it is one."""
+def _projection(node: torch.fx.Node) -> tuple[torch.fx.Node, torch.fx.Node, torch.fx.Node | None, int] | None:
+    """(hidden, weight (V, C), bias or None, serialisation factor) of a matrix product, if it is one."""
     if node.target is aten.linear.default:
-        return node.args[0], node.args[1], node.args[2] if len(node.args) > 2 else None
+        return node.args[0], node.args[1], node.args[2] if len(node.args) > 2 else None, 1
     if node.target in (aten.matmul.default, serialized.OPERATOR):
         transposed = node.args[1]
         if transposed.target in _TRANSPOSITIONS and len(transposed.args[0].meta["val"].shape) == 2:
             swapped = len(transposed.args) == 1 or {dim % 2 for dim in transposed.args[1:]} == {0, 1}
-            return (node.args[0], transposed.args[0], None) if swapped else None
+            steps = node.args[3] if node.target is serialized.OPERATOR else 1
+            return (node.args[0], transposed.args[0], None, steps) if swapped else None
     return None
 
 
 def _is_bias(bias: object, logits: torch.fx.Node) -> bool:
     return isinstance(bias, torch.fx.Node) and bias.meta["val"].shape == logits.meta["val"].shape[-1:]
+
+
+def _hands_on(node: torch.fx.Node) -> bool:
+    """Whether `node` has the logits it is given, row by row: in another shape or type, or as a copy.
+
+    An operator of a program's own says that it copies by torch's tag view_copy (as aten.alias_copy does).
+    """
+    copies = node.target is aten.clone.default or torch.Tag.view_copy in getattr(node.target, "tags", ())
+    return (node.target in _VIEWS | _CASTS or (copies and _same_shape(node))) and _keeps_rows(node)
+
+
+def _same_shape(node: torch.fx.Node) -> bool:
+    source = node.args[0]
+    return isinstance(source, torch.fx.Node) and source.meta["val"].shape == node.meta["val"].shape
 
 
 def _keeps_rows(node: torch.fx.Node) -> bool:
@@ -150,6 +166,7 @@ def _replace(traced: TracedGraph, match: _Match, at_once: bool) -> None:
     """Put the fused operation into the graph; an argmax of the program reads its second result."""
     graph, loss = traced.graph, match.loss
     arguments = (match.hidden, match.weight, match.bias, match.target, match.reduction, match.ignore_index, at_once)
+    arguments = (*arguments, match.steps)
     with graph.inserting_before(match.place):
         fused = graph.call_function(linear_cross_entropy, arguments)
         value = graph.call_function(operator.getitem, (fused, 0))
