@@ -336,3 +336,34 @@ def test_only_the_newest_checkpoints_stay(tmp_path):
     assert {path.name for path in prune(tmp_path, 2, tmp_path / "step_11")} == {"step_9", "epoch_0"}
     assert {path.name for path in tmp_path.iterdir()} == {"step_10", "step_11", "other", ".step_3.new"}
     assert [path.name for path in prune(tmp_path, 1, tmp_path / "step_10")] == ["step_11"], "the current one stays"
+
+
+def test_ctrl_c_while_validating_at_the_end_of_an_epoch_keeps_the_steps(folder, tmp_path, monkeypatch):
+    from model.validation import Validator
+
+    held_out_loss, calls = Validator.loss, []
+
+    def interrupted(self):
+        calls.append(None)
+        if len(calls) == 2:  # the first is before training
+            os.kill(os.getpid(), signal.SIGINT)
+        return held_out_loss(self)
+
+    monkeypatch.setattr(Validator, "loss", interrupted)
+    run = run_here(run_flags(folder, tmp_path, num_workers=0, save_per_steps=None, save_per_epochs=0))
+    assert run.status == 130
+    assert "lost: nothing" in run.err
+    assert (tmp_path / "step_5" / "training_state.pt").is_file()
+
+
+def test_the_remedy_for_a_lost_run_is_the_flag_that_is_missing(folder, tmp_path, monkeypatch):
+    import train_gpt2
+
+    def interrupted(run, interruption):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_gpt2, "train", interrupted)
+    with_folder = run_here(run_flags(folder, tmp_path, num_workers=0, save_per_steps=None))
+    assert "--save-per-steps N" in with_folder.err and with_folder.status == 130
+    without = run_here(run_flags(folder, None, num_workers=0, save_per_steps=None))
+    assert "--save-model-path DIR" in without.err
