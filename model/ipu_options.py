@@ -29,7 +29,10 @@ def join_instances(args: argparse.Namespace) -> None:
     """
     if popdist.isPopdistEnvSet():
         popdist.init()
-        args.replication_factor = popdist.getNumLocalReplicas()
+        replicas = popdist.getNumLocalReplicas()
+        if replicas != args.replication_factor:
+            print(f"{replicas} replicas in this process, as its launcher says, not --replication-factor's")
+        args.replication_factor = replicas
 
 
 def base_options(args: argparse.Namespace) -> poptorch.Options:

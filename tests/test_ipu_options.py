@@ -73,17 +73,23 @@ def test_forward_options_have_no_pipeline_to_fill():
     assert options.Training.gradient_accumulation == 1
 
 
-@pytest.fixture(scope="module")
-def compiled():
-    """The placed model of the small script's flags, but narrow and short, compiled."""
-    config = GPT2Config(vocab_size=2048, real_vocab_size=2040, n_positions=16, n_embd=8, n_layer=12, n_head=1)
-    args = small("--max-len", "16", "--serialized-seq-len", "4", "--gradient-accumulation", "9")
+def compile_narrow(vocabulary, length, block):
+    """The program of the small script's flags for a narrow model and sequences of `length`, the loss in blocks."""
+    config = GPT2Config(
+        vocab_size=vocabulary, real_vocab_size=vocabulary - 8, n_positions=length, n_embd=8, n_layer=12, n_head=1
+    )
+    args = small("--max-len", str(length), "--serialized-seq-len", str(block), "--gradient-accumulation", "9")
     args.device_iterations = args.replication_factor = 1
     model = place_model(GPT2LMHeadModel(config), args)
     executor = poptorch.trainingModel(model, training_options(args), torch.optim.SGD(model.parameters(), lr=0.1))
-    ids = torch.ones(9, 16, dtype=torch.int32)
+    ids = torch.ones(9, length, dtype=torch.int32)
     executor.compile(input_ids=ids, labels=ids)
     return executor.program
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    return compile_narrow(vocabulary=2048, length=16, block=4)
 
 
 def test_every_layer_is_recomputed(compiled):
@@ -100,13 +106,7 @@ def test_head_and_loss_are_serialised_and_the_remap_does_not_hold_the_logits(com
 
 
 def test_the_remap_is_in_the_program_where_nothing_is_fused():
-    config = GPT2Config(vocab_size=64, real_vocab_size=60, n_positions=8, n_embd=8, n_layer=12, n_head=1)
-    args = small("--max-len", "8", "--serialized-seq-len", "8", "--gradient-accumulation", "9")
-    args.device_iterations = args.replication_factor = 1
-    model = place_model(GPT2LMHeadModel(config), args)
-    executor = poptorch.trainingModel(model, training_options(args), torch.optim.SGD(model.parameters(), lr=0.1))
-    ids = torch.ones(9, 8, dtype=torch.int32)
-    executor.compile(input_ids=ids, labels=ids)
-    nodes = [n for stage in executor.program.stages for s in stage.segments for n in s.module.graph.nodes]
+    program = compile_narrow(vocabulary=64, length=8, block=8)
+    nodes = [node for stage in program.stages for part in stage.segments for node in part.module.graph.nodes]
     targets = " ".join(str(node.target) for node in nodes)
     assert "RemapCE" in targets and "serialized_matmul" in targets

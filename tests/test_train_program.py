@@ -309,3 +309,27 @@ def test_generated_data_are_two_combined_batches_in_memory_at_most(folder, worke
         watcher.join()
     growth = (peak[0] - before) / a_batch
     assert 0.9 < growth < 2.4, f"{growth:.2f} combined batches"
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"replication_factor": 128}, "Too many IPUs requested (128)"),
+        ({"remap_logit": True, "custom_ops": False}, "--remap-logit True: needs the custom ops"),
+        ({"seed": 2**40}, "--seed"),
+    ],
+)
+def test_flags_that_the_runtime_refuses_are_one_message(folder, changes, said):
+    done = run_here(flags(folder, compile_only=True, **changes))
+    assert done.status == 2 and said in done.err, done.err
+
+
+def test_a_launcher_says_how_many_replicas_there_are(folder, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    done = run_here(flags(folder, compile_only=True, replication_factor=2))
+    assert done.status == 0, done.err
+    assert "1 replicas in this process" in done.out and "on 1 IPUs x 1 replicas" in done.out
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = run_here(flags(folder, compile_only=True))
+    assert done.status == 2 and "one of several processes" in done.err
