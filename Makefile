@@ -64,7 +64,8 @@ demo: setup ## a small GPT-2 learns Wikipedia text, in a few minutes
 
 test: setup-dev ## the tests that need no GPU
 	@$(MAKE) --no-print-directory build
-	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest  # the tests' tensors are too small for two threads to help
+	# A process a core, up to four, and one thread in each: the tests' tensors are too small for two threads to help.
+	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-gpu: setup-dev ## the tests that need a CUDA device
 	$(VENV_PYTHON) -m pytest -m gpu
