@@ -1,23 +1,18 @@
 """The data sets behind --train-path, all with one interface.
 
-`len(dataset)`, `dataset[i]` -> (input ids (T,), labels (T,)) int32, `dataset.__getitems__(indices)` -> the stacked
-batch (B, T), `summary()` -> one line. Labels are the next ids, -100 where there is none. A DataLoader takes them with
+A data set is a `SampleDataset` (data/batches.py): samples of max-len + 1 ids by number. A DataLoader takes it with
 `collate_fn=collate` and `sampler=ResumableSampler(len(dataset), seed)`.
 """
 
 from __future__ import annotations
 
-from typing import Union
-
-from data.batches import collate
+from data.batches import SampleDataset, collate
 from data.generated import GeneratedDataset
 from data.pickle_corpus import open_corpus
 from data.sampler import ResumableSampler
 from data.windows import WindowDataset, split_by_article
 
 __all__ = ["GeneratedDataset", "ResumableSampler", "WindowDataset", "check_enough", "collate", "open_dataset"]
-
-Samples = Union[GeneratedDataset, WindowDataset]
 
 
 def open_dataset(
@@ -29,7 +24,7 @@ def open_dataset(
     val_num: int,
     real_vocab_size: int,
     num_samples: int,
-) -> tuple[Samples, Samples | None]:
+) -> tuple[SampleDataset, SampleDataset | None]:
     """Training and validation samples (None if `val_num` is 0) for --train-path: `generated` or a corpus `.pkl`.
 
     `num_samples` is the size of the generated set, which a corpus ignores. Raises ValueError naming flag and file
@@ -48,7 +43,7 @@ def open_dataset(
     return split_by_article(corpus, max_len, stride, val_num, seed)
 
 
-def check_enough(dataset: Samples, samples_a_call: int, flags: str) -> None:
+def check_enough(dataset: SampleDataset, samples_a_call: int, flags: str) -> None:
     """Raise ValueError if one call takes more samples than there are; `flags` names what makes a call that large."""
     if len(dataset) < samples_a_call:
         raise ValueError(

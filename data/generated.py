@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Sequence
-
 import numpy as np
-import torch
 
-from data.batches import empty_batch
+from data.batches import SampleDataset
 
-_CHUNK = 256 * 1024  # ids worked on at once, so that the arrays between the steps stay in the cache
 _GAMMA = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
 
 
-class GeneratedDataset(torch.utils.data.Dataset):
+class GeneratedDataset(SampleDataset):
     """`num_samples` samples of pseudo-random ids 1..real_vocab_size-1. It holds nothing.
 
     A sample is the function of (seed, index) alone: the same on every host, in every process and in any order.
-    A sample is the pair (input ids (T,), labels (T,)), both int32: of T + 1 ids the first T and the last T.
     """
 
     def __init__(self, num_samples: int, max_len: int, real_vocab_size: int, seed: int, first: int = 0) -> None:
@@ -34,22 +29,9 @@ class GeneratedDataset(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return self.num_samples
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        inputs, labels = self.__getitems__([index])
-        return inputs[0], labels[0]
-
-    def __getitems__(self, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """The stacked batch of these samples: input ids and labels (B, T). Raises IndexError."""
-        wanted = np.asarray(indices, dtype=np.int64)
-        if len(wanted) and not (0 <= wanted.min() and wanted.max() < self.num_samples):
-            raise IndexError(f"sample index outside 0..{self.num_samples - 1}")
-        inputs, labels = empty_batch(len(wanted), self.max_len)
-        step = max(1, _CHUNK // (self.max_len + 1))
-        for start in range(0, len(wanted), step):
-            ids = self._ids(wanted[start : start + step] + self.first)  # (rows, T + 1)
-            inputs.numpy()[start : start + step] = ids[:, :-1]
-            labels.numpy()[start : start + step] = ids[:, 1:]
-        return inputs, labels
+    def read(self, indices: np.ndarray, ids: np.ndarray) -> None:
+        """Write the samples `indices` (int64 (n,)) to `ids` (int32 (n, T + 1))."""
+        ids[:] = self._ids(indices + self.first)
 
     def summary(self) -> str:
         """One line for the start of a run."""

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Iterator, Sequence
+from typing import Iterator
 
 import numpy as np
-import torch
 
-from data.batches import empty_batch
+from data.batches import NOTHING, SampleDataset
 from data.pickle_corpus import PickleCorpus
-
-PADDING = -100  # what the loss ignores
-_CHUNK = 1 << 20  # ids gathered at once
 
 
 def windows_per_article(lengths: np.ndarray, max_len: int, stride: int) -> np.ndarray:
@@ -25,13 +21,13 @@ def windows_per_article(lengths: np.ndarray, max_len: int, stride: int) -> np.nd
     return np.where(lengths >= window, full, (2 * lengths >= window).astype(np.int64))
 
 
-class WindowDataset(torch.utils.data.Dataset):
+class WindowDataset(SampleDataset):
     """Windows of max_len + 1 ids over some articles of a corpus (the rule: `windows_per_article`).
 
-    A sample is the pair (input ids (T,), labels (T,)), both int32: labels are the next ids. In the sample of an article
-    shorter than the window the labels without a next id are -100 and the inputs there are 0.
+    The sample of an article shorter than the window ends in `NOTHING`.
 
-    Attributes: `dropped_articles`, `dropped_tokens` (articles too short and their ids), `padded_samples`.
+    Attributes: `dropped_articles`, `dropped_tokens` (articles too short and their ids), `padded_samples`,
+    `padded_ids` (their `NOTHING`s).
     """
 
     def __init__(self, corpus: PickleCorpus, max_len: int, stride: int, articles: np.ndarray | None = None) -> None:
@@ -45,7 +41,9 @@ class WindowDataset(torch.utils.data.Dataset):
         self._ends = np.cumsum(counts)  # samples up to and with each article
         self.dropped_articles = int((counts == 0).sum())
         self.dropped_tokens = int(lengths[counts == 0].sum())
-        self.padded_samples = int(((counts > 0) & (lengths <= max_len)).sum())
+        padded = (counts > 0) & (lengths <= max_len)
+        self.padded_samples = int(padded.sum())
+        self.padded_ids = int((max_len + 1 - lengths[padded]).sum())
         if len(self) == 0:
             raise ValueError(
                 f"--train-path {corpus.path}: none of its {len(self.articles):,} articles has "
@@ -55,34 +53,22 @@ class WindowDataset(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        inputs, labels = self.__getitems__([index])
-        return inputs[0], labels[0]
-
-    def __getitems__(self, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """The stacked batch of these samples: input ids and labels (B, T). Raises IndexError."""
-        starts, lengths = self._locate(np.asarray(indices, dtype=np.int64))
-        inputs, labels = empty_batch(len(starts), self.max_len)
-        x, y = inputs.numpy(), labels.numpy()
+    def read(self, indices: np.ndarray, ids: np.ndarray) -> None:
+        """Write the samples `indices` (int64 (n,)) to `ids` (int32 (n, T + 1))."""
+        starts, lengths = self._locate(indices)
         tokens, window = self.corpus.tokens, self.max_len + 1
-        whole = np.flatnonzero(lengths == window)
-        if len(whole):
-            views = np.lib.stride_tricks.sliding_window_view(tokens, window)  # (tokens - T, W), no copy
-            step = max(1, _CHUNK // window)
-            for first in range(0, len(whole), step):
-                rows = whole[first : first + step]
-                ids = views[starts[rows]]  # (rows, W)
-                x[rows], y[rows] = ids[:, :-1], ids[:, 1:]
-        for row in np.flatnonzero(lengths < window):
-            ids = tokens[starts[row] : starts[row] + lengths[row]]
-            x[row, : len(ids)], x[row, len(ids) :] = ids[: self.max_len], 0
-            y[row, : len(ids) - 1], y[row, len(ids) - 1 :] = ids[1:], PADDING
-        return inputs, labels
+        whole = lengths == window
+        if whole.all():
+            ids[:] = np.lib.stride_tricks.sliding_window_view(tokens, window)[starts]  # (tokens - T, W), no copy
+            return
+        if whole.any():
+            ids[whole] = np.lib.stride_tricks.sliding_window_view(tokens, window)[starts[whole]]
+        for row in np.flatnonzero(~whole):
+            ids[row, : lengths[row]] = tokens[starts[row] : starts[row] + lengths[row]]
+            ids[row, lengths[row] :] = NOTHING
 
     def _locate(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Position in the corpus and number of ids (at most W) of each sample, int64."""
-        if len(indices) and not (0 <= indices.min() and indices.max() < len(self)):
-            raise IndexError(f"sample index outside 0..{len(self) - 1}")
         slot = np.searchsorted(self._ends, indices, side="right")
         before = np.where(slot > 0, self._ends[slot - 1], 0)
         article = self.articles[slot]
@@ -101,8 +87,8 @@ class WindowDataset(torch.utils.data.Dataset):
         used = len(self.articles) - self.dropped_articles
         return (
             f"{len(self):,} samples of {self.max_len + 1} ids (stride {self.stride}) from {used:,} articles; "
-            f"{self.padded_samples:,} of them padded; {self.dropped_articles:,} articles too short, "
-            f"{self.dropped_tokens:,} tokens dropped"
+            f"{self.padded_samples:,} of them padded by {self.padded_ids:,} ids; "
+            f"{self.dropped_articles:,} articles too short, {self.dropped_tokens:,} tokens dropped"
         )
 
 

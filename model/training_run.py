@@ -14,7 +14,8 @@ import torch
 
 import custom_ops
 from arguments import arithmetic, samples_per_call
-from data.datasets import ResumableSampler, Samples, check_enough, collate, open_dataset
+from data.batches import SampleDataset
+from data.datasets import ResumableSampler, check_enough, collate, open_dataset
 from model import placement, training_state
 from model.argument_checks import BadFlags
 from model.checkpoint import VOCAB_MULTIPLE, load_pretrained, recover_interrupted
@@ -82,7 +83,7 @@ def place_model(gpt2: GPT2LMHeadModel, args: argparse.Namespace) -> PretrainingM
     return PretrainingModel(gpt2, serialized, args.remap_logit).half().train()
 
 
-def open_samples(args: argparse.Namespace) -> tuple[Samples, Samples | None]:
+def open_samples(args: argparse.Namespace) -> tuple[SampleDataset, SampleDataset | None]:
     """Samples to train on and held-out ones. Raises ValueError for unusable data, or fewer than one call takes."""
     samples_a_call = samples_per_call(args)
     samples, held_out = open_dataset(
@@ -100,7 +101,7 @@ def open_samples(args: argparse.Namespace) -> tuple[Samples, Samples | None]:
 
 def read_inputs(
     args: argparse.Namespace,
-) -> tuple[dict[str, Any] | None, GPT2LMHeadModel, Samples, Samples | None]:
+) -> tuple[dict[str, Any] | None, GPT2LMHeadModel, SampleDataset, SampleDataset | None]:
     """Training state (None unless resuming), model, training and held-out samples.
 
     Raises ValueError whose `args` are all the problems found.

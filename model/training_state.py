@@ -15,7 +15,7 @@ from typing import Any
 import poptorch
 import torch
 
-from data.datasets import Samples
+from data.batches import SampleDataset
 from model.checkpoint import recover_interrupted, save_pretrained, write_atomically
 from model.config import GPT2Config
 from model.gpt2 import GPT2LMHeadModel
@@ -77,7 +77,7 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 
 def run_facts(
-    args: argparse.Namespace, config: GPT2Config, samples: Samples, warmup_steps: int, decay_steps: int
+    args: argparse.Namespace, config: GPT2Config, samples: SampleDataset, warmup_steps: int, decay_steps: int
 ) -> dict[str, Any]:
     """What must be the same for a resumed run to be the run it resumes, by flag, as plain values.
 
@@ -92,7 +92,7 @@ def run_facts(
     return facts
 
 
-def fingerprint(samples: Samples) -> str:
+def fingerprint(samples: SampleDataset) -> str:
     """A hash of up to 64 samples spread over the data, so that another corpus of the same size is told apart."""
     count = min(64, len(samples))
     inputs, labels = samples.__getitems__([len(samples) * i // count for i in range(count)])

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import poptorch
 import torch
 
-from data.batches import collate
+from data.batches import Pair, SampleDataset
 from model.pretraining import IGNORED, PretrainingModel
 
 
@@ -16,11 +14,13 @@ class Validator:
 
     Args:
         model: the module that the training executor has; its newest weights are used.
-        samples: a data set of (input ids, labels), both (T,).
+        samples: the held-out samples.
         options: of a forward-only model; batch_size: its micro-batch.
     """
 
-    def __init__(self, model: PretrainingModel, samples: Any, options: poptorch.Options, batch_size: int) -> None:
+    def __init__(
+        self, model: PretrainingModel, samples: SampleDataset, options: poptorch.Options, batch_size: int
+    ) -> None:
         self.samples = samples
         self.rows = batch_size * options.device_iterations * options.replication_factor
         self._executor = poptorch.inferenceModel(model, options)
@@ -30,7 +30,7 @@ class Validator:
         total, labels = 0.0, 0
         for start in range(0, len(self.samples), self.rows):
             indices = list(range(start, min(start + self.rows, len(self.samples))))
-            inputs, targets = self._padded(collate(self.samples.__getitems__(indices)))
+            inputs, targets = self._padded(self.samples.__getitems__(indices))
             losses, _ = self._executor(input_ids=inputs, labels=targets)  # (iterations x replicas,)
             # Each micro-batch gives the mean over its own labels.
             counts = (targets != IGNORED).reshape(losses.numel(), -1).sum(dim=1)
@@ -38,7 +38,7 @@ class Validator:
             labels += int(counts.sum())
         return total / labels
 
-    def _padded(self, batch: Any) -> Any:
+    def _padded(self, batch: Pair) -> Pair:
         """The last batch filled up with rows that have no labels."""
         inputs, targets = batch
         missing = self.rows - inputs.shape[0]

@@ -73,8 +73,12 @@ def test_windows(tmp_path_factory, articles, max_len, stride):
     dataset = WindowDataset(corpus, max_len, stride)
     assert len(dataset) == len(expected)
     assert pairs_of(dataset) == expected
-    assert [(x.tolist(), y.tolist()) for x, y in (dataset[i] for i in range(len(dataset)))] == expected
+    samples = [dataset[i] for i in range(len(dataset))]
+    assert all(ids.shape == (max_len + 1,) and ids.dtype == torch.int32 for ids in samples)
+    inputs, labels = collate(samples)
+    assert list(zip(inputs.tolist(), labels.tolist())) == expected
     assert (dataset.dropped_articles, dataset.dropped_tokens, dataset.padded_samples) == (dropped, tokens, padded)
+    assert dataset.padded_ids == sum(ids.tolist().count(-100) for ids in samples)
     assert [ids.tolist() for ids in dataset.article_ids()] == articles
 
 
@@ -82,7 +86,7 @@ def test_window_boundaries(tmp_path):
     """W = 9: half of it is 4.5, so an article of 4 ids is dropped and one of 5 is kept."""
     dataset = WindowDataset(corpus_of(tmp_path, [[1] * 4, [2] * 5, [3] * 8, [4] * 9, [5] * 10]), 8, 4)
     assert [labels.count(-100) for _, labels in pairs_of(dataset)] == [4, 1, 0, 0, 0]
-    assert "5 samples of 9 ids (stride 4) from 4 articles; 2 of them padded" in dataset.summary()
+    assert "5 samples of 9 ids (stride 4) from 4 articles; 2 of them padded by 5 ids" in dataset.summary()
     assert "1 articles too short, 4 tokens dropped" in dataset.summary()
 
 
@@ -94,6 +98,7 @@ def test_types_and_batches(tmp_path):
         for tensor in (inputs, labels):
             assert tensor.shape == (200, 8) and tensor.dtype == torch.int32 and tensor.is_contiguous()
         one_by_one = collate([dataset[i] for i in indices])
+        assert all(tensor.is_contiguous() for tensor in one_by_one)
         assert torch.equal(one_by_one[0], inputs) and torch.equal(one_by_one[1], labels)
         batch = (inputs, labels)
         assert collate(batch) is batch
