@@ -135,9 +135,15 @@ CHECKPOINT = (
     ),
 )
 DATA = (
-    Flag("--train-path --dataset", "generated", TEXT, "generated, a .pkl file, or pickle with --input-files FILE"),
-    Flag("--tfrecord-path", None, PATH, "the TFRecord files (not available yet)", True),
-    Flag("--data-prefix --input-files", None, PATH, "the .pkl of --dataset pickle; Megatron prefix (not yet)", True),
+    Flag("--train-path --dataset", "generated", TEXT, "generated, a .pkl file, pickle or tfrecord with --input-files"),
+    Flag("--tfrecord-path", None, PATH, "the TFRecord files: paths, or '*' patterns in quotes", True),
+    Flag(
+        "--data-prefix --input-files",
+        None,
+        PATH,
+        "files of --dataset pickle or tfrecord; Megatron prefix (not yet)",
+        True,
+    ),
     Flag("--stride", 128, _whole(1), "step in tokens of the window over an article longer than --max-len"),
     Flag("--val-num", 0, _whole(0), "samples held out for validation, in whole articles"),
     Flag("--seed", 1234, _whole(0, 2**32 - 1), "seed of weights, order of samples, dropout"),
@@ -333,7 +339,7 @@ def parse_train_args(
     Attributes are the old spellings. Beyond the values: `typed` is the set of attributes given on the command line,
     `notes` the lines to print at the start about flags without effect, `config` the json file of the model.
     `layers_per_ipu` and `matmul_proportion` (if given) have one entry an IPU, `ipus_per_replica` counts them,
-    `recompute_checkpoint_layers` lists the blocks to recompute, `train_path` is "generated" or a .pkl file.
+    `recompute_checkpoint_layers` lists the blocks to recompute, `train_path` is "generated", "tfrecord" or a .pkl file.
 
     Raises SystemExit(2) after printing every problem to stderr.
     """

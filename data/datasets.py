@@ -6,10 +6,13 @@ A data set is a `SampleDataset` (data/batches.py): samples of max-len + 1 ids by
 
 from __future__ import annotations
 
+from typing import Sequence
+
 from data.batches import SampleDataset, collate
 from data.generated import GeneratedDataset
 from data.pickle_corpus import open_corpus
 from data.sampler import ResumableSampler
+from data.tfrecord_dataset import open_tfrecords
 from data.windows import WindowDataset, split_by_article
 
 __all__ = ["GeneratedDataset", "ResumableSampler", "WindowDataset", "check_enough", "collate", "open_dataset"]
@@ -24,8 +27,10 @@ def open_dataset(
     val_num: int,
     real_vocab_size: int,
     num_samples: int,
+    tfrecord_path: Sequence[str] = (),
 ) -> tuple[SampleDataset, SampleDataset | None]:
-    """Training and validation samples (None if `val_num` is 0) for --train-path: `generated` or a corpus `.pkl`.
+    """Training and validation samples (None if `val_num` is 0) for --train-path: `generated`, `tfrecord` (the files
+    of `tfrecord_path`) or a corpus `.pkl`.
 
     `num_samples` is the size of the generated set, which a corpus ignores. Raises ValueError naming flag and file
     for data that are missing, unreadable, empty, too short or outside the vocabulary.
@@ -37,6 +42,10 @@ def open_dataset(
         if val_num == 0:
             return train, None
         return train, GeneratedDataset(val_num, max_len, real_vocab_size, seed, first=num_samples)
+    if train_path == "tfrecord":
+        return open_tfrecords(
+            tfrecord_path, max_len=max_len, real_vocab_size=real_vocab_size, val_num=val_num, seed=seed
+        )
     corpus = open_corpus(train_path, real_vocab_size)
     if val_num == 0:
         return WindowDataset(corpus, max_len, stride), None

@@ -6,6 +6,7 @@ A check adds to the list of problems and goes on, so that one run of the program
 from __future__ import annotations
 
 import argparse
+import glob
 import os
 import re
 import sys
@@ -81,12 +82,14 @@ def check_available(problems: Problems) -> None:
             problems.add("data_prefix", "must be one .pkl file; data/wikipedia_preprocess.py makes one")
         else:
             args.train_path = args.data_prefix[0]
+    elif args.train_path == "tfrecord":
+        check_tfrecords(problems)
     elif args.data_prefix:
         problems.add("data_prefix", "Megatron data is not available yet; use --train-path FILE.pkl")
-    if args.train_path in ("tfrecord", "dynamic", "mmap"):
-        problems.add("train_path", "this format is not available yet; use a .pkl file or generated")
-    if args.tfrecord_path:
-        problems.add("tfrecord_path", "TFRecord data is not available yet; use --train-path FILE.pkl")
+    if args.train_path in ("dynamic", "mmap"):
+        problems.add("train_path", "this format is not available yet; use a .pkl file, tfrecord or generated")
+    if args.tfrecord_path and args.train_path != "tfrecord":
+        problems.add("tfrecord_path", "these files are read with --train-path tfrecord; add it, or leave this out")
     for dest, instead in (
         ("async_dataloader", "leave it out; --num-workers processes read ahead"),
         ("auto_loss_scaling", "leave it out and choose --loss-scaling"),
@@ -94,6 +97,26 @@ def check_available(problems: Problems) -> None:
     ):
         if getattr(args, dest):
             problems.add(dest, f"not available yet; {instead}")
+
+
+def check_tfrecords(problems: Problems) -> None:
+    """Afterwards args.tfrecord_path has the files and patterns, from either flag, and each of them names a file."""
+    args = problems.args
+    if not problems.sound("tfrecord_path", "data_prefix"):
+        return
+    if args.tfrecord_path and args.data_prefix:
+        problems.add("data_prefix", f"contradicts {problems.names['tfrecord_path']}; leave one of the two out")
+        return
+    dest = "data_prefix" if args.data_prefix else "tfrecord_path"
+    args.tfrecord_path = args.tfrecord_path or args.data_prefix
+    if not args.tfrecord_path:
+        problems.add("train_path", "name the files with --tfrecord-path '<path>/*.tfrecord'")
+    for pattern in args.tfrecord_path or ():
+        if not os.path.exists(pattern) and not glob.glob(pattern):
+            remedy = "data/write_into_tfrecord.py writes them"
+            problems.lines.append(f"{problems.names[dest]} {pattern}: there is no such file; {remedy}")
+    if "stride" in args.typed:
+        args.notes.append(f"{problems.shown('stride')} has no effect: the records were cut when they were written")
 
 
 def check_config(problems: Problems) -> GPT2Config | None:

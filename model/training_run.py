@@ -94,6 +94,7 @@ def open_samples(args: argparse.Namespace) -> tuple[SampleDataset, SampleDataset
         val_num=args.val_num,
         real_vocab_size=GPT2Config.from_json(args.config).real_vocab_size,
         num_samples=4 * samples_a_call,
+        tfrecord_path=args.tfrecord_path or (),
     )
     check_enough(samples, samples_a_call, arithmetic(args)[0])
     return samples, held_out
