@@ -51,7 +51,7 @@ def record(data: bytes) -> bytes:
 def example_head(payload: int) -> bytes:
     """What an Example of the one feature `input_ids` has before its packed ids of that many bytes."""
     head = b""
-    # From the inside out: Int64List.value, Feature.int64_list, the map entry's value, Features.feature, Example.features
+    # Inside out: Int64List.value, Feature.int64_list, the map entry's value, Features.feature, Example.features
     for tag in (b"\x0a", b"\x1a", b"\x0a" + _size(len(FEATURE)) + FEATURE + b"\x12", b"\x0a", b"\x0a"):
         head = tag + _size(len(head) + payload) + head
     return head
@@ -60,12 +60,11 @@ def example_head(payload: int) -> bytes:
 @functools.lru_cache(maxsize=1 << 16)
 def usual_head(length: int) -> bytes | None:
     """`example_head` of the Example that is `length` bytes long in all; None if there is no such one."""
-    head = example_head(0)
-    while len(head) <= length:
-        fits = example_head(length - len(head))
-        if len(fits) <= len(head):  # less is left for the ids with each round, so the head of too many comes first
-            return fits if len(fits) == len(head) else None
-        head = fits
+    shortest = len(example_head(0))
+    for size in range(shortest, min(length, shortest + 5 * 9) + 1):  # each of five sizes takes 1 to 10 bytes
+        head = example_head(length - size)
+        if len(head) == size:
+            return head
     return None
 
 

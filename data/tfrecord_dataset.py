@@ -79,7 +79,7 @@ def open_tfrecords(
     if files.scanned:
         print(
             f"no index beside {files.scanned[0]}{' and others' * (len(files.scanned) > 1)}: went through "
-            f"{len(files.scanned)} of {len(files.paths)} files; tfrecord.tools.tfrecord2idx makes one, which opens faster"
+            f"{len(files.scanned)} files; with the indexes of tfrecord.tools.tfrecord2idx it is faster"
         )
     if val_num == 0:
         return TFRecordDataset(files, np.empty(0, np.int64)), None

@@ -119,16 +119,16 @@ def _read_index(index: Path, path: Path, size: int) -> np.ndarray:
             if len(wrong):
                 at = int(wrong[0])
                 raise ValueError(
-                    f"{index}, line {lines + at + 1:,}: a record of {lengths[at]:,} bytes at byte {starts[at]:,}, where "
-                    f"one of {tfrecord.FRAME} bytes or more at byte {before[at]:,} must follow; {_again(path, index)}"
+                    f"{index}, line {lines + at + 1:,}: a record of {lengths[at]:,} bytes at byte {starts[at]:,}, but "
+                    f"one of {tfrecord.FRAME} or more at byte {before[at]:,} must follow; {_again(path, index)}"
                 )
             pieces.append(starts + lengths)
             lines += len(starts)
     bounds = np.concatenate(pieces)
     if bounds[-1] != size:
         raise ValueError(
-            f"{index}: its {lines:,} records make {bounds[-1]:,} bytes, but {path.name} has {size:,}: one of the two is "
-            f"cut off or belongs to another file; if it is the index, {_again(path, index)}"
+            f"{index}: its {lines:,} records make {bounds[-1]:,} bytes, but {path.name} has {size:,}: one of the two "
+            f"is cut off or belongs to another file; if it is the index, {_again(path, index)}"
         )
     return bounds
 

@@ -14,7 +14,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from typing import BinaryIO, Iterator, TextIO
+from typing import TYPE_CHECKING, BinaryIO, Iterator, TextIO
 
 if __package__ in (None, ""):
     # Started as a script: the repository and not data/ is where modules are found (data/ has a datasets.py, like
@@ -25,9 +25,10 @@ import numpy as np  # noqa: E402
 
 from data import tfrecord, varint  # noqa: E402
 from data.atomic import unique_beside  # noqa: E402
-from data.pickle_corpus import PickleCorpus, open_corpus  # noqa: E402
 from data.tfrecord_index import index_line  # noqa: E402
-from data.windows import windows_per_article  # noqa: E402
+
+if TYPE_CHECKING:
+    from data.pickle_corpus import PickleCorpus
 
 _LARGEST_ID = 2**31 - 1  # any corpus will do: which model it fits is the loader's to say
 _CHUNK = 1 << 18  # ids encoded at once
@@ -43,12 +44,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         ("input-file-path", Path, "wikicorpus_en_one_article_per_line.pkl", "the corpus"),
         ("output-file-path", Path, "tfrecords", "folder for the files"),
         ("seq-length", int, 1025, "ids a record, --max-len of the training + 1"),
-        ("stride", int, 128, "step in ids of the window over an article that is longer; N = --max-len: no overlaps"),
+        ("stride", int, 128, "step of the window over a longer article; --max-len: windows that do not overlap"),
         ("num-output", int, 4, "number of files"),
     ):
         parser.add_argument(
-            f"--{name}",
-            f"--{name.replace('-', '_')}",
+            *dict.fromkeys((f"--{name}", f"--{name.replace('-', '_')}")),
             type=kind,
             default=kind(default),
             metavar="PATH" if kind is Path else "N",
@@ -162,6 +162,9 @@ def write_corpus(source: Path, folder: Path, window: int, stride: int, shards: i
     They get their names when all of them are whole. Raises ValueError for a corpus that cannot be read or has no
     article long enough, and for a folder with other TFRecord files.
     """
+    from data.pickle_corpus import open_corpus
+    from data.windows import windows_per_article  # brings torch, which --help need not wait for
+
     corpus = open_corpus(source, _LARGEST_ID + 1)
     lengths = np.diff(corpus.offsets)
     counts = windows_per_article(lengths, window - 1, stride)

@@ -85,11 +85,8 @@ SPELLINGS = [
 ]
 # what is refused until its runtime exists
 NOT_YET = [
-    "--train-path tfrecord",
-    "--dataset tfrecord",
     "--train-path dynamic",
     "--dataset mmap",
-    "--tfrecord-path a.tfrecord b.tfrecord",
     "--data-prefix my-gpt2_text_document",
     "--input-files my-gpt2_text_document",
     "--async-dataloader true",
@@ -200,6 +197,13 @@ def test_data_and_checkpoint_paths(tmp_path: Path) -> None:
     corpus.write_bytes(b"")
     assert parse(f"--train-path {corpus}").train_path == str(corpus)
     assert parse(f"--dataset pickle --input-files {corpus}").train_path == str(corpus)
+    for name in ("a.tfrecord", "b.tfrecord"):
+        (tmp_path / name).write_bytes(b"")
+    for paths in ([f"{tmp_path}/*.tfrecord"], [f"{tmp_path}/a.tfrecord", f"{tmp_path}/b.tfrecord"], [str(tmp_path)]):
+        for flags in ("--train-path tfrecord --tfrecord-path", "--dataset tfrecord --input-files"):
+            args = parse(f"{flags} {shlex.join(paths)}")
+            assert (args.train_path, args.tfrecord_path) == ("tfrecord", paths)
+    assert any("--stride 64 has no effect" in note for note in parse(f"{flags} {tmp_path} --stride 64").notes)
     assert parse(f"--checkpoint-input-dir {tmp_path}").pretrained_checkpoint == str(tmp_path)
     assert parse("--pretrained-checkpoint openai-community/gpt2").pretrained_checkpoint == "openai-community/gpt2"
     parse(f"--save-model-path {tmp_path}/new/deeper")
@@ -303,6 +307,11 @@ WRONG = [
     ("--dataset wiki.txt", ["--dataset wiki.txt", "neither generated nor a .pkl"]),
     ("--dataset pickle", ["--dataset pickle", "--input-files"]),
     ("--dataset pickle --input-files no-such.pkl", ["--input-files no-such.pkl", "no such file"]),
+    ("--train-path tfrecord", ["--train-path tfrecord", "--tfrecord-path '<path>/*.tfrecord'"]),
+    ("--train-path tfrecord --tfrecord-path 'x/*.tfrecord'", ["--tfrecord-path x/*.tfrecord", "no such file"]),
+    ("--dataset tfrecord --input-files none.tfrecord", ["--input-files none.tfrecord", "no such file"]),
+    ("--dataset tfrecord --input-files a --tfrecord-path b", ["--input-files a", "contradicts --tfrecord-path"]),
+    ("--tfrecord-path a.tfrecord b.tfrecord", ["--tfrecord-path a.tfrecord b.tfrecord", "--train-path tfrecord"]),
     ("--dataset pickle --input-files generated", ["--input-files generated", ".pkl"]),
     ("--pretrained-checkpoint ./no-such", ["--pretrained-checkpoint ./no-such", "no such folder"]),
     ("--pretrained-checkpoint /no/such", ["--pretrained-checkpoint /no/such", "no such folder"]),
