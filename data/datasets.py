@@ -12,7 +12,6 @@ from data.batches import SampleDataset, collate
 from data.generated import GeneratedDataset
 from data.pickle_corpus import open_corpus
 from data.sampler import ResumableSampler
-from data.tfrecord_dataset import open_tfrecords
 from data.windows import WindowDataset, split_by_article
 
 __all__ = ["GeneratedDataset", "ResumableSampler", "WindowDataset", "check_enough", "collate", "open_dataset"]
@@ -43,6 +42,8 @@ def open_dataset(
             return train, None
         return train, GeneratedDataset(val_num, max_len, real_vocab_size, seed, first=num_samples)
     if train_path == "tfrecord":
+        from data.tfrecord_dataset import open_tfrecords  # its library for checksums is needed for nothing else
+
         return open_tfrecords(
             tfrecord_path, max_len=max_len, real_vocab_size=real_vocab_size, val_num=val_num, seed=seed
         )
