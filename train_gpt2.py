@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Iterator, Sequence
 
 from arguments import arithmetic, parse_train_args
+from data.bad_data import BadData
 from model.argument_checks import BadFlags, not_installed, refuse
 from model.interruption import INTERRUPTED, Interruption, command_to_resume
 
@@ -159,6 +160,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except ModuleNotFoundError as error:
         refuse(PROGRAM, [not_installed(error)])
+    except BadData as error:
+        if run is None or run.position.step == 0:
+            refuse(PROGRAM, [str(error)])
+        if run.position.step > run.last_saved_step:
+            run.save_if_due(run.position.epoch, False, last=True)
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        report_stop(run, at_once=False, argv=argv)
+        return 2
     except ValueError as error:
         if run is not None and not isinstance(error, BadFlags):
             raise

@@ -26,7 +26,10 @@ class SampleDataset(torch.utils.data.Dataset):
         raise NotImplementedError
 
     def read(self, indices: np.ndarray, ids: np.ndarray) -> None:
-        """Write the samples `indices` (int64 (n,), all in range) to `ids` (int32 (n, T + 1))."""
+        """Write the samples `indices` (int64 (n,), all in range) to `ids` (int32 (n, T + 1)).
+
+        Raises BadData (data/bad_data.py) for what turns out now to be damaged, or outside the vocabulary.
+        """
         raise NotImplementedError
 
     def summary(self) -> str:

@@ -54,7 +54,7 @@ class TFRecordDataset(SampleDataset):
         return self._count
 
     def read(self, indices: np.ndarray, ids: np.ndarray) -> None:
-        """Write the samples `indices` (int64 (n,)) to `ids` (int32 (n, T + 1)). ValueError for damaged records."""
+        """Write the samples `indices` (int64 (n,)) to `ids` (int32 (n, T + 1)). BadData for damaged records."""
         if self.only is not None:
             records = self.only[indices]
         else:

@@ -10,6 +10,7 @@ from typing import Any, NoReturn, Sequence
 import numpy as np
 
 from data import tfrecord, varint
+from data.bad_data import BadData
 from data.batches import NOTHING
 from data.tfrecord_index import head_problem, record_bounds
 
@@ -51,7 +52,7 @@ class TFRecordFiles:
     def read(self, records: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """The ids of these records, int64 (n,), as int32 (n, max_len + 1), -100 where a record has none.
 
-        Raises ValueError naming file, record and byte for damaged records, ids outside the vocabulary, and records of
+        Raises BadData naming file, record and byte for damaged records, ids outside the vocabulary, and records of
         another length.
         """
         window = self.max_len + 1
@@ -129,7 +130,7 @@ class TFRecordFiles:
             self._open.move_to_end(file)
             return os.pread(self._open[file], size, begin)
         except OSError as error:
-            raise ValueError(f"{self.paths[file]}: cannot be read: {error.strerror}") from error
+            raise BadData(f"{self.paths[file]}: cannot be read: {error.strerror}") from error
 
     # ---- Ids -----------------------------------------------------------------------------------------------------
 
@@ -202,4 +203,4 @@ class TFRecordFiles:
     def _refuse(self, record: int, problem: str) -> NoReturn:
         file = int(np.searchsorted(self.ends, record, side="right"))
         inside = record - (int(self.ends[file - 1]) if file else 0)
-        raise ValueError(f"{self.paths[file]}, record {inside:,}, byte {self.bounds[file][inside]:,}: {problem}")
+        raise BadData(f"{self.paths[file]}, record {inside:,}, byte {self.bounds[file][inside]:,}: {problem}")

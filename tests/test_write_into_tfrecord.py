@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import resource
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from tfrecord.reader import tfrecord_loader
 from tfrecord.tools.tfrecord2idx import create_index
 
 from data import write_into_tfrecord
-from data.datasets import open_dataset
+from data.datasets import ResumableSampler, open_dataset
 from data.write_into_tfrecord import main, shard_bounds
 from tests.test_datasets import slow_windows
 from tests.tiny_run import ROOT, flags, run_here, write_config, write_corpus
@@ -129,6 +130,33 @@ def test_trains_and_goes_on_where_it_was(tmp_path):
     rest = run_here(flags(tmp_path, **words) + ["--resume-training-from-checkpoint"])
     assert rest.status == 0, rest.err
     assert [line.split(", throughput")[0] for line in rest.out.splitlines() if line.startswith("step ")] == steps[9:]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_record_ends_the_run_with_a_checkpoint(tmp_path, workers):
+    """It is found when its turn comes. With the file in order again the run goes on as if nothing had been."""
+    write_config(tmp_path)
+    (path,) = written(write_corpus(tmp_path / "c.pkl", articles=100), tmp_path / "records", seq_length=17, stride=16)
+    good = path.read_bytes()
+    looked_at_first = {300 * i // 64 for i in range(64)} | {299}  # to tell this corpus from others
+    damaged = next(i for i in list(ResumableSampler(300, 1234))[8:] if i not in looked_at_first)
+    place = int(path.with_suffix(".index").read_text().splitlines()[damaged].split()[0]) + 20
+    path.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
+    words = {"train_path": "tfrecord", "tfrecord_path": path, "num_workers": workers, "training_steps": 12}
+    broken = run_here(flags(tmp_path, save_model_path=tmp_path / "a", **words))
+    assert broken.status == 2 and "Traceback" not in broken.err
+    problem, stopped, command = broken.err.splitlines()[-3:]
+    assert problem.startswith(f"train_gpt2.py: {path}, record {damaged}, byte ") and "CRC does not match" in problem
+    step = int(stopped.split()[3].rstrip(";"))
+    assert stopped.endswith(f"the last checkpoint is {tmp_path}/a/step_{step}, lost: nothing. To go on:")
+    path.write_bytes(good)
+    whole = run_here(flags(tmp_path, save_model_path=tmp_path / "b", **words))
+    rest = run_here(shlex.split(command)[2:])
+    assert rest.status == whole.status == 0
+    steps = [line.split(", throughput")[0] for line in whole.out.splitlines() if line.startswith("step ")]
+    assert [line.split(", throughput")[0] for line in rest.out.splitlines() if line.startswith("step ")] == steps[step:]
+    path.write_bytes(good[:12] + bytes([good[12] ^ 1]) + good[13:])
+    assert run_here(flags(tmp_path, **words)).err.splitlines()[-1].startswith(f"  {path}, record 0, byte 0: ")
 
 
 # ---- When it fails -----------------------------------------------------------------------------------------------
