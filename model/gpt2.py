@@ -37,6 +37,11 @@ class Conv1D(nn.Module):
         return F.linear(x, self.weight.t(), self.bias)
 
 
+def at_positions(x: Tensor, positions: Tensor) -> Tensor:
+    """(B, T, C), (B, P) int64 -> (B, P, C)"""
+    return torch.gather(x, 1, positions.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+
+
 class Attention(nn.Module):
     """Causal self-attention.
 
@@ -55,15 +60,26 @@ class Attention(nn.Module):
         mask = torch.ones(config.n_positions, config.n_positions, dtype=torch.bool).tril()
         self.register_buffer("mask", mask.view(1, 1, config.n_positions, config.n_positions), persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, T, C) -> (B, T, C)"""
+    def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
+        """(B, T, C) -> (B, T, C), or (B, P, C) for P `positions` (B, P): their queries, every key and value."""
         B, T, C = x.shape
-        q, k, v = (part.view(B, T, self.n_head, self.head_size).transpose(1, 2) for part in self.c_attn(x).split(C, 2))
-        scores = torch.matmul(q, k.transpose(-1, -2)) * (1.0 / math.sqrt(self.head_size))  # (B, H, T, T)
-        scores = torch.where(self.mask[..., :T, :T], scores, MASKED)
+        if positions is None:
+            seen = self.mask[..., :T, :T]  # (1, 1, T, T)
+            q, k, v = (self._heads(part) for part in self.c_attn(x).split(C, 2))
+        else:
+            seen = self.mask[0, 0, :, :T][positions].unsqueeze(1)  # (B, 1, P, T)
+            weight, bias = self.c_attn.weight, self.c_attn.bias  # (C, 3C), (3C,): queries, keys, values
+            q = self._heads(F.linear(at_positions(x, positions), weight[:, :C].t(), bias[:C]))
+            k, v = (self._heads(part) for part in F.linear(x, weight[:, C:].t(), bias[C:]).split(C, 2))
+        scores = torch.matmul(q, k.transpose(-1, -2)) * (1.0 / math.sqrt(self.head_size))  # (B, H, T or P, T)
+        scores = torch.where(seen, scores, MASKED)
         probs = self.attn_dropout(torch.softmax(scores, dim=-1))
-        context = torch.matmul(probs, v)  # (B, H, T, D)
-        return self.resid_dropout(self.c_proj(context.transpose(1, 2).reshape(B, T, C)))
+        context = torch.matmul(probs, v)  # (B, H, T or P, D)
+        return self.resid_dropout(self.c_proj(context.transpose(1, 2).reshape(B, -1, C)))
+
+    def _heads(self, part: Tensor) -> Tensor:
+        """(B, T, C) -> (B, H, T, D)"""
+        return part.view(part.shape[0], part.shape[1], self.n_head, self.head_size).transpose(1, 2)
 
 
 class MLP(nn.Module):
@@ -91,10 +107,10 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, T, C) -> (B, T, C)"""
+    def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
+        """(B, T, C) -> (B, T, C), or (B, P, C) if only these P positions (B, P) are wanted."""
         # The dropout's output stands on the left: the residual-add pattern of custom_ops looks for it there.
-        x = self.attn(self.ln_1(x)) + x
+        x = self.attn(self.ln_1(x), positions) + (x if positions is None else at_positions(x, positions))
         return self.mlp(self.ln_2(x)) + x
 
 
@@ -126,15 +142,17 @@ class GPT2Model(nn.Module):
                 parameter.normal_(0.0, residual_std if name.endswith("c_proj.weight") else std)
         self.wte.weight[self.config.real_vocab_size :] = 0.0
 
-    def forward(self, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
+    def forward(self, input_ids: Tensor, position_ids: Tensor | None = None, wanted: Tensor | None = None) -> Tensor:
         """Hidden states after the last layer norm.
 
         Args:
             input_ids: (B, T) integers below vocab_size.
             position_ids: (B, T) or (1, T) integers below n_positions; None: 0 ... T - 1.
+            wanted: (B, P) int64, indices below T of the hidden states to return; None: all. The last block then
+                computes queries and MLP for these only.
 
         Returns:
-            (B, T, C)
+            (B, T, C), or (B, P, C) for P wanted positions
 
         Raises:
             ValueError: if T exceeds n_positions.
@@ -148,8 +166,9 @@ class GPT2Model(nn.Module):
         if position_ids is None:
             position_ids = torch.arange(T, device=input_ids.device).unsqueeze(0)  # (1, T)
         x = self.drop(self.wte(input_ids) + self.wpe(position_ids))  # (B, T, C)
-        for block in self.h:
-            x = block(x)
+        last = len(self.h) - 1
+        for index, block in enumerate(self.h):
+            x = block(x) if wanted is None or index < last else block(x, wanted)
         return self.ln_f(x)
 
 

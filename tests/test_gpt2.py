@@ -247,3 +247,14 @@ def test_vmap_over_micro_batches_equals_the_batch():
     model = GPT2LMHeadModel(SMALL).eval()
     ids = torch.randint(50, (3, 2, 9))  # micro-batches, samples, positions
     torch.testing.assert_close(torch.vmap(model)(ids).flatten(0, 1), model(ids.flatten(0, 1)), rtol=1e-5, atol=1e-6)
+
+
+def test_hidden_states_at_wanted_positions_are_those_of_the_whole():
+    model = GPT2Model(SMALL).double().eval()
+    randomize(model)
+    ids = torch.randint(SMALL.real_vocab_size, (3, 11))
+    wanted = torch.tensor([[10, 0, 4], [3, 3, 9], [1, 2, 5]])  # any order, repeated too
+    whole = model(ids)
+    picked = torch.stack([row[index] for row, index in zip(whole, wanted)])
+    torch.testing.assert_close(model(ids, wanted=wanted), picked, rtol=1e-12, atol=1e-12)
+    assert GPT2Model(dataclasses.replace(SMALL, n_layer=1)).eval()(ids, wanted=wanted).shape == (3, 3, SMALL.n_embd)
