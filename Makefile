@@ -19,7 +19,7 @@ REQUIREMENTS := requirements.txt constraints.txt $(PORTABLE)
 STAMP := $(VENV)/.stamp-$(shell cat $(REQUIREMENTS) 2>/dev/null | cksum | tr ' ' '-')
 DEV_STAMP := $(VENV)/.stamp-dev-$(shell cat $(REQUIREMENTS) requirements-dev.txt 2>/dev/null | cksum | tr ' ' '-')
 
-.PHONY: build setup setup-dev demo test test-gpu lint clean help
+.PHONY: build setup setup-dev demo test test-gpu test-long lint clean help
 .DEFAULT_GOAL := build
 
 build: ## custom_ops.so for what the host has: the Poplar SDK or torch (the default)
@@ -69,6 +69,9 @@ test: setup-dev ## the tests that need no GPU
 
 test-gpu: setup-dev ## the tests that need a CUDA device
 	$(VENV_PYTHON) -m pytest -m gpu
+
+test-long: setup-dev ## the tests that take minutes: fuzzing of the readers
+	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -m long --timeout 1800
 
 lint: setup-dev ## format and lint checks, nothing is changed
 	$(VENV)/bin/ruff format --check .
