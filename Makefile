@@ -17,7 +17,7 @@ endif
 # The name of a stamp says what was installed: it changes with these files, and then setup runs again.
 REQUIREMENTS := requirements.txt constraints.txt $(PORTABLE)
 STAMP := $(VENV)/.stamp-$(shell cat $(REQUIREMENTS) 2>/dev/null | cksum | tr ' ' '-')
-DEV_STAMP := $(VENV)/.stamp-dev-$(shell cat $(REQUIREMENTS) requirements-dev.txt 2>/dev/null | cksum | tr ' ' '-')
+DEV_STAMP := $(VENV)/.stamp-dev-$(shell cat $(REQUIREMENTS) $(sort $(wildcard requirements-*.txt)) 2>/dev/null | cksum | tr ' ' '-')
 
 .PHONY: build setup setup-dev demo test test-gpu test-long lint clean help
 .DEFAULT_GOAL := build

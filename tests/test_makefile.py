@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-REQUIREMENT_FILES = ["requirements.txt", "requirements-dev.txt", "constraints.txt"]
+REQUIREMENT_FILES = ["constraints.txt", *sorted(path.name for path in ROOT.glob("requirements*.txt"))]
 
 # Stands for g++: notes its arguments and leaves a library that carries the stamp it was given.
 COMPILER = """#!{python}
@@ -207,13 +207,13 @@ def test_help_lists_the_targets(tree):
     assert status == 0
     assert [
         line.split()[1] for line in output.splitlines()
-    ] == "build setup setup-dev demo test test-gpu lint clean help".split()
+    ] == "build setup setup-dev demo test test-gpu test-long lint clean help".split()
 
 
 @pytest.mark.parametrize("name", REQUIREMENT_FILES)
 def test_requirements_are_pinned(name):
     lines = [line.split("#")[0].strip() for line in (ROOT / name).read_text().splitlines()]
-    requirements = [line for line in lines if line and not line.startswith("-c ")]
+    requirements = [line for line in lines if line and not re.match("-[cr] ", line)]
     assert requirements
     for line in requirements:
         assert re.fullmatch(r'[\w-]+==[\w.]+(; python_version (<|>=|==) "3\.\d+")?', line), line
