@@ -1,4 +1,5 @@
-"""Builds custom_ops.so for what the host has: the Poplar SDK (PopART operators) or torch (CPU and CUDA operators).
+"""Builds custom_ops.so for what the host has: the Poplar SDK (PopART operators) or torch (CPU and CUDA operators), and
+bpe_encoder.so, the tokenizer's encoder, which needs a C++ compiler only.
 
 `make` runs this as `python3 -m custom_ops.build`, with the interpreter whose torch is meant. It needs the standard
 library only, looks at torch's files without importing it, and compiles only if sources, torch or flags changed.
@@ -24,6 +25,8 @@ from typing import NamedTuple
 from custom_ops import LIBRARY, build_stamp
 
 SOURCES = Path(__file__).resolve().parent
+ENCODER = "bpe_encoder.so"  # beside custom_ops.so; tokenizer/native.py loads it
+ENCODER_SOURCES = SOURCES.parent / "tokenizer"
 NEXT_COMMAND = """custom_ops: nothing to build for: neither torch nor the Poplar SDK is there. Next, one of
   make setup      installs everything into .venv, torch included; then `make` again
   pip install -r requirements.txt -e ./portable      the same into the environment you are in
@@ -99,6 +102,22 @@ def build(output: Path, cxx: str, cxxflags: str) -> int:
     sources = sorted(SOURCES.glob(f"*_{kind}.cpp")) + [SOURCES / "build_stamp.cpp"]
     # Sources first: the linker looks libraries up for what stands before them.
     command = compiler + ["-shared", "-fPIC"] + [str(source) for source in sources] + flags + shlex.split(cxxflags)
+    return _bring_up_to_date(output, target, command, sources, have_compiler)
+
+
+def build_encoder(output: Path, cxx: str, cxxflags: str) -> int:
+    """The same for bpe_encoder.so."""
+    compiler = shlex.split(cxx)
+    have_compiler = bool(compiler and shutil.which(compiler[0]))
+    yes = f"yes ({output.name})" if have_compiler else "no (there is no C++ compiler); the tokenizers library serves"
+    print(f"custom_ops: native tokenizer: {yes}")
+    units = [ENCODER_SOURCES / "bpe_encoder.cpp", SOURCES / "build_stamp.cpp"]
+    command = compiler + ["-shared", "-fPIC", "-std=c++17"] + [str(unit) for unit in units] + shlex.split(cxxflags)
+    sources = [*units, ENCODER_SOURCES / "unicode_classes.inc"]
+    return _bring_up_to_date(output, "C++17", command, sources, have_compiler)
+
+
+def _bring_up_to_date(output: Path, target: str, command: list[str], sources: list[Path], have_compiler: bool) -> int:
     digest = hashlib.sha256("\0".join([target] + command).encode())
     for source in sources:
         digest.update(source.read_bytes())
@@ -109,8 +128,9 @@ def build(output: Path, cxx: str, cxxflags: str) -> int:
     if have_compiler:
         print(f"custom_ops: compiling {output.name} for {target} …", flush=True)
         return _compile(output, command, stamp)
-    print("custom_ops: nothing built: {} is not found. The reference in plain torch serves;".format(cxx or "CXX"))
-    print("  for native operators install a C++ compiler (apt install g++) and run `make` again")
+    serves = "The reference in plain torch" if output.name != ENCODER else "The tokenizers library"
+    print(f"custom_ops: nothing built: {(command or ['CXX'])[0]} is not found. {serves} serves;")
+    print("  for native code install a C++ compiler (apt install g++) and run `make` again")
     if output.exists():
         output.unlink()
         print(f"custom_ops: removed {output.name}, which was built for something else")
@@ -128,7 +148,7 @@ def _compile(output: Path, command: list[str], stamp: str) -> int:
         if stamp.startswith("PopART"):
             print("HINT: are the SDK's enable scripts sourced? They set CPATH and LIBRARY_PATH")
         else:
-            print("HINT: `make CXX=…` names another compiler; without custom_ops.so plain torch serves")
+            print(f"HINT: `make CXX=…` names another compiler; without {output.name} Python libraries serve")
         return 1
     os.replace(str(unfinished), str(output))
     print(f"custom_ops: built {output.name} in {time.time() - started:.0f} s")
@@ -136,12 +156,13 @@ def _compile(output: Path, command: list[str], stamp: str) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python3 -m custom_ops.build", description="Builds custom_ops.so.")
-    parser.add_argument("--output", type=Path, default=LIBRARY)
+    parser = argparse.ArgumentParser(prog="python3 -m custom_ops.build", description="Builds the native libraries.")
+    parser.add_argument("--output", type=Path, default=LIBRARY, help=f"custom_ops.so; {ENCODER} goes beside it")
     parser.add_argument("--cxx", default="g++", help="the C++ compiler, with wrappers if need be")
     parser.add_argument("--cxxflags", default="-O3", help="flags to add")
     args = parser.parse_args()
-    return build(args.output, args.cxx, args.cxxflags)
+    status = build(args.output, args.cxx, args.cxxflags)
+    return build_encoder(args.output.with_name(ENCODER), args.cxx, args.cxxflags) or status
 
 
 if __name__ == "__main__":

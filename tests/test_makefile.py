@@ -33,9 +33,10 @@ if [ "$2" = venv ]; then mkdir -p "$3/bin" && cp "$0" "$3/bin/python"; else echo
 
 @pytest.fixture
 def tree(tmp_path):
-    """A copy of what make reads, without .venv and custom_ops.so."""
+    """A copy of what make reads, without .venv and the libraries."""
     root = tmp_path / "tree"
-    shutil.copytree(str(ROOT / "custom_ops"), str(root / "custom_ops"), ignore=shutil.ignore_patterns("__pycache__"))
+    for folder in ("custom_ops", "tokenizer"):
+        shutil.copytree(str(ROOT / folder), str(root / folder), ignore=shutil.ignore_patterns("__pycache__"))
     for name in ["Makefile"] + REQUIREMENT_FILES:
         shutil.copy(str(ROOT / name), str(root / name))
     (root / "portable").mkdir()
@@ -103,6 +104,10 @@ def test_without_python_says_so(tree):
     assert "missing-python is not found" in output and "make PYTHON=" in output
 
 
+def calls_for(library, log):
+    return [line for line in log.read_text().splitlines() if library in line]
+
+
 def test_builds_for_torch_only_when_something_changed(tree, compiler):
     path, log = compiler
     arguments = ["PYTHON=" + sys.executable, f"CXX={path}"]
@@ -110,10 +115,10 @@ def test_builds_for_torch_only_when_something_changed(tree, compiler):
     def compilations():
         status, output = make(tree, *arguments)
         assert status == 0, output
-        return len(log.read_text().splitlines())
+        return len(calls_for("custom_ops.so", log))
 
     assert compilations() == 1
-    call = log.read_text()
+    (call,) = calls_for("custom_ops.so", log)
     assert "remap_ce_torch.cpp" in call and "-ltorch_cpu" in call and "popart" not in call
     assert (tree / "custom_ops.so").exists() and not (tree / "custom_ops.so.unfinished").exists()
     assert compilations() == 1, "nothing changed"
@@ -125,8 +130,23 @@ def test_builds_for_torch_only_when_something_changed(tree, compiler):
     arguments.append("CXXFLAGS=-O1")
     assert compilations() == 3, "the flags changed"
     assert make(tree, "clean")[0] == 0
-    assert not (tree / "custom_ops.so").exists()
+    assert not list(tree.glob("*.so"))
     assert compilations() == 4
+
+
+def test_builds_the_encoder_for_every_host_and_only_when_something_changed(tree, compiler, bare_python):
+    path, log = compiler
+    for expected, variables in [(1, {}), (1, {}), (2, {"CXXFLAGS": "-O1"})]:
+        status, output = make(tree, PYTHON=str(bare_python), CXX=str(path), **variables)
+        assert status == 0, output
+        assert "native tokenizer: yes" in output
+        assert len(calls_for("bpe_encoder.so", log)) == expected
+    assert (tree / "bpe_encoder.so").exists() and not (tree / "custom_ops.so").exists()
+    with open(str(tree / "tokenizer" / "unicode_classes.inc"), "a") as source:
+        source.write("// more\n")
+    status, output = make(tree, PYTHON=str(bare_python), CXX="missing-compiler")
+    assert status == 0 and "The tokenizers library serves" in output
+    assert not (tree / "bpe_encoder.so").exists()
 
 
 def test_compiler_that_fails_leaves_no_library(tree):
@@ -142,7 +162,7 @@ def test_builds_for_popart_where_there_is_an_sdk(tree, compiler, bare_python):
     status, output = make(tree, *arguments, POPLAR_SDK_ENABLED="/opt/poplar")
     assert status == 0, output
     assert "PopART operators: yes (POPLAR_SDK_ENABLED=/opt/poplar)" in output
-    call = log.read_text().split()
+    call = calls_for("custom_ops.so", log)[0].split()
     sources = {Path(argument).name for argument in call if argument.endswith(".cpp")}
     assert sources == {"remap_ce_popart.cpp", "residual_add_inplace_popart.cpp", "build_stamp.cpp"}
     assert {"-shared", "-fPIC", "-DONNX_NAMESPACE=onnx", "-lpopart", "-lpoplar", "-lpoputil"} <= set(call)

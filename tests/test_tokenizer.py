@@ -12,7 +12,7 @@ import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenizer import EOT, Tokenizer, train_bpe
+from tokenizer import EOT, Tokenizer, open_tokenizer, train_bpe
 from tokenizer.bpe import published_files
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -232,3 +232,38 @@ def test_altered_files_are_refused(tmp_path):
     done = subprocess.run(command, cwd=str(ROOT), capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "RuntimeError" in done.stderr and "HINT: pip install" in done.stderr
+
+
+def megatron_folder(folder):
+    for source, name in zip(published_files(), ("gpt2-vocab.json", "gpt2-merges.txt")):
+        (folder / name).write_bytes(source.read_bytes())
+    return folder
+
+
+def test_megatrons_files(gpt2, tmp_path):
+    folder = megatron_folder(tmp_path)
+    for tokenizer in (
+        open_tokenizer(1, folder),
+        open_tokenizer(1),
+        open_tokenizer(0, folder),
+        open_tokenizer(1, None, folder / "gpt2-vocab.json", folder / "gpt2-merges.txt"),
+        Tokenizer.from_folder(folder),
+    ):
+        assert (tokenizer.vocab_size, tokenizer.eot_id) == (50257, 50256)
+        assert tokenizer.encode(TEXTS[3]) == gpt2.encode(TEXTS[3])
+
+
+def test_the_tokenizer_of_a_checkpoint_comes_first(tmp_path):
+    trained = train_bpe(["the cat sat on the mat"] * 3, 270)
+    (tmp_path / "tokenizer.json").write_text(trained.to_json(), encoding="utf-8")
+    assert open_tokenizer(0, tmp_path).vocab_size == trained.vocab_size
+    assert open_tokenizer(1, tmp_path).vocab_size == 50257  # Megatron's files are not there: GPT-2's own
+    assert open_tokenizer(0, tmp_path / "none").vocab_size == 50257
+
+
+@pytest.mark.parametrize("files", [{"vocab_file": "v.json"}, {"merge_file": "m.txt"}])
+def test_one_file_of_two_is_refused(files):
+    with pytest.raises(ValueError, match="--vocab-file.*--merge-file|--merge-file.*--vocab-file"):
+        open_tokenizer(1, **files)
+    with pytest.raises(ValueError, match="--tokenizer-type 2"):
+        open_tokenizer(2)

@@ -1,6 +1,10 @@
-"""GPT-2's byte-level BPE: `Tokenizer` reads and applies one, `train_bpe` learns a new vocabulary."""
+"""GPT-2's byte-level BPE: `Tokenizer` reads and applies one, `train_bpe` learns a new vocabulary.
+
+`open_tokenizer` is what programs call: it knows what --tokenizer-type, --vocab-file and --merge-file mean.
+"""
 
 from tokenizer.bpe import EOT, Tokenizer
-from tokenizer.train import train_bpe
+from tokenizer.learning import train_bpe
+from tokenizer.selection import open_tokenizer
 
-__all__ = ["EOT", "Tokenizer", "train_bpe"]
+__all__ = ["EOT", "Tokenizer", "open_tokenizer", "train_bpe"]

@@ -12,8 +12,11 @@ import json
 from pathlib import Path
 from typing import Any, Iterable, Sequence, Union
 
+import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
+
+from tokenizer.native import NativeEncoder, native_encoder
 
 EOT = "<|endoftext|>"
 
@@ -24,8 +27,9 @@ _PUBLISHED = {
     "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
     "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
 }
-# Names under which folders keep the two files: Hugging Face's and OpenAI's.
-_FILE_PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
+# Names under which folders keep the two files: Hugging Face's, OpenAI's and Megatron-LM's.
+MEGATRON_FILES = ("gpt2-vocab.json", "gpt2-merges.txt")
+FILE_PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"), MEGATRON_FILES)
 
 
 class Tokenizer:
@@ -45,6 +49,8 @@ class Tokenizer:
         self._encode_batch = getattr(backend, "encode_batch_fast", backend.encode_batch)
         self.eot_id = int(eot_id)
         self.vocab_size = int(backend.get_vocab_size())
+        self._native: NativeEncoder | None = None
+        self._native_looked_for = False
 
     @classmethod
     def gpt2(cls) -> Tokenizer:
@@ -67,7 +73,7 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, path: PathLike) -> Tokenizer:
-        """Read a tokenizer.json, or a folder with one, or a folder with vocab.json + merges.txt (or OpenAI's names).
+        """Read a tokenizer.json, or a folder with one or with vocab.json + merges.txt (or OpenAI's or Megatron's).
 
         Raises ValueError naming the path if nothing there is a byte-level BPE.
         """
@@ -76,12 +82,12 @@ class Tokenizer:
             return cls.from_json(_read_text(path), path)
         if (path / "tokenizer.json").is_file():
             return cls.from_json(_read_text(path / "tokenizer.json"), path / "tokenizer.json")
-        for vocab, merges in _FILE_PAIRS:
+        for vocab, merges in FILE_PAIRS:
             if (path / vocab).is_file() and (path / merges).is_file():
                 return cls.from_files(path / vocab, path / merges)
         raise ValueError(
             f"{path}: no tokenizer there; expected tokenizer.json, or vocab.json with merges.txt, or encoder.json "
-            "with vocab.bpe"
+            "with vocab.bpe, or gpt2-vocab.json with gpt2-merges.txt"
         )
 
     @classmethod
@@ -117,6 +123,30 @@ class Tokenizer:
         encoded = self._encode_batch([_encodable(text) for text in texts], add_special_tokens=False)
         return [one.ids for one in encoded]
 
+    def encode_documents(self, texts: Sequence[str], end: bool = True) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of many texts end to end, uint32 (n,), each followed by `<|endoftext|>` if `end`; int64 counts (texts,).
+
+        The same ids as `encode`, an order of magnitude sooner where bpe_encoder.so is built (`make`). The caller
+        bounds the batch.
+        """
+        if not self._native_looked_for:
+            self._native = native_encoder(json.loads(self._backend.to_str()), byte_characters())
+            self._native_looked_for = True
+        if self._native is not None:
+            return self._native.encode([_utf8(text) for text in texts], self.eot_id if end else -1)
+        pieces = self.encode_batch(texts)
+        if end:
+            for ids in pieces:
+                ids.append(self.eot_id)
+        counts = np.fromiter(map(len, pieces), dtype=np.int64, count=len(pieces))
+        return np.fromiter((i for ids in pieces for i in ids), dtype=np.uint32, count=int(counts.sum())), counts
+
+    @property
+    def is_native(self) -> bool:
+        """Whether `encode_documents` runs in bpe_encoder.so."""
+        self.encode_documents([])
+        return self._native is not None
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids; bytes that are not UTF-8 become U+FFFD. Raises ValueError on an unknown id."""
         ids = [int(i) for i in ids]
@@ -137,6 +167,16 @@ def make_byte_level(backend: tokenizers.Tokenizer) -> None:
     """Give a backend GPT-2's splitting of text and its bytes-as-characters alphabet, without a prefix space."""
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
+
+
+def byte_characters() -> dict[int, str]:
+    """The character that stands for each byte in a byte-level vocabulary (GPT-2's bytes_to_unicode).
+
+    Printable bytes of Latin-1 are themselves, the others follow from U+0100 on.
+    """
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    hidden = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) if byte in printable else chr(0x100 + hidden.index(byte)) for byte in range(256)}
 
 
 def published_files() -> tuple[Path, Path]:
@@ -173,6 +213,13 @@ def _encodable(text: str) -> str:
         # Half of a surrogate pair has no UTF-8 form. Through UTF-16 whole pairs become their character.
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError:
+        return _encodable(text).encode("utf-8")
 
 
 def _read_text(path: Path) -> str:
