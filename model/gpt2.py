@@ -10,13 +10,14 @@ Shapes: B samples, T positions, C = n_embd, H heads of D = C / H, V rows of the 
 from __future__ import annotations
 
 import math
-from typing import Callable
+from typing import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import GPT2Config
+from model.kv_cache import LayerCache
 
 # Score of a position that must not be seen, logit of a padding row. Softmax turns it into exactly 0
 # in half, float32 and float64. Not the lowest half (-65504): softmax subtracts the row's largest
@@ -60,8 +61,11 @@ class Attention(nn.Module):
         mask = torch.ones(config.n_positions, config.n_positions, dtype=torch.bool).tril()
         self.register_buffer("mask", mask.view(1, 1, config.n_positions, config.n_positions), persistent=False)
 
-    def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
-        """(B, T, C) -> (B, T, C), or (B, P, C) for P `positions` (B, P): their queries, every key and value."""
+    def forward(self, x: Tensor, positions: Tensor | None = None, cache: LayerCache | None = None) -> Tensor:
+        """(B, T, C) -> (B, T, C), or (B, P, C) for P `positions` (B, P): their queries, every key and value.
+
+        With a `cache` (and no `positions`) the queries see what it holds, these T tokens included.
+        """
         B, T, C = x.shape
         if positions is None:
             seen = self.mask[..., :T, :T]  # (1, 1, T, T)
@@ -71,7 +75,9 @@ class Attention(nn.Module):
             weight, bias = self.c_attn.weight, self.c_attn.bias  # (C, 3C), (3C,): queries, keys, values
             q = self._heads(F.linear(at_positions(x, positions), weight[:, :C].t(), bias[:C]))
             k, v = (self._heads(part) for part in F.linear(x, weight[:, C:].t(), bias[C:]).split(C, 2))
-        scores = torch.matmul(q, k.transpose(-1, -2)) * (1.0 / math.sqrt(self.head_size))  # (B, H, T or P, T)
+        if cache is not None:
+            k, v, seen = cache.extend(k, v)  # (B, H, S, D) twice, (B, 1, T, S)
+        scores = torch.matmul(q, k.transpose(-1, -2)) * (1.0 / math.sqrt(self.head_size))  # (B, H, T or P, T or S)
         scores = torch.where(seen, scores, MASKED)
         probs = self.attn_dropout(torch.softmax(scores, dim=-1))
         context = torch.matmul(probs, v)  # (B, H, T or P, D)
@@ -107,10 +113,10 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, positions: Tensor | None = None, cache: LayerCache | None = None) -> Tensor:
         """(B, T, C) -> (B, T, C), or (B, P, C) if only these P positions (B, P) are wanted."""
         # The dropout's output stands on the left: the residual-add pattern of custom_ops looks for it there.
-        x = self.attn(self.ln_1(x), positions) + (x if positions is None else at_positions(x, positions))
+        x = self.attn(self.ln_1(x), positions, cache) + (x if positions is None else at_positions(x, positions))
         return self.mlp(self.ln_2(x)) + x
 
 
@@ -142,7 +148,13 @@ class GPT2Model(nn.Module):
                 parameter.normal_(0.0, residual_std if name.endswith("c_proj.weight") else std)
         self.wte.weight[self.config.real_vocab_size :] = 0.0
 
-    def forward(self, input_ids: Tensor, position_ids: Tensor | None = None, wanted: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor | None = None,
+        wanted: Tensor | None = None,
+        caches: Sequence[LayerCache] | None = None,
+    ) -> Tensor:
         """Hidden states after the last layer norm.
 
         Args:
@@ -150,6 +162,8 @@ class GPT2Model(nn.Module):
             position_ids: (B, T) or (1, T) integers below n_positions; None: 0 ... T - 1.
             wanted: (B, P) int64, indices below T of the hidden states to return; None: all. The last block then
                 computes queries and MLP for these only.
+            caches: keys and values of earlier tokens, one a layer, to which these T are added; with position_ids and
+                without `wanted`.
 
         Returns:
             (B, T, C), or (B, P, C) for P wanted positions
@@ -168,7 +182,8 @@ class GPT2Model(nn.Module):
         x = self.drop(self.wte(input_ids) + self.wpe(position_ids))  # (B, T, C)
         last = len(self.h) - 1
         for index, block in enumerate(self.h):
-            x = block(x) if wanted is None or index < last else block(x, wanted)
+            positions = wanted if index == last else None
+            x = block(x, positions, None if caches is None else caches[index])
         return self.ln_f(x)
 
 
