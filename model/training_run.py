@@ -169,7 +169,10 @@ class TrainingRun:
         options = training_options(args)
         self.sampler = ResumableSampler(len(self.samples), args.seed)
         self.loader = self._make_loader(options)
-        self.executor = poptorch.trainingModel(self.model, options, self.optimizer)
+        try:
+            self.executor = poptorch.trainingModel(self.model, options, self.optimizer)
+        except poptorch.Error as error:
+            raise BadFlags(f"the runtime refuses these flags or its environment variables: {error}") from error
         self.validator: Validator | None = None
         if held_out is not None:
             self.validator = Validator(self.model, held_out, forward_options(args), args.batch_size)

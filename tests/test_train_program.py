@@ -333,3 +333,10 @@ def test_a_launcher_says_how_many_replicas_there_are(folder, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     done = run_here(flags(folder, compile_only=True))
     assert done.status == 2 and "one of several processes" in done.err
+
+
+def test_a_mistake_in_the_engine_options_is_a_refusal(folder, monkeypatch):
+    monkeypatch.setenv("POPLAR_ENGINE_OPTIONS", '{"autoReport.all": true}')
+    done = run_here(flags(folder))
+    assert done.status == 2 and "Traceback" not in done.err
+    assert 'POPLAR_ENGINE_OPTIONS: the value of "autoReport.all" must be a text in quotes, not true' in done.err

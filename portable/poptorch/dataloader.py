@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.utils.data import IterableDataset, Sampler
 
+from . import auto_report
 from .enums import DataLoaderMode, SharingStrategy
 from .options import Options, checked
 from .options_dict import require
@@ -169,6 +170,9 @@ class DataLoader(torch.utils.data.DataLoader):
         if persistent_workers is None:
             persistent_workers = num_workers > 0
         super().__init__(dataset, num_workers=num_workers, persistent_workers=persistent_workers, **batching, **kwargs)
+
+    def __iter__(self) -> Iterator[Any]:
+        return auto_report.watched(super().__iter__(), self._options)
 
     @property
     def combinedBatchSize(self) -> int | None:

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from . import compilation, hosting, notices, optim, saving
+from . import auto_report, compilation, engine_options, hosting, notices, optim, saving
 from .blocks import module_repr
 from .device import policy as device_policy
+from .engine.probe import Probe
 from .engine.randomness import RandomStreams
 from .enums import ConnectionType
 from .options import Options, checked
@@ -57,6 +58,7 @@ class PoplarExecutor:
                 "when running inference."
             )
         notices.report_without_effect(self._options)
+        engine_options.report_folder(self._options)  # a mistake in it is told now, not after tracing
         self._model = hosting.executor_copy(self._user_model)
         self._policy = device_policy.choose()
         self._optimizer = optimizer
@@ -67,6 +69,7 @@ class PoplarExecutor:
             self._wrap()
         self._offline = self._options.connection_type is ConnectionType.Never
         self._compiled: compilation.Compiled | None = None
+        self._probe = Probe()  # a report, if one is asked for
         self._session: Session | None = None  # while attached to the device
         self._followed: hosting.WeightSource | None = None  # of the training executor whose weights were uploaded
         self._seen_version = -1
@@ -86,7 +89,7 @@ class PoplarExecutor:
             self._compile(args, kwargs)
         if self._session is None:
             self.attachToDevice()
-        with torch.inference_mode(False):
+        with torch.inference_mode(False), self._probe.call():
             call = self._compiled.bind(self._model, args, kwargs)
             self._follow()
             try:
@@ -254,6 +257,7 @@ class PoplarExecutor:
         self._sync_host()
         with torch.inference_mode(False), hosting.plain(self._user_model):
             compiled = compilation.compile_model(self._model, args, kwargs, self._options, self._training, self._policy)
+        self._probe = auto_report.probe(self._options, self._training, self._policy.device, compiled.program)
         self._compiled = compiled
         self._random = RandomStreams(self._seed(), self._policy.device)
         try:
@@ -277,6 +281,7 @@ class PoplarExecutor:
                 self._compiled, self._user_model, self._options, self._policy, self._optimizer, self._kept_optimizer()
             )
             self._mark_seen()
+        session.runner.probe = self._probe
         self._session = session
         if self._training:
             self._link_optimizer()

@@ -48,6 +48,7 @@ EFFECTS: dict[str, Effect] = {
         "broadcastBuffers",
         "connectionType",
         "deviceIterations",
+        "enableProfiling",
         "inputReplicaGrouping",
         "outputMode",
         "randomSeed",
@@ -66,7 +67,6 @@ EFFECTS: dict[str, Effect] = {
         "appendToLocationExcludes",
         "disableModuleNamescope",
         "enableExecutableCaching",
-        "enableProfiling",
         "enableStableNorm",  # torch's norms are the stable ones
         "logCycleCount",
         "logDir",

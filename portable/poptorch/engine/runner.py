@@ -15,6 +15,7 @@ from ..device.policy import Policy
 from ..enums import CommGroupType, OutputMode
 from .gradients import GradientAccumulator
 from .outputs import OutputCollector
+from .probe import Probe
 from .progress import CallProgress
 from .stages import Program
 from .state import DeviceState
@@ -76,6 +77,7 @@ class Runner:
         self._policy = policy
         self._optimizer = optimizer
         self._accumulator = accumulator
+        self.probe = Probe()  # a report looks on here
         self._announced = False
         self._written_buffers = [state.values[name] for name in program.written_buffers]
 
@@ -96,11 +98,14 @@ class Runner:
             for s in range(counts.iterations):
                 for a in range(counts.accumulation):
                     for r in range(counts.replicas):
+                        self.probe.micro_batch(s, a * counts.replicas + r, counts.accumulation * counts.replicas)
                         collector.add(s, a, r, self._micro_batch(leaves, counts.position(s, a, r)))
                         progress.step()
                 if self._optimizer is not None:
-                    self._optimizer.step(self._accumulator.gradients())
-                    self._accumulator.clear()
+                    with self.probe.update():
+                        self._optimizer.step(self._accumulator.gradients())
+                        self._accumulator.clear()
+                self.probe.iteration_done()
         finally:
             progress.close()
             if self._accumulator is not None:
@@ -114,7 +119,8 @@ class Runner:
         values.update(zip(program.inputs, slices, strict=True))
         with torch.set_grad_enabled(self._optimizer is not None):
             for stage in program.stages:
-                stage.run(values)
+                with self.probe.forward(stage, values):
+                    stage.run(values)
         outputs = [values[name] for name in program.outputs]
         if self._optimizer is not None:
             loss = values.pop(program.loss)
@@ -122,7 +128,8 @@ class Runner:
             del values
             if loss.requires_grad:  # not if every parameter is frozen
                 # A loss that is no scalar is back-propagated as its sum.
-                loss.backward(torch.full_like(loss, scale))
+                with self.probe.backward():
+                    loss.backward(torch.full_like(loss, scale))
             self._accumulator.micro_batch_done()
             for buffer in self._written_buffers:
                 buffer.detach_()  # the next micro-batch must not differentiate through this one
