@@ -68,6 +68,12 @@ def usual_head(length: int) -> bytes | None:
     return None
 
 
+@functools.lru_cache(maxsize=1 << 16)
+def usual_start(length: int) -> bytes:
+    """What a record of an Example of `length` bytes starts with, up to its packed ids, if it is written as usual."""
+    return record_head(length) + (usual_head(length) or b"")
+
+
 def _size(number: int) -> bytes:
     """One varint."""
     data = bytearray()

@@ -90,24 +90,22 @@ class TFRecordFiles:
             data = self._pread(int(files[first]), begins_list[first], size)
             view, place = memoryview(data), 0
             for row in range(first, last):
-                length = lengths[row] - tfrecord.FRAME
-                begin, end = place + tfrecord.HEAD, place + tfrecord.HEAD + length
-                place = end + 4
-                if not data.startswith(tfrecord.record_head(length), begin - tfrecord.HEAD):
-                    head = data[begin - tfrecord.HEAD : begin]
-                    self._refuse(int(records[row]), head_problem(head, length + tfrecord.FRAME) or "")
-                example = view[begin:end]
+                begin, place = place, place + lengths[row]
+                end = place - 4
+                start = tfrecord.usual_start(lengths[row] - tfrecord.FRAME)
+                usual = len(start) > tfrecord.HEAD and data.startswith(start, begin)
+                if not usual:
+                    problem = head_problem(data[begin : begin + tfrecord.HEAD], lengths[row])
+                    if problem:
+                        self._refuse(int(records[row]), problem)
+                example = view[begin + tfrecord.HEAD : end]
                 if data[end:place] != tfrecord.masked_crc(example).to_bytes(4, "little"):
                     missing = len(data) < place
                     self._refuse(
                         int(records[row]),
                         "the file ends in it: truncated" if missing else "its CRC does not match: the data are damaged",
                     )
-                head = tfrecord.usual_head(length)
-                if head is not None and data.startswith(head, begin):
-                    payloads.append(view[begin + len(head) : end])
-                else:
-                    payloads.append(self._unusual(int(records[row]), example))
+                payloads.append(view[begin + len(start) : end] if usual else self._unusual(int(records[row]), example))
         return payloads
 
     def _unusual(self, record: int, example: memoryview) -> bytes:
@@ -155,12 +153,14 @@ class TFRecordFiles:
                 self._decode(records[row : row + 1], [bytes(payloads[row]) + one_padding], out[row : row + 1])
             return
         last = np.searchsorted(ends, bounds)  # ids up to and with each record ...
-        whole = np.concatenate([[-1], ends])[last] == bounds - 1  # ... whose last byte ends one
+        whole = (ends[last - 1] if len(ends) else -1) == bounds - 1  # ... whose last byte ends one
+        whole |= (last == 0) & (bounds == 0)
         if not whole.all():
             self._refuse(int(records[np.flatnonzero(~whole)[0]]), "its ids end in the middle of a number")
         counts = np.diff(last, prepend=0)
         window = out.shape[1]
-        in_vocabulary = not len(ids) or (int(ids.min()) >= 0 and int(ids.max()) < self.real_vocab_size)
+        # Negative ids are the largest ones without a sign.
+        in_vocabulary = not len(ids) or int(ids.view(f"u{ids.itemsize}").max()) < self.real_vocab_size
         for length in (window, window - 1):
             if in_vocabulary and length > 1 and not any(padding) and (counts == length).all():
                 out[:, :length], out[:, length:] = ids.reshape(len(out), length), NOTHING

@@ -12,19 +12,22 @@ _LONGEST = 10  # bytes of a 64-bit number; a negative one always takes all of th
 
 def encode(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Ids of 0..2^31-1, shape (n,), as bytes: uint8 (total,) and the place of each number in them, int64 (n + 1,)."""
-    width = 1
-    while len(ids) and int(ids.max()) >> 7 * width:
-        width += 1
-    columns = np.empty((len(ids), width), np.uint8)
-    used = np.ones((len(ids), width), bool)
-    for byte in range(width):
-        columns[:, byte] = ids >> 7 * byte & 0x7F
-        if byte:
-            used[:, byte] = ids >> 7 * byte != 0
-            columns[:, byte - 1] |= used[:, byte].view(np.uint8) << 7
+    lengths = np.ones(len(ids), np.int64)
+    longer = []  # for the second byte and each further one: the numbers that have it
+    rest = ids >> 7
+    while rest.any():
+        longer.append(np.flatnonzero(rest))
+        lengths += rest != 0
+        rest = ids >> 7 * len(longer) + 7
     bounds = np.zeros(len(ids) + 1, np.int64)
-    np.cumsum(used.sum(axis=1), out=bounds[1:])
-    return columns[used], bounds
+    np.cumsum(lengths, out=bounds[1:])
+    data = np.empty(int(bounds[-1]), np.uint8)
+    data[bounds[:-1]] = ids & 0x7F
+    for byte, numbers in enumerate(longer, start=1):
+        places = bounds[numbers] + byte
+        data[places] = ids[numbers] >> 7 * byte & 0x7F
+        data[places - 1] |= 0x80  # goes on
+    return data, bounds
 
 
 def decode(data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -34,22 +37,21 @@ def decode(data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     after the last complete number are left over, which the caller sees by the last place. Raises ValueError for a
     number of more than 10 bytes.
     """
-    goes_on = data >> 7
+    goes_on = data.view(np.int8) >> 7  # the top bit is the sign: -1, all bits, where the number goes on, otherwise 0
     ends = np.flatnonzero(goes_on == 0)
     starts = np.zeros_like(ends)
-    starts[1:] = ends[:-1] + 1
-    if len(data) > 3 and (goes_on[:-2] & goes_on[1:-1] & goes_on[2:]).any():
+    np.add(ends[:-1], 1, out=starts[1:])
+    if len(data) > 2 and (goes_on[:-2] & goes_on[1:-1] & goes_on[2:]).any():
         return _decode_long(data, starts, ends), ends
-    # Three bytes at most: the number that would begin at each byte, for all of them at once. That is two multiply-adds
-    # over contiguous bytes, cheaper than gathering the second and third byte of some of the numbers.
-    bits = (data & 0x7F).astype(np.int32)
-    if len(data) > 1:
-        rest = bits[1:] << 7
-        if len(data) > 2:
-            rest[:-1] += (bits[2:] << 14) * goes_on[1:-1]
-        rest *= goes_on[:-1]
-        bits[:-1] += rest
-    return bits[starts], ends
+    # Three bytes at most: the number that would begin at each byte, for all of them at once. Work on contiguous bytes
+    # is cheaper than gathering the second and third byte of some of the numbers.
+    mask = goes_on.astype(np.int32)
+    numbers = (data & 0x7F).astype(np.int32)
+    rest = numbers[1:] << 7
+    rest[:-1] |= numbers[2:] << 14 & mask[1:-1]
+    rest &= mask[:-1]
+    numbers[:-1] |= rest
+    return numbers[starts], ends
 
 
 def _decode_long(data: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
