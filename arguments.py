@@ -20,6 +20,7 @@ from typing import Any, Callable, NamedTuple, Sequence
 from model.argument_checks import (
     Problems,
     check_available,
+    check_boundaries,
     check_checkpoint_source,
     check_checkpoints,
     check_config,
@@ -145,6 +146,12 @@ DATA = (
         True,
     ),
     Flag("--stride", 128, _whole(1), "step in tokens of the window over an article longer than --max-len"),
+    Flag(
+        "--document-boundaries",
+        "stream",
+        _one_of("stream", "isolated"),
+        "isolated: within a sample no document sees another, positions start again and no label crosses",
+    ),
     Flag("--val-num", 0, _whole(0), "samples held out for validation, in whole articles"),
     Flag("--seed", 1234, _whole(0, 2**32 - 1), "seed of weights, order of samples, dropout"),
     Flag("--num-workers", 4, _whole(0), "processes that read data; 0: the program itself"),
@@ -347,6 +354,8 @@ def parse_train_args(
     problems = Parser(program, about, TRAIN_GROUPS).read(argv)
     check_available(problems)
     config = check_config(problems)
+    if config:
+        check_boundaries(problems, config)
     placed = problems.sound("layers_per_ipu", "ipus_per_replica")
     if config and placed:
         check_layers(problems, config.n_layer, trains)

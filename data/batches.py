@@ -36,6 +36,12 @@ class SampleDataset(torch.utils.data.Dataset):
         """One line for the start of a run: samples, and the tokens dropped and padded on the way."""
         raise NotImplementedError
 
+    def check_document_ends(self, end_id: int) -> None:
+        """Raise ValueError if documents meet within samples and `end_id` does not stand between them.
+
+        Here they do not meet: a data set that joins documents overrides this.
+        """
+
     def __getitem__(self, index: int) -> torch.Tensor:
         """Sample `index`, int32 (T + 1,). Raises IndexError."""
         ids = np.empty((1, self.max_len + 1), dtype=np.int32)

@@ -133,6 +133,15 @@ def check_config(problems: Problems) -> GPT2Config | None:
         return None
 
 
+def check_boundaries(problems: Problems, config: GPT2Config) -> None:
+    """Documents are told apart by the id that ends them."""
+    if problems.args.document_boundaries == "isolated":
+        try:
+            config.end_of_text()
+        except ValueError as error:
+            problems.add("document_boundaries", str(error))
+
+
 def forward_stages(layers_per_ipu: Sequence[int]) -> int:
     """Stages of the forward pipeline: wte on IPU 0, wpe on IPU 1, the blocks, the tied head back on IPU 0.
 

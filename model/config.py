@@ -102,6 +102,16 @@ class GPT2Config:
         """Width of one attention head."""
         return self.n_embd // self.n_head
 
+    def end_of_text(self) -> int:
+        """The id that ends a document: eos_token_id. Raises ValueError unless that is one id of the vocabulary."""
+        end = self.eos_token_id
+        if not isinstance(end, int) or end >= self.real_vocab_size:
+            raise ValueError(
+                f"the model's configuration has eos_token_id {end!r}, not one id of its vocabulary "
+                f"0..{self.real_vocab_size - 1}; give it that of <|endoftext|> in a --config FILE"
+            )
+        return end
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> GPT2Config:
         """The configuration in a Hugging Face config.json of transformers 4 or 5.

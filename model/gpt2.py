@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import GPT2Config
+from model.documents import positions_in_documents
 from model.kv_cache import LayerCache
 
 # Score of a position that must not be seen, logit of a padding row. Softmax turns it into exactly 0
@@ -61,10 +62,17 @@ class Attention(nn.Module):
         mask = torch.ones(config.n_positions, config.n_positions, dtype=torch.bool).tril()
         self.register_buffer("mask", mask.view(1, 1, config.n_positions, config.n_positions), persistent=False)
 
-    def forward(self, x: Tensor, positions: Tensor | None = None, cache: LayerCache | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        positions: Tensor | None = None,
+        cache: LayerCache | None = None,
+        documents: Tensor | None = None,
+    ) -> Tensor:
         """(B, T, C) -> (B, T, C), or (B, P, C) for P `positions` (B, P): their queries, every key and value.
 
-        With a `cache` (and no `positions`) the queries see what it holds, these T tokens included.
+        With a `cache` (and no `positions`) the queries see what it holds, these T tokens included. With `documents`
+        (B, T) (and no `cache`) they see the keys of the same number only.
         """
         B, T, C = x.shape
         if positions is None:
@@ -75,6 +83,9 @@ class Attention(nn.Module):
             weight, bias = self.c_attn.weight, self.c_attn.bias  # (C, 3C), (3C,): queries, keys, values
             q = self._heads(F.linear(at_positions(x, positions), weight[:, :C].t(), bias[:C]))
             k, v = (self._heads(part) for part in F.linear(x, weight[:, C:].t(), bias[C:]).split(C, 2))
+        if documents is not None:
+            askers = documents if positions is None else torch.gather(documents, 1, positions)
+            seen = seen & (askers[:, None, :, None] == documents[:, None, None, :])  # (B, 1, T or P, T)
         if cache is not None:
             k, v, seen = cache.extend(k, v)  # (B, H, S, D) twice, (B, 1, T, S)
         scores = torch.matmul(q, k.transpose(-1, -2)) * (1.0 / math.sqrt(self.head_size))  # (B, H, T or P, T or S)
@@ -113,10 +124,17 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, positions: Tensor | None = None, cache: LayerCache | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        positions: Tensor | None = None,
+        cache: LayerCache | None = None,
+        documents: Tensor | None = None,
+    ) -> Tensor:
         """(B, T, C) -> (B, T, C), or (B, P, C) if only these P positions (B, P) are wanted."""
+        attended = self.attn(self.ln_1(x), positions, cache, documents)
         # The dropout's output stands on the left: the residual-add pattern of custom_ops looks for it there.
-        x = self.attn(self.ln_1(x), positions, cache) + (x if positions is None else at_positions(x, positions))
+        x = attended + (x if positions is None else at_positions(x, positions))
         return self.mlp(self.ln_2(x)) + x
 
 
@@ -154,6 +172,7 @@ class GPT2Model(nn.Module):
         position_ids: Tensor | None = None,
         wanted: Tensor | None = None,
         caches: Sequence[LayerCache] | None = None,
+        documents: Tensor | None = None,
     ) -> Tensor:
         """Hidden states after the last layer norm.
 
@@ -164,6 +183,9 @@ class GPT2Model(nn.Module):
                 computes queries and MLP for these only.
             caches: keys and values of earlier tokens, one a layer, to which these T are added; with position_ids and
                 without `wanted`.
+            documents: (B, T) integers that never fall along a row (model/documents.py): tokens see only those of the
+                same number, and positions count from its first one; without position_ids and caches. None: a row is
+                one document.
 
         Returns:
             (B, T, C), or (B, P, C) for P wanted positions
@@ -177,13 +199,15 @@ class GPT2Model(nn.Module):
                 f"input of {T} tokens, but the model has n_positions {self.config.n_positions}: "
                 "shorten the input or build the model with a larger n_positions (--max-len)"
             )
-        if position_ids is None:
+        if documents is not None:
+            position_ids = positions_in_documents(documents)  # (B, T)
+        elif position_ids is None:
             position_ids = torch.arange(T, device=input_ids.device).unsqueeze(0)  # (1, T)
         x = self.drop(self.wte(input_ids) + self.wpe(position_ids))  # (B, T, C)
         last = len(self.h) - 1
         for index, block in enumerate(self.h):
             positions = wanted if index == last else None
-            x = block(x, positions, None if caches is None else caches[index])
+            x = block(x, positions, None if caches is None else caches[index], documents)
         return self.ln_f(x)
 
 

@@ -6,6 +6,7 @@ import poptorch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.documents import document_numbers
 from model.gpt2 import GPT2LMHeadModel
 from model.placement import remap_logits
 
@@ -20,13 +21,22 @@ class PretrainingModel(nn.Module):
         serialized_seq_len: compute logits and loss in blocks of that many positions; None: all at once. The
             (B, T, V) logits then never exist as a whole.
         remap: pass the logits through the custom op RemapCE.
+        end_id: the token that ends a document. Given, the documents of a sample are isolated: no token attends to
+            another document's, positions start again at each, and the first token of a document is no label.
     """
 
-    def __init__(self, gpt2: GPT2LMHeadModel, serialized_seq_len: int | None = None, remap: bool = False) -> None:
+    def __init__(
+        self,
+        gpt2: GPT2LMHeadModel,
+        serialized_seq_len: int | None = None,
+        remap: bool = False,
+        end_id: int | None = None,
+    ) -> None:
         super().__init__()
         self.gpt2 = gpt2
         self.serialized_seq_len = serialized_seq_len
         self.remap = remap
+        self.end_id = end_id
 
     def forward(self, input_ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Mean cross-entropy in nats a token and the share of tokens predicted right, over labels that are not -100.
@@ -34,7 +44,9 @@ class PretrainingModel(nn.Module):
         Args:
             input_ids, labels: (B, T) integers; a label is the token that follows its position.
         """
-        hidden = self.gpt2.transformer(input_ids)  # (B, T, C)
+        documents = None if self.end_id is None else document_numbers(input_ids, self.end_id)
+        hidden = self.gpt2.transformer(input_ids, documents=documents)  # (B, T, C)
+        labels = self.counted(input_ids, labels)
         length = input_ids.shape[1]
         step = self.serialized_seq_len or length
         parts = [self._part(hidden, labels, slice(start, start + step)) for start in range(0, length, step)]
@@ -43,6 +55,10 @@ class PretrainingModel(nn.Module):
         count = (labels != IGNORED).float().sum().clamp(min=1.0)
         loss = sum(losses[1:], losses[0]) / count
         return poptorch.identity_loss(loss, reduction="none"), sum(corrects[1:], corrects[0]) / count
+
+    def counted(self, input_ids: Tensor, labels: Tensor) -> Tensor:
+        """The labels (B, T) that make up the loss, the others -100: none crosses from one document to the next."""
+        return labels if self.end_id is None else labels.masked_fill(input_ids == self.end_id, IGNORED)
 
     def _part(self, hidden: Tensor, labels: Tensor, part: slice) -> tuple[Tensor, Tensor]:
         """Summed loss and number of right predictions at these positions: two scalars in float32."""

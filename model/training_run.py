@@ -80,7 +80,8 @@ def place_model(gpt2: GPT2LMHeadModel, args: argparse.Namespace) -> PretrainingM
     if args.custom_ops:  # the residual-add pattern is in the library too
         custom_ops.load()
     serialized = args.serialized_seq_len if args.enable_sequence_serialized else None
-    return PretrainingModel(gpt2, serialized, args.remap_logit).half().train()
+    end_id = gpt2.config.end_of_text() if args.document_boundaries == "isolated" else None
+    return PretrainingModel(gpt2, serialized, args.remap_logit, end_id).half().train()
 
 
 def open_samples(args: argparse.Namespace) -> tuple[SampleDataset, SampleDataset | None]:
@@ -152,6 +153,8 @@ class TrainingRun:
                     f"{args.save_model_path} has checkpoints of an earlier run ({older[-1]}, …), which may be replaced"
                 )
 
+        if args.document_boundaries == "isolated":
+            self.samples.check_document_ends(gpt2.config.end_of_text())
         print(self.samples.summary())
         self.model = place_model(gpt2, args)
         self.optimizer = make_optimizer(

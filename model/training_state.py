@@ -26,6 +26,7 @@ _FORMAT = 1
 # Flags that decide the course of a run. With dropout the split of a batch does too: it orders the random numbers.
 _DECIDING = (
     "max_len",
+    "document_boundaries",
     "seed",
     "optimizer",
     "learning_rate",

@@ -23,6 +23,7 @@ class Validator:
     ) -> None:
         self.samples = samples
         self.rows = batch_size * options.device_iterations * options.replication_factor
+        self._counted = model.counted
         self._executor = poptorch.inferenceModel(model, options)
 
     def loss(self) -> float:
@@ -33,7 +34,7 @@ class Validator:
             inputs, targets = self._padded(self.samples.__getitems__(indices))
             losses, _ = self._executor(input_ids=inputs, labels=targets)  # (iterations x replicas,)
             # Each micro-batch gives the mean over its own labels.
-            counts = (targets != IGNORED).reshape(losses.numel(), -1).sum(dim=1)
+            counts = (self._counted(inputs, targets) != IGNORED).reshape(losses.numel(), -1).sum(dim=1)
             total += float((losses.double().reshape(-1) * counts).sum())
             labels += int(counts.sum())
         return total / labels

@@ -42,6 +42,7 @@ FLAGS = [
     ("enable_sequence_serialized", "--enable-sequence-serialized", False, "True", True, ""),
     ("serialized_seq_len", "--serialized-seq-len", 128, "32", 32, "--enable-sequence-serialized"),
     ("stride", "--stride", 128, "1024", 1024, ""),
+    ("document_boundaries", "--document-boundaries", "stream", "isolated", "isolated", ""),
     ("val_num", "--val-num", 0, "50", 50, ""),
     ("seed", "--seed", 1234, "7", 7, ""),
     ("num_workers", "--num-workers", 4, "0", 0, ""),
