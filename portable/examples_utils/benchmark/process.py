@@ -1,0 +1,90 @@
+"""One command in a process group of its own: its output in files, looked at now and then, nothing left over of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+GRACE = 5.0  # seconds between asking a group to end and ending it
+_LOOK = 0.2  # seconds between two looks
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended. `problem` is "" if it succeeded."""
+
+    exit_code: int | None
+    seconds: float
+    problem: str = ""
+
+
+def run(
+    words: list[str],
+    folder: Path,
+    environment: Mapping[str, str],
+    stdout: Path,
+    stderr: Path,
+    timeout: float | None = None,
+    watch: Callable[[float, Path, Path], None] = lambda seconds, stdout, stderr: None,
+) -> Outcome:
+    """Runs a command, without a shell. What it prints is appended to the files `stdout` and `stderr`.
+
+    Args:
+        timeout: seconds after which it and everything it started are ended.
+        watch: called a few times a second with the seconds so far and the two files.
+
+    However this function is left, KeyboardInterrupt included, the process group is gone.
+    """
+    start = time.monotonic()
+    with stdout.open("ab") as out, stderr.open("ab") as err:
+        try:
+            process = subprocess.Popen(
+                words, cwd=folder, env=dict(environment), stdin=subprocess.DEVNULL, stdout=out, stderr=err,
+                start_new_session=True,
+            )  # fmt: skip
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            return Outcome(None, 0.0, f"{words[0]} cannot be started ({reason})")
+    timed_out = False
+    try:
+        while process.poll() is None:
+            seconds = time.monotonic() - start
+            watch(seconds, stdout, stderr)
+            if timeout is not None and seconds >= timeout:
+                timed_out = True
+                break
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_LOOK if timeout is None else min(_LOOK, max(timeout - seconds, 0.01)))
+    finally:
+        _end_group(process)
+    seconds = time.monotonic() - start
+    if timed_out:
+        return Outcome(process.returncode, seconds, f"timed out after {timeout:g} s")
+    return Outcome(process.returncode, seconds, _describe(process.returncode))
+
+
+def _describe(code: int) -> str:
+    if code >= 0:
+        return f"exit status {code}" if code else ""
+    try:
+        return f"killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"killed by signal {-code}"
+
+
+def _end_group(process: subprocess.Popen) -> None:
+    """Ends the process, if it still runs, and whatever of its group does."""
+    if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
