@@ -1,7 +1,8 @@
 """poptorch.DataLoader: batches as large as one call of a model consumes. Spec: DataLoader (section 12).
 
-Mode Sync is torch's loader with the combined batch size. The distributed partition lives in the sampler, not in the
-data set, so that persistent workers see each epoch's order and a data set's `__getitems__` gets a whole batch at once.
+Mode Sync is torch's loader with the combined batch size; in the other modes such a loader lives in the process of an
+AsynchronousDataAccessor. The distributed partition lives in the sampler, not in the data set, so that persistent workers
+see each epoch's order and a data set's `__getitems__` gets a whole batch at once.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from typing import Any
 import torch
 from torch.utils.data import IterableDataset, Sampler
 
-from . import auto_report
-from .enums import DataLoaderMode, SharingStrategy
+from . import async_worker, auto_report
+from .async_data import AsynchronousDataAccessor
+from .enums import DataLoaderMode
 from .options import Options, checked
 from .options_dict import require
 from .poptorch_core import createPoptorchError
@@ -123,10 +125,16 @@ class DataLoader(torch.utils.data.DataLoader):
         shuffle, num_workers, persistent_workers, kwargs: as torch's; persistent_workers defaults to True with workers.
         drop_last: True by default, because a model is compiled for one shape.
         auto_distributed_partitioning: give each process its own part of the data set.
-        mode, async_options, rebatched_worker_size: only DataLoaderMode.Sync is available.
+        mode: Sync loads in this process and its num_workers. Async loads in the process of an
+            AsynchronousDataAccessor and its num_workers: a batch is valid until the next one is asked for.
+            AsyncRebatched does too, and its workers make batches of rebatched_worker_size samples, which are joined.
+            Async without drop_last rebatches as well.
+        async_options: keyword arguments of the AsynchronousDataAccessor, but for rebatched_size.
+        rebatched_worker_size: by default the combined batch size, which is the largest possible.
         batch_sampler: gives micro-batches; excludes batch_size and shuffle.
     Raises:
-        poptorch.Error: no Options; a batch_sampler with what it excludes; a mode that is not available.
+        poptorch.Error: no Options; a batch_sampler with what it excludes; an empty data set, or one that cannot be
+            sent to another process, in an asynchronous mode.
         AssertionError: an IterableDataset to be partitioned; shuffled partitions without Options.randomSeed();
             a rebatched size that does not fit.
     """
@@ -153,6 +161,8 @@ class DataLoader(torch.utils.data.DataLoader):
         if batch_sampler is None and batch_size is not None:
             self._combined_batch_size = batch_size * options.input_batch_multiplier
         _check_mode(mode, async_options, rebatched_worker_size, self._combined_batch_size)
+        self._accessor: AsynchronousDataAccessor | None = None
+        self._asynchronous = None
         partitioned = auto_distributed_partitioning and options.Distributed.numProcesses > 1
         if batch_sampler is not None:
             _check_batch_sampler(batch_size, shuffle, partitioned)
@@ -169,10 +179,20 @@ class DataLoader(torch.utils.data.DataLoader):
                 batching["shuffle"] = shuffle
         if persistent_workers is None:
             persistent_workers = num_workers > 0
-        super().__init__(dataset, num_workers=num_workers, persistent_workers=persistent_workers, **batching, **kwargs)
+        kwargs.update(num_workers=num_workers, persistent_workers=persistent_workers)
+        super().__init__(dataset, **batching, **kwargs)
+        if mode is not DataLoaderMode.Sync:
+            source = self._loaded_elsewhere(mode, rebatched_worker_size, batching, kwargs)
+            self._asynchronous = (source, dict(async_options or {}))
+            self._accessor = AsynchronousDataAccessor(source, **self._asynchronous[1])
 
     def __iter__(self) -> Iterator[Any]:
-        return auto_report.watched(super().__iter__(), self._options)
+        if self._asynchronous is None:
+            return auto_report.watched(super().__iter__(), self._options)
+        if self._accessor is None:  # after terminate()
+            source, async_options = self._asynchronous
+            self._accessor = AsynchronousDataAccessor(source, **async_options)
+        return auto_report.watched(iter(self._accessor), self._options)
 
     @property
     def combinedBatchSize(self) -> int | None:
@@ -186,8 +206,23 @@ class DataLoader(torch.utils.data.DataLoader):
 
     def terminate(self) -> None:
         """Ends the worker processes, if there are any. The loader can be iterated again, with new ones."""
+        if self._accessor is not None:
+            self._accessor.terminate()
+            self._accessor = None
         # torch ends the workers of an iterator when it is collected, and keeps the one of persistent workers here.
         self._iterator = None
+
+    def _loaded_elsewhere(
+        self, mode: DataLoaderMode, worker_size: int | None, batching: dict[str, Any], kwargs: dict[str, Any]
+    ) -> Any:
+        """What the accessor's process iterates: a loader like this one, or one of smaller batches to be joined."""
+        _refuse_empty(self)
+        combined = self._combined_batch_size
+        if combined is None or (mode is DataLoaderMode.Async and self.drop_last):
+            return torch.utils.data.DataLoader(self.dataset, **batching, **kwargs)
+        smaller = {**batching, "batch_size": worker_size or combined, "drop_last": False}
+        loader = torch.utils.data.DataLoader(self.dataset, **smaller, **kwargs)
+        return async_worker.Rebatched(loader, combined, self.drop_last)
 
     def _partition_sampler(self, dataset: Any, shuffle: bool, drop_last: bool, sampler: Any) -> _PartitionSampler:
         require(
@@ -208,39 +243,30 @@ class DataLoader(torch.utils.data.DataLoader):
         return _PartitionSampler(partition, sampler)
 
 
-class AsynchronousDataAccessor:
-    """Loads batches in another process, ahead of time. Not available yet in this runtime."""
-
-    def __init__(
-        self,
-        dataset: Any,
-        buffer_size: int = 3,
-        miss_sleep_time_in_ms: float = 0.1,
-        load_indefinitely: bool = True,
-        early_preload: bool = False,
-        sharing_strategy: SharingStrategy = SharingStrategy.ForkServer,
-        rebatched_size: int | None = None,
-    ) -> None:
-        raise createPoptorchError(
-            "AsynchronousDataAccessor is not available yet in this runtime: iterate the DataLoader itself, "
-            "with num_workers > 0 to load in other processes"
-        )
-
-
 def _check_mode(
     mode: DataLoaderMode, async_options: dict[str, Any] | None, worker_size: int | None, combined: int | None
 ) -> None:
-    """Raises AssertionError for asynchronous arguments that contradict, poptorch.Error for a mode that is missing."""
+    """Raises AssertionError for asynchronous arguments that contradict."""
+    require(isinstance(mode, DataLoaderMode), f"mode must be a poptorch.DataLoaderMode, got {mode!r}")
     require("rebatched_size" not in (async_options or {}), "rebatched_size is set by the DataLoader: remove it")
     if worker_size is not None and combined is not None:
         require(
             worker_size <= combined,
             f"rebatched_worker_size ({worker_size}) must not exceed the combined batch size ({combined})",
         )
-    if mode is not DataLoaderMode.Sync:
+
+
+def _refuse_empty(loader: DataLoader) -> None:
+    """Raises poptorch.Error if it is known that there is not a single batch."""
+    try:
+        batches = len(loader)
+    except TypeError:
+        return
+    if not batches:
         raise createPoptorchError(
-            f"{mode} is not available yet in this runtime: use DataLoaderMode.Sync, with num_workers > 0 to load in "
-            "other processes"
+            "The Dataset is empty: it has fewer samples than one combined batch, whose incomplete rest is dropped"
+            if loader.drop_last and len(loader.dataset)
+            else "The Dataset is empty"
         )
 
 

@@ -1,4 +1,4 @@
-"""poptorch.DataLoader, mode Sync (section 12)."""
+"""poptorch.DataLoader: combined batches and partitions, mode Sync (section 12)."""
 
 from __future__ import annotations
 
@@ -248,18 +248,6 @@ def test_section12_streams_are_not_partitioned():
     loader = DataLoader(options, Stream(), auto_distributed_partitioning=False)
     assert [batch.tolist() for batch in loader] == [[0, 1], [2, 3], [4, 5]]
     assert len(list(DataLoader(shaped(3), Stream()))) == 2
-
-
-def test_section12_asynchronous_modes_are_refused_for_now():
-    for mode in (DataLoaderMode.Async, DataLoaderMode.AsyncRebatched):
-        with pytest.raises(Error, match=f"{mode.name} is not available yet"):
-            DataLoader(shaped(), numbers(4), mode=mode)
-    with pytest.raises(Error, match="not available yet"):
-        AsynchronousDataAccessor(numbers(4))
-    with pytest.raises(AssertionError, match="rebatched_worker_size"):
-        DataLoader(shaped(2), numbers(4), batch_size=2, rebatched_worker_size=5)
-    with pytest.raises(AssertionError, match="rebatched_size"):
-        DataLoader(shaped(2), numbers(4), async_options={"rebatched_size": 1})
 
 
 def test_partition_covers_everything_over_the_epochs():
