@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from . import async_worker
+from . import async_worker, batch_ring
 from .enums import SharingStrategy
 from .options_dict import require, require_positive_int
 from .poptorch_core import createPoptorchError
@@ -76,7 +76,7 @@ class AsynchronousDataAccessor:
             raise createPoptorchError("The Dataset is empty")
         if rebatched_size is not None:
             require_positive_int("rebatched_size", rebatched_size)
-            dataset = async_worker.Rebatched(dataset, rebatched_size, bool(getattr(dataset, "drop_last", False)))
+            dataset = batch_ring.Rebatched(dataset, rebatched_size, bool(getattr(dataset, "drop_last", False)))
         self._dataset = dataset
         self._epoch = -1
         self._position = 0  # batches taken from the epoch
@@ -118,7 +118,7 @@ class AsynchronousDataAccessor:
                 self._held = slot
                 if epoch == self._epoch:
                     self._position += 1
-                    return async_worker.put_together(skeleton, self._slots[slot])
+                    return batch_ring.put_together(skeleton, self._slots[slot])
                 self._release()  # of an epoch that was not used up
 
     def terminate(self) -> None:
@@ -213,7 +213,7 @@ class AsynchronousDataAccessor:
 
 
 def _length(dataset: Iterable) -> int | None:
-    if isinstance(dataset, async_worker.Rebatched):  # which counts on elements that are samples
+    if isinstance(dataset, batch_ring.Rebatched):  # which counts on elements that are samples
         return None
     try:
         return len(dataset)

@@ -1,8 +1,8 @@
 """poptorch.DataLoader: batches as large as one call of a model consumes. Spec: DataLoader (section 12).
 
 Mode Sync is torch's loader with the combined batch size; in the other modes such a loader lives in the process of an
-AsynchronousDataAccessor. The distributed partition lives in the sampler, not in the data set, so that persistent workers
-see each epoch's order and a data set's `__getitems__` gets a whole batch at once.
+AsynchronousDataAccessor. The partition of a data set lives in the sampler: workers that persist see each epoch's order,
+and a data set's `__getitems__` gets a whole batch at once.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.utils.data import IterableDataset, Sampler
 
-from . import async_worker, auto_report
+from . import auto_report, batch_ring
 from .async_data import AsynchronousDataAccessor
 from .enums import DataLoaderMode
 from .options import Options, checked
@@ -222,7 +222,7 @@ class DataLoader(torch.utils.data.DataLoader):
             return torch.utils.data.DataLoader(self.dataset, **batching, **kwargs)
         smaller = {**batching, "batch_size": worker_size or combined, "drop_last": False}
         loader = torch.utils.data.DataLoader(self.dataset, **smaller, **kwargs)
-        return async_worker.Rebatched(loader, combined, self.drop_last)
+        return batch_ring.Rebatched(loader, combined, self.drop_last)
 
     def _partition_sampler(self, dataset: Any, shuffle: bool, drop_last: bool, sampler: Any) -> _PartitionSampler:
         require(

@@ -23,7 +23,7 @@ from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 import poptorch
 from poptorch import AsynchronousDataAccessor, DataLoader, DataLoaderMode, Error, SharingStrategy
-from poptorch.async_worker import Rebatched, put_together, taken_apart
+from poptorch.batch_ring import Rebatched, put_together, taken_apart
 
 FORK = {"sharing_strategy": SharingStrategy.Fork}  # starts in milliseconds
 
