@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import array
-import hashlib
 import json
-import os
-import shutil
 import struct
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data.article_pickle import read_articles
-from data.atomic import unique_beside
+from data.cache_folder import cache_folder, map_array, remove_others
 
-FORMAT_VERSION = 1
+_KIND = "cache-v1"  # the number is that of the format
 _INT32_MAX = 2**31 - 1
 
 
@@ -33,9 +29,7 @@ class PickleCorpus:
         self.path, self.cache = path, cache
         try:
             self.meta: dict[str, int] = json.loads((cache / "meta.json").read_text(encoding="utf-8"))
-            # As plain arrays: slices of numpy.memmap cost several times more.
-            self.tokens = np.load(str(cache / "tokens.npy"), mmap_mode="r").view(np.ndarray)
-            self.offsets = np.load(str(cache / "offsets.npy"), mmap_mode="r").view(np.ndarray)
+            self.tokens, self.offsets = (map_array(cache / name) for name in ("tokens.npy", "offsets.npy"))
             whole = (self.meta["tokens"], self.meta["articles"] + 1) == (len(self.tokens), len(self.offsets))
         except (OSError, ValueError, KeyError) as error:
             raise ValueError(f"{cache}: damaged cache ({error}); remove that folder and start again") from error
@@ -80,54 +74,11 @@ def open_corpus(path: str | Path, real_vocab_size: int) -> PickleCorpus:
         raise ValueError(f"--train-path {path}: {error.strerror}; give the .pkl of a corpus") from error
     if not path.is_file():
         raise ValueError(f"--train-path {path}: not a file; give the .pkl of a corpus")
-    name = f"{path.name}.cache-v{FORMAT_VERSION}-{stat.st_size}-{stat.st_mtime_ns}"
-    places = [path.resolve().parent, *_private_folder(path)]
-    found = [place / name for place in places if os.access(str(place / name / "meta.json"), os.R_OK)]
-    corpus = PickleCorpus(path, found[0] if found else _build(path, places, name))
+    cache = cache_folder(path, _KIND, f"{stat.st_size}-{stat.st_mtime_ns}", lambda work: _write_arrays(path, work))
+    remove_others(path, cache, _KIND)
+    corpus = PickleCorpus(path, cache)
     corpus.check_ids(real_vocab_size)
     return corpus
-
-
-def _private_folder(path: Path) -> list[Path]:
-    """The second choice for the cache, in the temporary folder; none if it would be in somebody else's hands."""
-    key = hashlib.sha256(str(path.resolve()).encode("utf-8", "surrogateescape")).hexdigest()[:16]
-    ours = Path(tempfile.gettempdir()) / f"gpt2-pickle-cache-{os.getuid()}"
-    try:
-        ours.mkdir(mode=0o700, exist_ok=True)
-        if ours.stat().st_uid != os.getuid():
-            return []
-        (ours / key).mkdir(exist_ok=True)
-    except OSError:  # no second choice then; that only matters, and is reported, if the first one fails
-        return []
-    return [ours / key]
-
-
-def _build(path: Path, places: list[Path], name: str) -> Path:
-    problem = "no folder to write to"
-    for place in places:
-        final, work = place / name, unique_beside(place / name)
-        try:
-            work.mkdir()
-        except OSError as error:
-            problem = f"{place}: {error.strerror}"
-            continue
-        try:
-            _write_arrays(path, work)
-            os.rename(str(work), str(final))
-        except OSError as error:
-            if not (final / "meta.json").is_file():  # else another process was first, with the same content
-                problem = f"{place}: {error.strerror}"
-                continue
-        finally:
-            shutil.rmtree(str(work), ignore_errors=True)
-        for stale in place.iterdir():  # of earlier versions of the same file
-            if stale.name.startswith(path.name + ".cache-v") and stale.name != name:
-                shutil.rmtree(str(stale), ignore_errors=True)
-        return final
-    raise RuntimeError(
-        f"cannot write the cache of {path} ({problem})\nHINT: free space or make the folder of the corpus writable, "
-        "or set TMPDIR to a roomy folder"
-    )
 
 
 def _write_arrays(path: Path, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copyreg
 import io
 import json
@@ -17,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import pickle_corpus
+from data import cache_folder, pickle_corpus
 from data.article_pickle import read_articles, write_articles
 from data.pickle_corpus import open_corpus
 
@@ -248,7 +249,7 @@ def test_a_changed_file_gets_a_new_cache(corpus):
 def test_read_only_folder_uses_the_temporary_one(corpus, monkeypatch, tmp_path):
     path, articles = corpus
     (tmp_path / "tmp").mkdir()
-    monkeypatch.setattr(pickle_corpus.tempfile, "gettempdir", lambda: str(tmp_path / "tmp"))
+    monkeypatch.setattr(cache_folder.tempfile, "gettempdir", lambda: str(tmp_path / "tmp"))
     mkdir = Path.mkdir
 
     def refuse(self, *args, **kwargs):
@@ -262,7 +263,7 @@ def test_read_only_folder_uses_the_temporary_one(corpus, monkeypatch, tmp_path):
     assert tmp_path / "tmp" in opened.cache.parents
     assert caches(path.parent) == ["tmp"]
     assert open_corpus(path, VOCAB).cache == opened.cache
-    monkeypatch.setattr(pickle_corpus, "_private_folder", lambda path: [])
+    monkeypatch.setattr(cache_folder, "_private_folder", lambda path: [])
     path.write_bytes(pickle.dumps([[1]]))
     with pytest.raises(RuntimeError, match="Permission denied(.|\n)*HINT"):
         open_corpus(path, VOCAB)
@@ -302,6 +303,8 @@ def test_several_processes_at_once(tmp_path):
 
 
 def test_another_process_finished_first(corpus, monkeypatch):
+    """Where the file system has no locks two may build at once."""
+    monkeypatch.setattr(cache_folder, "_locked", lambda folder: contextlib.nullcontext())
     path, articles = corpus
     build = pickle_corpus._write_arrays
     nested = []
