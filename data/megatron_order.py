@@ -63,12 +63,12 @@ class Order:
     shuffle: np.ndarray
 
 
-def build_order(sizes: np.ndarray, documents: np.ndarray, rule: OrderRule) -> Order:
-    """The order for the documents (int32 (D,), numbers into `sizes`, int32) of a split.
+def build_order(sizes: np.ndarray, documents: range, rule: OrderRule) -> Order:
+    """The order for the documents of a split: numbers into `sizes` (int32), one after the other.
 
     Raises ValueError if the split has no whole sample.
     """
-    tokens = int(sizes[documents].sum(dtype=np.int64))  # K
+    tokens = int(sizes[documents.start : documents.stop].sum(dtype=np.int64))  # K
     if tokens <= rule.max_len:
         raise ValueError(f"{tokens:,} tokens make no sample of {rule.max_len + 1}")
     epochs, separate = rule.epochs(tokens), rule.separate(tokens)
@@ -79,8 +79,8 @@ def build_order(sizes: np.ndarray, documents: np.ndarray, rule: OrderRule) -> Or
     return Order(document_index, sample_index, _shuffled_samples(together, len(sample_index) - 1, rng))
 
 
-def _shuffled_documents(documents: np.ndarray, epochs: int, separate: bool, rng: np.random.RandomState) -> np.ndarray:
-    index = np.tile(documents.astype(np.int32, copy=False), epochs)
+def _shuffled_documents(documents: range, epochs: int, separate: bool, rng: np.random.RandomState) -> np.ndarray:
+    index = np.tile(np.arange(documents.start, documents.stop, dtype=np.int32), epochs)
     boundary = (epochs - separate) * len(documents)
     rng.shuffle(index[:boundary])
     if separate:
