@@ -136,14 +136,25 @@ CHECKPOINT = (
     ),
 )
 DATA = (
-    Flag("--train-path --dataset", "generated", TEXT, "generated, a .pkl file, pickle or tfrecord with --input-files"),
+    Flag(
+        "--train-path --dataset",
+        "generated",
+        TEXT,
+        "generated, a .pkl file, tfrecord or dynamic (Megatron's mmap); new: pickle, tfrecord, mmap with --input-files",
+    ),
     Flag("--tfrecord-path", None, PATH, "the TFRecord files: paths, or '*' patterns in quotes", True),
     Flag(
         "--data-prefix --input-files",
         None,
         PATH,
-        "files of --dataset pickle or tfrecord; Megatron prefix (not yet)",
+        "PREFIX of Megatron's PREFIX.bin and PREFIX.idx; the files of --dataset pickle or tfrecord",
         True,
+    ),
+    Flag(
+        "--sample-order",
+        "megatron",
+        _one_of("megatron", "reference"),
+        "Megatron-LM's order of mmap samples, or the reference application's, which never keeps a last epoch apart",
     ),
     Flag("--stride", 128, _whole(1), "step in tokens of the window over an article longer than --max-len"),
     Flag(
@@ -346,7 +357,8 @@ def parse_train_args(
     Attributes are the old spellings. Beyond the values: `typed` is the set of attributes given on the command line,
     `notes` the lines to print at the start about flags without effect, `config` the json file of the model.
     `layers_per_ipu` and `matmul_proportion` (if given) have one entry an IPU, `ipus_per_replica` counts them,
-    `recompute_checkpoint_layers` lists the blocks to recompute, `train_path` is "generated", "tfrecord" or a .pkl file.
+    `recompute_checkpoint_layers` lists the blocks to recompute, `train_path` is "generated", "tfrecord",
+    "dynamic" or a .pkl file.
 
     Raises SystemExit(2) after printing every problem to stderr.
     """

@@ -99,7 +99,7 @@ def train(run: TrainingRun, interruption: Interruption) -> None:
             del input_ids, labels  # a call's worth can be half a gigabyte, and the next one is under way
             run.schedule.step()
             run.executor.setOptimizer(run.optimizer)  # the device learns of a new rate in no other way
-            position.advance(run.samples_a_call, len(run.samples))
+            position.advance(run.samples_a_step, run.sampler.samples_an_epoch)
             clock.count()
             finished, epoch_ended = position.step == run.calls, position.epoch > epoch
             loss, accuracy = (float(out.float().mean()) / micro_batches for out in (losses, accuracies))

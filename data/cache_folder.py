@@ -71,8 +71,11 @@ def remove_others(source: Path, folder: Path, kind: str) -> None:
 
 def map_array(path: Path) -> np.ndarray:
     """A .npy file, mapped. Raises OSError or ValueError if it is damaged."""
-    # As a plain array: slices of numpy.memmap cost several times more.
-    return np.load(str(path), mmap_mode="r").view(np.ndarray)
+    try:
+        # As a plain array: slices of numpy.memmap cost several times more.
+        return np.load(str(path), mmap_mode="r").view(np.ndarray)
+    except EOFError as error:
+        raise ValueError(f"{path.name} is empty") from error
 
 
 @contextlib.contextmanager

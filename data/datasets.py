@@ -1,7 +1,7 @@
 """The data sets behind --train-path, all with one interface.
 
 A data set is a `SampleDataset` (data/batches.py): samples of max-len + 1 ids by number. A DataLoader takes it with
-`collate_fn=collate` and `sampler=ResumableSampler(len(dataset), seed)`.
+`collate_fn=collate` and `sampler=make_sampler(dataset, seed)`.
 """
 
 from __future__ import annotations
@@ -10,11 +10,22 @@ from typing import Sequence
 
 from data.batches import SampleDataset, collate
 from data.generated import GeneratedDataset
+from data.megatron_dataset import MmapDataset, open_mmap
 from data.pickle_corpus import open_corpus
-from data.sampler import ResumableSampler
+from data.sampler import ALONE, OrderedSampler, ResumableSampler, Shard
 from data.windows import WindowDataset, split_by_article
 
-__all__ = ["GeneratedDataset", "ResumableSampler", "WindowDataset", "check_enough", "collate", "open_dataset"]
+__all__ = [
+    "GeneratedDataset",
+    "MmapDataset",
+    "ResumableSampler",
+    "Shard",
+    "WindowDataset",
+    "check_enough",
+    "collate",
+    "make_sampler",
+    "open_dataset",
+]
 
 
 def open_dataset(
@@ -27,12 +38,17 @@ def open_dataset(
     real_vocab_size: int,
     num_samples: int,
     tfrecord_path: Sequence[str] = (),
+    data_prefix: str = "",
+    epochs: int = 1,
+    ordered_samples: int | None = None,
+    separate_last_epoch: bool = True,
 ) -> tuple[SampleDataset, SampleDataset | None]:
     """Training and validation samples (None if `val_num` is 0) for --train-path: `generated`, `tfrecord` (the files
-    of `tfrecord_path`) or a corpus `.pkl`.
+    of `tfrecord_path`), `dynamic` (Megatron's `data_prefix`) or a corpus `.pkl`.
 
-    `num_samples` is the size of the generated set, which a corpus ignores. Raises ValueError naming flag and file
-    for data that are missing, unreadable, empty, too short or outside the vocabulary.
+    `num_samples` is the size of the generated set, which a corpus ignores; `epochs`, `ordered_samples` (None: as many
+    as the epochs have) and `separate_last_epoch` shape Megatron's order (data/megatron_order.py). Raises ValueError
+    naming flag and file for data that are missing, unreadable, empty, too short or outside the vocabulary.
     """
     if val_num < 0:
         raise ValueError(f"--val-num must be 0 or more, not {val_num}")
@@ -47,10 +63,28 @@ def open_dataset(
         return open_tfrecords(
             tfrecord_path, max_len=max_len, real_vocab_size=real_vocab_size, val_num=val_num, seed=seed
         )
+    if train_path == "dynamic":
+        return open_mmap(
+            data_prefix,
+            max_len=max_len,
+            seed=seed,
+            val_num=val_num,
+            real_vocab_size=real_vocab_size,
+            epochs=epochs,
+            samples=ordered_samples,
+            separate_last_epoch=separate_last_epoch,
+        )
     corpus = open_corpus(train_path, real_vocab_size)
     if val_num == 0:
         return WindowDataset(corpus, max_len, stride), None
     return split_by_article(corpus, max_len, stride, val_num, seed)
+
+
+def make_sampler(dataset: SampleDataset, seed: int, shard: Shard = ALONE) -> ResumableSampler:
+    """The order of a data set's samples: its own if it has one, else a permutation from the seed for every epoch."""
+    if isinstance(dataset, MmapDataset):
+        return OrderedSampler(len(dataset), dataset.samples_a_pass, shard)
+    return ResumableSampler(len(dataset), seed, shard)
 
 
 def check_enough(dataset: SampleDataset, samples_a_call: int, flags: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from data.bad_data import BadData
 from data.batches import SampleDataset
 from data.cache_folder import cache_folder, map_array
 from data.megatron import MmapCorpus
@@ -67,11 +68,8 @@ def _identity(corpus: MmapCorpus) -> list[Any]:
 class MmapDataset(SampleDataset):
     """The samples of some documents of a corpus, in their final order: sample i is the i-th of the run.
 
-    All passes over the data are in the order already: `ordered` is True, and `samples_a_pass` says how many samples
-    one of them has.
+    All passes over the data are in the order already; `samples_a_pass` says how many samples one of them has.
     """
-
-    ordered = True
 
     def __init__(self, corpus: MmapCorpus, documents: range, rule: OrderRule, real_vocab_size: int, count: int) -> None:
         """The first `count` samples of the order. Raises ValueError if the documents have no whole sample."""
@@ -94,7 +92,7 @@ class MmapDataset(SampleDataset):
     def read(self, indices: np.ndarray, ids: np.ndarray) -> None:
         """Write the samples `indices` (int64 (n,)) to `ids` (int32 (n, T + 1)).
 
-        Raises ValueError naming sample and token for an id outside the vocabulary.
+        Raises BadData naming sample and token for an id outside the vocabulary.
         """
         for start in range(0, len(indices), _ROWS):
             rows = slice(start, start + _ROWS)
@@ -117,10 +115,10 @@ class MmapDataset(SampleDataset):
             found = found.reshape(-1, length)
         if (found.dtype.kind == "i" and found.min() < 0) or found.max() >= self.real_vocab_size:
             row, column = (int(axis[0]) for axis in np.nonzero((found < 0) | (found >= self.real_vocab_size)))
-            raise ValueError(
+            raise BadData(
                 f"{self.corpus.bin_path}, sample {int(indices[row])}: token id {int(found[row, column])} is outside "
-                f"the model's vocabulary 0..{self.real_vocab_size - 1}; preprocess the text with the model's tokenizer, "
-                "or use a --model of that vocabulary"
+                f"the vocabulary 0..{self.real_vocab_size - 1}; preprocess the text with the model's tokenizer, or use "
+                "a --model of that vocabulary"
             )
         ids[:] = found
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Iterator
+from typing import Iterator, NamedTuple
 
+import numpy as np
 import torch
 
 from data.windows import seeded_order
@@ -11,31 +12,95 @@ from data.windows import seeded_order
 _CHUNK = 1 << 16  # indices turned into Python ints at once
 
 
+class Shard(NamedTuple):
+    """What one of several processes takes: of every `ranks` x `block` samples in order the `rank`-th `block`.
+
+    Every sample goes to one rank. What is left of an epoch and fills no such group is left out on all ranks.
+    """
+
+    rank: int = 0
+    ranks: int = 1
+    block: int = 1
+
+    @property
+    def group(self) -> int:
+        """Samples that all ranks together take at once."""
+        return self.ranks * self.block
+
+    def of(self, order: np.ndarray) -> np.ndarray:
+        """This rank's part of an order (n,)."""
+        if self.ranks == 1:
+            return order
+        whole = len(order) // self.group * self.group
+        return order[:whole].reshape(-1, self.ranks, self.block)[:, self.rank].reshape(-1)
+
+
+ALONE = Shard()
+
+
 class ResumableSampler(torch.utils.data.Sampler):
     """All samples once an epoch, in a global permutation drawn from (seed, epoch).
 
-    `len` is what is left of the epoch. Dropping the end that fills no combined batch is the DataLoader's.
+    `len` is what is left of the epoch for this rank. Dropping the end that fills no combined batch is the DataLoader's.
+    The permutation takes 24 bytes a sample while it is drawn, and 8 afterwards.
     """
 
-    def __init__(self, num_samples: int, seed: int) -> None:
+    def __init__(self, num_samples: int, seed: int, shard: Shard = ALONE) -> None:
         if num_samples < 1:
             raise ValueError(f"a sampler needs one sample or more, not {num_samples}")
-        self.num_samples, self.seed = num_samples, seed
+        self.num_samples, self.seed, self.shard = num_samples, seed, shard
         self.epoch, self.start = 0, 0
 
+    @property
+    def samples_an_epoch(self) -> int:
+        """Of all ranks together."""
+        return self.num_samples
+
     def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Choose the epoch, and how many of its samples have been consumed already. Raises ValueError."""
-        if epoch < 0 or not 0 <= start <= self.num_samples:
+        """Choose the epoch, and how many of its samples all ranks have consumed already. Raises ValueError."""
+        if epoch < 0 or not 0 <= start <= self.samples_an_epoch:
             raise ValueError(
-                f"epoch {epoch} at sample {start} does not exist: {self.num_samples} samples an epoch; "
+                f"epoch {epoch} at sample {start} does not exist: {self.samples_an_epoch} samples an epoch; "
                 "the checkpoint is of another run"
             )
         self.epoch, self.start = epoch, start
 
     def __len__(self) -> int:
-        return self.num_samples - self.start
+        left = self.samples_an_epoch - self.start
+        return left if self.shard.ranks == 1 else left // self.shard.group * self.shard.block
 
     def __iter__(self) -> Iterator[int]:
-        order = seeded_order(self.num_samples, self.seed, self.epoch)[self.start :]
+        order = self.shard.of(seeded_order(self.num_samples, self.seed, self.epoch)[self.start :])
         for first in range(0, len(order), _CHUNK):
             yield from order[first : first + _CHUNK].tolist()
+
+
+class OrderedSampler(ResumableSampler):
+    """The samples of a data set that has its order, over all passes: 0, 1, 2, ...
+
+    An epoch is as many groups of the shard as one pass has whole ones, and the next epoch goes on with the very next
+    sample. Any position is found at once.
+    """
+
+    def __init__(self, num_samples: int, samples_a_pass: int, shard: Shard = ALONE) -> None:
+        super().__init__(num_samples, 0, shard)
+        self._samples_an_epoch = max(1, samples_a_pass // shard.group) * shard.group
+
+    @property
+    def samples_an_epoch(self) -> int:
+        """Of all ranks together."""
+        return self._samples_an_epoch
+
+    def _range(self) -> range:
+        begin = self.epoch * self.samples_an_epoch
+        return range(begin + self.start, min(begin + self.samples_an_epoch, self.num_samples))
+
+    def __len__(self) -> int:
+        left = len(self._range())
+        return left if self.shard.ranks == 1 else left // self.shard.group * self.shard.block
+
+    def __iter__(self) -> Iterator[int]:
+        order, step = self._range(), self.shard.group * max(1, _CHUNK // self.shard.group)
+        for first in range(0, len(order), step):
+            part = order[first : first + step]
+            yield from self.shard.of(np.arange(part.start, part.stop)).tolist()

@@ -73,7 +73,7 @@ def refuse(program: str, problems: Sequence[str]) -> NoReturn:
 
 
 def check_available(problems: Problems) -> None:
-    """Flags whose runtime does not exist yet are refused, never ignored."""
+    """The new spellings of --train-path become the old ones. Flags whose runtime does not exist yet are refused."""
     args = problems.args
     if args.train_path == "pickle" and problems.sound("data_prefix"):  # the new spelling of a .pkl path
         if not args.data_prefix:
@@ -84,10 +84,13 @@ def check_available(problems: Problems) -> None:
             args.train_path = args.data_prefix[0]
     elif args.train_path == "tfrecord":
         check_tfrecords(problems)
+    elif args.train_path in ("dynamic", "mmap"):
+        args.train_path = "dynamic"
+        check_prefix(problems)
     elif args.data_prefix:
-        problems.add("data_prefix", "Megatron data is not available yet; use --train-path FILE.pkl")
-    if args.train_path in ("dynamic", "mmap"):
-        problems.add("train_path", "this format is not available yet; use a .pkl file, tfrecord or generated")
+        problems.add("data_prefix", "is read with --train-path dynamic; add it, or leave this out")
+    if args.train_path != "dynamic" and "sample_order" in args.typed:
+        args.notes.append(f"{problems.shown('sample_order')} has no effect: it is for --train-path dynamic")
     if args.tfrecord_path and args.train_path != "tfrecord":
         problems.add("tfrecord_path", "these files are read with --train-path tfrecord; add it, or leave this out")
     for dest, instead in (
@@ -97,6 +100,29 @@ def check_available(problems: Problems) -> None:
     ):
         if getattr(args, dest):
             problems.add(dest, f"not available yet; {instead}")
+
+
+def check_prefix(problems: Problems) -> None:
+    """args.data_prefix is the prefix of one .bin and its .idx."""
+    args = problems.args
+    if not problems.sound("data_prefix"):
+        return
+    if not args.data_prefix:
+        problems.add("train_path", "name the data with --data-prefix <path>/my-gpt2_text_document")
+        return
+    if len(args.data_prefix) > 1:
+        problems.add("data_prefix", "takes one prefix; data/preprocess_megatron.py makes one corpus of several files")
+        return
+    prefix = args.data_prefix[0]
+    for ending in (".bin", ".idx"):
+        if prefix.endswith(ending) and os.path.exists(prefix):
+            problems.add("data_prefix", f"leave the ending out: {prefix[: -len(ending)]}")
+            return
+    missing = [prefix + ending for ending in (".bin", ".idx") if not os.path.isfile(prefix + ending)]
+    if missing:
+        problems.add("data_prefix", f"there is no {' and no '.join(missing)}; data/preprocess_megatron.py makes them")
+    if "stride" in args.typed:
+        args.notes.append(f"{problems.shown('stride')} has no effect: samples follow one another without overlap")
 
 
 def check_tfrecords(problems: Problems) -> None:

@@ -35,6 +35,13 @@ def join_instances(args: argparse.Namespace) -> None:
         args.replication_factor = replicas
 
 
+def instance() -> tuple[int, int]:
+    """Number of this process and how many there are: (0, 1) without poprun."""
+    if popdist.isPopdistEnvSet():
+        return popdist.getInstanceIndex(), popdist.getNumInstances()
+    return 0, 1
+
+
 def base_options(args: argparse.Namespace) -> poptorch.Options:
     """What training and forward-only programs share."""
     if popdist.isPopdistEnvSet():  # under poprun, which also says how many replicas there are

@@ -15,14 +15,14 @@ import torch
 import custom_ops
 from arguments import arithmetic, samples_per_call
 from data.batches import SampleDataset
-from data.datasets import ResumableSampler, check_enough, collate, open_dataset
+from data.datasets import MmapDataset, Shard, check_enough, collate, make_sampler, open_dataset
 from model import placement, training_state
 from model.argument_checks import BadFlags
 from model.checkpoint import VOCAB_MULTIPLE, load_pretrained, recover_interrupted
 from model.config import GPT2Config
 from model.gpt2 import GPT2LMHeadModel
 from model.interruption import ignore_in_worker
-from model.ipu_options import forward_options, join_instances, training_options
+from model.ipu_options import forward_options, instance, join_instances, training_options
 from model.optimization import make_optimizer, make_schedule, warmup_length
 from model.plan import plan_lines
 from model.pretraining import PretrainingModel
@@ -96,6 +96,10 @@ def open_samples(args: argparse.Namespace) -> tuple[SampleDataset, SampleDataset
         real_vocab_size=GPT2Config.from_json(args.config).real_vocab_size,
         num_samples=4 * samples_a_call,
         tfrecord_path=args.tfrecord_path or (),
+        data_prefix=args.data_prefix[0] if args.train_path == "dynamic" else "",
+        epochs=args.epochs,
+        ordered_samples=args.training_steps * samples_a_call if "training_steps" in args.typed else None,
+        separate_last_epoch=args.sample_order == "megatron",
     )
     check_enough(samples, samples_a_call, arithmetic(args)[0])
     return samples, held_out
@@ -139,8 +143,10 @@ class TrainingRun:
             raise BadFlags(f"the program was started as one of several processes: {error}") from error
         self.args, self.samples_a_call = args, samples_per_call(args)
         state, gpt2, self.samples, held_out = read_inputs(args)
-        self.calls_an_epoch = len(self.samples) // self.samples_a_call
-        self.calls = min(args.epochs * self.calls_an_epoch, args.training_steps)
+        self.sampler = make_sampler(self.samples, args.seed, Shard(*instance(), self.samples_a_call))
+        self.samples_a_step = self.sampler.shard.group  # of all processes
+        self.calls_an_epoch = self.sampler.samples_an_epoch // self.samples_a_step
+        self.calls = min(self._planned_calls(), args.training_steps)
         decay_steps = args.lr_decay_steps or self.calls
         warmup_steps = warmup_length(args.lr_warmup, args.lr_warmup_steps, decay_steps)
         self._facts = training_state.run_facts(args, gpt2.config, self.samples, warmup_steps, decay_steps)
@@ -170,7 +176,6 @@ class TrainingRun:
         self.last_saved_step = self.position.step
 
         options = training_options(args)
-        self.sampler = ResumableSampler(len(self.samples), args.seed)
         self.loader = self._make_loader(options)
         try:
             self.executor = poptorch.trainingModel(self.model, options, self.optimizer)
@@ -179,6 +184,15 @@ class TrainingRun:
         self.validator: Validator | None = None
         if held_out is not None:
             self.validator = Validator(self.model, held_out, forward_options(args), args.batch_size)
+
+    def _planned_calls(self) -> int:
+        """The calls that --epochs asks for."""
+        if not isinstance(self.samples, MmapDataset):
+            return self.args.epochs * self.calls_an_epoch
+        samples = len(self.samples)  # over all passes
+        if "epochs" in self.args.typed:
+            samples = min(samples, self.args.epochs * self.samples.samples_a_pass)
+        return samples // self.samples_a_step
 
     def _make_loader(self, options: poptorch.Options) -> poptorch.DataLoader:
         # Loader processes hold a combined batch each. One of them, with one batch under way, keeps it at two in all
@@ -196,6 +210,7 @@ class TrainingRun:
             sampler=self.sampler,
             collate_fn=collate,
             worker_init_fn=ignore_in_worker,
+            auto_distributed_partitioning=False,  # the sampler shares the samples out
             **({"prefetch_factor": 1} if workers else {}),
         )
 
