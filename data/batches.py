@@ -91,8 +91,11 @@ def _empty_batch(rows: int, max_len: int) -> Pair:
     A combined batch can be 65,536 x 1,024 ids twice, 537 MB: a loader process that first fills private memory would
     hold it a second time while handing it over.
     """
+    if torch.utils.data.get_worker_info() is None:
+        # numpy's memory, not torch's: the C library finds the freed block of the batch before only for plain requests,
+        # not for aligned ones.
+        return tuple(torch.from_numpy(np.empty((rows, max_len), dtype=np.int32)) for _ in range(2))
     pair = (torch.empty((rows, max_len), dtype=torch.int32), torch.empty((rows, max_len), dtype=torch.int32))
-    if torch.utils.data.get_worker_info() is not None:
-        for tensor in pair:
-            tensor.share_memory_()
+    for tensor in pair:
+        tensor.share_memory_()
     return pair

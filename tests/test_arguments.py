@@ -39,6 +39,7 @@ FLAGS = [
         f"--pretrained-checkpoint {shlex.quote(str(ROOT))}",
     ),
     ("train_path", "--train-path --dataset", "generated", "generated", "generated", ""),
+    ("sample_order", "--sample-order", "megatron", "reference", "reference", ""),
     ("enable_sequence_serialized", "--enable-sequence-serialized", False, "True", True, ""),
     ("serialized_seq_len", "--serialized-seq-len", 128, "32", 32, "--enable-sequence-serialized"),
     ("stride", "--stride", 128, "1024", 1024, ""),
@@ -86,10 +87,6 @@ SPELLINGS = [
 ]
 # what is refused until its runtime exists
 NOT_YET = [
-    "--train-path dynamic",
-    "--dataset mmap",
-    "--data-prefix my-gpt2_text_document",
-    "--input-files my-gpt2_text_document",
     "--async-dataloader true",
     "--auto-loss-scaling",
     "--use-wandb yes",
@@ -127,6 +124,32 @@ def test_every_flag_in_both_spellings_and_with_underscores(spelling: str, flag: 
         assert dest in args.typed
     assert getattr(parse(), dest) == default
     assert dest not in parse().typed
+
+
+def test_megatron_s_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prefix = tmp_path / "my-gpt2_text_document"
+    for line in (f"--train-path dynamic --data-prefix {prefix}", f"--dataset mmap --input-files {prefix}"):
+        (missing,) = refusal(capsys, line)
+        assert missing.startswith(
+            f"{line.split()[2]} {prefix}: there is no {prefix}.bin and no {prefix}.idx; data/prep"
+        )
+    for ending in (".bin", ".idx"):
+        prefix.with_name(prefix.name + ending).touch()
+    for line in (f"--train-path dynamic --data-prefix {prefix}", f"--dataset mmap --input-files {prefix}"):
+        args = parse(line + " --stride 64")
+        assert (args.train_path, args.data_prefix) == ("dynamic", [str(prefix)])
+        assert "--stride 64 has no effect: samples follow one another without overlap" in args.notes
+    notes = parse("--sample-order reference").notes
+    assert "--sample-order reference has no effect: it is for --train-path dynamic" in notes
+    for line, message in [
+        ("--train-path dynamic", "--train-path dynamic: name the data with --data-prefix"),
+        (f"--train-path dynamic --data-prefix {prefix}.bin", f".bin: leave the ending out: {prefix}"),
+        (f"--train-path mmap --data-prefix {prefix} {prefix}", "takes one prefix"),
+        (f"--data-prefix {prefix}", "is read with --train-path dynamic"),
+        (f"--train-path dynamic --data-prefix {prefix} --sample-order other", "one of megatron, reference"),
+    ]:
+        (problem,) = refusal(capsys, line)
+        assert message in problem
 
 
 def test_the_parser_has_these_flags_and_no_others() -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_run import flags, run_here, write_config
 
 from data import megatron_dataset, megatron_order
 from data.bad_data import BadData
@@ -437,3 +438,43 @@ def test_open_dataset(tmp_path):
     assert len(dataset) == 36
     dataset, _ = open_dataset("dynamic", data_prefix=prefix, ordered_samples=7, **arguments)
     assert len(dataset) == 7
+
+
+# ---- Training -----------------------------------------------------------------------------------------------------
+
+
+def test_a_resumed_run_goes_on_with_the_next_sample(tmp_path):
+    """The passes of the order are the run's epochs, and no sample is left out where one ends."""
+    write_config(tmp_path)
+    prefix = write(tmp_path / "c", [[1 + i % 60 for i in range(400)], [2]])  # 24 samples of 17 a pass
+    words = {
+        "train_path": "dynamic",
+        "data_prefix": prefix,
+        "gradient_accumulation": 5,
+        "config": tmp_path / "tiny.json",
+    }
+
+    def run(*further, **changes):
+        done = run_here(flags(tmp_path, **{**words, **changes}) + list(further))
+        assert done.status == 0, done.err
+        return [line.split(", throughput")[0] for line in done.out.splitlines() if line.startswith("step ")]
+
+    lines = run(epochs=3, save_model_path=tmp_path / "save", save_per_steps=5)
+    # 72 samples in calls of 5, of which a pass has 4 whole ones.
+    assert [line.split(",")[0] for line in lines] == [f"step {n + 1} of epoch {n // 4}" for n in range(14)]
+    again = ["--pretrained-checkpoint", str(tmp_path / "save" / "step_5"), "--resume-training-from-checkpoint"]
+    assert run(*again, epochs=3) == lines[5:]
+    assert len(run(training_steps=7)) == 7  # more than one pass, as typed
+    assert len(run(training_steps=7, epochs=1)) == 4
+    two = run(training_steps=7, sample_order="reference")
+    assert len(two) == 7
+
+
+def test_damaged_data_end_the_program_with_status_2(tmp_path):
+    write_config(tmp_path)
+    prefix = write(tmp_path / "c", [[60] * 99, [70] * 100, [2]])
+    done = run_here(flags(tmp_path, train_path="dynamic", data_prefix=prefix))
+    assert done.status == 2 and "token id 70 is outside the vocabulary 0..60" in done.err
+    os.truncate(prefix + ".bin", 100)
+    done = run_here(flags(tmp_path, train_path="dynamic", data_prefix=prefix))
+    assert done.status == 2 and "c.bin: 100 bytes, where c.idx describes 400" in done.err
