@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import builtins
 import os
 
 os.environ.setdefault("RDMAV_FORK_SAFE", "1")  # as PopTorch does, for programs that look
 
 import torch
 
-from . import enums, ops, optim, options, poptorch_core
+from . import enums, ops, optim, options, poptorch_core, profiling, testing
 from .blocks import BeginBlock, Block, BlockFunction, BlockId, LegacyBeginBlockFn, module_repr, removeBlocks
+from .compile_hooks import registerPostCompileHook, registerPreCompileHook
 from .dataloader import AsynchronousDataAccessor, DataLoader
 from .engine import tracing
 from .enums import (
@@ -32,19 +34,31 @@ from .enums import (
 from .executor import PoplarExecutor
 from .notices import setLogLevel
 from .ops import (
+    CPU,
     Attribute,
+    MultiConv,
     NameScope,
+    attributes_lists,
+    cond,
+    ctc_beam_search_decoder,
     custom_op,
+    dynamic_slice,
+    dynamic_update,
     for_loop,
+    fps,
     identity_loss,
+    ipu_print_tensor,
+    nearest,
     nop,
     recomputationCheckpoint,
     serializedMatMul,
     set_available_memory,
+    set_overlap_for_input,
+    set_overlap_for_output,
 )
 from .options import ConfigFileError, Options, TensorLocationSettings
 from .poptorch_core import Error, RecoverableError, UnrecoverableError, createPoptorchError
-from .saving import load
+from .saving import importPoptorchMetadataFromFile, load
 from .strategies import (
     ParallelPhasedExecution,
     Phase,
@@ -53,7 +67,7 @@ from .strategies import (
     ShardedExecution,
     Stage,
 )
-from .structure import ICustomArgParser, registerCustomArgParser
+from .structure import ICustomArgParser, registerCustomArgParser, registerGeometricCustomArgParsers
 
 __version__ = "3.4.0"
 
@@ -65,6 +79,7 @@ __all__ = [
     "Block",
     "BlockFunction",
     "BlockId",
+    "CPU",
     "CommGroupType",
     "ConfigFileError",
     "ConnectionType",
@@ -77,6 +92,7 @@ __all__ = [
     "Liveness",
     "MatMulSerializationMode",
     "MeanReductionStrategy",
+    "MultiConv",
     "MultiConvPlanType",
     "NameScope",
     "Options",
@@ -96,28 +112,45 @@ __all__ = [
     "TensorLocationSettings",
     "UnrecoverableError",
     "VariableRetrievalMode",
+    "attributes_lists",
+    "cond",
     "createPoptorchError",
+    "ctc_beam_search_decoder",
     "custom_op",
+    "dynamic_slice",
+    "dynamic_update",
     "enums",
     "for_loop",
+    "fps",
     "identity_loss",
+    "importPoptorchMetadataFromFile",
     "inferenceModel",
     "ipuHardwareIsAvailable",
     "ipuHardwareVersion",
+    "ipu_print_tensor",
     "isRunningOnIpu",
     "load",
     "module_repr",
+    "nearest",
     "nop",
     "ops",
     "optim",
     "options",
     "poptorch_core",
+    "print",
+    "profiling",
     "recomputationCheckpoint",
     "registerCustomArgParser",
+    "registerGeometricCustomArgParsers",
+    "registerPostCompileHook",
+    "registerPreCompileHook",
     "removeBlocks",
     "serializedMatMul",
     "setLogLevel",
     "set_available_memory",
+    "set_overlap_for_input",
+    "set_overlap_for_output",
+    "testing",
     "trainingModel",
 ]
 
@@ -152,3 +185,8 @@ def ipuHardwareIsAvailable(num_ipus: int = 1) -> bool:
 def ipuHardwareVersion() -> int:
     """The version of the IPUs attached: 0, for there are none."""
     return 0
+
+
+def print(m: torch.nn.Module) -> None:  # the API's name
+    """Print module_repr(m)."""
+    builtins.print(module_repr(m))

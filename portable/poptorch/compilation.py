@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch._subclasses import FakeTensor
 
-from . import notices
+from . import compile_hooks, notices
 from .blocks import BlockTracker
 from .device.policy import Policy
 from .engine import passes, tracing
 from .engine.losses import erase_marks, find_loss
-from .engine.regions import extract_loops
+from .engine.regions import extract_regions
 from .engine.runner import Counts
 from .engine.stages import Program, build_program, ipu_switches
 from .enums import OutputMode
@@ -34,6 +34,7 @@ class Compiled:
     call: BoundCall
     micro_batch: list[torch.Size]
     output_structure: Structure
+    input_names: list[str]
 
     def bind(self, model: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> BoundCall:
         """Bind a call's arguments and check them against the compiled ones."""
@@ -83,7 +84,13 @@ def compile_model(
     micro_batch = split_sizes(call.leaves, counts.fed, explanation)
     leaves = [_first_micro_batch(leaf, shape) for leaf, shape in zip(call.leaves, micro_batch, strict=True)]
     blocks = BlockTracker(options.execution_strategy)
-    context = tracing.TraceContext(training=training, blocks=blocks)
+    locations = options.TensorLocations
+    context = tracing.TraceContext(
+        training=training,
+        blocks=blocks,
+        io_tiles=locations.toDict().get("numIOTiles", 0),
+        before_forward=compile_hooks.run_before,
+    )
     structure: list[Structure] = []
 
     def run(traced_model: torch.nn.Module, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -94,7 +101,7 @@ def compile_model(
 
     traced = tracing.trace(model, run, leaves, context)
     check_stages(blocks.met, options, counts, training)
-    extract_loops(traced)
+    extract_regions(traced)
     if training:
         find_loss(traced)
     else:
@@ -104,8 +111,9 @@ def compile_model(
     if options.execution_strategy.kind == "pipelined" and len(program.stages) > 1:
         _check_not_every_n(options)
     _check_writes(program, options, counts)
+    names = call.tensor_names()
     call.forget_values()
-    return Compiled(program, counts, call, micro_batch, structure[-1])
+    return Compiled(program, counts, call, micro_batch, structure[-1], names)
 
 
 def _on_device(leaf: torch.Tensor) -> bool:

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import datetime
 import os
-import time
 from typing import Any
 
 import torch
 
-from . import auto_report, compilation, engine_options, hosting, notices, optim, saving
+from . import hosting, introspection, notices, optim, saving
 from .blocks import module_repr
-from .device import policy as device_policy
-from .engine.probe import Probe
-from .engine.randomness import RandomStreams
-from .enums import ConnectionType
-from .options import Options, checked
+from .engine.timings import Latency, Timings
+from .executor_state import ExecutorState
+from .options import Options
 from .poptorch_core import createPoptorchError
-from .session import Session
-
-_NOT_COMPILED = "Model has not been compiled or has been destroyed."
+from .synthetic import replaced
 
 
 def _refuse_backward(*args: Any, **kwargs: Any) -> None:
@@ -30,52 +25,12 @@ def _refuse_backward(*args: Any, **kwargs: Any) -> None:
     )
 
 
-class PoplarExecutor:
+class PoplarExecutor(ExecutorState):
     """A model compiled for training or inference. Made by trainingModel and inferenceModel.
 
     Calling it runs deviceIterations x gradientAccumulation x replicationFactor micro-batches; spec section 2 says how
     the inputs are split and section 3 what comes back.
     """
-
-    def __init__(
-        self,
-        model: torch.nn.Module,
-        options: Options | None,
-        training: bool,
-        poptorch_version: str,
-        optimizer: torch.optim.Optimizer | None = None,
-    ):
-        options = checked(Options() if options is None else options)
-        self._options = options.clone()
-        options.freeze()
-        self._options.freeze()
-        self._training = training
-        self._version = poptorch_version
-        self._user_model = model
-        if not training and self._options.Training.gradient_accumulation != 1:
-            raise createPoptorchError(
-                "You must set poptorch.Options().Training.gradientAccumulation to 1 or leave it as its default (1) "
-                "when running inference."
-            )
-        notices.report_without_effect(self._options)
-        engine_options.report_folder(self._options)  # a mistake in it is told now, not after tracing
-        self._model = hosting.executor_copy(self._user_model)
-        self._policy = device_policy.choose()
-        self._optimizer = optimizer
-        if training and optimizer is None:
-            self._optimizer = torch.optim.SGD(self._user_model.parameters(), lr=0.01)
-        self._source: hosting.WeightSource | None = None  # of this executor, if it trains
-        if training:
-            self._wrap()
-        self._offline = self._options.connection_type is ConnectionType.Never
-        self._compiled: compilation.Compiled | None = None
-        self._probe = Probe()  # a report, if one is asked for
-        self._session: Session | None = None  # while attached to the device
-        self._followed: hosting.WeightSource | None = None  # of the training executor whose weights were uploaded
-        self._seen_version = -1
-        self._random: RandomStreams | None = None
-        self._kept_state: dict[str, Any] | None = None  # of a plain torch optimizer, while there is no device
-        self._compile_seconds: float | None = None
 
     # -- what a program sees -------------------------------------------------------------------------------------
 
@@ -94,7 +49,7 @@ class PoplarExecutor:
             self._follow()
             try:
                 with self._random.active():
-                    outputs = self._session.runner.run(call.leaves)
+                    outputs = self._session.runner.run(replaced(call.leaves, self._options))
             finally:
                 if self._training:
                     self._source.changed()  # an interrupted call may have stepped already
@@ -189,10 +144,99 @@ class PoplarExecutor:
             self._unlink_optimizer()
         self._drop_session()
 
+    def copyNamedBuffersToDevice(self) -> None:
+        """Host -> device for the buffers that Options.updatableNamedBuffers names, now."""
+        session = self._require_session()
+        names = self._options.updatable_named_buffers
+        if not names:
+            raise createPoptorchError(
+                "copyNamedBuffersToDevice() needs the buffers' names: call Options.updatableNamedBuffers([...]) before "
+                "the model is compiled."
+            )
+        session.upload_buffers(names)
+
+    # -- measurements and introspection --------------------------------------------------------------------------
+
     def compilationTime(self) -> datetime.timedelta:
-        """How long compilation took."""
+        """How long compilation took. poptorch.Error if it did not happen or the progress bar is disabled."""
         self._require_compiled()
+        if not self._options.show_progress_bar:
+            raise createPoptorchError(
+                "The compilation time is only available with the progress bar: do not disable it with "
+                "Options.showCompilationProgressBar(False)."
+            )
         return datetime.timedelta(seconds=self._compile_seconds)
+
+    def cycleCount(self) -> int:
+        """Nanoseconds of the last call, as cycles of a device of 1 GHz. poptorch.Error without logCycleCount(True)."""
+        self._require_compiled()
+        if not self._options._Popart.get("instrumentWithHardwareCycleCounter", False):
+            raise createPoptorchError(
+                "Cycle count logging is disabled. Please set option logCycleCount to True to enable."
+            )
+        if not self._timings().input:
+            raise createPoptorchError("Please run the model at least once before obtaining cycle count.")
+        timings = self._timings()
+        return max(1, round((timings.now_at_end() - timings.input[0]) * 1e9))
+
+    def getPerfCounters(self) -> dict[str, list[list[float]]]:
+        """Of the last call: "input", "input_complete", "output", "output_complete", lists of seconds for each tensor."""
+        return self._timings().counters()
+
+    def getLatency(self) -> Latency:
+        """(min, max, average) seconds from an input being asked for to its output being on the host."""
+        return self._timings().round_trip()
+
+    def getHostIpuLatency(self) -> Latency:
+        """(min, max, average) seconds of the inputs' transfer to the device."""
+        return self._timings().host_to_device()
+
+    def getComputeLatency(self) -> Latency:
+        """(min, max, average) seconds from the last input being on the device to the output being available."""
+        return self._timings().compute()
+
+    def getIpuHostLatency(self) -> Latency:
+        """(min, max, average) seconds of the outputs' transfer to the host."""
+        return self._timings().device_to_host()
+
+    def _timings(self) -> Timings:
+        synthetic = self._options._Popart.get("syntheticDataMode", 0)
+        return Timings() if self._session is None or synthetic else self._session.runner.timings
+
+    def getTensorNames(self) -> list[str]:
+        """The names that Options.anchorTensor() takes: inputs, parameters, buffers, gradients, outputs, the loss."""
+        return self._require_session().tensor_names(self._compiled)
+
+    def getAnchoredTensor(self, short_name: str) -> torch.Tensor:
+        """The tensor anchored under `short_name` in the last call. AssertionError if there is none."""
+        anchors = self._require_session().anchors
+        assert anchors is not None, f"No tensor with name {short_name} found."
+        return anchors.result(short_name)
+
+    def _debugGetPopartIR(self) -> str:
+        """The compiled program as JSON text."""
+        self._require_compiled()
+        return introspection.program_as_json(self._compiled.program)
+
+    # -- files ---------------------------------------------------------------------------------------------------
+
+    def compileAndExport(
+        self, filename: str | os.PathLike, *args: Any, export_model: bool = True, **kwargs: Any
+    ) -> None:
+        """Compile for inputs like these and write the executor to a file; no device is needed.
+
+        With `export_model` poptorch.load() brings it back, otherwise an executor's loadExecutable() does.
+        """
+        if self._compiled is None:
+            self._compile(args, kwargs)
+        saving.save(self, filename, export_model, save_rng_state=True)
+
+    def loadExecutable(self, filename: str | os.PathLike) -> None:
+        """Compile for the inputs that the file of compileAndExport() or save() was made for.
+
+        Raises poptorch.Error "Invalid file …" for another file, or one made for a model that takes other arguments.
+        """
+        saving.load_executable(self, filename)
 
     def save(self, filename: str | os.PathLike, export_model: bool = True, save_rng_state: bool = True) -> None:
         """Write the executor (and with `export_model` the model, its options and optimizer) to a file.
@@ -236,127 +280,3 @@ class PoplarExecutor:
 
     def __repr__(self) -> str:
         return module_repr(self._user_model)
-
-    # -- compilation ---------------------------------------------------------------------------------------------
-
-    def _require_compiled(self) -> None:
-        if self._compiled is None:
-            raise createPoptorchError(_NOT_COMPILED)
-
-    def _require_session(self) -> Session:
-        self._require_compiled()
-        if self._session is None:
-            raise createPoptorchError("Device is not attached")
-        return self._session
-
-    def _compile(self, args: tuple, kwargs: dict[str, Any]) -> None:
-        start = time.perf_counter()
-        self._options.validate()
-        if self._training and self._source is None:  # destroyed and called again
-            self._wrap()
-        self._sync_host()
-        with torch.inference_mode(False), hosting.plain(self._user_model):
-            compiled = compilation.compile_model(self._model, args, kwargs, self._options, self._training, self._policy)
-        self._probe = auto_report.probe(self._options, self._training, self._policy.device, compiled.program)
-        self._compiled = compiled
-        self._random = RandomStreams(self._seed(), self._policy.device)
-        try:
-            if not self._offline:
-                self._attach()
-        except BaseException:
-            self._compiled = None
-            raise
-        self._compile_seconds = time.perf_counter() - start
-
-    def _seed(self) -> int:
-        """randomSeed, or else the seed of the user's generator: asking for it draws nothing."""
-        if self._options.exists("random_seed"):
-            return int(self._options.random_seed)
-        return torch.initial_seed() % 2**31
-
-    def _attach(self) -> None:
-        self._sync_host()
-        with torch.inference_mode(False):
-            session = Session(
-                self._compiled, self._user_model, self._options, self._policy, self._optimizer, self._kept_optimizer()
-            )
-            self._mark_seen()
-        session.runner.probe = self._probe
-        self._session = session
-        if self._training:
-            self._link_optimizer()
-            hosting.host(self._user_model, self._source)
-
-    def _drop_session(self) -> None:
-        if self._session is not None:
-            self._session.close()
-        self._session = None
-
-    # -- weights -------------------------------------------------------------------------------------------------
-
-    def _wrap(self) -> None:
-        source = hosting.WeightSource(self._fetch_weights)
-        hosting.wrap(self._user_model, source, self.destroy, self._upload_if_attached)
-        self._source = source
-
-    def _upload(self, session: Session) -> None:
-        with torch.inference_mode(False):
-            session.upload()
-        self._mark_seen()
-
-    def _upload_if_attached(self) -> None:
-        if self._session is not None:
-            self.copyWeightsToDevice()
-
-    def _fetch_weights(self) -> None:
-        """Called by the weight source when somebody reads the user's model."""
-        if self._session is not None:
-            self._session.download()
-
-    def _sync_host(self) -> None:
-        """The host's weights are about to be used: those of a training executor's device may be newer."""
-        source = hosting.source_of(self._user_model)
-        if source is not None:
-            source.sync()
-
-    def _mark_seen(self) -> None:
-        self._followed = hosting.source_of(self._user_model) or self._followed
-        self._seen_version = self._followed.version if self._followed is not None else -1
-
-    def _follow(self) -> None:
-        """An inference executor follows the training executor that shares its model."""
-        if self._training:
-            return
-        source = hosting.source_of(self._user_model) or self._followed
-        if source is not None and (source is not self._followed or source.version != self._seen_version):
-            source.sync()
-            self._upload(self._session)
-
-    # -- optimizer state -----------------------------------------------------------------------------------------
-
-    def _kept_optimizer(self) -> dict[str, Any] | None:
-        """The device's optimizer state that is kept on the host, if there is one to continue from."""
-        if not self._training:
-            return None
-        ours = isinstance(self._optimizer, optim.Optimizer)
-        kept = self._optimizer.get_state_dict() if ours else self._kept_state
-        return None if kept is None or kept.get("ipu_state") is None else kept
-
-    def _link_optimizer(self) -> None:
-        if isinstance(self._optimizer, optim.Optimizer):
-            self._optimizer._link_device(self._session.read_optimizer, self._session.write_optimizer)
-
-    def _plain_optimizer_state(self) -> dict[str, Any] | None:
-        """The device's state of an optimizer of torch.optim, which has no place for it."""
-        if not self._training or isinstance(self._optimizer, optim.Optimizer):
-            return None
-        return self._kept_state if self._session is None else self._session.read_optimizer()
-
-    def _unlink_optimizer(self) -> None:
-        """Leave the device's state with the optimizer object."""
-        if self._session is None:
-            return
-        if isinstance(self._optimizer, optim.Optimizer):
-            self._optimizer._unlink_device()
-        else:
-            self._kept_state = self._plain_optimizer_state()

@@ -5,17 +5,44 @@ Inside a trace each becomes nodes of the graph; outside an executor each is what
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from .array_ops import ctc_beam_search_decoder, dynamic_slice, dynamic_update, fps, nearest
+from .control_flow import cond, for_loop
+from .custom_ops import custom_op, register_custom_op
 from .engine import markers, serialized, tracing
-from .enums import MatMulSerializationMode
+from .enums import MatMulSerializationMode, OverlapMode
+from .host_ops import CPU, ipu_print_tensor
 from .poptorch_core import createPoptorchError
+from .scopes import Attribute, MultiConv, NameScope, attributes_lists
+from .structure import Structure
 
-_FLOAT32_MAX = torch.finfo(torch.float32).max
+__all__ = [
+    "CPU",
+    "Attribute",
+    "MultiConv",
+    "NameScope",
+    "attributes_lists",
+    "cond",
+    "ctc_beam_search_decoder",
+    "custom_op",
+    "dynamic_slice",
+    "dynamic_update",
+    "for_loop",
+    "fps",
+    "identity_loss",
+    "ipu_print_tensor",
+    "nearest",
+    "nop",
+    "recomputationCheckpoint",
+    "register_custom_op",
+    "serializedMatMul",
+    "set_available_memory",
+    "set_overlap_for_input",
+    "set_overlap_for_output",
+]
 
 
 def identity_loss(x: torch.Tensor, reduction: str) -> torch.Tensor:
@@ -101,125 +128,44 @@ def serializedMatMul(
     return serialized.matmul(lhs, rhs, mode.value, factor, bool(keep_precision))
 
 
-def custom_op(
-    inputs: list[torch.Tensor] | tuple[torch.Tensor, ...],
-    name: str,
-    domain: str,
-    domain_version: int,
-    example_outputs: list[torch.Tensor] | tuple[torch.Tensor, ...],
-    attributes: dict[str, Any] | None = None,
-) -> list[torch.Tensor]:
-    """Call the native operator `name` of `domain` and return its outputs as a list.
+def set_overlap_for_input(input_tensors: Any, mode: OverlapMode) -> Any:
+    """The inputs themselves, in the structure given: their transfer may overlap with computation on an IPU.
 
-    The portable kernel is the torch operator `<domain with _ for .>::<name>` (`<name>_v<N>` from version 2 on), which a
-    compiled library registers when it is loaded; attributes are its keyword arguments. In a plain call outside
-    an executor the result is zeros shaped like `example_outputs`.
+    Raises:
+        ValueError: `mode` is no poptorch.OverlapMode, or there is something other than tensors in the structure.
+        poptorch.Error: while tracing, a tensor that is no input of the model, one set before, or no IO tiles.
     """
-    attributes = _checked_attributes(attributes)
-    if tracing.current() is None:
-        return [torch.zeros_like(example) for example in example_outputs]
-    operator_name = name if domain_version == 1 else f"{name}_v{domain_version}"
-    namespace = re.sub(r"\W", "_", domain)
-    try:
-        operator = getattr(getattr(torch.ops, namespace), operator_name)
-    except AttributeError as error:
-        raise createPoptorchError(
-            f"No kernel for the custom op {domain}.{name} version {domain_version}: no torch operator "
-            f"{namespace}::{operator_name} is registered. Load the library that defines it first "
-            "(torch.ops.load_library)."
-        ) from error
-    try:
-        outputs = operator(*inputs, **attributes)
-    except (RuntimeError, TypeError) as error:
-        raise createPoptorchError(f"The custom op {domain}.{name} could not be traced: {error}") from error
-    outputs = [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
-    if len(outputs) != len(example_outputs):
-        raise createPoptorchError(
-            f"The custom op {domain}.{name} has {len(outputs)} outputs, but {len(example_outputs)} example outputs "
-            "were given."
-        )
-    for output, example in zip(outputs, example_outputs, strict=True):
-        if output.shape != example.shape or output.dtype != example.dtype:
-            raise createPoptorchError(
-                f"The custom op {domain}.{name} returned {tuple(output.shape)} {output.dtype}, but its example "
-                f"output is {tuple(example.shape)} {example.dtype}."
-            )
-    return outputs
+    trace = tracing.current()
+    return _overlapped("set_overlap_for_input", input_tensors, mode, trace.input_ids if trace is not None else None)
 
 
-def _checked_attributes(attributes: dict[str, Any] | None) -> dict[str, Any]:
-    for key, value in (attributes or {}).items():
-        if not isinstance(key, str) or not key.isascii():
-            raise ValueError(f"The keys of custom_op's attributes must be ASCII strings, not {key!r}.")
-        items = value if isinstance(value, (list, tuple)) else [value]
-        if not items or any(type(item) not in (float, int, str) or type(item) is not type(items[0]) for item in items):
-            raise ValueError(f"Attribute {key} must be a float, an int, a str or a list of one of these.")
-        if any(isinstance(item, str) and not item.isascii() for item in items):
-            raise ValueError(f"Attribute {key} contains characters that are not ASCII.")
-        if any(isinstance(item, float) and _FLOAT32_MAX < abs(item) < float("inf") for item in items):
-            raise createPoptorchError(f"Attribute {key} does not fit into float32.")
-    return dict(attributes or {})
+def set_overlap_for_output(output_tensors: Any, mode: OverlapMode) -> Any:
+    """The outputs themselves, in the structure given: their transfer may overlap with computation on an IPU.
 
-
-def for_loop(count: int, body: Callable[..., Any], inputs: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Run `body` `count` times on the device, each time on what it returned before, and return the last results.
-
-    `body` takes and returns tensors of fixed number, shapes and types; it sees copies of `inputs`. Inference only.
-    Outside an executor the body runs once (spec section 11). Raises ValueError if `inputs` is no list of tensors.
+    Raises as set_overlap_for_input, but for any tensor.
     """
-    if not isinstance(inputs, list):
-        raise ValueError("poptorch.for_loop() object inputs must be of type list. (Object is not a list)")
-    if not all(isinstance(tensor, torch.Tensor) for tensor in inputs):
-        raise ValueError("poptorch.for_loop() object inputs must be of type list of tensors.")
+    return _overlapped("set_overlap_for_output", output_tensors, mode, None)
+
+
+def _overlapped(name: str, value: Any, mode: OverlapMode, among: set[int] | None) -> Any:
+    if not isinstance(mode, OverlapMode):
+        raise ValueError(f"{name}: mode must be a poptorch.OverlapMode, got {mode!r}")
+    tensors, structure = Structure.of(value)
+    if not tensors or structure.constants():
+        raise ValueError(f"{name} expects a tensor, or a tuple, list or dict of tensors")
     trace = tracing.current()
     if trace is None:
-        return _as_list(body(*[tensor.clone() for tensor in inputs]))
-    if trace.training:
-        raise createPoptorchError("poptorch.for_loop() is only supported in inference.")
-    trace.loops += 1
-    loop = trace.loops
-    arguments = [tensor.clone() for tensor in inputs]
-    markers.BEGIN_LOOP(loop, int(count), arguments)
-    outputs = [tensor.clone() for tensor in _as_list(body(*arguments))]
-    if len(outputs) != len(inputs):
+        return value
+    if mode is not OverlapMode.NoOverlap and not trace.io_tiles:
         raise createPoptorchError(
-            f"poptorch.for_loop(): the body returns {len(outputs)} tensors but takes {len(inputs)}."
+            "No IO tiles allocated. You must allocate at least 32 IO tiles using "
+            "poptorch.Options().TensorLocations.numIOTiles."
         )
-    for index, (output, argument) in enumerate(zip(outputs, inputs, strict=True)):
-        if output.shape != argument.shape or output.dtype != argument.dtype:
-            raise createPoptorchError(
-                f"poptorch.for_loop(): output {index} of the body is {tuple(output.shape)} {output.dtype}, but the "
-                f"input in its place is {tuple(argument.shape)} {argument.dtype}."
-            )
-    markers.END_LOOP(loop, outputs)
-    return outputs
-
-
-def _as_list(outputs: Any) -> list[torch.Tensor]:
-    return [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
-
-
-class Attribute:
-    """`with poptorch.Attribute(__outline={…}):` — compiler hints, without effect on the numbers."""
-
-    def __init__(self, **kwargs: Any):
-        self._attributes = kwargs
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, type: Any, value: Any, traceback: Any) -> None:
-        return None
-
-
-class NameScope:
-    """`with poptorch.NameScope("name"):` — names for profiles, without effect on the numbers."""
-
-    def __init__(self, name: str):
-        self._name = name
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, type: Any, value: Any, traceback: Any) -> None:
-        return None
+    for tensor in tensors:
+        if among is not None and id(tensor) not in among:
+            raise createPoptorchError(f"poptorch.{name} applied on a node which is not a host input.")
+        if (name, id(tensor)) in trace.overlapped:
+            raise createPoptorchError(f"poptorch.{name} is already set for this tensor.")
+        trace.overlapped.add((name, id(tensor)))
+        trace.kept.append(tensor)
+    return structure.fill([tensor.view_as(tensor) for tensor in tensors])

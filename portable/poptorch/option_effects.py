@@ -44,23 +44,30 @@ _ONE_PROCESS = Effect(
 
 EFFECTS: dict[str, Effect] = {
     **_honoured(
+        "anchorTensor",
         "autoRoundNumIPUs",
         "broadcastBuffers",
         "connectionType",
         "deviceIterations",
         "enableProfiling",
+        "enableSyntheticData",
         "inputReplicaGrouping",
+        "logCycleCount",
         "outputMode",
         "randomSeed",
         "relaxOptimizerAttributesChecks",
         "replicationFactor",
         "setExecutionStrategy",
+        "showCompilationProgressBar",  # without it there is no compilationTime(); a bar is not drawn in any case
+        "updatableNamedBuffers",
         "useOfflineIpuTarget",
         "Training.gradientAccumulation",
+        "Training.setAutomaticLossScaling",
         "Training.accumulationAndReplicationReductionType",
         "Training.setMeanAccumulationAndReplicationReductionStrategy",
         "Distributed.disable",
         "Jit.traceModel",  # only the value that changes nothing is accepted
+        "Precision.enableFloatingPointExceptions",
         "Precision.enableStochasticRounding",
     ),
     **_without_effect(
@@ -68,18 +75,17 @@ EFFECTS: dict[str, Effect] = {
         "disableModuleNamescope",
         "enableExecutableCaching",
         "enableStableNorm",  # torch's norms are the stable ones
-        "logCycleCount",
         "logDir",
         "maxRepeatLogs",
         "modelName",
         "setAvailableMemoryProportion",
-        "showCompilationProgressBar",  # there is none: compiling takes seconds
         "sourceLocationExcludes",
         "syncPattern",
         "useIpuId",
         "useIpuModel",
         "Training.setConvolutionDithering",
         "Precision.halfFloatCasting",
+        "Precision.runningStatisticsAlwaysFloat",  # as the module has them; computed in float32 on a CPU
         "Precision.setPartialsType",  # products are accumulated in float32, which is never less exact
         "TensorLocations.numIOTiles",
         "TensorLocations.setAccumulatorLocation",
@@ -88,36 +94,6 @@ EFFECTS: dict[str, Effect] = {
         "TensorLocations.setWeightLocation",
         "_Popart.setEngineOptions",
         "_Popart.setPatterns",
-    ),
-    "anchorTensor": Effect(
-        REFUSED,
-        lambda options: bool(options.anchored_tensors),
-        "anchorTensor is not available yet in this runtime: return the tensor from forward() instead",
-    ),
-    "updatableNamedBuffers": Effect(
-        REFUSED,
-        lambda options: bool(options.updatable_named_buffers),
-        "updatableNamedBuffers is not available yet in this runtime: use copyWeightsToDevice()",
-    ),
-    "Precision.runningStatisticsAlwaysFloat": Effect(
-        REFUSED,
-        lambda options: not options.Precision.running_statistics_always_float,
-        "half running statistics are not available in this runtime: leave it at True",
-    ),
-    "enableSyntheticData": Effect(
-        REFUSED,
-        lambda options: options._Popart.get("syntheticDataMode", 0) != 0,
-        "synthetic data is not available in this runtime: remove it, the program's own data is used",
-    ),
-    "Precision.enableFloatingPointExceptions": Effect(
-        REFUSED,
-        lambda options: options._Popart.get("enableFloatingPointChecks", False),
-        "floating-point exceptions are not available yet in this runtime: remove it",
-    ),
-    "Training.setAutomaticLossScaling": Effect(
-        REFUSED,
-        lambda options: options._Popart.get("automaticLossScalingSettings.enabled", False),
-        "automatic loss scaling is not available yet in this runtime: give the optimizer a loss_scaling instead",
     ),
     "Distributed.configureProcessId": _ONE_PROCESS,
     "Distributed.setEnvVarNames": _ONE_PROCESS,

@@ -204,6 +204,11 @@ class PrecisionOptions(OptionsDict):
         """Whether half weights are rounded stochastically when updated."""
         return bool(self._popart.get("enableStochasticRounding", False))
 
+    @property
+    def floating_point_exceptions(self) -> bool:
+        """Whether a run stops at overflow and invalid operations."""
+        return bool(self._popart.get("enableFloatingPointChecks", False))
+
     @option
     def enableStochasticRounding(self, enabled: bool) -> PrecisionOptions:
         """Stochastic rounding of half values. AssertionError unless a bool."""

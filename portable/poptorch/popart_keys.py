@@ -76,12 +76,16 @@ def fits(kind: str, value: Any) -> bool:
     return isinstance(value, (list, tuple, set, dict))
 
 
-# Setters of Options store their value under these keys; the fate of the setter is theirs too.
+# Honoured, or stored under these keys by setters of Options, whose fate is theirs too.
 STORED_BY_SETTERS = frozenset(
     {
+        "automaticLossScalingSettings.binEdgeLocation",
         "automaticLossScalingSettings.enabled",
+        "automaticLossScalingSettings.thresholdUpperCountProportion",
+        "automaticLossScalingSettings.updatePeriod",
         "enableFloatingPointChecks",
         "enableStochasticRounding",
+        "instrumentWithHardwareCycleCounter",
         "syntheticDataMode",
         "updatableNamedBuffers",
     }

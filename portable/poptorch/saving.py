@@ -9,6 +9,9 @@ from typing import Any
 
 import torch
 
+from . import notices
+from .poptorch_core import createPoptorchError
+
 _FORMAT = "poptorch-portable executor"
 _FORMAT_VERSION = 1
 
@@ -89,3 +92,26 @@ def load(filename: str | os.PathLike, edit_opts_fn: Callable[[Any], None] | None
     if contents["rng_state"] is not None:
         executor.rng_state = contents["rng_state"]
     return executor
+
+
+def load_executable(executor: Any, filename: str | os.PathLike) -> None:
+    """Compile `executor` for the call in the file. Raises poptorch.Error "Invalid file …"."""
+    try:
+        contents = read(filename)
+        assert contents["training"] == executor._training, (
+            f"Invalid file {filename}: it was made for {'training' if contents['training'] else 'inference'}."
+        )
+    except AssertionError as error:
+        raise createPoptorchError(str(error)) from error
+    if executor._compiled is not None:
+        notices.logger.warning("Call to loadExecutable() ignored: the executable is already compiled")
+        return
+    args, kwargs = contents["call"]
+    executor.compile(*args, **kwargs)
+    if contents["rng_state"] is not None and not executor._options.exists("random_seed"):
+        executor.rng_state = contents["rng_state"]
+
+
+def importPoptorchMetadataFromFile(filename: str | os.PathLike) -> dict[str, Any]:
+    """What is in a file of PoplarExecutor.save or compileAndExport. AssertionError "Invalid file …" for another."""
+    return read(filename)

@@ -9,7 +9,9 @@ import torch
 from . import hosting, notices
 from .compilation import Compiled
 from .device.policy import Policy
+from .engine.anchors import Anchors, tensor_names
 from .engine.gradients import GradientAccumulator
+from .engine.loss_scaling import AutomaticLossScaling
 from .engine.optimizer import DeviceOptimizer
 from .engine.runner import Runner
 from .engine.state import DeviceState
@@ -56,16 +58,39 @@ class Session:
         if kept is not None:
             self.optimizer.load_state_dict(kept)
         self.upload((kept or {}).get(MASTERS))
+        mode = _resolved(options.output_mode, optimizer is not None)
+        self.anchors = self._anchors(compiled, optimizer is not None)
         self.runner = Runner(
             compiled.program,
             self._state,
             compiled.counts,
-            _output_mode(options, optimizer is not None),
+            mode,
             options.output_return_period,
             policy,
             self.optimizer,
             self._accumulator,
+            self.anchors,
+            stop_at_invalid=options.Precision.floating_point_exceptions,
         )
+
+    def _anchors(self, compiled: Compiled, training: bool) -> Anchors | None:
+        """What Options.anchorTensor() asked for, if it did."""
+        wanted = {
+            short: (long, _resolved(mode, training), period)
+            for short, (long, mode, period) in self._options.anchored_tensors.items()
+        }
+        counts = compiled.counts
+        sizes = (counts.iterations, counts.accumulation, counts.replicas)
+        return Anchors(wanted, compiled.program, self._state, compiled.input_names, sizes, training) if wanted else None
+
+    def tensor_names(self, compiled: Compiled) -> list[str]:
+        """The names that Options.anchorTensor() takes."""
+        return tensor_names(compiled.program, self._state, compiled.input_names, self.optimizer is not None)
+
+    def upload_buffers(self, names: list[str]) -> None:
+        """Host -> device for these buffers."""
+        with hosting.plain(self._model):
+            self._state.upload_buffers(self._model, names)
 
     def _build_optimizer(self, optimizer: torch.optim.Optimizer, compiled: Compiled) -> None:
         options, state = self._options, self._state
@@ -79,6 +104,7 @@ class Session:
             stochastic_rounding=options.Precision.stochastic_rounding,
             generator=None,
             relax_attribute_checks=options.relax_optimizer_checks,
+            automatic_scaling=_automatic_scaling(options),
         )
         training = options.Training
         dtypes = {name: self.optimizer.accum_dtype(name) for name in state.parameters}
@@ -121,7 +147,19 @@ class Session:
             self._accumulator.release()
 
 
-def _output_mode(options: Options, training: bool) -> OutputMode:
-    if options.output_mode is not OutputMode.Default:
-        return options.output_mode
+def _resolved(mode: OutputMode, training: bool) -> OutputMode:
+    if mode is not OutputMode.Default:
+        return mode
     return OutputMode.Final if training else OutputMode.All
+
+
+def _automatic_scaling(options: Options) -> AutomaticLossScaling | None:
+    popart = options._Popart
+    if not popart.get("automaticLossScalingSettings.enabled", False):
+        return None
+    prefix = "automaticLossScalingSettings."
+    return AutomaticLossScaling(
+        bin_edge=popart.get(prefix + "binEdgeLocation", 0.125),
+        threshold=popart.get(prefix + "thresholdUpperCountProportion", 1e-7),
+        period=popart.get(prefix + "updatePeriod", 1),
+    )

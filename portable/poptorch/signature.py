@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from .poptorch_core import createPoptorchError
-from .structure import Structure, map_leaves
+from .structure import Structure, map_leaves, parsed_tensors
 
 _HINT = " This error occurred because the inputs passed at runtime don't match the inputs used to compile the model."
 
@@ -53,6 +53,14 @@ class BoundCall:
         extra = arguments.pop(self._variadic.get(inspect.Parameter.VAR_KEYWORD), {})
         keywords = {name: arguments.pop(name) for name in list(arguments) if name in self._keyword_only}
         return (*arguments.values(), *rest), {**keywords, **extra}
+
+    def tensor_names(self) -> list[str]:
+        """A name for each tensor: that of the parameter, with a number behind it if there are several."""
+        names = []
+        for name, value in self.arguments.items():
+            count = len(Structure.of(value)[0])
+            names += [name] if count == 1 else [f"{name}.{position}" for position in range(count)]
+        return names
 
     def forget_values(self) -> None:
         """Keep what a later call is compared with, and the tensors' shapes, but not their memory."""
@@ -123,7 +131,10 @@ def _compare(path: str, expected: Any, got: Any) -> None:
         return
     if type(expected) is not type(got):
         raise _mismatch("Type", path, type(expected), type(got))
-    if isinstance(expected, (list, tuple)):
+    tensors = parsed_tensors(expected)
+    if tensors is not None:
+        _compare(f"{path}'s tensors", tensors, parsed_tensors(got))
+    elif isinstance(expected, (list, tuple)):
         if len(expected) != len(got):
             raise _mismatch("Length", path, len(expected), len(got))
         for index, (left, right) in enumerate(zip(expected, got, strict=True)):

@@ -6,6 +6,7 @@ A structure is any nesting of tuples, lists, dicts, named tuples, classes with a
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -37,24 +38,60 @@ def registerCustomArgParser(arg_data_type: type, arg_parser: ICustomArgParser) -
     _PARSERS[arg_data_type] = arg_parser
 
 
+class _GeometricParser(ICustomArgParser):
+    """Of torch_geometric's Data and Batch: the tensors in the order of their keys."""
+
+    def yieldTensors(self, struct: Any) -> Iterator[torch.Tensor]:
+        for key in sorted(struct.keys() if callable(struct.keys) else struct.keys):
+            if isinstance(struct[key], torch.Tensor):
+                yield struct[key]
+
+    def reconstruct(self, original_structure: Any, tensor_iterator: Iterator[torch.Tensor]) -> Any:
+        rebuilt = copy.copy(original_structure)
+        for key in sorted(rebuilt.keys() if callable(rebuilt.keys) else rebuilt.keys):
+            if isinstance(original_structure[key], (torch.Tensor, _Slot)):
+                rebuilt[key] = next(tensor_iterator)
+        return rebuilt
+
+
+def registerGeometricCustomArgParsers() -> None:
+    """Let arguments be torch_geometric's Data and Batch. ImportError if that library is not installed."""
+    from torch_geometric.data import Batch, Data
+
+    for kind in (Data, Batch):
+        registerCustomArgParser(kind, _GeometricParser())
+
+
 def _parser(value: Any) -> ICustomArgParser | None:
     return next((_PARSERS[kind] for kind in type(value).__mro__ if kind in _PARSERS), None)
 
 
-def map_leaves(value: Any, function: Callable[[Any], Any]) -> Any:
-    """Rebuild `value` with every leaf replaced by `function(leaf)`, in a fixed order."""
+def map_leaves(value: Any, function: Callable[[Any], Any], apart: bool = False) -> Any:
+    """Rebuild `value` with every leaf replaced by `function(leaf)`, in a fixed order.
+
+    With `apart` an object of a class with a parser is not put together again yet.
+    """
+    if isinstance(value, _Parsed):
+        return value.parser.reconstruct(value.original, iter([function(item) for item in value.items]))
     parser = _parser(value)
     if parser is not None:
-        return parser.reconstruct(value, iter([function(tensor) for tensor in parser.yieldTensors(value)]))
+        items = [function(tensor) for tensor in parser.yieldTensors(value)]
+        return _Parsed(parser, value, items) if apart else parser.reconstruct(value, iter(items))
     if isinstance(value, tuple):
-        items = [map_leaves(item, function) for item in value]
+        items = [map_leaves(item, function, apart) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     if isinstance(value, list):
-        return type(value)(map_leaves(item, function) for item in value)
+        return type(value)(map_leaves(item, function, apart) for item in value)
     if isinstance(value, dict):
-        items = {key: map_leaves(item, function) for key, item in value.items()}
+        items = {key: map_leaves(item, function, apart) for key, item in value.items()}
         return items if type(value) is dict else _like_dict(value, items)
     return function(value)
+
+
+def parsed_tensors(value: Any) -> list[torch.Tensor] | None:
+    """The tensors of an object whose class has a parser, or None."""
+    parser = _parser(value)
+    return None if parser is None else list(parser.yieldTensors(value))
 
 
 def _like_dict(value: dict, items: dict) -> dict:
@@ -84,13 +121,28 @@ class Structure:
                 return _Slot(len(leaves) - 1)
             return leaf
 
-        return leaves, cls(map_leaves(value, take))
+        return leaves, cls(map_leaves(value, take, apart=True))
 
     def fill(self, leaves: list[Any]) -> Any:
         """The structure again, with `leaves` in the tensors' places."""
         return map_leaves(self.template, lambda leaf: leaves[leaf.index] if isinstance(leaf, _Slot) else leaf)
 
+    def constants(self) -> list[Any]:
+        """What is in the structure besides the tensors that were taken out, None left aside."""
+        found: list[Any] = []
+        map_leaves(self.template, lambda leaf: leaf if leaf is None or isinstance(leaf, _Slot) else found.append(leaf))
+        return found
+
 
 @dataclasses.dataclass(frozen=True)
 class _Slot:
     index: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Parsed:
+    """An object taken apart by its parser; `items` are what its tensors were replaced by."""
+
+    parser: ICustomArgParser
+    original: Any
+    items: list[Any]

@@ -10,7 +10,15 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGES = ("poptorch", "popart", "popdist", "examples_utils")
-ALLOWED = {*PACKAGES, "torch", "numpy", "tqdm", "yaml", *sys.stdlib_module_names}
+ALLOWED = {
+    *PACKAGES,
+    "torch",
+    "numpy",
+    "tqdm",
+    "yaml",
+    "torch_geometric",
+    *sys.stdlib_module_names,
+}  # the last is optional
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 # What the engine and the devices may take from the package above them: names and messages, no behaviour.
 SHARED = {"poptorch.enums", "poptorch.poptorch_core", "poptorch.notices"}

@@ -60,13 +60,12 @@ def test_members_and_their_numbers_are_options():
         assert options.toDict()["subgraphCopyingStrategy"] == 1
 
 
-def test_synthetic_data_mode_is_accepted_by_the_option_and_refused_at_validation():
+def test_synthetic_data_mode_is_accepted_by_the_option():
     options = Options().enableSyntheticData(popart.SyntheticDataMode.RandomNormal)
     assert options._Popart.get("syntheticDataMode") == Options().enableSyntheticData(True)._Popart.get(
         "syntheticDataMode"
     )
-    with pytest.raises(Error, match="synthetic data"):
-        options.validate()
+    options.validate()
     Options().enableSyntheticData(popart.SyntheticDataMode.Off).validate()
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import _SingleLevelFunction
 from torch.utils.checkpoint import CheckpointFunction
 
 from ..poptorch_core import createPoptorchError
@@ -49,8 +50,10 @@ class _Tensor:
 
 @contextlib.contextmanager
 def recorded(calls: list[FunctionCall]) -> Iterator[None]:
-    """Inside this context every call of a torch.autograd.Function is marked in the graph and added to `calls`."""
-    original = torch.autograd.Function.__dict__["apply"]
+    """Inside this context every call of a torch.autograd.Function is marked in the graph and added to `calls`.
+
+    Function.apply itself cannot be exchanged: programs keep it (`relu = MyReLU.apply`). What it calls can.
+    """
 
     def apply(cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
         if cls is CheckpointFunction:  # torch.utils.checkpoint: what it wraps is a part of the program
@@ -61,7 +64,7 @@ def recorded(calls: list[FunctionCall]) -> Iterator[None]:
         number = len(calls)
         calls.append(FunctionCall(cls, template, single=True))
         markers.BEGIN_FUNCTION(number, tensors)
-        result = original.__func__(cls, *args, **kwargs)
+        result = super(_SingleLevelFunction, cls).apply(*args, **kwargs)
         calls[number].single = isinstance(result, torch.Tensor)
         outputs = [result] if isinstance(result, torch.Tensor) else list(result)
         if not all(isinstance(output, torch.Tensor) for output in outputs):
@@ -71,11 +74,11 @@ def recorded(calls: list[FunctionCall]) -> Iterator[None]:
         markers.END_FUNCTION(number, outputs)
         return outputs[0] if calls[number].single else tuple(outputs)
 
-    torch.autograd.Function.apply = classmethod(apply)
+    _SingleLevelFunction.apply = classmethod(apply)
     try:
         yield
     finally:
-        torch.autograd.Function.apply = original
+        del _SingleLevelFunction.apply
 
 
 def replace_functions(graph: torch.fx.Graph, constants: dict[str, torch.Tensor], calls: list[FunctionCall]) -> None:

@@ -79,6 +79,11 @@ class GradientAccumulator:
             torch._foreach_div_(list(found.values()), self._divisor)
         return found
 
+    def seen(self) -> dict[str, torch.Tensor]:
+        """What has been accumulated so far, not reduced yet."""
+        found = {name: p.grad for name, p in self._parameters.items() if p.grad is not None}
+        return {**found, **{n: a for n, a in self._accumulators.items() if id(a) in self._received}}
+
     def clear(self) -> None:
         """Begin the next update."""
         for parameter in self._parameters.values():

@@ -31,3 +31,6 @@ END_LOOP = _define("end_loop(int loop, Tensor[] outputs) -> ()")
 # A torch.autograd.Function's forward lies between the two; `function` is its position in TraceContext.functions.
 BEGIN_FUNCTION = _define("begin_function(int function, Tensor[] inputs) -> ()")
 END_FUNCTION = _define("end_function(int function, Tensor[] outputs) -> ()")
+# The two bodies of a conditional (branch 0 then, 1 else); regions.SELECT follows them.
+BEGIN_BRANCH = _define("begin_branch(int conditional, int branch, Tensor[] inputs) -> ()")
+END_BRANCH = _define("end_branch(int conditional, int branch, Tensor[] outputs) -> ()")

@@ -7,6 +7,7 @@ fused kernels.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -17,7 +18,10 @@ from .. import notices
 from ..poptorch_core import createPoptorchError
 from . import hyperparameters, optimizer_state, update_rules
 from .hyperparameters import Settings, Values
+from .loss_scaling import AutomaticLossScaling
 from .pieces import Float32Views, Piece, buckets, chunk_elements, cut
+
+_UPDATE_FACTOR = "lossScaleUpdateFactor"
 
 
 class DeviceOptimizer:
@@ -31,6 +35,7 @@ class DeviceOptimizer:
         stochastic_rounding: round updated half weights stochastically instead of to nearest.
         generator: random numbers for that; None for the device's default generator.
         relax_attribute_checks: say nothing about unexpected group attributes above the debug level.
+        automatic_scaling: the factor on the optimizer's loss_scaling that follows the gradients, or None.
     Raises:
         AssertionError, ValueError: as hyperparameters.read.
     """
@@ -45,10 +50,12 @@ class DeviceOptimizer:
         stochastic_rounding: bool,
         generator: torch.Generator | None,
         relax_attribute_checks: bool = False,
+        automatic_scaling: AutomaticLossScaling | None = None,
     ):
         self._relax = relax_attribute_checks
+        self._automatic = automatic_scaling
         self._host_params = {name: param for name, param in named_params.items() if param.requires_grad}
-        self._settings = hyperparameters.read(optimizer, self._host_params, relax_attribute_checks)
+        self._settings = self._scaled(hyperparameters.read(optimizer, self._host_params, relax_attribute_checks))
         self._params = {name: device_params[name].detach() for name in self._host_params}
         assert all(param.is_contiguous() for param in self._params.values()), "device parameters must be contiguous"
         self._param_dtypes = dict(param_dtypes)
@@ -62,6 +69,24 @@ class DeviceOptimizer:
     def loss_scaling(self) -> float:
         """What the loss is to be multiplied by before the backward pass."""
         return self._settings.loss_scaling
+
+    def _scaled(self, settings: Settings) -> Settings:
+        """`settings` with the automatic factor in their loss scaling, which is variable then."""
+        if self._automatic is None:
+            return settings
+        scaling = settings.loss_scaling * self._automatic.factor
+        return dataclasses.replace(settings, loss_scaling=scaling, loss_scaling_constant=False)
+
+    def _adapt_scaling(self, grads: Mapping[str, torch.Tensor]) -> float:
+        """What the loss scaling is to be multiplied by after this step. Gradients are brought into half's range."""
+        half = [grad for name, grad in grads.items() if self._param_dtypes[name] == torch.float16]
+        return self._automatic.observe(half)
+
+    def _multiply_scaling(self, change: float) -> None:
+        scales = self._velocity_scales()
+        self._automatic.factor *= change
+        self._settings = dataclasses.replace(self._settings, loss_scaling=self._settings.loss_scaling * change)
+        self._rescale_velocities(scales)
 
     def accum_dtype(self, name: str) -> torch.dtype:
         """The type in which the gradients of parameter `name` are to be accumulated."""
@@ -78,7 +103,7 @@ class DeviceOptimizer:
         Raises:
             poptorch.Error: another type of optimizer, or a changed constant attribute.
         """
-        settings = hyperparameters.read(optimizer, self._host_params, self._relax)
+        settings = self._scaled(hyperparameters.read(optimizer, self._host_params, self._relax))
         hyperparameters.check_change(self._settings, settings)
         if any(self._accum_dtype(settings, name) != self.accum_dtype(name) for name in self._params):
             raise createPoptorchError("accum_type of the optimizer may not change after compilation.")
@@ -99,6 +124,7 @@ class DeviceOptimizer:
         if not names:
             return
         grads = {name: grads[name].reshape(-1) for name in names}
+        change = 1.0 if self._automatic is None else self._adapt_scaling(grads)
         divisor = self._divisor(list(grads.values()))
         for name in names:
             self._steps[name] += 1
@@ -107,6 +133,8 @@ class DeviceOptimizer:
                 self._lamb_step(alike, grads, divisor)
             else:
                 self._elementwise_step(alike, grads, divisor)
+        if change != 1.0:
+            self._multiply_scaling(change)
 
     def _divisor(self, grads: list[torch.Tensor]) -> float | torch.Tensor:
         """What gradients are divided by: the loss scaling, and more if their norm exceeds max_grad_norm.
@@ -276,7 +304,11 @@ class DeviceOptimizer:
         }
         if self._settings.kind != "SGD":
             states.update({f"Step___{name}": torch.tensor(float(step)) for name, step in self._steps.items()})
-        return {"ipu_state": states, "ipu_param": optimizer_state.to_tensors(self._settings)}
+        settings = self._settings
+        if self._automatic is not None:
+            states[_UPDATE_FACTOR] = torch.tensor(self._automatic.factor)
+            settings = dataclasses.replace(settings, loss_scaling=settings.loss_scaling / self._automatic.factor)
+        return {"ipu_state": states, "ipu_param": optimizer_state.to_tensors(settings)}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -299,6 +331,12 @@ class DeviceOptimizer:
         scales = self._velocity_scales()
         saved, absent = optimizer_state.from_tensors(self._settings, state["ipu_param"], constants=True)
         self._settings, _ = optimizer_state.from_tensors(self._settings, state["ipu_param"], constants=False)
+        if self._automatic is not None:
+            self._automatic.factor = float(loaded.get(_UPDATE_FACTOR, 1.0))
+        self._settings = self._scaled(self._settings)
+        if _UPDATE_FACTOR in loaded:
+            scaling = saved.loss_scaling * float(loaded[_UPDATE_FACTOR])
+            saved = dataclasses.replace(saved, loss_scaling=scaling)
         self._allocate_states()
         for name, states in self._states.items():
             for role, tensor in states.items():

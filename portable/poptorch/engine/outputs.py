@@ -49,10 +49,13 @@ class OutputCollector:
         period = self._period if self._mode is OutputMode.EveryN else 1
         return self._iterations * self._accumulation // period
 
-    def add(self, s: int, a: int, r: int, outputs: list[torch.Tensor]) -> None:
-        """Take the outputs of one micro-batch; what the mode does not ask for is not even copied."""
+    def add(self, s: int, a: int, r: int, outputs: list[torch.Tensor]) -> bool:
+        """Take the outputs of one micro-batch; what the mode does not ask for is not even copied.
+
+        Returns whether the entry of the result that it belongs to is complete now.
+        """
         if not self._wanted(s, a):
-            return
+            return False
         if not self._results:
             # Filled in place: joining copies at the end would need the memory twice. The program may write to the
             # memory of its outputs again (buffers, inputs), so they cannot be kept themselves.
@@ -68,6 +71,7 @@ class OutputCollector:
             else:
                 result[entry] += output.detach().to(result.dtype)  # in the tensor's own type, as on the device
         self._taken += 1
+        return self._mode is not OutputMode.Sum or (s == self._iterations - 1 and a == self._accumulation - 1)
 
     def _wanted(self, s: int, a: int) -> bool:
         if self._mode is OutputMode.Final:

@@ -1,6 +1,6 @@
-"""Loops: the operations between two markers become one node that runs them as often as asked.
+"""Loops and conditionals: the operations between markers become one node that runs them as asked.
 
-The body was traced once, inline; values from outside that it reads become extra arguments. Loops may be nested.
+Each body was traced once, inline; values from outside that it reads become extra arguments. Regions may be nested.
 """
 
 from __future__ import annotations
@@ -13,6 +13,18 @@ from ..poptorch_core import createPoptorchError
 from . import markers
 from .tracing import TracedGraph
 from .writes import in_place, written
+
+_LIBRARY = torch.library.Library("poptorch_region", "FRAGMENT")
+_LIBRARY.define("select(int conditional, Tensor condition, Tensor[] then_outputs, Tensor[] else_outputs) -> Tensor[]")
+# Stands for a conditional until its bodies are cut out.
+SELECT = torch.ops.poptorch_region.select.default
+
+
+def _select_shapes(number: int, condition: torch.Tensor, then_outputs: list, else_outputs: list) -> list[torch.Tensor]:
+    return [torch.empty_like(tensor) for tensor in then_outputs]
+
+
+torch.library.register_fake("poptorch_region::select", _select_shapes, lib=_LIBRARY)
 
 
 class Loop(torch.nn.Module):
@@ -32,29 +44,52 @@ class Loop(torch.nn.Module):
         return tuple(state)
 
 
-def extract_loops(traced: TracedGraph) -> None:
-    """Replace every marked loop of `traced` by a call of a Loop module, innermost first."""
+class Conditional(torch.nn.Module):
+    """One of two bodies, by the value of the first argument; the bodies' arguments follow it, one's after the other's.
+
+    `writes` are positions among all arguments.
+    """
+
+    def __init__(self, bodies: list[torch.fx.GraphModule], arguments: int, writes: tuple[int, ...]):
+        super().__init__()
+        self.then_body, self.else_body = bodies
+        self.split = arguments  # of the first body
+        self.writes = writes
+
+    def forward(self, condition: torch.Tensor, *arguments: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        if condition.item():
+            return tuple(self.then_body(*arguments[: self.split]))
+        return tuple(self.else_body(*arguments[self.split :]))
+
+
+def extract_regions(traced: TracedGraph) -> None:
+    """Replace every marked loop and conditional of `traced` by a call of a module, innermost first."""
     graph = traced.graph
     while True:
         nodes = list(graph.nodes)
-        ends = [index for index, node in enumerate(nodes) if node.target is markers.END_LOOP]
-        if not ends:
+        end = next((i for i, node in enumerate(nodes) if node.target in (markers.END_LOOP, SELECT)), None)
+        if end is None:
             return
-        end = ends[0]  # the first end closes the innermost loop
-        number = nodes[end].args[0]
-        begin = next(i for i, node in enumerate(nodes) if node.target is markers.BEGIN_LOOP and node.args[0] == number)
-        _extract(traced, nodes[begin], nodes[begin + 1 : end], nodes[end])
+        # The first end closes an innermost region.
+        if nodes[end].target is markers.END_LOOP:
+            _extract_loop(traced, nodes, end)
+        else:
+            _extract_conditional(traced, nodes, end)
 
 
-def _extract(traced: TracedGraph, begin: torch.fx.Node, region: list[torch.fx.Node], end: torch.fx.Node) -> None:
-    graph, inside = traced.graph, set(region)
-    number, count, carried = begin.args
-    outputs = end.args[1]
+def _position(nodes: list[torch.fx.Node], marker: torch._ops.OpOverload, *arguments: int) -> int:
+    return next(i for i, node in enumerate(nodes) if node.target is marker and node.args[: len(arguments)] == arguments)
+
+
+def _body(
+    traced: TracedGraph, region: list[torch.fx.Node], carried: list[torch.fx.Node], outputs: list[torch.fx.Node]
+) -> tuple[torch.fx.GraphModule, list[torch.fx.Node], tuple[int, ...]]:
+    """The region as a module, the nodes it takes as arguments, and the positions of those that it changes."""
+    inside = set(region)
     sources = dict.fromkeys(source for node in region for source in node.all_input_nodes)
-    captured = [source for source in sources if source not in inside and source not in carried]
-    changed = written(region, traced.modules)
-    arguments = [*carried, *captured]
-
+    outer = [node for node in outputs if node not in inside]
+    sources.update(dict.fromkeys(outer))
+    arguments = [*carried, *(source for source in sources if source not in inside and source not in carried)]
     body = torch.fx.Graph()
     copies = {source: body.placeholder(source.name) for source in arguments}
     root = torch.nn.Module()
@@ -63,22 +98,64 @@ def _extract(traced: TracedGraph, begin: torch.fx.Node, region: list[torch.fx.No
         if node.op == "call_module":
             root.add_module(node.target, traced.modules[node.target])
     body.output(tuple(copies[node] for node in outputs))
-
-    name = f"loop_{number}"
+    changed = written(region, traced.modules)
     writes = tuple(position for position, node in enumerate(arguments) if node in changed)
-    traced.modules[name] = loop = Loop(torch.fx.GraphModule(root, body), count, len(carried), writes)
-    graph.owning_module.add_module(name, loop)  # passes look it up there
-    with graph.inserting_after(end):
-        call = graph.call_module(name, tuple(arguments))
-    last = call
+    return torch.fx.GraphModule(root, body), arguments, writes
+
+
+def _call(
+    traced: TracedGraph, name: str, module: torch.nn.Module, arguments: list[torch.fx.Node], after: torch.fx.Node
+) -> torch.fx.Node:
+    traced.modules[name] = module
+    traced.graph.owning_module.add_module(name, module)  # passes look it up there
+    with traced.graph.inserting_after(after):
+        return traced.graph.call_module(name, tuple(arguments))
+
+
+def _extract_loop(traced: TracedGraph, nodes: list[torch.fx.Node], end: int) -> None:
+    number = nodes[end].args[0]
+    begin = _position(nodes, markers.BEGIN_LOOP, number)
+    region, inside = nodes[begin + 1 : end], set(nodes[begin + 1 : end])
+    _, count, carried = nodes[begin].args
+    outputs = nodes[end].args[1]
+    body, arguments, writes = _body(traced, region, carried, outputs)
+    loop = Loop(body, count, len(carried), writes)
+    last = call = _call(traced, f"loop_{number}", loop, arguments, nodes[end])
     for position, output in enumerate(outputs):
-        with graph.inserting_after(last):
-            last = graph.call_function(operator.getitem, (call, position))
+        with traced.graph.inserting_after(last):
+            last = traced.graph.call_function(operator.getitem, (call, position))
         last.meta.update(output.meta)
-        output.replace_all_uses_with(last, delete_user_cb=lambda user: user not in inside and user is not end)
-    for node in [end, *reversed(region), begin]:
+        output.replace_all_uses_with(last, delete_user_cb=lambda user: user not in inside and user is not nodes[end])
+    _erase(traced, [nodes[end], *reversed(region), nodes[begin]], inside)
+
+
+def _extract_conditional(traced: TracedGraph, nodes: list[torch.fx.Node], end: int) -> None:
+    select = nodes[end]
+    number, condition = select.args[:2]
+    bodies, arguments, writes, erased, sizes = [], [condition], [], [], []
+    for branch in (0, 1):
+        begin = _position(nodes, markers.BEGIN_BRANCH, number, branch)
+        stop = _position(nodes, markers.END_BRANCH, number, branch)
+        region = nodes[begin + 1 : stop]
+        body, taken, changed = _body(traced, region, nodes[begin].args[2], nodes[stop].args[2])
+        writes.extend(position + len(arguments) for position in changed)
+        arguments.extend(taken)
+        sizes.append(len(taken))
+        bodies.append(body)
+        erased.extend(nodes[begin : stop + 1])
+    conditional = Conditional(bodies, sizes[0], tuple(writes))
+    call = _call(traced, f"conditional_{number}", conditional, arguments, select)
+    call.meta.update(select.meta)
+    select.replace_all_uses_with(call)
+    traced.graph.erase_node(select)
+    inside = {node for node in erased if node.target not in (markers.BEGIN_BRANCH, markers.END_BRANCH)}
+    _erase(traced, list(reversed(erased)), inside)
+
+
+def _erase(traced: TracedGraph, nodes: list[torch.fx.Node], inside: set[torch.fx.Node]) -> None:
+    for node in nodes:
         _use_what_was_changed(node, inside)
-        graph.erase_node(node)
+        traced.graph.erase_node(node)
 
 
 def _use_what_was_changed(node: torch.fx.Node, inside: set[torch.fx.Node]) -> None:
@@ -90,6 +167,7 @@ def _use_what_was_changed(node: torch.fx.Node, inside: set[torch.fx.Node]) -> No
         source = source.args[0]
     if source in inside:
         raise createPoptorchError(
-            "poptorch.for_loop(): a tensor made in the body is used outside of it: return it from the body."
+            "A tensor made in the body of poptorch.for_loop() or poptorch.cond() is used outside of it: return it "
+            "from the body."
         )
     node.replace_all_uses_with(source)

@@ -13,12 +13,15 @@ import torch
 
 from ..device.policy import Policy
 from ..enums import CommGroupType, OutputMode
+from ..poptorch_core import createPoptorchError
+from .anchors import Anchors
 from .gradients import GradientAccumulator
 from .outputs import OutputCollector
 from .probe import Probe
 from .progress import CallProgress
 from .stages import Program
 from .state import DeviceState
+from .timings import Timings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +58,8 @@ class Runner:
     Args:
         optimizer: the DeviceOptimizer, or None for inference.
         accumulator: its gradients, or None for inference.
+        anchors: collects tensors that the program asked for by name, or None.
+        stop_at_invalid: raise poptorch.Error at the first NaN or infinity that a micro-batch computes.
         output_mode, output_period: what becomes of the outputs.
     """
 
@@ -68,6 +73,8 @@ class Runner:
         policy: Policy,
         optimizer: Any = None,
         accumulator: GradientAccumulator | None = None,
+        anchors: Anchors | None = None,
+        stop_at_invalid: bool = False,
     ):
         self._program = program
         self._state = state
@@ -78,7 +85,10 @@ class Runner:
         self._optimizer = optimizer
         self._accumulator = accumulator
         self.probe = Probe()  # a report looks on here
+        self._anchors = anchors
+        self._stop_at_invalid = stop_at_invalid
         self._announced = False
+        self.timings = Timings(len(program.inputs), len(program.outputs))  # of the last call
         self._written_buffers = [state.values[name] for name in program.written_buffers]
 
     def run(self, leaves: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -92,6 +102,9 @@ class Runner:
             counts.accumulation,
             counts.replicas,
         )
+        self.timings = Timings(len(self._program.inputs), len(self._program.outputs))
+        if self._anchors is not None:
+            self._anchors.begin(self._scale())
         progress = CallProgress(counts.micro_batches, str(self._policy.device), self._announced)
         self._announced = True
         try:
@@ -99,22 +112,66 @@ class Runner:
                 for a in range(counts.accumulation):
                     for r in range(counts.replicas):
                         self.probe.micro_batch(s, a * counts.replicas + r, counts.accumulation * counts.replicas)
-                        collector.add(s, a, r, self._micro_batch(leaves, counts.position(s, a, r)))
+                        self._position(collector, leaves, s, a, r)
                         progress.step()
                 if self._optimizer is not None:
                     with self.probe.update():
-                        self._optimizer.step(self._accumulator.gradients())
-                        self._accumulator.clear()
+                        self._update(s)
                 self.probe.iteration_done()
         finally:
             progress.close()
             if self._accumulator is not None:
                 self._accumulator.clear()
+        if self._anchors is not None:
+            self._anchors.finish()
         return collector.result()
 
-    def _micro_batch(self, leaves: list[torch.Tensor], position: int) -> list[torch.Tensor]:
-        program = self._program
+    def _position(self, collector: OutputCollector, leaves: list[torch.Tensor], s: int, a: int, r: int) -> None:
+        """Micro-batch (s, a, r), and what becomes of its outputs."""
+        position = self._counts.position(s, a, r)
+        self.timings.input.append(self.timings.now())
         slices = [self._slice(leaf, position) for leaf in leaves]
+        self.timings.input_complete.append(self.timings.now())
+        outputs, loss = self._micro_batch(slices)
+        available = self.timings.now()
+        for name, leaf, part in zip(self._program.inputs, leaves, slices, strict=True):
+            if name in self._program.written_inputs:
+                self._write_back(leaf, position, part)
+        if self._stop_at_invalid:
+            self._check_valid(outputs, loss)
+        if self._anchors is not None:
+            values = dict(zip([*self._program.inputs, *self._program.outputs], [*slices, *outputs], strict=True))
+            self._anchors.micro_batch(s, a, r, {**values, "loss": loss})
+        if collector.add(s, a, r, outputs):
+            self.timings.output.append(available)
+            self.timings.output_complete.append(self.timings.now())
+
+    def _update(self, s: int) -> None:
+        self._optimizer.step(self._accumulator.gradients())
+        self._accumulator.clear()
+        if self._anchors is not None:
+            self._anchors.updated(s)
+
+    def _scale(self) -> float:
+        """What a loss is multiplied by before the backward pass."""
+        return 1.0 if self._optimizer is None else self._optimizer.loss_scaling * self._accumulator.loss_factor
+
+    def _check_valid(self, outputs: list[torch.Tensor], loss: torch.Tensor | None) -> None:
+        """Floating-point exceptions: what a device that raises them would have stopped at."""
+        tensors = {f"output {position}": output for position, output in enumerate(outputs)}
+        if self._optimizer is not None:
+            tensors["the loss"] = loss
+            tensors.update({f"the gradient of {name}": g for name, g in self._accumulator.seen().items()})
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                raise createPoptorchError(
+                    f"Floating-point exception: {name} has a value that is infinite or not a number "
+                    "(Precision.enableFloatingPointExceptions)."
+                )
+
+    def _micro_batch(self, slices: list[torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+        """The outputs of one micro-batch, and its loss in training, when its gradients have been accumulated."""
+        program = self._program
         values = dict(self._state.values)
         values.update(zip(program.inputs, slices, strict=True))
         with torch.set_grad_enabled(self._optimizer is not None):
@@ -122,9 +179,10 @@ class Runner:
                 with self.probe.forward(stage, values):
                     stage.run(values)
         outputs = [values[name] for name in program.outputs]
+        loss = None
         if self._optimizer is not None:
             loss = values.pop(program.loss)
-            scale = self._optimizer.loss_scaling * self._accumulator.loss_factor
+            scale = self._scale()
             del values
             if loss.requires_grad:  # not if every parameter is frozen
                 # A loss that is no scalar is back-propagated as its sum.
@@ -133,10 +191,7 @@ class Runner:
             self._accumulator.micro_batch_done()
             for buffer in self._written_buffers:
                 buffer.detach_()  # the next micro-batch must not differentiate through this one
-        for name, leaf, part in zip(program.inputs, leaves, slices, strict=True):
-            if name in program.written_inputs:
-                self._write_back(leaf, position, part)
-        return outputs
+        return outputs, loss
 
     def _part(self, leaf: torch.Tensor, position: int) -> torch.Tensor:
         """Micro-batch `position` of an input: a view."""

@@ -16,7 +16,7 @@ import torch
 from torch.export.graph_signature import InputKind
 
 from ..poptorch_core import createPoptorchError
-from . import functions
+from . import functions, opaque
 from .program_mode import ProgramMode
 
 
@@ -26,8 +26,19 @@ class TraceContext:
 
     training: bool
     blocks: Any  # contract: poptorch.blocks.BlockTracker
-    loops: int = 0  # numbers given to loops so far
+    io_tiles: int = 0  # tiles set aside for transfers
+    before_forward: Callable[[], None] = lambda: None  # called inside the trace
     functions: list[Any] = dataclasses.field(default_factory=list)  # torch.autograd.Functions met, in order
+    at_end: list[Callable[[], None]] = dataclasses.field(default_factory=list)  # called when the trace is over
+    input_ids: set[int] = dataclasses.field(default_factory=set)  # id() of the tensors that forward() is given
+    overlapped: set[tuple[str, int]] = dataclasses.field(default_factory=set)  # (function, id() of its tensor)
+    kept: list[torch.Tensor] = dataclasses.field(default_factory=list)  # alive, so that no id() is used again
+    regions: int = 0
+
+    def number(self) -> int:
+        """A number for the next loop or conditional."""
+        self.regions += 1
+        return self.regions
 
 
 _active: TraceContext | None = None
@@ -90,6 +101,8 @@ class _Entry(torch.nn.Module):
         # Callables of module attributes may not keep state across export (it rolls attributes back), so `_call`
         # writes what it learns into its own closure.
         before = _tensors(self.model)
+        self._context.input_ids.update(map(id, leaves))
+        self._context.before_forward()
         with ProgramMode(self._context.blocks.check_active), functions.recorded(self._context.functions):
             outputs = tuple(self._call(self.model, list(leaves)))
         _check_not_reassigned(self.model, before)
@@ -111,6 +124,9 @@ def _tracing(context: TraceContext) -> Iterator[None]:
         yield
     finally:
         _active = None
+        opaque.forget()
+        for callback in context.at_end:
+            callback()
         torch.set_rng_state(rng_state)
         for logger, level in zip(noisy, levels, strict=True):
             logger.setLevel(level)
@@ -139,8 +155,9 @@ def trace(
             raise createPoptorchError(
                 f"forward() of {type(model).__name__} could not be traced: {type(error).__name__}: {error}"
             ) from error
-    traced = _lifted(exported, model)
-    functions.replace_functions(traced.graph, traced.constants, context.functions)
+        traced = _lifted(exported, model)
+        functions.replace_functions(traced.graph, traced.constants, context.functions)
+        opaque.replace_calls(traced.graph)
     return traced
 
 

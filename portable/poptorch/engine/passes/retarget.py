@@ -23,13 +23,13 @@ def retarget(traced: TracedGraph, policy: Policy) -> None:
             return policy.compute_dtype(value)
         return value
 
-    graphs = [traced.graph]
-    pending = list(traced.modules.values())
-    while pending:
-        module = pending.pop()
-        graphs.append(module.body.graph)
-        pending.extend(child for child in module.body.children())
-    for graph in graphs:
+    bodies = [
+        inner
+        for module in traced.modules.values()
+        for inner in module.modules()
+        if isinstance(inner, torch.fx.GraphModule)
+    ]
+    for graph in [traced.graph, *(body.graph for body in bodies)]:
         for node in graph.nodes:
             if node.op == "call_function":
                 node.args = torch.fx.node.map_aggregate(node.args, rewrite)
@@ -37,8 +37,6 @@ def retarget(traced: TracedGraph, policy: Policy) -> None:
             value = node.meta.get("val")
             if isinstance(value, torch.Tensor) and value.dtype != policy.compute_dtype(value.dtype):
                 node.meta["val"] = value.to(policy.compute_dtype(value.dtype))  # later passes ask for its type
-    for module in traced.modules.values():
-        for inner in module.modules():
-            if isinstance(inner, torch.fx.GraphModule):
-                inner.recompile()
+    for body in bodies:
+        body.recompile()
     traced.constants = {name: policy.place(tensor) for name, tensor in traced.constants.items()}
