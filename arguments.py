@@ -175,7 +175,7 @@ TRAINING = (
     Flag("--weight-decay", 0.0, _real(0), "decay of parameters with two dimensions"),
     Flag("--learning-rate", 1e-5, _real(0), "peak learning rate"),
     Flag("--loss-scaling", 50000.0, _real(0, 1e30, above=True), "factor on the loss for half gradients' sake"),
-    Flag("--auto-loss-scaling", False, BOOLEAN, "adapt the factor, from 1 (not available yet)"),
+    Flag("--auto-loss-scaling", False, BOOLEAN, "adapt the factor, from 1, instead"),
     Flag("--lr-schedule", "constant", _one_of("linear", "constant", "cosine"), "course of the learning rate"),
     Flag("--lr-warmup", 0.1, _real(0, 1), "warm-up as a fraction of the decay steps"),
     Flag("--lr-warmup-steps", None, _whole(0), "warm-up in steps, in place of --lr-warmup"),

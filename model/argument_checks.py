@@ -95,7 +95,6 @@ def check_available(problems: Problems) -> None:
         problems.add("tfrecord_path", "these files are read with --train-path tfrecord; add it, or leave this out")
     for dest, instead in (
         ("async_dataloader", "leave it out; --num-workers processes read ahead"),
-        ("auto_loss_scaling", "leave it out and choose --loss-scaling"),
         ("use_wandb", "leave it out; the log goes to the terminal"),
     ):
         if getattr(args, dest):

@@ -69,6 +69,7 @@ def training_options(args: argparse.Namespace) -> poptorch.Options:
     options.outputMode(poptorch.OutputMode.Sum)
     options.setExecutionStrategy(poptorch.PipelinedExecution(poptorch.AutoStage.AutoIncrement))
     options.Precision.enableStochasticRounding(True)
+    options.Training.setAutomaticLossScaling(args.auto_loss_scaling)
     location = poptorch.TensorLocationSettings()
     location.useOnChipStorage(not args.optimizer_state_offchip)
     location.useReplicatedTensorSharding(args.replicated_tensor_sharding)

@@ -163,9 +163,8 @@ class TrainingRun:
             self.samples.check_document_ends(gpt2.config.end_of_text())
         print(self.samples.summary())
         self.model = place_model(gpt2, args)
-        self.optimizer = make_optimizer(
-            args.optimizer, self.model, args.learning_rate, args.weight_decay, args.loss_scaling
-        )
+        scaling = 1.0 if args.auto_loss_scaling else args.loss_scaling
+        self.optimizer = make_optimizer(args.optimizer, self.model, args.learning_rate, args.weight_decay, scaling)
         self.schedule = make_schedule(self.optimizer, args.lr_schedule, warmup_steps, decay_steps)
         self.position = training_state.Position()
         self.last_checkpoint: Path | None = None
@@ -259,11 +258,14 @@ class TrainingRun:
         if math.isfinite(value):
             return
         weights = f"from the weights of {self.last_checkpoint}" if self.last_checkpoint else "from the beginning"
-        limit = 65504 / self.args.loss_scaling
+        remedy = "a lower --learning-rate"
+        if not self.args.auto_loss_scaling:
+            scaling = self.args.loss_scaling
+            limit = f"half gradients overflow at 65,504 / {scaling:g} = {65504 / scaling:.3g}"
+            remedy = f"a lower --loss-scaling ({limit}) or {remedy}"
         raise RuntimeError(
             f"step {self.position.step}: the loss or the weights are no longer finite. Nothing more is saved.\n"
-            f"HINT: start again {weights} with a lower --loss-scaling (half gradients overflow at 65,504 / "
-            f"{self.args.loss_scaling:g} = {limit:.3g}) or a lower --learning-rate"
+            f"HINT: start again {weights} with {remedy}"
         )
 
     def _save(self, directory: Path) -> None:

@@ -32,6 +32,7 @@ _DECIDING = (
     "learning_rate",
     "weight_decay",
     "loss_scaling",
+    "auto_loss_scaling",
     "lr_schedule",
     "batch_size",
     "gradient_accumulation",

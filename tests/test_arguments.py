@@ -88,7 +88,6 @@ SPELLINGS = [
 # what is refused until its runtime exists
 NOT_YET = [
     "--async-dataloader true",
-    "--auto-loss-scaling",
     "--use-wandb yes",
 ]
 BOOLEANS = [flag[0] for flag in FLAGS if isinstance(flag[2], bool)]
@@ -161,9 +160,7 @@ def test_the_parser_has_these_flags_and_no_others() -> None:
     assert known == expected
 
 
-@pytest.mark.parametrize(
-    "dest", [d for d in BOOLEANS if d not in ("async_dataloader", "auto_loss_scaling", "use_wandb")]
-)
+@pytest.mark.parametrize("dest", [d for d in BOOLEANS if d not in ("async_dataloader", "use_wandb")])
 def test_booleans(dest: str) -> None:
     flag = "--" + dest.replace("_", "-")
     further = f"--pretrained-checkpoint {shlex.quote(str(ROOT))} "

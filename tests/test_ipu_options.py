@@ -110,3 +110,9 @@ def test_the_remap_is_in_the_program_where_nothing_is_fused():
     nodes = [node for stage in program.stages for part in stage.segments for node in part.module.graph.nodes]
     targets = " ".join(str(node.target) for node in nodes)
     assert "RemapCE" in targets and "serialized_matmul" in targets
+
+
+def test_automatic_loss_scaling_starts_at_one():
+    args = small("--auto-loss-scaling", "--loss-scaling", "1024")
+    assert training_options(args).toDict()["automaticLossScalingSettings.enabled"] is True
+    assert not training_options(small()).toDict()["automaticLossScalingSettings.enabled"]

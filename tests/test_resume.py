@@ -107,6 +107,21 @@ def test_a_resumed_run_is_the_run(folder, full, tmp_path, optimizer, step):
     assert not torch.equal(weights["transformer.h.0.mlp.c_fc.weight"], start["transformer.h.0.mlp.c_fc.weight"])
 
 
+def test_automatic_loss_scaling_goes_on_where_it_was(folder, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    changes = {"auto_loss_scaling": True, "epochs": 1, "save_per_steps": 2, "num_workers": 0}
+    first = run_here(run_flags(folder, whole, **changes))
+    assert first.status == 0, first.err
+    state = contents(whole / "step_4")[2]
+    # From 1 it doubles with each of the 2 updates of a call, until half gradients come near 65,504.
+    factor = state["optimizer"]["ipu_state"]["lossScaleUpdateFactor"].item()
+    assert 2.0**4 < factor <= 2.0**8
+    again = run_here([*run_flags(folder, parts, **changes), "--pretrained-checkpoint", str(whole / "step_2"), RESUME])
+    assert again.status == 0, again.err
+    assert losses(again.out) == losses(first.out)[2:]
+    assert_equal(contents(parts / "step_4")[2], state)
+
+
 def test_the_runs_have_dropout_a_shuffled_order_and_a_varying_rate(folder, full):
     _, lines = full("AdamW")
     assert len(lines) == 10 and len({line.split("lr: ")[1] for line in lines}) == 10
