@@ -143,6 +143,8 @@ class _Reader:
         code: pickletools.OpcodeInfo | None = None
         if self.pos < self.size:
             code = pickletools.code2op.get(self.data[self.pos : self.pos + 1].decode("latin-1"))
+        if code is not None and self._lacks_argument(code):
+            problem = "the file ends in the middle: truncated"
         if self.pos == 0 and (code is None or code.name not in _RUNS_CODE):
             problem = f"not a pickle of articles ({problem})"
         elif code is not None and code.name in _RUNS_CODE:
@@ -155,3 +157,12 @@ class _Reader:
             f"{self.path}, article {self.article}, byte {self.pos:,}: {problem}. A corpus is a "
             "list of lists of token ids, as data/wikipedia_preprocess.py writes it"
         )
+
+    def _lacks_argument(self, code: pickletools.OpcodeInfo) -> bool:
+        """Whether the file ends within this instruction."""
+        if code.arg is None:
+            return False
+        left = self.size - self.pos - 1
+        if code.name == "LONG1":  # its first byte counts the others
+            return left == 0 or left - 1 < self.data[self.pos + 1]
+        return 0 < code.arg.n > left

@@ -11,7 +11,10 @@ from typing import BinaryIO, Iterator
 
 @contextlib.contextmanager
 def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
-    """Write to a unique temporary file beside `path`; rename it at the end, remove it after an error."""
+    """Write to a unique temporary file beside `path`; rename it at the end, remove it after an error.
+
+    An OSError without a file name, which is what a full disk gives, gets `path`.
+    """
     path = Path(path)
     part = unique_beside(path)
     try:
@@ -20,7 +23,9 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(str(part), str(path))
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)
         with contextlib.suppress(FileNotFoundError):
             part.unlink()
         raise

@@ -41,8 +41,6 @@ def main() -> None:
     """Print the baseline for the split that train_gpt2.py makes with the same flags."""
     import argparse
 
-    from data.datasets import open_dataset
-
     parser = argparse.ArgumentParser(description=main.__doc__, allow_abbrev=False)
     parser.add_argument("--train-path", required=True)
     parser.add_argument("--max-len", type=int, required=True)
@@ -51,6 +49,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1234)
     parser.add_argument("--real-vocab-size", type=int, default=50257)
     args = parser.parse_args()
+    from data.datasets import open_dataset  # brings torch, which --help need not wait for
+
     try:
         train, held_out = open_dataset(
             args.train_path,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import os
 import warnings
 from pathlib import Path
 from typing import Any, Callable
@@ -49,6 +50,12 @@ def load_or_make(args: argparse.Namespace) -> GPT2LMHeadModel:
         raise ValueError(
             f"--embedding-serialization-factor {args.embedding_serialization_factor}: does not divide the vocabulary, "
             f"padded to {rows:,} rows; choose a power of 2 up to {VOCAB_MULTIPLE}"
+        )
+    masks, memory = config.n_layer * args.max_len**2, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if masks > memory:
+        raise ValueError(
+            f"--max-len {args.max_len}: the causal masks of {config.n_layer} layers take {masks:,} bytes, and this "
+            f"machine has {memory:,}; lower --max-len"
         )
     if not args.pretrained_checkpoint:
         torch.manual_seed(args.seed)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -50,7 +51,6 @@ def gpt2():
 @pytest.fixture(scope="module")
 def published():
     """tiktoken over GPT-2's published files, without the network."""
-    tiktoken = pytest.importorskip("tiktoken")
     byte_of = {character: byte for byte, character in byte_characters().items()}
     entries = json.loads(published_files()[0].read_text(encoding="utf-8"))
     ranks = {bytes(byte_of[c] for c in token): i for token, i in entries.items() if token != EOT}

@@ -117,6 +117,15 @@ def test_the_remedy_for_another_shape_works(folder):
     assert done.status == 0, done.err
 
 
+def test_a_max_len_of_millions(folder):
+    """No allocation of terabytes, and what is wrong with the data is said too."""
+    corpus = write_corpus(folder / "corpus.pkl")
+    problem = refused(folder, train_path=corpus, max_len=5_000_000)
+    assert "--max-len 5000000: the causal masks of 2 layers take 50,000,000,000,000 bytes" in problem
+    assert "lower --max-len" in problem and "2500001 ids" in problem
+    assert "lower --max-len" in refused(folder, max_len=5_000_000, gradient_accumulation=1)
+
+
 def test_a_longer_max_len_than_the_checkpoint_has(folder):
     checkpoint = checkpoint_of(folder, n_positions=8)
     assert "use --max-len 8 or less" in refused(folder, pretrained_checkpoint=checkpoint)

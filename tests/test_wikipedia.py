@@ -5,7 +5,6 @@ from __future__ import annotations
 import bz2
 import os
 import pickle
-import random
 import re
 import stat
 import subprocess
@@ -16,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from data.wikipedia import ArticleReader, wiki_files
-from data.wikipedia_preprocess import OUTPUT_NAME, batches
+from data.wikipedia_preprocess import OUTPUT_NAME
 from tokenizer import EOT, Tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -118,7 +117,7 @@ def test_preprocess_writes_the_reference_format(extracted, tmp_path):
     gpt2 = Tokenizer.gpt2()
     articles = pickle.loads((out / OUTPUT_NAME).read_bytes())
     assert articles == [[*gpt2.encode(text), 50256] for text in texts if text != "Tiny."]
-    assert "5 articles, 4 kept" in done.stderr
+    assert "5 documents, 4 kept" in done.stderr
     assert sorted(path.name for path in out.iterdir()) == ["tokenizer.json", OUTPUT_NAME]
     assert Tokenizer.from_folder(out).encode(texts[0]) == articles[0][:-1]
 
@@ -156,23 +155,14 @@ def test_broken_utf8_is_replaced_and_counted(tmp_path):
     assert reader.broken_lines == 1
 
 
-def test_batches_keep_order_and_bound():
-    generator = random.Random(0)
-    texts = ["x" * generator.randrange(50) for _ in range(200)]
-    groups = list(batches(iter(texts), 100))
-    assert [text for group in groups for text in group] == texts
-    assert all(sum(map(len, group[:-1])) < 100 for group in groups)
-    assert len(groups) > 20
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (None, "no files wiki_NN"),
         (doc("A", "b").replace("</doc>", ""), "wiki_00, line 1: .*no </doc>"),
         (doc("A", "b").replace("</doc>", "") + doc("C", "d"), "line 1: .*no </doc>"),
-        ("no articles\n", "0 articles, none"),
-        (doc("A", "b"), "1 articles, none of --min-length 10"),
+        ("no articles\n", "0 documents, none"),
+        (doc("A", "b"), "1 documents, none of --min-length 10"),
     ],
 )
 def test_bad_input_leaves_nothing(tmp_path, content, message):

@@ -1,0 +1,252 @@
+"""A corpus in pieces to token ids in order: worker processes, restart after an interruption, progress.
+
+Every piece becomes a file in a hidden folder beside the output. They are read in the order of the pieces, whoever
+made them and when, so that the output does not depend on the number of workers nor on interruptions.
+"""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import multiprocessing
+import multiprocessing.connection
+import os
+import shutil
+import signal
+import threading
+import time
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any, Callable, Iterator, TextIO
+
+import numpy as np
+
+from data.duplicates import TRAIN, VALIDATION, Selector
+from data.parts import Part, Recipe, make_part, read_part
+from data.pieces import Piece
+
+_FORMAT = 1  # of the parts
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """Input files, and how they are cut into pieces, the same ones at every call."""
+
+    files: list[Path]
+    pieces: Callable[[], Iterator[Piece]]
+
+    def size(self) -> int:
+        """Bytes of the input."""
+        return sum(path.stat().st_size for path in self.files)
+
+    def key(self, recipe: Recipe) -> str:
+        """Changes with the input files and with whatever else changes the parts."""
+        stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in self.files]
+        return hashlib.sha256(repr((_FORMAT, stats, recipe.key())).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+class Progress:
+    """Counts what passes, and says so now and then with the rate and the time left."""
+
+    def __init__(self, total: int, stream: TextIO) -> None:
+        self.total, self.stream = total, stream
+        self.documents = self.kept = self.tokens = self.done = self.broken = 0
+        self._skipped = 0  # bytes that an earlier run has done: they say nothing about the rate
+        self._interval = 1.0 if stream.isatty() else 10.0
+        self._begin = self._shown = time.monotonic()
+
+    def add(self, part: Part, there_already: bool) -> None:
+        """A part has been read."""
+        self.documents += part.counts["documents"]
+        self.broken += part.counts["broken"]
+        self.done += part.counts["size"]
+        if there_already:
+            self._skipped += part.counts["size"]
+        if time.monotonic() - self._shown >= self._interval:
+            self.show("\r" if self.stream.isatty() else "\n")
+
+    def show(self, end: str = "\n") -> None:
+        """Print where it stands; on a terminal the same line again."""
+        self._shown = time.monotonic()
+        rate = (self.done - self._skipped) / max(self._shown - self._begin, 1e-9)
+        left = (self.total - self.done) / rate if rate else 0.0
+        self.stream.write(
+            f"{self.documents:,} documents, {self.kept:,} kept, {self.tokens:,} tokens, {self.done / 1e6:,.1f} of "
+            f"{self.total / 1e6:,.1f} MB, {rate / 1e6:.1f} MB/s, {left:.0f} s left{end}"
+        )
+        self.stream.flush()
+
+
+class Assembly:
+    """The documents of a corpus as token ids: `training()`, and after it `validation()`. Use it as a context.
+
+    The folder of parts is locked for one process. It stays after an interruption or an error of the system (a full
+    disk), and goes when the block ends well or the input is at fault.
+    """
+
+    def __init__(
+        self, corpus: Corpus, recipe: Recipe, selector: Selector, folder: Path, name: str, workers: int, stream: TextIO
+    ) -> None:
+        self.corpus, self.recipe, self.selector, self.workers = corpus, recipe, selector, workers
+        self.progress = Progress(corpus.size(), stream)
+        self._prefix = f".{name}.parts-"
+        self._outputs = f".{name}."
+        self.folder = folder / (self._prefix + corpus.key(recipe))
+        self._held_out: dict[int, np.ndarray] = {}  # rows of the parts that have any
+        self._lock: Any = None
+
+    def __enter__(self) -> Assembly:
+        """Raises ValueError if another process is at it."""
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.folder.parent / f"{self._outputs}lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.close()
+            raise ValueError(
+                f"{self.folder.parent}: another process is writing these files; wait, or end it"
+            ) from error
+        for left in self.folder.parent.glob(f"{self._outputs}*"):  # of a process that was killed, or of other flags
+            if left.name.endswith(".part") and left.is_file():
+                left.unlink()
+            elif left.name.startswith(self._prefix) and left != self.folder:
+                shutil.rmtree(str(left), ignore_errors=True)
+        self.folder.mkdir(exist_ok=True)
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is None or isinstance(error, ValueError):
+            shutil.rmtree(str(self.folder), ignore_errors=True)
+        with contextlib.suppress(OSError):
+            os.unlink(self._lock.name)
+        self._lock.close()
+
+    def training(self) -> Iterator[np.ndarray]:
+        """Ids of each training document, uint16 or int32 (length,). Raises ValueError if one of the sides is empty."""
+        progress = self.progress
+        for number, part, there_already in self._parts():
+            verdicts = self.selector.verdicts(part)
+            rows = verdicts == VALIDATION
+            if rows.any():
+                self._held_out[number] = rows
+            documents = part.documents(verdicts == TRAIN)
+            progress.kept += len(documents)
+            progress.tokens += sum(map(len, documents))
+            progress.add(part, there_already)
+            yield from documents
+        if progress.kept == 0:
+            raise ValueError(
+                f"{progress.documents:,} documents, none of --min-length {self.recipe.min_length} ids or more is left "
+                "for training; nothing written"
+            )
+        if self.selector.validation and not self._held_out:
+            raise ValueError(
+                f"none of {progress.documents:,} documents was drawn for validation; raise --validation-fraction. "
+                "Nothing written"
+            )
+
+    def validation(self) -> Iterator[np.ndarray]:
+        """Ids of each document that is held out, after `training` has ended."""
+        for number, rows in self._held_out.items():
+            part = read_part(self._path(number))
+            if part is None:
+                raise RuntimeError(f"{self._path(number)}: gone or damaged\nHINT: the same command goes on")
+            yield from part.documents(rows)
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"{number:07d}.npz"
+
+    def _parts(self) -> Iterator[tuple[int, Part, bool]]:
+        """Number and content of each part, and whether it was there already, in order."""
+        if self.workers == 1:
+            for number, piece in enumerate(self.corpus.pieces()):
+                part = read_part(self._path(number))
+                there_already = part is not None
+                yield number, part or self._made(number, piece), there_already
+            return
+        executor = concurrent.futures.ProcessPoolExecutor(
+            self.workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(self.recipe,)
+        )
+        submitted = 0
+        waiting: collections.deque[tuple[int, Piece, Any]] = collections.deque()
+        try:
+            for number, piece in enumerate(self.corpus.pieces()):
+                future = None
+                if not self._path(number).exists():
+                    # Workers are started by the first calls, and ignore Ctrl-C from their first moment on.
+                    with _sigint_ignored() if submitted < self.workers else contextlib.nullcontext():
+                        future = executor.submit(_make_part, piece, self._path(number))
+                    submitted += 1
+                waiting.append((number, piece, future))
+                if len(waiting) > 3 * self.workers:
+                    yield self._finished(*waiting.popleft())
+            while waiting:
+                yield self._finished(*waiting.popleft())
+        except BrokenProcessPool as error:
+            raise RuntimeError(
+                "a worker process was killed, perhaps for want of memory\nHINT: the same command goes on where it "
+                f"stopped; with fewer --workers than {self.workers} it takes less memory"
+            ) from error
+        finally:
+            for _, _, future in waiting:
+                if future is not None:
+                    future.cancel()
+            executor.shutdown(wait=True)
+
+    def _finished(self, number: int, piece: Piece, future: Any) -> tuple[int, Part, bool]:
+        if future is not None:
+            future.result()
+        part = read_part(self._path(number))
+        return number, part or self._made(number, piece), future is None and part is not None
+
+    def _made(self, number: int, piece: Piece) -> Part:
+        make_part(piece, self.recipe, self._path(number))
+        part = read_part(self._path(number))
+        if part is None:
+            raise RuntimeError(f"{self._path(number)}: gone or damaged\nHINT: the same command goes on")
+        return part
+
+
+@contextlib.contextmanager
+def _sigint_ignored() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+_recipe_of_worker: Recipe | None = None  # sent once: it holds the whole vocabulary
+
+
+def _make_part(piece: Piece, path: Path) -> None:
+    assert _recipe_of_worker is not None, "the initializer has run"
+    make_part(piece, _recipe_of_worker, path)
+
+
+def _start_worker(recipe: Recipe) -> None:
+    """Ctrl-C is the parent's to handle; without a parent there is nothing to do; one thread each is enough."""
+    global _recipe_of_worker
+    _recipe_of_worker = recipe
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+
+def available_cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0))

@@ -1,0 +1,97 @@
+"""From documents to the files of a format: what data/prepare.py and data/wikipedia_preprocess.py share."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Callable, Iterator, TextIO
+
+from data.assembly import Assembly, Corpus, available_cores
+from data.atomic import atomic_file
+from data.corpus_formats import CorpusWriter
+from data.documents import DocumentReader
+from data.duplicates import Selector
+from data.parts import Recipe
+from tokenizer import Tokenizer, train_bpe
+
+# Text that a vocabulary is learnt from: more gives the same words, and memory grows with the words that occur.
+LEARNING_BYTES = 256 << 20
+
+
+def build(
+    corpus: Corpus,
+    recipe: Recipe,
+    selector: Selector,
+    folder: Path,
+    name: str,
+    workers: int,
+    training: CorpusWriter,
+    validation: CorpusWriter | None,
+    stream: TextIO,
+) -> list[Path]:
+    """Write the corpus, its validation set and tokenizer.json into `folder`; returns the paths.
+
+    Raises ValueError for an input that cannot be used, RuntimeError for a machine that cannot do it.
+    """
+    with Assembly(corpus, recipe, selector, folder, name, workers, stream) as assembly:
+        paths = training.write(assembly.training())
+        if validation is not None:
+            paths += validation.write(assembly.validation())
+        with atomic_file(folder / "tokenizer.json") as file:
+            file.write(recipe.tokenizer.encode("utf-8"))
+    progress = assembly.progress
+    progress.show()
+    if progress.broken:
+        stream.write(f"{progress.broken:,} lines or documents were not UTF-8: bad bytes became U+FFFD\n")
+    if selector.duplicates != "none":
+        near = f", {selector.near:,} near ones" if selector.duplicates == "near" else ""
+        stream.write(f"dropped {selector.exact:,} exact duplicates{near}\n")
+    if validation is not None:
+        stream.write(f"held out {selector.held_out:,} documents for validation\n")
+    stream.write(f"wrote {', '.join(map(str, paths))}\n")
+    return paths
+
+
+def learn_vocabulary(corpus: Corpus, json_key: str, vocab_size: int, stream: TextIO) -> Tokenizer:
+    """A byte-level BPE trained on the corpus, on pieces spread evenly over it if it is larger than LEARNING_BYTES."""
+    step = -(-corpus.size() // LEARNING_BYTES)
+
+    def texts() -> Iterator[str]:
+        for number, piece in enumerate(corpus.pieces()):
+            if number % step == 0:
+                yield from DocumentReader(piece, json_key)
+
+    tokenizer = train_bpe(texts(), vocab_size)
+    share = f" on every {step}th piece of the text" if step > 1 else ""
+    stream.write(f"trained a byte-level BPE of {tokenizer.vocab_size:,} entries{share}\n")
+    return tokenizer
+
+
+def reported(program: str, work: Callable[[], object]) -> int:
+    """Run a command and report its errors in a line; the exit status."""
+    try:
+        work()
+    except (ValueError, RuntimeError) as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        return 2
+    except ImportError as error:
+        print(
+            f"{program}: {error.name} is not installed; run: pip install -r requirements-corpora.txt", file=sys.stderr
+        )
+        return 2
+    except OSError as error:
+        print(
+            f"{program}: {error.filename or 'output'}: {error.strerror}; what is done is kept, and the same command "
+            "goes on",
+            file=sys.stderr,
+        )
+        return 2
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted; what is done is kept, and the same command goes on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def worker_count(asked_for: int) -> int:
+    """--workers: 0 stands for all cores."""
+    return asked_for or available_cores()

@@ -1,0 +1,108 @@
+"""Which documents of a corpus are kept, and on which side of the validation split they are."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+
+from data.parts import Part
+
+DROPPED, TRAIN, VALIDATION = 0, 1, 2
+PERMUTATIONS = 128
+_SHINGLE = 5  # neighbouring token ids
+_FACTOR = np.uint64(0x9E3779B97F4A7C15)
+
+
+class DigestSet:
+    """A set of 64-bit digests, 8 bytes each: sorted arrays, merged when one is as long as the one before it."""
+
+    def __init__(self) -> None:
+        self._sorted: list[np.ndarray] = []
+
+    def add(self, digests: np.ndarray) -> np.ndarray:
+        """Add digests, uint64 (n,). True for each that was not there before, the first of equal ones, bool (n,)."""
+        values, first = np.unique(digests, return_index=True)
+        old = np.zeros(len(values), dtype=bool)
+        for known in self._sorted:
+            at = np.searchsorted(known, values)
+            old |= known[np.minimum(at, len(known) - 1)] == values
+        new = np.zeros(len(digests), dtype=bool)
+        new[first[~old]] = True
+        if not old.all():
+            self._sorted.append(values[~old])
+        while len(self._sorted) > 1 and len(self._sorted[-2]) <= len(self._sorted[-1]):
+            self._sorted[-2:] = [np.sort(np.concatenate(self._sorted[-2:]), kind="stable")]
+        return new
+
+
+class Selector:
+    """Decides for each document, in their order: dropped as a duplicate, for training, or for validation."""
+
+    def __init__(self, duplicates: str, threshold: float, validation: float, seed: int) -> None:
+        """`duplicates`: none, exact or near; `validation`: share of the documents, drawn by digest and seed."""
+        self.duplicates, self.validation, self.seed = duplicates, validation, seed
+        self.exact = self.near = self.held_out = 0
+        self._digests = DigestSet()
+        self._index: Any = None
+        if duplicates == "near":
+            import datasketch
+
+            self._index = datasketch.MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS)
+
+    def verdicts(self, part: Part) -> np.ndarray:
+        """DROPPED, TRAIN or VALIDATION for each document of the next part, uint8."""
+        verdicts = np.full(len(part.lengths), TRAIN, dtype=np.uint8)
+        if self.validation:
+            # Equal texts have equal digests: none of them is on the other side.
+            draw = (part.digests ^ np.uint64(self.seed & 0xFFFFFFFFFFFFFFFF)) * _FACTOR
+            draw = ((draw ^ draw >> np.uint64(29)) * np.uint64(0xBF58476D1CE4E5B9)) >> np.uint64(11)
+            verdicts[draw < np.uint64(int(self.validation * (1 << 53)))] = VALIDATION
+        if self.duplicates != "none":
+            repeated = ~self._digests.add(part.digests)
+            verdicts[repeated] = DROPPED
+            self.exact += int(repeated.sum())
+        if self.duplicates == "near":
+            for row in np.flatnonzero(verdicts != DROPPED):
+                if not self._is_new(part.signatures[row], part.digests[row]):
+                    verdicts[row] = DROPPED
+                    self.near += 1
+        self.held_out += int((verdicts == VALIDATION).sum())
+        return verdicts
+
+    def _is_new(self, signature: np.ndarray, digest: np.uint64) -> bool:
+        sketch = _empty_sketch().copy()
+        sketch.hashvalues = signature.astype(sketch.hashvalues.dtype)
+        if self._index.query(sketch):
+            return False
+        self._index.insert(int(digest), sketch, check_duplication=False)
+        return True
+
+
+def minhash_signatures(ids: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """MinHash (Broder 1997) over the sets of 5 neighbouring ids of each document, uint32 (documents, 128).
+
+    A document shorter than that is one set of all its ids.
+    """
+    rows = []
+    ends = np.cumsum(counts)
+    for begin, end in zip((ends - counts).tolist(), ends.tolist()):
+        document = ids[begin:end].astype(np.uint64)
+        windows = np.lib.stride_tricks.sliding_window_view(document, min(_SHINGLE, len(document)))
+        hashes = np.zeros(len(windows), dtype=np.uint64)
+        for column in windows.T:
+            hashes = (hashes ^ (column + np.uint64(1))) * _FACTOR
+            hashes ^= hashes >> np.uint64(32)
+        sketch = _empty_sketch().copy()
+        sketch.update_batch(np.unique(hashes & np.uint64(0xFFFFFFFF)).tolist())
+        rows.append(sketch.hashvalues.astype(np.uint32))
+    return np.array(rows, dtype=np.uint32).reshape(len(rows), PERMUTATIONS)
+
+
+@functools.lru_cache(maxsize=None)
+def _empty_sketch() -> Any:
+    """The MinHash of no elements, to copy: its permutations take time to draw. Elements are integers below 2^32."""
+    import datasketch
+
+    return datasketch.MinHash(num_perm=PERMUTATIONS, seed=1, hashfunc=int)

@@ -1,0 +1,157 @@
+"""Token ids of a piece of a corpus: made by any process, kept in a file, read in order.
+
+The files are what is left of a run that was interrupted: one that starts again makes only those that are missing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from data.documents import DocumentReader
+from data.pieces import Piece
+from tokenizer import Tokenizer
+
+_BATCH = 1 << 20  # characters tokenized at once
+COUNTS = ("documents", "short", "broken", "size")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a piece becomes token ids; `tokenizer` is the content of a tokenizer.json."""
+
+    tokenizer: str
+    min_length: int = 2  # ids of a document, <|endoftext|> included; shorter ones are dropped
+    json_key: str = "text"
+    fix_text: bool = False  # ftfy
+    digests: bool = False
+    signatures: bool = False
+
+    def key(self) -> str:
+        """Changes with whatever changes the ids."""
+        return hashlib.sha256(repr(dataclasses.astuple(self)).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+@dataclasses.dataclass
+class Part:
+    """Documents of a piece, those of fewer than min_length ids left out.
+
+    `ids` uint16, or int32 for vocabularies over 65,536: the documents end to end, each with `<|endoftext|>`.
+    `lengths` int64 (documents,). `digests` uint64 of the texts and `signatures` uint32 (documents, permutations) for
+    finding duplicates, or empty. `counts`: documents read, too short ones, those that were not UTF-8, input bytes.
+    """
+
+    ids: np.ndarray
+    lengths: np.ndarray
+    digests: np.ndarray
+    signatures: np.ndarray
+    counts: dict[str, int]
+
+    def documents(self, keep: np.ndarray) -> list[np.ndarray]:
+        """The ids of the documents for which `keep` is true."""
+        ends = np.cumsum(self.lengths)
+        begins, wanted = (ends - self.lengths).tolist(), np.flatnonzero(keep).tolist()
+        ends_list = ends.tolist()
+        return [self.ids[begins[i] : ends_list[i]] for i in wanted]
+
+
+_tokenizers: dict[str, Tokenizer] = {}  # of this process; building one takes a tenth of a second
+
+
+def tokenizer_of(recipe: Recipe) -> Tokenizer:
+    """The tokenizer of a recipe, built once a process."""
+    if recipe.tokenizer not in _tokenizers:
+        _tokenizers[recipe.tokenizer] = Tokenizer.from_json(recipe.tokenizer)
+    return _tokenizers[recipe.tokenizer]
+
+
+def make_part(piece: Piece, recipe: Recipe, path: Path) -> None:
+    """Tokenize a piece into the file `path`, which appears when it is whole. Raises ValueError as the readers do."""
+    part = encode(piece, recipe)
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
+    try:
+        with unfinished.open("wb") as file:
+            counts = np.array([part.counts[name] for name in COUNTS], dtype=np.int64)
+            arrays = (part.ids, part.lengths, part.digests, part.signatures, counts)
+            np.savez(file, **dict(zip(("ids", "lengths", "digests", "signatures", "counts"), arrays)))
+        os.replace(str(unfinished), str(path))
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        if unfinished.exists():
+            unfinished.unlink()
+
+
+def read_part(path: Path) -> Part | None:
+    """A part from its file; None if it is not there or damaged (its CRCs are checked)."""
+    try:
+        with np.load(str(path)) as file:
+            counts = dict(zip(COUNTS, file["counts"].tolist()))
+            return Part(file["ids"], file["lengths"], file["digests"], file["signatures"], counts)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def encode(piece: Piece, recipe: Recipe) -> Part:
+    """The part of a piece."""
+    tokenizer = tokenizer_of(recipe)
+    dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.int32
+    reader = DocumentReader(piece, recipe.json_key)
+    ids, lengths, digests = [np.empty(0, dtype)], [np.empty(0, np.int64)], [np.empty(0, np.uint64)]
+    signatures = [np.empty((0, 0), np.uint32)]
+    documents = 0
+    for texts in _batches(reader, recipe):
+        documents += len(texts)
+        all_ids, counts = tokenizer.encode_documents(texts)
+        keep = counts >= recipe.min_length
+        if not keep.all():
+            all_ids, texts = all_ids[np.repeat(keep, counts)], [text for text, kept in zip(texts, keep) if kept]
+            counts = counts[keep]
+        ids.append(all_ids.astype(dtype))
+        lengths.append(counts)
+        if recipe.digests:
+            digests.append(np.array([_digest(text) for text in texts], dtype=np.uint64))
+        if recipe.signatures:
+            from data.duplicates import minhash_signatures
+
+            signatures.append(minhash_signatures(all_ids, counts))
+    kept = sum(map(len, lengths))
+    return Part(
+        np.concatenate(ids),
+        np.concatenate(lengths),
+        np.concatenate(digests),
+        np.concatenate(signatures[1:]) if len(signatures) > 1 else signatures[0],
+        {"documents": documents, "short": documents - kept, "broken": reader.broken, "size": piece.size},
+    )
+
+
+def _batches(reader: DocumentReader, recipe: Recipe):  # type: ignore[no-untyped-def]
+    """Texts that are not blank, in groups of a megabyte or so."""
+    fix = _fixer() if recipe.fix_text else None
+    texts: list[str] = []
+    size = 0
+    for text in reader:
+        if not text or text.isspace():
+            continue
+        texts.append(fix(text) if fix else text)
+        size += len(text)
+        if size >= _BATCH:
+            yield texts
+            texts, size = [], 0
+    yield texts
+
+
+def _fixer():  # type: ignore[no-untyped-def]
+    import ftfy
+
+    return ftfy.fix_text
+
+
+def _digest(text: str) -> int:
+    raw = text.encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "little")

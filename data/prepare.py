@@ -1,0 +1,151 @@
+#!/usr/bin/env python3
+"""Any corpus to token ids: extracted Wikipedia, WikiText, OpenWebText archives, plain text, JSON lines.
+
+    python3 -m data.prepare --input wikitext-103-raw-v1.zip --output prepared
+    python3 -m data.prepare --input a.jsonl b.jsonl.gz --output prepared --format mmap --validation-fraction 0.001
+
+Interrupted, the same command goes on where it stopped. Any number of workers gives the same files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+if __package__ in (None, ""):
+    # Started as a script: the repository and not data/ is where modules are found.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+if TYPE_CHECKING:
+    from data.corpus_formats import CorpusWriter
+    from tokenizer import Tokenizer
+
+SOURCES = ("wikipedia", "wikitext", "openwebtext", "jsonl", "text")
+FORMATS = ("pkl", "tfrecord", "mmap")
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Flags; all problems are reported at once."""
+    parser = argparse.ArgumentParser(
+        prog="data.prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    what = parser.add_argument_group("input")
+    what.add_argument("--input", nargs="+", required=True, type=Path, metavar="PATH", help="files or folders")
+    what.add_argument("--source", choices=SOURCES, help="what they are (default: what their names say)")
+    what.add_argument("--json-key", default="text", help="member of a JSON line that holds the text (default: text)")
+    what.add_argument("--documents", choices=("line", "file"), default="line", help="of plain text (default: line)")
+    what.add_argument("--fix-text", action="store_true", help="repair broken characters with ftfy")
+    out = parser.add_argument_group("output")
+    out.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for the files")
+    out.add_argument("--name", default="corpus", help="beginning of their names (default: corpus)")
+    out.add_argument("--format", choices=FORMATS, default="pkl", help="default: pkl; beyond a few GB: mmap")
+    out.add_argument("--seq-length", type=int, default=1025, help="tfrecord: ids a record, --max-len + 1 (1025)")
+    out.add_argument("--stride", type=int, default=128, help="tfrecord: step of the window over a document (128)")
+    out.add_argument("--num-output", type=int, default=4, help="tfrecord: number of files (4)")
+    which = parser.add_argument_group("documents")
+    which.add_argument("--min-length", type=int, default=2, help="shorter ones (ids and <|endoftext|>) are dropped (2)")
+    which.add_argument(
+        "--deduplicate",
+        choices=("none", "exact", "near"),
+        default="none",
+        help="drop documents equal to an earlier one, or similar to one (MinHash, datasketch) (default: none)",
+    )
+    which.add_argument(
+        "--near-threshold", type=float, default=0.8, help="Jaccard similarity of near duplicates, 5-grams of ids (0.8)"
+    )
+    which.add_argument("--validation-fraction", type=float, default=0.0, help="share of the documents held out (0)")
+    which.add_argument("--seed", type=int, default=1234, help="which ones (1234)")
+    how = parser.add_argument_group("tokenizer and processes")
+    how.add_argument("--tokenizer", type=Path, metavar="PATH", help="tokenizer.json or a folder (default: GPT-2's)")
+    how.add_argument("--tokenizer-type", type=int, choices=(0, 1), default=0, help="1: Megatron's files in --tokenizer")
+    how.add_argument("--vocab-file", type=Path, metavar="PATH", help="vocabulary, with --merge-file")
+    how.add_argument("--merge-file", type=Path, metavar="PATH", help="merges, with --vocab-file")
+    how.add_argument("--workers", type=int, default=0, help="processes (default: 0, one a core)")
+    args = parser.parse_args(argv)
+    problems = [
+        f"--{name.replace('_', '-')} must be {least} or more, not {getattr(args, name)}"
+        for name, least in (("min_length", 0), ("workers", 0), ("seq_length", 3), ("stride", 1), ("num_output", 1))
+        if getattr(args, name) < least
+    ]
+    if not 0 <= args.validation_fraction < 1:
+        problems.append(f"--validation-fraction must be in [0, 1), not {args.validation_fraction}")
+    if not 0 < args.near_threshold < 1:
+        problems.append(f"--near-threshold must be between 0 and 1, not {args.near_threshold}")
+    if not re.fullmatch(r"\w[\w.-]*", args.name):
+        problems.append(f"--name {args.name!r}: letters, digits, . _ and - only")
+    if args.output.exists() and not args.output.is_dir():
+        problems.append(f"--output {args.output}: not a folder")
+    if problems:
+        parser.error("; ".join(problems))
+    return args
+
+
+def prepare(args: argparse.Namespace, stream: TextIO) -> None:
+    """Write the corpus that the flags ask for. Raises ValueError, RuntimeError, OSError."""
+    from data.building import build, worker_count
+    from data.duplicates import Selector
+    from data.parts import Recipe
+    from data.sources import guess, open_source
+
+    source = args.source or guess(args.input)
+    corpus, own_validation = open_source(source, args.input, args.documents)
+    tokenizer = chosen_tokenizer(args)
+    encoder = "native" if tokenizer.is_native else "of the tokenizers library (`make` builds the native one)"
+    stream.write(
+        f"{source}: {len(corpus.files):,} files, {corpus.size() / 1e6:,.1f} MB; vocabulary of "
+        f"{tokenizer.vocab_size:,}, encoder {encoder}\n"
+    )
+    selector = Selector(args.deduplicate, args.near_threshold, args.validation_fraction, args.seed)
+    recipe = Recipe(
+        tokenizer.to_json(),
+        args.min_length,
+        args.json_key,
+        args.fix_text,
+        digests=args.deduplicate != "none" or args.validation_fraction > 0,
+        signatures=args.deduplicate == "near",
+    )
+    validation = writer(args, "-valid", tokenizer) if args.validation_fraction else None
+    workers = worker_count(args.workers)
+    name = f"{args.name}.{args.format}"
+    build(corpus, recipe, selector, args.output, name, workers, writer(args, "", tokenizer), validation, stream)
+    if own_validation is not None and validation is None:
+        recipe = Recipe(recipe.tokenizer, args.min_length, args.json_key, args.fix_text)
+        validation = writer(args, "-valid", tokenizer)
+        keep_all = Selector("none", 0.0, 0.0, args.seed)
+        build(own_validation, recipe, keep_all, args.output, f"valid.{name}", workers, validation, None, stream)
+
+
+def chosen_tokenizer(args: argparse.Namespace) -> Tokenizer:
+    """The tokenizer of the flags. Raises ValueError if it is not there."""
+    from tokenizer import Tokenizer, open_tokenizer
+
+    if args.tokenizer is not None and args.tokenizer_type == 0 and args.vocab_file is None:
+        return Tokenizer.from_folder(args.tokenizer)
+    return open_tokenizer(args.tokenizer_type, args.tokenizer, args.vocab_file, args.merge_file)
+
+
+def writer(args: argparse.Namespace, suffix: str, tokenizer: Tokenizer) -> CorpusWriter:
+    """The writer of --format, of files called NAME + suffix."""
+    from data import corpus_formats
+
+    path = args.output / (args.name + suffix)
+    if args.format == "pkl":
+        return corpus_formats.PickleWriter(path.with_name(path.name + ".pkl"), tokenizer.vocab_size)
+    if args.format == "mmap":
+        return corpus_formats.MegatronWriter(path, tokenizer.vocab_size)
+    return corpus_formats.TFRecordWriter(path, args.seq_length, args.stride, args.num_output)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; the exit status."""
+    args = parse_args(argv)
+    from data.building import reported
+
+    return reported("data.prepare", lambda: prepare(args, sys.stderr))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""The kinds of corpora that data/prepare.py reads, and how files become a corpus."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+from data.assembly import Corpus
+from data.pieces import HEADING, LINE, archives, naming, running, whole_files, wikipedia
+from data.wikipedia import wiki_files
+
+PACKED = ("", ".gz", ".bz2", ".xz")
+# For each kind the names of its files in a folder, the most telling first.
+PATTERNS: dict[str, tuple[str, ...]] = {
+    "wikipedia": ("**/wiki_[0-9]*",),
+    "wikitext": ("wiki.train.tokens", "wiki.train.raw", "wikitext-*.zip"),
+    "openwebtext": ("*.tar", "*.tar.xz", "*.tar.gz", "*.tar.bz2", "*.xz"),
+    "jsonl": tuple(f"*.{ending}{packed}" for ending in ("jsonl", "ndjson", "json") for packed in PACKED),
+    "text": tuple(f"*.txt{packed}" for packed in PACKED),
+}
+_ORDER = ("wikipedia", "wikitext", "jsonl", "text", "openwebtext")  # a .txt.xz is no archive
+
+
+def guess(inputs: list[Path]) -> str:
+    """The kind of corpus that the names of the input say. Raises ValueError if they say nothing, or no two the same."""
+    kinds = []
+    for path in inputs:
+        if not path.exists():
+            raise ValueError(f"--input {path}: no such file or folder")
+        kinds += [next((kind for kind in _ORDER if _matching(path, kind)), "")]
+        if not kinds[-1]:
+            raise ValueError(f"--input {path}: its name does not say what it is; add --source {' | '.join(PATTERNS)}")
+    if len(set(kinds)) > 1:
+        raise ValueError(f"--input: {inputs[0]} looks like {kinds[0]}, others do not; prepare them one by one")
+    return kinds[0]
+
+
+def open_source(kind: str, inputs: list[Path], documents: str = "line") -> tuple[Corpus, Corpus | None]:
+    """The corpus in files or folders, and the validation set that comes with it (WikiText) or None.
+
+    `documents`: of plain text, whether each line or each file is one. Raises ValueError naming what is missing.
+    """
+    files: list[Path] = []
+    for path in inputs:
+        if not path.exists():
+            raise ValueError(f"--input {path}: no such file or folder")
+        found = _matching(path, kind) if path.is_dir() else [path]
+        if not found:
+            raise ValueError(f"--input {path}: no {kind} in this folder ({', '.join(PATTERNS[kind][:4])})")
+        files += found
+    if not any(path.stat().st_size for path in files):
+        raise ValueError(f"--input {inputs[0]}: empty; nothing to prepare")
+    if kind == "wikipedia":
+        folders = [path for path in inputs if path.is_dir()]
+        if len(folders) < len(inputs):
+            raise ValueError("--source wikipedia takes folders, the ones that wikipedia_extract.sh makes")
+        return Corpus(files, lambda: wikipedia(folders)), None
+    if kind == "wikitext":
+        return _wikitext(files)
+    if kind == "openwebtext":
+        return Corpus(files, lambda: archives(files)), None
+    if kind == "jsonl":
+        return Corpus(files, lambda: running("jsonl", LINE, files)), None
+    if documents == "file":
+        return Corpus(files, lambda: whole_files("file", files)), None
+    return Corpus(files, lambda: running("lines", LINE, files)), None
+
+
+def _matching(path: Path, kind: str) -> list[Path]:
+    """The files of a kind in a folder, or the path itself if it has the name of one."""
+    if kind == "wikipedia":
+        try:
+            return wiki_files(path) if path.is_dir() else []
+        except ValueError:
+            return []
+    if not path.is_dir():
+        return [path] if any(path.match(pattern) for pattern in PATTERNS[kind]) else []
+    for pattern in PATTERNS[kind]:
+        found = sorted(file for file in path.glob(pattern) if file.is_file())
+        if found:
+            return found
+    return []
+
+
+def _wikitext(files: list[Path]) -> tuple[Corpus, Corpus | None]:
+    def corpus(part: str) -> Corpus | None:
+        chosen = []
+        for path in files:
+            if path.suffix == ".zip":
+                with naming(path), zipfile.ZipFile(str(path)) as archive:
+                    has_it = any(Path(name).name.startswith(f"wiki.{part}.") for name in archive.namelist())
+                beside = path if has_it else None
+            elif part != "train":
+                beside = path.with_name(path.name.replace("train", part, 1))
+            else:
+                beside = path
+            if beside is not None and beside.is_file() and (part == "train" or beside not in files or beside == path):
+                chosen.append(beside)
+        if not chosen:
+            return None
+        return Corpus(chosen, lambda: running("wikitext", HEADING, chosen, f"wiki.{part}.*"))
+
+    train = corpus("train")
+    if train is None:
+        raise ValueError(f"--input {files[0]}: no wiki.train.tokens or wiki.train.raw in it")
+    if all(path.suffix != ".zip" and "train" not in path.name for path in files):
+        return train, None
+    return train, corpus("valid")

@@ -1,0 +1,570 @@
+"""data/prepare.py: every kind of corpus to token ids, the same for any number of workers and interruptions."""
+
+from __future__ import annotations
+
+import bz2
+import functools
+import gzip
+import io
+import json
+import lzma
+import os
+import pickle
+import random
+import resource
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data import assembly, pieces, prepare
+from data.documents import DocumentReader
+from data.duplicates import DROPPED, TRAIN, VALIDATION, DigestSet, Selector
+from data.parts import Part, Recipe, encode, read_part
+from data.pieces import HEADING, LINE, running
+from data.sources import guess, open_source
+from tokenizer import Tokenizer, train_bpe
+
+ROOT = Path(__file__).resolve().parents[1]
+WORDS = "the of and history river naïve 数学 city was born 1984 in it's — “quoted” 😀 def x_y".split()
+
+
+def documents(count, seed=0):
+    generator = random.Random(seed)
+    return [" ".join(generator.choices(WORDS, k=generator.randrange(3, 60))) for _ in range(count)]
+
+
+@functools.lru_cache(maxsize=1)
+def small_tokenizer():
+    """A vocabulary that is built in no time, unlike GPT-2's."""
+    return train_bpe(documents(300, seed=9), 400)
+
+
+@pytest.fixture
+def tokenizer(tmp_path):
+    path = tmp_path / "small" / "tokenizer.json"
+    path.parent.mkdir()
+    path.write_text(small_tokenizer().to_json(), encoding="utf-8")
+    return path
+
+
+def run(*arguments):
+    """The command in this process; its exit status."""
+    try:
+        return prepare.main([str(argument) for argument in arguments])
+    except SystemExit as error:
+        return error.code
+
+
+def ids_of(texts):
+    return [[*small_tokenizer().encode(text), small_tokenizer().eot_id] for text in texts]
+
+
+def texts_in(corpus):
+    return [text for piece in corpus.pieces() for text in DocumentReader(piece) if text]
+
+
+# ---- Sources -----------------------------------------------------------------------------------------------------
+
+WIKITEXT = [
+    " = Robert Boulter = \n \n Robert Boulter is an actor . \n \n = = Career = = \n \n He had a role . \n \n",
+    " = 2 + 2 = 5 = \n \n A phrase . \n \n",
+    " = Du Fu = \n \n Du Fu ( 712 – 770 ) was a poet . \n = = = Early = = = \n",
+]
+
+
+def pack(content, ending):
+    return {"": lambda c: c, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}[ending](content)
+
+
+@pytest.fixture(params=[64, 4 << 20], ids=["small-pieces", "large-pieces"])
+def piece_bytes(request, monkeypatch):
+    monkeypatch.setattr(pieces, "PIECE_BYTES", request.param)
+    monkeypatch.setattr(pieces, "_READ", 32)
+    return request.param
+
+
+@pytest.mark.parametrize("ending", ["", ".gz", ".bz2", ".xz"])
+def test_text_one_document_a_line(tmp_path, piece_bytes, ending):
+    texts = documents(40)
+    content = "\n".join(texts[:20] + ["", "\r"] + texts[20:]).encode()
+    path = tmp_path / f"a.txt{ending}"
+    path.write_bytes(pack(content, ending))
+    assert guess([path]) == "text"
+    corpus, validation = open_source("text", [path])
+    assert texts_in(corpus) == texts and validation is None
+    plan = list(corpus.pieces())
+    assert sum(piece.size for piece in plan) == corpus.size()
+    assert len(plan) > 5 or piece_bytes > 64 or ending  # a small compressed file comes out in one block
+
+
+@pytest.mark.parametrize("ending", ["", ".gz"])
+def test_json_lines(tmp_path, piece_bytes, ending):
+    texts = documents(30)
+    content = "".join(json.dumps({"id": i, "text": text}) + "\n" for i, text in enumerate(texts))
+    path = tmp_path / f"a.jsonl{ending}"
+    path.write_bytes(pack(content.encode(), ending))
+    assert guess([path]) == guess([tmp_path]) == "jsonl"
+    assert texts_in(open_source("jsonl", [tmp_path])[0]) == texts
+
+
+def test_text_one_document_a_file(tmp_path):
+    for name, text in (("b.txt", "two\nlines\n"), ("a.txt", "first")):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    assert texts_in(open_source("text", [tmp_path], "file")[0]) == ["first", "two\nlines\n"]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_wikitext(tmp_path, piece_bytes, packed):
+    content = {
+        part: (" \n" + "".join(articles)).encode() for part, articles in (("train", WIKITEXT), ("valid", WIKITEXT[:1]))
+    }
+    if packed:
+        with zipfile.ZipFile(str(tmp_path / "wikitext-2-v1.zip"), "w", zipfile.ZIP_DEFLATED) as archive:
+            for part, data in content.items():
+                archive.writestr(f"wikitext-2/wiki.{part}.tokens", data)
+    else:
+        for part, data in content.items():
+            (tmp_path / f"wiki.{part}.tokens").write_bytes(data)
+    for given_path in (tmp_path, next(tmp_path.glob("*train*" if not packed else "*.zip"))):
+        assert guess([given_path]) == "wikitext"
+        train, validation = open_source("wikitext", [given_path])
+        stripped = [article.strip("\n") for article in WIKITEXT]
+        # " = 2 + 2 = 5 = " has a sign inside: not taken for a heading of this level
+        assert [t for t in texts_in(train) if t.strip()] == [stripped[0] + "\n" + stripped[1], stripped[2]]
+        assert [t for t in texts_in(validation) if t.strip()] == stripped[:1]
+
+
+def tar_of(members, mode="w"):
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode=mode) as tar:
+        folder = tarfile.TarInfo("openwebtext")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+        for name, content in members:
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    return file.getvalue()
+
+
+def test_openwebtext(tmp_path, piece_bytes):
+    """The archive of the corpus (a tar.xz of xz files that are tars of texts), its inner files, and a plain tar."""
+    texts = [text + "\n\nsecond paragraph" for text in documents(9)]
+    inner = [
+        tar_of([(f"{i + j:07d}-hash.txt", texts[i + j].encode()) for j in range(3)], "w:xz") for i in range(0, 9, 3)
+    ]
+    whole = tar_of([(f"openwebtext/urlsf_subset00-{i}_data.xz", data) for i, data in enumerate(inner)], "w:xz")
+    flat = tar_of([(f"{i}.txt", text.encode()) for i, text in enumerate(texts)])
+    for folder, files in (
+        ("outer", {"openwebtext.tar.xz": whole}),
+        ("inner", {f"urlsf_subset00-{i}_data.xz": data for i, data in enumerate(inner)}),
+        ("flat", {"texts.tar": flat}),
+    ):
+        (tmp_path / folder).mkdir()
+        for name, data in files.items():
+            (tmp_path / folder / name).write_bytes(data)
+        assert guess([tmp_path / folder]) == "openwebtext"
+        assert texts_in(open_source("openwebtext", [tmp_path / folder])[0]) == texts
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lines=st.lists(
+        st.sampled_from(["", "a", "word and more", " = A = ", " = = B = = ", " =  = ", "=", "\r", "é" * 9]), max_size=30
+    ),
+    size=st.integers(1, 40),
+    end=st.booleans(),
+)
+def test_pieces_are_the_file_in_whole_documents(tmp_path_factory, lines, size, end):
+    path = tmp_path_factory.mktemp("lines") / "f"
+    raw = ("\n".join(lines) + "\n" * end).encode()
+    path.write_bytes(raw)
+    before = pieces.PIECE_BYTES, pieces._READ
+    pieces.PIECE_BYTES, pieces._READ = size, 7
+    try:
+        for kind, boundary in (("lines", LINE), ("wikitext", HEADING)):
+            plan = list(running(kind, boundary, [path]))
+            assert b"".join(piece.read() for piece in plan) == raw
+            whole = list(DocumentReader(pieces.Piece(kind, "f", (str(path),))))
+            cut = [text for piece in plan for text in DocumentReader(piece)]
+            assert [text for text in cut if text] == [text for text in whole if text]
+    finally:
+        pieces.PIECE_BYTES, pieces._READ = before
+
+
+@settings(max_examples=100, deadline=None)
+@given(content=st.binary(max_size=200), kind=st.sampled_from(["lines", "jsonl", "wikitext", "file", "archive"]))
+def test_any_bytes_are_read_or_refused(content, kind):
+    read_or_refused(content, kind)
+
+
+def read_or_refused(content, kind):
+    try:
+        for text in DocumentReader(pieces.Piece(kind, "the file", (), content=content)):
+            text.encode("utf-8", "surrogatepass")
+    except ValueError as error:
+        assert "the file" in str(error)
+
+
+VALID = {
+    "jsonl": "".join(json.dumps({"text": text}) + "\n" for text in documents(4)).encode(),
+    "archive": tar_of([(f"{i}.txt", text.encode()) for i, text in enumerate(documents(3))], "w:xz"),
+    "texts-tar": tar_of([(f"{i}.txt", text.encode()) for i, text in enumerate(documents(3))]),
+}
+
+
+@pytest.mark.long
+@settings(max_examples=10_000, deadline=None)
+@given(data=st.data())
+def test_mutations_of_valid_files_are_read_or_refused(data):
+    """Never another exception, never without an end. Mutations leave the first 16 bytes alone in most cases."""
+    name = data.draw(st.sampled_from(sorted(VALID)))
+    content = bytearray(VALID[name])
+    first = data.draw(st.sampled_from([0, 16, 16, 16]))
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(first, len(content) - 1))] = data.draw(st.integers(0, 255))
+    if data.draw(st.booleans()):
+        del content[data.draw(st.integers(first, len(content))) :]
+    read_or_refused(bytes(content), "archive" if "tar" in name else name)
+
+
+# ---- Output ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def corpus(tmp_path, monkeypatch):
+    """Lines in some twenty pieces."""
+    monkeypatch.setattr(pieces, "PIECE_BYTES", 1000)
+    path = tmp_path / "in" / "corpus.txt"
+    path.parent.mkdir()
+    path.write_text("\n".join(documents(120)), encoding="utf-8")
+    return path
+
+
+def test_writes_documents_in_order(tmp_path, corpus, tokenizer, capsys):
+    out = tmp_path / "out"
+    assert run("--input", corpus, "--output", out, "--tokenizer", tokenizer, "--workers", 1) == 0
+    assert pickle.loads((out / "corpus.pkl").read_bytes()) == ids_of(documents(120))
+    assert sorted(path.name for path in out.iterdir()) == ["corpus.pkl", "tokenizer.json"]
+    said = capsys.readouterr().err
+    assert "text: 1 files" in said and "120 documents, 120 kept" in said and "MB/s, 0 s left" in said
+    assert Tokenizer.from_folder(out).encode("x y") == small_tokenizer().encode("x y")
+
+
+def test_any_number_of_workers_gives_the_same_bytes(tmp_path, corpus, tokenizer):
+    outputs = []
+    for workers in (1, 2, 3):
+        out = tmp_path / f"out{workers}"
+        assert run("--input", corpus, "--output", out, "--tokenizer", tokenizer, "--workers", workers) == 0
+        outputs.append({path.name: path.read_bytes() for path in out.iterdir()})
+    assert outputs[0] == outputs[1] == outputs[2]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_goes_on_where_it_stopped(tmp_path, corpus, tokenizer, monkeypatch, workers):
+    """The disk is full after some pieces; what they gave is not made again."""
+    out = tmp_path / "out"
+    command = ["--input", corpus, "--output", out, "--tokenizer", tokenizer, "--workers", workers]
+
+    original = assembly.Progress.add
+    seen = []
+
+    def full(self, part, there_already):
+        seen.append(there_already)
+        original(self, part, there_already)
+        if len(seen) == 8:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(assembly.Progress, "add", full)
+    assert run(*command) == 2
+    assert not (out / "corpus.pkl").exists()
+    (folder,) = out.glob(".corpus.pkl.parts-*")
+    made = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert len(made) >= 8
+    monkeypatch.setattr(assembly.Progress, "add", lambda self, part, old: (seen.append(old), original(self, part, old)))
+    seen.clear()
+    damaged = folder / sorted(made)[2]
+    damaged.write_bytes(damaged.read_bytes()[:-7])  # as a crash of the machine may leave it
+    assert run(*command) == 0
+    assert seen[:8] == [True, True, False, True, True, True, True, True] and not all(seen)
+    assert pickle.loads((out / "corpus.pkl").read_bytes()) == ids_of(documents(120))
+    assert sorted(path.name for path in out.iterdir()) == ["corpus.pkl", "tokenizer.json"]
+
+
+def test_other_input_or_flags_start_anew(tmp_path, corpus, tokenizer):
+    recipe = Recipe(tokenizer.read_text(encoding="utf-8"))
+    source = open_source("text", [corpus])[0]
+    keys = {source.key(recipe), source.key(Recipe(recipe.tokenizer, min_length=5))}
+    os.utime(str(corpus), ns=(1, 1))
+    keys.add(source.key(recipe))
+    assert len(keys) == 3
+
+
+def start(*arguments, **options):
+    code = "import sys; from data import pieces, prepare; pieces.PIECE_BYTES = 1 << 16; sys.exit(prepare.main())"
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.Popen(
+        command, cwd=str(ROOT), stderr=subprocess.PIPE, text=True, start_new_session=True, **options
+    )
+
+
+def children(pid):
+    listing = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
+    return [int(line) for line in listing.stdout.split()]
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
+def test_interrupted_then_finished(tmp_path, tokenizer, ending):
+    """Ctrl-C reaches the whole group, SIGKILL the parent alone: no process is left, and the next run goes on."""
+    path = tmp_path / "big.txt"
+    path.write_text("\n".join(documents(40_000)), encoding="utf-8")
+    out = tmp_path / "out"
+    command = ["--input", path, "--output", out, "--tokenizer", tokenizer, "--workers", 2]
+    process = start(*command)
+    while not list(out.glob(".corpus.pkl.parts-*/*.npz")):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+    workers = children(process.pid)
+    assert workers
+    if ending == signal.SIGINT:
+        os.killpg(process.pid, ending)
+    else:
+        process.kill()
+    said = process.communicate(timeout=60)[1]
+    if process.returncode == 0:
+        pytest.skip("it was faster than the signal")
+    assert process.returncode == (130 if ending == signal.SIGINT else -9)
+    assert "Traceback" not in said
+    assert ending == signal.SIGKILL or "the same command goes on" in said
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}").exists() and "Z" not in state(pid) for pid in workers):
+        assert time.monotonic() < deadline, "a worker is left"
+        time.sleep(0.05)
+    assert not (out / "corpus.pkl").exists()
+    kept = {path: path.stat().st_mtime_ns for path in out.glob(".corpus.pkl.parts-*/*.npz")}
+    assert kept
+    process = start(*command)
+    assert process.communicate(timeout=60)[1].count("wrote") == 1
+    assert sorted(path.name for path in out.iterdir()) == ["corpus.pkl", "tokenizer.json"]
+    assert len(pickle.loads((out / "corpus.pkl").read_bytes())) == 40_000
+
+
+def state(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return "Z"
+
+
+def test_two_at_once_are_refused(tmp_path, corpus, tokenizer, capsys):
+    out = tmp_path / "out"
+    recipe = Recipe(tokenizer.read_text(encoding="utf-8"))
+    held = assembly.Assembly(
+        open_source("text", [corpus])[0], recipe, Selector("none", 0, 0, 0), out, "corpus.pkl", 1, sys.stderr
+    )
+    with held:
+        assert run("--input", corpus, "--output", out, "--tokenizer", tokenizer, "--workers", 1) == 2
+        assert "another process" in capsys.readouterr().err
+    assert run("--input", corpus, "--output", out, "--tokenizer", tokenizer, "--workers", 1) == 0
+
+
+@pytest.mark.parametrize("limit", [2_000, 12_000])
+def test_full_disk(tmp_path, corpus, tokenizer, limit):
+    """A limit on the size of files stands for the disk: of the parts, and of the output alone."""
+    out = tmp_path / "out"
+    code = "import sys; from data import pieces, prepare; pieces.PIECE_BYTES = 4000; sys.exit(prepare.main())"
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        "--input",
+        corpus,
+        "--output",
+        out,
+        "--tokenizer",
+        tokenizer,
+        "--workers",
+        "1",
+    ]
+    done = subprocess.run(
+        list(map(str, command)),
+        cwd=str(ROOT),
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    assert done.returncode == 2, done.stderr
+    assert "File too large" in done.stderr and str(out) in done.stderr and "Traceback" not in done.stderr
+    assert [path.name for path in out.iterdir() if not path.name.startswith(".")] == []
+    assert run("--input", corpus, "--output", out, "--tokenizer", tokenizer, "--workers", 1) == 0
+
+
+def test_wikitexts_own_validation_set(tmp_path, tokenizer):
+    for part, articles in (("train", WIKITEXT), ("valid", WIKITEXT[:1])):
+        (tmp_path / f"wiki.{part}.tokens").write_text("".join(articles), encoding="utf-8")
+    out = tmp_path / "out"
+    assert run("--input", tmp_path, "--output", out, "--tokenizer", tokenizer, "--workers", 1, "--name", "w2") == 0
+    assert sorted(path.name for path in out.iterdir()) == ["tokenizer.json", "w2-valid.pkl", "w2.pkl"]
+    assert pickle.loads((out / "w2-valid.pkl").read_bytes()) == ids_of([WIKITEXT[0].strip("\n")])
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_validation_split_by_document(tmp_path, corpus, tokenizer, workers):
+    texts = documents(120)
+    corpus.write_text("\n".join(texts + texts[:30]), encoding="utf-8")
+    out = tmp_path / "out"
+    command = ["--input", corpus, "--output", out, "--tokenizer", tokenizer, "--workers", workers]
+    assert run(*command, "--validation-fraction", 0.2) == 0
+    train, valid = (pickle.loads((out / name).read_bytes()) for name in ("corpus.pkl", "corpus-valid.pkl"))
+    assert 10 < len(valid) < 50
+    assert sorted(train + valid) == sorted(ids_of(texts + texts[:30]))
+    assert not {tuple(ids) for ids in train} & {tuple(ids) for ids in valid}, "equal texts are on one side"
+    assert run(*command, "--validation-fraction", 0.2, "--seed", 5) == 0
+    assert pickle.loads((out / "corpus-valid.pkl").read_bytes()) != valid
+
+
+# ---- Duplicates --------------------------------------------------------------------------------------------------
+
+
+def test_exact_duplicates(tmp_path, corpus, tokenizer, capsys):
+    texts = list(dict.fromkeys(documents(60)))
+    corpus.write_text("\n".join(texts + [texts[3], texts[3] + " ", texts[5]]), encoding="utf-8")
+    out = tmp_path / "out"
+    assert (
+        run("--input", corpus, "--output", out, "--tokenizer", tokenizer, "--workers", 2, "--deduplicate", "exact") == 0
+    )
+    assert pickle.loads((out / "corpus.pkl").read_bytes()) == ids_of(texts + [texts[3] + " "])
+    assert "dropped 2 exact duplicates" in capsys.readouterr().err
+
+
+def test_near_duplicates(tmp_path, corpus, tokenizer, capsys):
+    generator = random.Random(2)
+    vocabulary = ["".join(generator.choices("abcdefghij", k=5)) for _ in range(400)]
+    texts = [" ".join(generator.choices(vocabulary, k=150)) for _ in range(12)]
+    similar = texts[4].replace(texts[4].split()[70], "changed", 1)
+    corpus.write_text("\n".join([*texts, similar, texts[0]]), encoding="utf-8")
+    out = tmp_path / "out"
+    command = ["--input", corpus, "--output", out, "--tokenizer", tokenizer, "--workers", 1]
+    assert run(*command, "--deduplicate", "near") == 0
+    assert pickle.loads((out / "corpus.pkl").read_bytes()) == ids_of(texts)
+    assert "1 exact duplicates, 1 near ones" in capsys.readouterr().err
+    assert run(*command, "--deduplicate", "near", "--near-threshold", 0.98) == 0
+    assert len(pickle.loads((out / "corpus.pkl").read_bytes())) == 13
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 40), max_size=20), max_size=12))
+def test_digest_set_is_a_set(groups):
+    digests, known = DigestSet(), set()
+    for group in groups:
+        new = digests.add(np.array(group, dtype=np.uint64))
+        for value, is_new in zip(group, new.tolist()):
+            assert is_new == (value not in known)
+            known.add(value)
+
+
+def test_selector_draws_a_share():
+    part = Part(
+        np.empty(0),
+        np.ones(20_000),
+        np.random.default_rng(0).integers(0, 1 << 63, 20_000).astype(np.uint64),
+        np.empty(0),
+        {},
+    )
+    verdicts = Selector("none", 0.0, 0.05, 1).verdicts(part)
+    assert set(verdicts.tolist()) == {TRAIN, VALIDATION} and DROPPED == 0
+    assert 800 < (verdicts == VALIDATION).sum() < 1200
+
+
+def test_ftfy(tmp_path, corpus, tokenizer):
+    corpus.write_text("The Mona Lisa doesnâ€™t have eyebrows, schÃ¶n and so on", encoding="utf-8")
+    out = tmp_path / "out"
+    assert run("--input", corpus, "--output", out, "--tokenizer", tokenizer, "--workers", 1, "--fix-text") == 0
+    assert pickle.loads((out / "corpus.pkl").read_bytes()) == ids_of(
+        ["The Mona Lisa doesn't have eyebrows, schön and so on"]
+    )
+
+
+def test_a_part_comes_back_from_its_file(tmp_path, tokenizer):
+    piece = pieces.Piece("lines", "f", (), content="\n".join(documents(20)).encode() + b"\nbad \xff\n\nx", size=7)
+    recipe = Recipe(tokenizer.read_text(encoding="utf-8"), min_length=3, digests=True)
+    from data.parts import make_part
+
+    make_part(piece, recipe, tmp_path / "p.npz")
+    again, part = read_part(tmp_path / "p.npz"), encode(piece, recipe)
+    for name in ("ids", "lengths", "digests"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(part, name))
+    assert again.counts == part.counts == {"documents": 22, "short": 1, "broken": 1, "size": 7}
+    assert part.ids.dtype == np.uint16
+    (tmp_path / "p.npz").write_bytes(b"PK")
+    assert read_part(tmp_path / "p.npz") is None
+
+
+# ---- Bad input ---------------------------------------------------------------------------------------------------
+
+
+BAD = [
+    ("a.jsonl", b'{"text": "good"}\n{"text": 1}\n', [], "a.jsonl, line 2: no text under 'text'"),
+    ("a.jsonl", b'{"text": "good"}\n\n{"body"\n', [], "a.jsonl, line 3: not JSON"),
+    ("a.jsonl", b'{"body": "good"}\n', [], "--json-key"),
+    ("a.jsonl", b"[1]\n", [], "line 1"),
+    ("a.jsonl.gz", gzip.compress(b'{"text": "good one"}\n' * 99, mtime=0)[:-20], [], "a.jsonl.gz: damaged"),
+    ("a.txt.xz", lzma.compress(b"some text\n" * 99)[:-9], [], "a.txt.xz: damaged"),
+    ("a.txt.bz2", b"no bz2", [], "a.txt.bz2: damaged"),
+    ("a.tar.xz", lzma.compress(b"no tar" * 999), [], "a.tar.xz: damaged"),
+    ("a.tar", tar_of([("a.xz", b"no archive")]), [], "member a.xz: damaged"),
+    ("wikitext-2-v1.zip", b"PK no zip", [], "wikitext-2-v1.zip: damaged"),
+    ("a.txt", b"", [], "empty"),
+    ("a.txt", b"\n\n\n", [], "0 documents, none"),
+    ("a.txt", b"few\n", ["--min-length", "50"], "1 documents, none of --min-length 50"),
+    ("a.dat", b"x", [], "--source"),
+    ("a.txt", b"x y z\n", ["--validation-fraction", "0.000001"], "raise --validation-fraction"),
+    ("a.txt", b"x y z\n", ["--validation-fraction", "1"], "--validation-fraction must be in"),
+    ("a.txt", b"x y z\n", ["--workers", "-1"], "--workers must be 0 or more"),
+    ("a.txt", b"x y z\n", ["--name", "../x"], "--name"),
+    ("a.txt", b"x y z\n", ["--tokenizer", "/nowhere"], "/nowhere: no tokenizer there"),
+    ("a.txt", b"x y z\n", ["--vocab-file", "v.json"], "--merge-file"),
+]  # fmt: skip
+
+
+def refused(tmp_path, capsys, tokenizer, name, content, flags):
+    path, out = tmp_path / name, tmp_path / "out"
+    path.write_bytes(content)
+    if "--tokenizer" not in flags and "--vocab-file" not in flags:
+        flags = ["--tokenizer", tokenizer, *flags]
+    if "--workers" not in flags:
+        flags = ["--workers", 1, *flags]
+    assert run("--input", path, "--output", out, *flags) == 2
+    assert not out.exists() or list(out.iterdir()) == []
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("case", range(len(BAD)), ids=[f"{row[0]}-{i}" for i, row in enumerate(BAD)])
+def test_bad_input(tmp_path, capsys, tokenizer, case):
+    name, content, flags, message = BAD[case]
+    assert message in refused(tmp_path, capsys, tokenizer, name, content, flags)
+
+
+def test_bad_input_found_by_a_worker(tmp_path, capsys, tokenizer):
+    name, content, _, message = BAD[0]
+    assert message in refused(tmp_path, capsys, tokenizer, name, content, ["--workers", 2])
+
+
+def test_missing_input(tmp_path, capsys):
+    assert run("--input", tmp_path / "none.txt", "--output", tmp_path / "out") == 2
+    assert "no such file" in capsys.readouterr().err
+    assert run("--input", tmp_path, "--source", "jsonl", "--output", tmp_path / "out") == 2
+    assert "no jsonl in this folder" in capsys.readouterr().err
+    (tmp_path / "f").write_text("x", encoding="utf-8")
+    assert run("--input", tmp_path, "--output", tmp_path / "f") == 2
+    assert "not a folder" in capsys.readouterr().err
