@@ -74,8 +74,10 @@ def map_array(path: Path) -> np.ndarray:
     try:
         # As a plain array: slices of numpy.memmap cost several times more.
         return np.load(str(path), mmap_mode="r").view(np.ndarray)
-    except EOFError as error:
-        raise ValueError(f"{path.name} is empty") from error
+    except OSError:
+        raise
+    except Exception as error:  # whatever a damaged header makes of numpy's parser
+        raise ValueError(f"{path.name}: {str(error) or type(error).__name__}") from error
 
 
 @contextlib.contextmanager

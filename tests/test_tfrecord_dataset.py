@@ -16,7 +16,7 @@ from tfrecord.writer import TFRecordWriter
 from torch.utils.data import DataLoader
 
 from data import tfrecord, varint
-from data.datasets import ResumableSampler, collate, open_dataset
+from data.datasets import ResumableSampler, Shard, collate, make_sampler, open_dataset
 from data.tfrecord_dataset import matching_files, open_tfrecords
 from data.tfrecord_files import TFRecordFiles
 from tests.test_tfrecord import entry, field, one_by_one, packed
@@ -162,6 +162,21 @@ def test_workers_share_an_epoch_without_repeats(tmp_path, workers):
     assert {i < 40 for i in seen[:20]} == {True, False}  # across files, not one after the other
     sampler.set_epoch(0, start=24)
     assert [int(row[0]) for inputs, _ in loader for row in inputs] == seen[24:]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_ranks_and_workers_together_see_every_record_once(tmp_path, workers):
+    """3 ranks of calls of 4: 70 records make 5 steps of 12, and the 10 that are left fill no step of all ranks."""
+    write(tmp_path / "a.tfrecord", [[i] * (T + 1) for i in range(70)])
+    seen: list[list[int]] = []
+    for rank in range(3):
+        dataset, _ = open_all(tmp_path)
+        sampler = make_sampler(dataset, 3, Shard(rank, 3, 4))
+        loader = DataLoader(dataset, batch_size=4, sampler=sampler, collate_fn=collate, num_workers=workers)
+        seen.append([int(row[0]) for inputs, _ in loader for row in inputs])
+    order = list(make_sampler(dataset, 3))
+    steps = [rank[4 * step : 4 * step + 4] for step in range(5) for rank in seen]
+    assert [len(rank) for rank in seen] == [20, 20, 20] and sum(steps, []) == order[:60]
 
 
 def test_a_spawned_process_opens_the_files_itself(tmp_path):
