@@ -168,7 +168,7 @@ class Assembly:
                 there_already = part is not None
                 yield number, part or self._made(number, piece), there_already
             return
-        executor = concurrent.futures.ProcessPoolExecutor(
+        pool = concurrent.futures.ProcessPoolExecutor(
             self.workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(self.recipe,)
         )
         submitted = 0
@@ -179,7 +179,7 @@ class Assembly:
                 if not self._path(number).exists():
                     # Workers are started by the first calls, and ignore Ctrl-C from their first moment on.
                     with _sigint_ignored() if submitted < self.workers else contextlib.nullcontext():
-                        future = executor.submit(_make_part, piece, self._path(number))
+                        future = pool.submit(_make_part, piece, self._path(number))
                     submitted += 1
                 waiting.append((number, piece, future))
                 if len(waiting) > 3 * self.workers:
@@ -195,7 +195,7 @@ class Assembly:
             for _, _, future in waiting:
                 if future is not None:
                     future.cancel()
-            executor.shutdown(wait=True)
+            pool.shutdown(wait=True)
 
     def _finished(self, number: int, piece: Piece, future: Any) -> tuple[int, Part, bool]:
         if future is not None:
