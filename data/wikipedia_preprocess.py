@@ -3,12 +3,14 @@
 
     python3 ./data/wikipedia_preprocess.py --input-file-path EXTRACTED --output-file-path PREPROCESSED
 
-The tokenizer used is saved beside it as tokenizer.json. Interrupted, the same command goes on where it stopped.
+The tokenizer used is saved beside it as tokenizer.json, with a link to write_into_tfrecord.py.
+Interrupted, the same command goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from pathlib import Path
 
@@ -84,6 +86,18 @@ def preprocess(args: argparse.Namespace) -> None:
         None,
         sys.stderr,
     )
+    link_tfrecord_writer(folder)
+
+
+def link_tfrecord_writer(folder: Path) -> None:
+    """Make `cd FOLDER; python write_into_tfrecord.py` work, by a link to the script."""
+    script = Path(__file__).resolve().with_name("write_into_tfrecord.py")
+    link = folder / script.name
+    with contextlib.suppress(OSError):  # a file system without links; the path of the script serves as well
+        if link.is_symlink():  # to where the repository was
+            link.unlink()
+        if not link.exists():
+            link.symlink_to(script)
 
 
 def main(argv: list[str] | None = None) -> int:

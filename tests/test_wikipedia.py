@@ -118,7 +118,7 @@ def test_preprocess_writes_the_reference_format(extracted, tmp_path):
     articles = pickle.loads((out / OUTPUT_NAME).read_bytes())
     assert articles == [[*gpt2.encode(text), 50256] for text in texts if text != "Tiny."]
     assert "5 documents, 4 kept" in done.stderr
-    assert sorted(path.name for path in out.iterdir()) == ["tokenizer.json", OUTPUT_NAME]
+    assert sorted(path.name for path in out.iterdir()) == ["tokenizer.json", OUTPUT_NAME, "write_into_tfrecord.py"]
     assert Tokenizer.from_folder(out).encode(texts[0]) == articles[0][:-1]
 
 
@@ -198,7 +198,7 @@ def test_an_interrupted_run_keeps_the_previous_corpus(extracted, tmp_path):
     (folder / "AC" / "wiki_00").write_text("<doc id=1>\ncut off\n", encoding="utf-8")
     assert preprocess("--input-file-path", folder, "--output-file-path", out).returncode == 2
     assert (out / OUTPUT_NAME).read_bytes() == before
-    assert len(list(out.iterdir())) == 2
+    assert len(list(out.iterdir())) == 3
 
 
 @pytest.mark.parametrize("suffix", [".xml", ".xml.bz2"])

@@ -19,6 +19,7 @@ from tfrecord.tools.tfrecord2idx import create_index
 
 from data import tfrecord_writer
 from data.datasets import ResumableSampler, open_dataset
+from data.wikipedia_preprocess import link_tfrecord_writer
 from data.write_into_tfrecord import main
 from tests.test_datasets import slow_windows
 from tests.tiny_run import ROOT, flags, run_here, write_config, write_corpus
@@ -99,8 +100,10 @@ def test_several_chunks(tmp_path, monkeypatch):
 def test_the_commands_of_the_readme(tmp_path):
     """From the folder of preprocessed files, without a flag; the indexes made again; then a training run."""
     write_corpus(tmp_path / f"{NAME}.pkl", articles=8, length=1200)
+    (tmp_path / SCRIPT.name).symlink_to("where the repository was")
+    link_tfrecord_writer(tmp_path)  # as wikipedia_preprocess.py does
     environment = {**os.environ, "PATH": os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])}
-    script = f"""set -e; mkdir tfrecords; python {SCRIPT} 2>log; cd tfrecords; cp -r . ../before
+    script = """set -e; mkdir tfrecords; python write_into_tfrecord.py 2>log; cd tfrecords; cp -r . ../before
         for f in *.tfrecord; do python3 -m tfrecord.tools.tfrecord2idx $f `basename $f .tfrecord`.index; done"""
     subprocess.run(["bash", "-c", script], cwd=tmp_path, check=True, capture_output=True, env=environment)
     names = sorted(path.name for path in (tmp_path / "before").iterdir())
