@@ -15,13 +15,14 @@ import hashlib
 import multiprocessing
 import multiprocessing.connection
 import os
+import re
 import shutil
 import signal
 import threading
 import time
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any, Callable, Iterator, TextIO
+from typing import Any, BinaryIO, Callable, Iterator, TextIO
 
 import numpy as np
 
@@ -94,7 +95,8 @@ class Assembly:
         self.corpus, self.recipe, self.selector, self.workers = corpus, recipe, selector, workers
         self.progress = Progress(corpus.size(), stream)
         self._prefix = f".{name}.parts-"
-        self._outputs = f".{name}."
+        self._lock_path = folder / f".{name}.lock"
+        self.name = name
         self.folder = folder / (self._prefix + corpus.key(recipe))
         self._held_out: dict[int, np.ndarray] = {}  # rows of the parts that have any
         self._lock: Any = None
@@ -102,19 +104,8 @@ class Assembly:
     def __enter__(self) -> Assembly:
         """Raises ValueError if another process is at it."""
         self.folder.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.folder.parent / f"{self._outputs}lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.close()
-            raise ValueError(
-                f"{self.folder.parent}: another process is writing these files; wait, or end it"
-            ) from error
-        for left in self.folder.parent.glob(f"{self._outputs}*"):  # of a process that was killed, or of other flags
-            if left.name.endswith(".part") and left.is_file():
-                left.unlink()
-            elif left.name.startswith(self._prefix) and left != self.folder:
-                shutil.rmtree(str(left), ignore_errors=True)
+        self._lock = _locked(self._lock_path)
+        self._remove_leftovers()
         self.folder.mkdir(exist_ok=True)
         return self
 
@@ -122,8 +113,17 @@ class Assembly:
         if error is None or isinstance(error, ValueError):
             shutil.rmtree(str(self.folder), ignore_errors=True)
         with contextlib.suppress(OSError):
-            os.unlink(self._lock.name)
+            self._lock_path.unlink()
         self._lock.close()
+
+    def _remove_leftovers(self) -> None:
+        """What a process that was killed, or one with other flags, has left under this name."""
+        for left in self.folder.parent.glob(f".{self.name.split('.')[0]}*"):
+            unfinished = re.search(r"\.(\d+)-[0-9a-f]{8}\.part$", left.name)
+            if left.name.startswith(self._prefix) and left != self.folder:
+                shutil.rmtree(str(left), ignore_errors=True)
+            elif unfinished and not Path(f"/proc/{unfinished.group(1)}").exists():
+                left.unlink()
 
     def training(self) -> Iterator[np.ndarray]:
         """Ids of each training document, uint16 or int32 (length,). Raises ValueError if one of the sides is empty."""
@@ -209,6 +209,21 @@ class Assembly:
         if part is None:
             raise RuntimeError(f"{self._path(number)}: gone or damaged\nHINT: the same command goes on")
         return part
+
+
+def _locked(path: Path) -> BinaryIO:
+    """The file, open and locked until it is closed. Raises ValueError if another process has it."""
+    while True:
+        file = path.open("wb")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.close()
+            raise ValueError(f"{path.parent}: another process is writing these files; wait, or end it") from error
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):  # else its last owner has just removed it
+                return file
+        file.close()
 
 
 @contextlib.contextmanager

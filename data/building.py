@@ -33,10 +33,15 @@ def build(
 
     Raises ValueError for an input that cannot be used, RuntimeError for a machine that cannot do it.
     """
+    writers = [training] if validation is None else [training, validation]
     with Assembly(corpus, recipe, selector, folder, name, workers, stream) as assembly:
-        paths = training.write(assembly.training())
-        if validation is not None:
-            paths += validation.write(assembly.validation())
+        paths: list[Path] = []
+        try:
+            for writer, documents in zip(writers, (assembly.training, assembly.validation)):
+                paths += writer.write(documents())
+        except OSError as error:
+            error.filename = error.filename or str(folder)  # what a full disk gives has none
+            raise
         with atomic_file(folder / "tokenizer.json") as file:
             file.write(recipe.tokenizer.encode("utf-8"))
     progress = assembly.progress
@@ -48,6 +53,8 @@ def build(
         stream.write(f"dropped {selector.exact:,} exact duplicates{near}\n")
     if validation is not None:
         stream.write(f"held out {selector.held_out:,} documents for validation\n")
+    for line in filter(None, (writer.summary() for writer in writers)):
+        stream.write(line + "\n")
     stream.write(f"wrote {', '.join(map(str, paths))}\n")
     return paths
 

@@ -1,4 +1,7 @@
-"""The formats a prepared corpus is written in. A writer takes documents, arrays of ids, and leaves whole files."""
+"""The formats a prepared corpus is written in. A writer takes documents, arrays of ids, and leaves whole files.
+
+The third one is data/tfrecord_writer.py.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,10 @@ import numpy as np
 
 from data.article_pickle import write_articles
 from data.atomic import atomic_file
+from data.megatron import mmap_writer
+
+# A .pkl is copied into a cache before the first run: from this size on somebody waits for it.
+LARGE_PICKLE = 4 << 30
 
 
 class CorpusWriter(Protocol):
@@ -20,6 +27,9 @@ class CorpusWriter(Protocol):
         Nothing is there under a final name before all is. An error of `documents` passes through.
         """
 
+    def summary(self) -> str:
+        """A line to print after that, or nothing."""
+
 
 class PickleWriter:
     """A list of lists of ids: --train-path FILE.pkl."""
@@ -28,6 +38,35 @@ class PickleWriter:
         self.path, self.vocab_size = path, vocab_size
 
     def write(self, documents: Iterable[np.ndarray]) -> list[Path]:
+        """Write the file."""
         with atomic_file(self.path) as file:
             write_articles(file, documents, self.vocab_size - 1)
         return [self.path]
+
+    def summary(self) -> str:
+        """A note if the file is large."""
+        size = self.path.stat().st_size
+        if size < LARGE_PICKLE:
+            return ""
+        return (
+            f"note: a .pkl of {size / 1e9:.1f} GB is copied into a cache before the first training run; for corpora of "
+            "more than a few GB take the mmap format, which is read as it is: python3 -m data.prepare --format mmap"
+        )
+
+
+class MegatronWriter:
+    """Megatron-LM's <path>_text_document.bin and .idx: --train-path dynamic --data-prefix <path>_text_document."""
+
+    def __init__(self, path: Path, vocab_size: int) -> None:
+        self.prefix, self.vocab_size = f"{path}_text_document", vocab_size
+
+    def write(self, documents: Iterable[np.ndarray]) -> list[Path]:
+        """Write the two files."""
+        with mmap_writer(self.prefix, self.vocab_size) as corpus:
+            for ids in documents:
+                corpus.write(ids)
+        return [Path(f"{self.prefix}.bin"), Path(f"{self.prefix}.idx")]
+
+    def summary(self) -> str:
+        """Nothing."""
+        return ""

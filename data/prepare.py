@@ -131,12 +131,15 @@ def writer(args: argparse.Namespace, suffix: str, tokenizer: Tokenizer) -> Corpu
     """The writer of --format, of files called NAME + suffix."""
     from data import corpus_formats
 
-    path = args.output / (args.name + suffix)
+    name = args.name + suffix
     if args.format == "pkl":
-        return corpus_formats.PickleWriter(path.with_name(path.name + ".pkl"), tokenizer.vocab_size)
+        return corpus_formats.PickleWriter(args.output / f"{name}.pkl", tokenizer.vocab_size)
     if args.format == "mmap":
-        return corpus_formats.MegatronWriter(path, tokenizer.vocab_size)
-    return corpus_formats.TFRecordWriter(path, args.seq_length, args.stride, args.num_output)
+        return corpus_formats.MegatronWriter(args.output / name, tokenizer.vocab_size)
+    from data.tfrecord_writer import TFRecordWriter  # needs a checksum library that the others do not
+
+    shards = 1 if suffix else args.num_output  # a validation set is small
+    return TFRecordWriter(args.output / name, name, args.seq_length, args.stride, shards)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -28,9 +28,11 @@ from hypothesis import strategies as st
 from data import assembly, pieces, prepare
 from data.documents import DocumentReader
 from data.duplicates import DROPPED, TRAIN, VALIDATION, DigestSet, Selector
+from data.megatron import MmapCorpus
 from data.parts import Part, Recipe, encode, read_part
 from data.pieces import HEADING, LINE, running
 from data.sources import guess, open_source
+from data.tfrecord_files import TFRecordFiles
 from tokenizer import Tokenizer, train_bpe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -267,6 +269,35 @@ def test_any_number_of_workers_gives_the_same_bytes(tmp_path, corpus, tokenizer)
         assert run("--input", corpus, "--output", out, "--tokenizer", tokenizer, "--workers", workers) == 0
         outputs.append({path.name: path.read_bytes() for path in out.iterdir()})
     assert outputs[0] == outputs[1] == outputs[2]
+
+
+def test_mmap_format(tmp_path, corpus, tokenizer):
+    out = tmp_path / "out"
+    command = ["--input", corpus, "--output", out, "--tokenizer", tokenizer, "--workers", 1, "--format", "mmap"]
+    assert run(*command, "--validation-fraction", 0.2) == 0
+    found = []
+    for name in ("corpus", "corpus-valid"):
+        written = MmapCorpus(out / f"{name}_text_document")
+        assert written.dtype == np.uint16
+        found += [written.document(number).tolist() for number in range(len(written))]
+    assert sorted(found) == sorted(ids_of(documents(120)))
+    assert len(list(out.iterdir())) == 5
+
+
+def test_tfrecord_format(tmp_path, corpus, tokenizer, capsys):
+    out = tmp_path / "out"
+    command = ["--input", corpus, "--output", out, "--tokenizer", tokenizer, "--workers", 1, "--format", "tfrecord"]
+    assert run(*command, "--seq-length", 9, "--stride", 8, "--num-output", 2, "--validation-fraction", 0.1) == 0
+    assert "articles in records" in capsys.readouterr().err
+    files = sorted(path.name for path in (out / "corpus").iterdir())
+    assert files == [f"corpus-0000{i}-of-00002.{ending}" for i in range(2) for ending in ("index", "tfrecord")]
+    documents_of = ids_of(documents(120))
+    for folder in ("corpus", "corpus-valid"):
+        records = TFRecordFiles(sorted((out / folder).glob("*.tfrecord")), 8, 400)
+        assert len(records)
+        for row in records.read(np.arange(len(records))).tolist():
+            ids = [i for i in row if i >= 0]
+            assert any(ids == document[at : at + len(ids)] for document in documents_of for at in range(len(document)))
 
 
 @pytest.mark.parametrize("workers", [1, 2])
