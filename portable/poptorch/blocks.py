@@ -36,6 +36,12 @@ class BlockTracker:
         self.met.append((block_id, ipu))
         markers.BEGIN_BLOCK(block_id, ipu)
 
+    def forget(self) -> None:
+        """The trace begins again."""
+        self._numbers.clear()
+        self._closed = False
+        self.met.clear()
+
     def close(self) -> None:
         """Leave a `with` block: from here on no block is active, not even an outer one."""
         self._closed = True

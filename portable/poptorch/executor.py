@@ -180,7 +180,7 @@ class PoplarExecutor(ExecutorState):
         return max(1, round((timings.now_at_end() - timings.input[0]) * 1e9))
 
     def getPerfCounters(self) -> dict[str, list[list[float]]]:
-        """Of the last call, "input", "input_complete", "output", "output_complete": for each tensor a list of seconds."""
+        """Of the last call: input, input_complete, output, output_complete; for each tensor a list of seconds."""
         return self._timings().counters()
 
     def getLatency(self) -> Latency:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
-from programs import Body, infer, make_options, train
+from programs import Body, gradient_of, infer, make_options, train
 
 import poptorch
+from poptorch import notices
 
 
 def test_forward_runs_once_on_one_micro_batch(capsys):
@@ -99,13 +102,124 @@ def test_int32_indices_and_labels():
         assert torch.equal(left, right.to(left.dtype))
 
 
-def test_higher_order_operators_are_refused_clearly():
+def test_autocast_has_no_effect_and_says_so(capsys):
+    notices._said.clear()
+
     def forward(m, x):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             return x @ x
 
-    with pytest.raises(poptorch.Error, match="cannot be compiled"):
-        infer(forward, torch.ones(2, 2))
+    assert infer(forward, torch.ones(2, 2)).dtype == torch.float32
+    assert "torch.autocast has no effect" in capsys.readouterr().err
+
+
+def test_data_of_a_parameter_passes_no_gradient_on():
+    def forward(m, x):
+        return poptorch.identity_loss(x * m.w + m.w.data * 5, "sum")
+
+    assert gradient_of(forward, torch.ones(1), w=torch.nn.Parameter(torch.ones(1)))["w"].item() == 1
+
+
+def test_distributions_are_not_validated():
+    def forward(m, x):
+        normal = torch.distributions.Normal(x, torch.ones(2))
+        return normal.log_prob(x + 1), normal.sample()
+
+    log_prob, sample = infer(forward, torch.zeros(2, 2))
+    torch.testing.assert_close(log_prob, torch.full((2, 2), -1.4189385))
+    assert sample.std() > 0 and torch.distributions.Distribution._validate_args
+
+
+SEEN = []
+
+
+class Counting(torch.nn.Module):
+    """Leaves something behind in Python wherever it can."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = torch.nn.Linear(2, 2)
+        self.inner.calls = 0
+        self.inner.log = []
+
+    def forward(self, x):
+        print("forward")
+        self.inner.calls += 1
+        self.inner.log.append(self.inner.calls)
+        self.inner.last = self.inner(x)
+        SEEN.append(1)
+        return self.inner.last * self.inner.calls
+
+
+def refuse_after_forward(entry, args, strict):
+    """What torch.export does to programs that it traces and then cannot turn into one of its own."""
+    EXPORT(entry, args, strict=strict)
+    raise RuntimeError("We found a fake tensor in the exported program constant's list.")
+
+
+EXPORT = torch.export.export
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_side_effects_of_python_are_seen_once(refused, monkeypatch, capsys):
+    SEEN.clear()
+    notices._said.clear()
+    if refused:
+        monkeypatch.setattr(torch.export, "export", refuse_after_forward)
+    model = Counting()
+    executor = poptorch.inferenceModel(model)
+    x = torch.randn(3, 2)
+    for _ in range(3):
+        torch.testing.assert_close(executor(x), torch.nn.functional.linear(x, *model.inner.parameters()).detach())
+    assert (model.inner.calls, model.inner.log, SEEN) == (1, [1], [1])
+    assert not isinstance(getattr(model.inner, "last", None), torch._subclasses.FakeTensor)
+    out, err = capsys.readouterr()
+    assert out == "forward\n"
+    assert err.count("torch.export refuses forward() of Counting (RuntimeError: We found a fake tensor") == refused
+
+
+class Everything(torch.nn.Module):
+    """Tied weights, BatchNorm, dropout, a constant, an autograd function's neighbourhood: what recording must carry."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = torch.nn.Embedding(7, 4)
+        self.norm = torch.nn.BatchNorm1d(4)
+        self.head = torch.nn.Linear(4, 7, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, ids, labels):
+        x = self.norm(self.embedding(ids)) * torch.tensor([1.0, 2.0, 3.0, 4.0])
+        return torch.nn.functional.cross_entropy(self.head(x), labels)
+
+
+def test_a_recorded_program_trains_like_torch(monkeypatch):
+    monkeypatch.setattr(torch.export, "export", refuse_after_forward)
+    model = Everything()
+    reference = copy.deepcopy(model)
+    optimizer = torch.optim.SGD(reference.parameters(), lr=0.1)
+    options = make_options(accumulation=2)
+    executor = poptorch.trainingModel(model, options, torch.optim.SGD(model.parameters(), lr=0.1))
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        ids, labels = torch.randint(0, 7, (2, 8), generator=generator)
+        executor(ids, labels)
+        optimizer.zero_grad()
+        for part in range(2):
+            (reference(ids[4 * part : 4 * part + 4], labels[4 * part : 4 * part + 4]) / 2).backward()
+        optimizer.step()
+    for name, value in reference.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], value, msg=name)
+
+
+def test_what_nobody_can_trace_says_why():
+    @torch.library.custom_op("com_example_tracing::NoShape", mutates_args=())
+    def no_shape(x: torch.Tensor) -> torch.Tensor:
+        return x + 0
+
+    with pytest.raises(poptorch.Error, match="could not be traced.*NoShape"):
+        infer(lambda m, x: no_shape(x), torch.ones(1))
 
 
 def test_no_grad_hides_neither_blocks_nor_results():

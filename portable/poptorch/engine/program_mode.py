@@ -60,6 +60,9 @@ _HOST_VALUES = {
 _METADATA = frozenset({torch.Tensor.size, torch.Tensor.dim, torch.Tensor.numel, torch.Tensor.stride})
 _METADATA |= {torch.Tensor.is_floating_point, torch.is_floating_point, torch.Tensor.__len__, torch.Tensor.__hash__}
 _METADATA |= {torch.Tensor.storage_offset, torch.Tensor.is_contiguous, torch.Tensor.element_size, torch.is_tensor}
+_DROPOUT = frozenset(
+    {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout}
+)
 # A host tensor becomes one of the device's by these.
 _MOVES = frozenset({torch.Tensor.to, torch.Tensor.type_as, torch.as_tensor, torch.tensor})
 
@@ -68,12 +71,13 @@ class ProgramMode(TorchFunctionMode):
     """Sees every torch function that `forward` calls, before torch does.
 
     Args:
-        check_active: raises if no operation may come here (poptorch.blocks.BlockTracker.check_active).
+        context: of the trace (tracing.TraceContext); its block tracker raises where no operation may come.
     """
 
-    def __init__(self, check_active: Callable[[], None]):
+    def __init__(self, context: Any):
         super().__init__()
-        self._check_active = check_active
+        self._check_active = context.blocks.check_active
+        self._training = context.training
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -86,6 +90,10 @@ class ProgramMode(TorchFunctionMode):
             # torch.no_grad() in forward(): recorded it would become a submodule, out of reach of blocks and losses.
             with torch._C.DisableTorchFunction():
                 return func(*args, **kwargs)
+        if func == torch.Tensor.data.__get__:  # export cannot follow it, and this is what it means
+            return args[0].detach()
+        if func == torch.Tensor.data.__set__:
+            return args[0].detach().copy_(args[1])
         if getattr(func, "__name__", "") == "__get__" or func in _METADATA:
             return func(*args, **kwargs)
         if isinstance(func, torch._ops.OpOverload):  # a step of tracing itself, or a native operator
@@ -104,6 +112,8 @@ class ProgramMode(TorchFunctionMode):
             args, kwargs = _with_long_index(_LONG_INDEX[func], args, kwargs)
         elif func in _ACTIVATION_TYPED and len(args) > _ACTIVATION_TYPED[func]:
             args, kwargs = _with_activation_type(args[_ACTIVATION_TYPED[func]], args, kwargs)
+        if func in _DROPOUT and not self._training:
+            return args[0].clone()  # the identity in every inference program, whatever mode the module is in
         if func in LOSS_FUNCTIONS:
             if func in (F.nll_loss, F.cross_entropy) and (kwargs.get("weight") is not None or _weight(args)):
                 raise createPoptorchError(f"The class weights of {func.__name__} are not supported by PopTorch.")

@@ -15,9 +15,11 @@ from typing import Any
 import torch
 from torch.export.graph_signature import InputKind
 
-from ..poptorch_core import createPoptorchError
+from .. import notices
+from ..poptorch_core import Error, createPoptorchError
 from . import functions, opaque
 from .program_mode import ProgramMode
+from .recording import PythonState, record, silent_repetition
 
 
 @dataclasses.dataclass
@@ -32,6 +34,7 @@ class TraceContext:
     at_end: list[Callable[[], None]] = dataclasses.field(default_factory=list)  # called when the trace is over
     input_ids: set[int] = dataclasses.field(default_factory=set)  # id() of the tensors that forward() is given
     overlapped: set[tuple[str, int]] = dataclasses.field(default_factory=set)  # (function, id() of its tensor)
+    left_behind: PythonState | None = None  # by forward(), once it has run to its end
     kept: list[torch.Tensor] = dataclasses.field(default_factory=list)  # alive, so that no id() is used again
     regions: int = 0
 
@@ -101,12 +104,31 @@ class _Entry(torch.nn.Module):
         # Callables of module attributes may not keep state across export (it rolls attributes back), so `_call`
         # writes what it learns into its own closure.
         before = _tensors(self.model)
+        self._context.input_ids.clear()
         self._context.input_ids.update(map(id, leaves))
         self._context.before_forward()
-        with ProgramMode(self._context.blocks.check_active), functions.recorded(self._context.functions):
+        with _without_autocast(), ProgramMode(self._context), functions.recorded(self._context.functions):
             outputs = tuple(self._call(self.model, list(leaves)))
         _check_not_reassigned(self.model, before)
+        if self._context.left_behind is None:
+            self._context.left_behind = PythonState(self.model)
         return outputs
+
+
+@contextlib.contextmanager
+def _without_autocast() -> Iterator[None]:
+    """Inside this context torch.autocast has no effect: the device has no such thing, types are the program's."""
+    enter, leave = torch.autocast.__enter__, torch.autocast.__exit__
+
+    def entered(self: torch.autocast) -> torch.autocast:
+        notices.once("autocast", "torch.autocast has no effect in a PopTorch model: use model.half() instead.")
+        return self
+
+    torch.autocast.__enter__, torch.autocast.__exit__ = entered, lambda self, *error: None
+    try:
+        yield
+    finally:
+        torch.autocast.__enter__, torch.autocast.__exit__ = enter, leave
 
 
 @contextlib.contextmanager
@@ -114,6 +136,8 @@ def _tracing(context: TraceContext) -> Iterator[None]:
     global _active
     if _active is not None:
         raise createPoptorchError("A PopTorch model cannot be compiled while another one is being compiled.")
+    validate = torch.distributions.Distribution._validate_args
+    torch.distributions.Distribution.set_default_validate_args(False)  # it asks for values
     noisy = [logging.getLogger(name) for name in ("torch._subclasses.fake_tensor", "torch.fx.experimental")]
     levels = [logger.level for logger in noisy]
     rng_state = torch.get_rng_state()  # torch.manual_seed in forward() acts on the real generator
@@ -127,6 +151,7 @@ def _tracing(context: TraceContext) -> Iterator[None]:
         opaque.forget()
         for callback in context.at_end:
             callback()
+        torch.distributions.Distribution.set_default_validate_args(validate)
         torch.set_rng_state(rng_state)
         for logger, level in zip(noisy, levels, strict=True):
             logger.setLevel(level)
@@ -147,18 +172,62 @@ def trace(
     with _tracing(context), torch.enable_grad():
         # PopTorch never calls train() or eval(): each submodule is traced in the mode it is in.
         entry.training = model.training
+        before = PythonState(model)
         try:
-            exported = torch.export.export(entry, tuple(leaves), strict=False)
+            traced = _lifted(torch.export.export(entry, tuple(leaves), strict=False), model)
         except Exception as error:
-            if not type(error).__module__.startswith("torch"):
+            if not _is_refusal(error, context):
                 raise  # the program's own error, or the contract's
-            raise createPoptorchError(
-                f"forward() of {type(model).__name__} could not be traced: {type(error).__name__}: {error}"
-            ) from error
-        traced = _lifted(exported, model)
+            traced = _recorded(entry, model, leaves, context, before, error)
+        else:
+            context.left_behind.restore()  # export takes back what forward() did to attributes
         functions.replace_functions(traced.graph, traced.constants, context.functions)
         opaque.replace_calls(traced.graph)
     return traced
+
+
+def _is_refusal(error: Exception, context: TraceContext) -> bool:
+    """Whether `error` is export's and not the program's or the contract's: a refusal of what forward() did."""
+    if isinstance(error, Error):
+        return isinstance(error, _NotExported)
+    no_kernel = "no fake impl" in str(error)  # a plain RuntimeError
+    return context.left_behind is not None or no_kernel or type(error).__module__.startswith("torch")
+
+
+class _NotExported(Error):
+    """Something in forward() that export keeps as an object of its own."""
+
+
+def _recorded(
+    entry: _Entry,
+    model: torch.nn.Module,
+    leaves: list[torch.Tensor],
+    context: TraceContext,
+    before: PythonState,
+    refusal: Exception,
+) -> TracedGraph:
+    """The graph of a program that export refused, recorded in another way; Python's side effects are seen once."""
+    reason = f"{type(refusal).__name__}: {str(refusal).strip().splitlines()[0]}" if str(refusal) else repr(refusal)
+    ran = context.left_behind
+    before.restore()
+    context.functions.clear()
+    context.overlapped.clear()
+    context.blocks.forget()
+    opaque.forget()
+    try:
+        with contextlib.nullcontext() if ran is None else silent_repetition(ran):
+            module, parameters, buffers, constants, inputs = record(entry, model, leaves)
+    except Exception as error:
+        if not _is_refusal(error, context):
+            raise
+        raise createPoptorchError(f"forward() of {type(model).__name__} could not be traced: {reason}") from refusal
+    notices.once(
+        ("recorded", type(model)),
+        f"torch.export refuses forward() of {type(model).__name__} ({reason}): it was recorded operation by operation "
+        "instead, which gives the same results, a little slower.",
+    )
+    _drop_checks(module.graph)
+    return _traced(module.graph, parameters, buffers, constants, inputs, model)
 
 
 def _tensors(model: torch.nn.Module) -> dict[str, tuple[str, torch.Tensor]]:
@@ -204,15 +273,28 @@ def _lifted(exported: torch.export.ExportedProgram, model: torch.nn.Module) -> T
         elif spec.kind == InputKind.USER_INPUT:
             inputs.append(name)
         else:
-            raise createPoptorchError(
-                f"forward() captures an object that cannot be compiled: {spec.kind} {spec.target}."
-            )
+            raise _NotExported(f"forward() captures an object that cannot be compiled: {spec.kind} {spec.target}.")
+    _drop_checks(graph)
+    return _traced(graph, parameters, buffers, constants, inputs, model)
+
+
+def _drop_checks(graph: torch.fx.Graph) -> None:
     for node in list(graph.nodes):
         if node.target is torch.ops.aten._assert_tensor_metadata.default:
             graph.erase_node(node)
         elif node.op == "get_attr":  # the body of a higher-order operator
             user = next(iter(node.users), node)
-            raise createPoptorchError(f"forward() uses {user.target}, which cannot be compiled: remove it.")
+            raise _NotExported(f"forward() uses {user.target}, which cannot be compiled: remove it.")
+
+
+def _traced(
+    graph: torch.fx.Graph,
+    parameters: dict[str, str],
+    buffers: dict[str, str],
+    constants: dict[str, torch.Tensor],
+    inputs: list[str],
+    model: torch.nn.Module,
+) -> TracedGraph:
     dtypes = [node.meta["val"].dtype for node in graph.output_node().args[0]]
     host_buffers = dict(model.named_buffers(remove_duplicate=False))
     values = {placeholder: host_buffers[name].detach() for placeholder, name in buffers.items()}

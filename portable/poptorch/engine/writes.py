@@ -14,6 +14,8 @@ import torch
 _NORMS = {  # their schemas do not say that running statistics change: (statistics' positions, position of the switch)
     torch.ops.aten.batch_norm.default: ((3, 4), 5),
     torch.ops.aten.instance_norm.default: ((3, 4), 5),
+    torch.ops.aten.native_batch_norm.default: ((3, 4), 5),
+    torch.ops.aten._batch_norm_impl_index.default: ((3, 4), 5),
 }
 
 
