@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import json
 import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from data.article_pickle import read_articles
 from data.cache_folder import cache_folder, map_array, remove_others
 
-_KIND = "cache-v1"  # the number is that of the format
+_KIND = "cache-v2"  # the number is that of the format
 _INT32_MAX = 2**31 - 1
 
 
@@ -30,11 +31,14 @@ class PickleCorpus:
         try:
             self.meta: dict[str, int] = json.loads((cache / "meta.json").read_text(encoding="utf-8"))
             self.tokens, self.offsets = (map_array(cache / name) for name in ("tokens.npy", "offsets.npy"))
-            whole = (self.meta["tokens"], self.meta["articles"] + 1) == (len(self.tokens), len(self.offsets))
-        except (OSError, ValueError, KeyError) as error:
+            # The ids themselves would take a minute for 50 GB. All that says where and how many they are is checked.
+            checksum = self.meta.pop("crc32")
+            whole = checksum == _checksum(self.meta, self.offsets)
+            whole = whole and (self.tokens.dtype, self.tokens.shape) == (np.dtype("<i4"), (self.meta["tokens"],))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{cache}: damaged cache ({error}); remove that folder and start again") from error
         if not whole:
-            raise ValueError(f"{cache}: damaged cache (lengths differ); remove that folder and start again")
+            raise ValueError(f"{cache}: damaged cache (the checksum differs); remove that folder and start again")
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -105,7 +109,14 @@ def _write_arrays(path: Path, folder: Path) -> None:
         file.write(_npy_header("<i8", len(offsets)))
         file.write(np.asarray(offsets, dtype="<i8").tobytes())
     meta = {"articles": len(offsets) - 1, "tokens": offsets[-1], "largest_id": largest}
-    (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+    checksum = _checksum(meta, np.asarray(offsets, dtype="<i8"))
+    (folder / "meta.json").write_text(json.dumps({**meta, "crc32": checksum}), encoding="utf-8")
+
+
+def _checksum(meta: dict[str, int], offsets: np.ndarray) -> int:
+    return zlib.crc32(
+        f"{json.dumps(meta, sort_keys=True)} {offsets.dtype} {offsets.shape}".encode(), zlib.crc32(offsets)
+    )
 
 
 def _npy_header(descr: str, length: int) -> bytes:

@@ -25,6 +25,10 @@ def _range(rng: random.Random, data: bytes) -> tuple[int, int]:
     return begin, min(len(data), begin + rng.choice((1, 1, 2, 4, 8, 16, 64)))
 
 
+def _random(rng: random.Random, size: int) -> bytes:
+    return bytes(rng.getrandbits(8) for _ in range(size))
+
+
 def _flip(rng: random.Random, data: bytes) -> bytes:
     if not data:
         return data
@@ -42,7 +46,7 @@ def _overwrite(rng: random.Random, data: bytes) -> bytes:
     elif kind == 2:
         new = b"\x80" * (end - begin)  # the numbers of protocol buffers that never end
     else:
-        new = rng.randbytes(end - begin)
+        new = _random(rng, end - begin)
     return data[:begin] + new + data[end:]
 
 
@@ -58,7 +62,7 @@ def _repeat(rng: random.Random, data: bytes) -> bytes:
 
 def _insert(rng: random.Random, data: bytes) -> bytes:
     begin, end = _range(rng, data)
-    return data[:begin] + rng.randbytes(end - begin) + data[begin:]
+    return data[:begin] + _random(rng, end - begin) + data[begin:]
 
 
 def _move(rng: random.Random, data: bytes) -> bytes:

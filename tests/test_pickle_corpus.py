@@ -373,5 +373,5 @@ def test_damaged_cache(corpus):
         (cache / name).write_bytes(saved)
     meta = json.loads((cache / "meta.json").read_text(encoding="utf-8"))
     (cache / "meta.json").write_text(json.dumps(dict(meta, articles=7)), encoding="utf-8")
-    with pytest.raises(ValueError, match="lengths differ"):
+    with pytest.raises(ValueError, match="the checksum differs"):
         open_corpus(path, VOCAB)
