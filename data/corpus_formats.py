@@ -55,16 +55,21 @@ class PickleWriter:
 
 
 class MegatronWriter:
-    """Megatron-LM's <path>_text_document.bin and .idx: --train-path dynamic --data-prefix <path>_text_document."""
+    """Megatron-LM's <path>_text_document.bin and .idx: --train-path dynamic --data-prefix <path>_text_document.
 
-    def __init__(self, path: Path, vocab_size: int) -> None:
-        self.prefix, self.vocab_size = f"{path}_text_document", vocab_size
+    `key` stands in the place of text, as with Megatron's --json-keys; without `ends` the `<|endoftext|>` of each
+    document is left out, as without its --append-eod.
+    """
+
+    def __init__(self, path: Path, vocab_size: int, key: str = "text", ends: bool = True) -> None:
+        self.prefix, self.vocab_size = f"{path}_{key}_document", vocab_size
+        self._ends = ends
 
     def write(self, documents: Iterable[np.ndarray]) -> list[Path]:
         """Write the two files."""
         with mmap_writer(self.prefix, self.vocab_size) as corpus:
             for ids in documents:
-                corpus.write(ids)
+                corpus.write(ids if self._ends else ids[:-1])
         return [Path(f"{self.prefix}.bin"), Path(f"{self.prefix}.idx")]
 
     def summary(self) -> str:

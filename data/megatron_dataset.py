@@ -156,6 +156,21 @@ class MmapDataset(SampleDataset):
         self.__dict__.update(state)
         self.order = cached_order(self.corpus, self._documents, self.rule)
 
+    def check_document_ends(self, end_id: int) -> None:
+        """Raise ValueError if one of up to 1,000 documents, spread over all, does not end in `end_id`."""
+        count = len(self._documents)
+        numbers = self._documents.start + np.unique(np.linspace(0, count - 1, min(count, 1000)).astype(np.int64))
+        sizes = self.corpus.sizes[numbers]
+        numbers, sizes = numbers[sizes > 0], sizes[sizes > 0]
+        last = self.corpus.tokens[self.corpus.starts(numbers) + sizes - 1]
+        wrong = np.flatnonzero(last != end_id)
+        if len(wrong):
+            raise ValueError(
+                f"--document-boundaries isolated: document {numbers[wrong[0]]} of {self.corpus.prefix} ends in id "
+                f"{last[wrong[0]]} and not in {end_id}, <|endoftext|>, so that documents cannot be told apart; "
+                "preprocess the text with --append-eod"
+            )
+
     def summary(self) -> str:
         """One line for the start of a run."""
         passes = self._count / self.samples_a_pass

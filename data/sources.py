@@ -66,6 +66,11 @@ def open_source(kind: str, inputs: list[Path], documents: str = "line") -> tuple
     return Corpus(files, lambda: running("lines", LINE, files)), None
 
 
+def holds_wikipedia(path: Path) -> bool:
+    """Whether it is a folder of extracted Wikipedia."""
+    return bool(_matching(path, "wikipedia"))
+
+
 def _matching(path: Path, kind: str) -> list[Path]:
     """The files of a kind in a folder, or the path itself if it has the name of one."""
     if kind == "wikipedia":

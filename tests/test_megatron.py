@@ -478,3 +478,11 @@ def test_damaged_data_end_the_program_with_status_2(tmp_path):
     os.truncate(prefix + ".bin", 100)
     done = run_here(flags(tmp_path, train_path="dynamic", data_prefix=prefix))
     assert done.status == 2 and "c.bin: 100 bytes, where c.idx describes 400" in done.err
+
+
+def test_documents_that_are_isolated_end_in_the_end_token(tmp_path):
+    dataset, _ = opened(write(tmp_path / "c", [[1, 2, 3, 9], [], [4] * 20 + [9]] * 400))
+    dataset.check_document_ends(9)
+    dataset, _ = opened(write(tmp_path / "d", [[1, 2, 3, 9]] * 5 + [[4] * 20] + [[8]]))
+    with pytest.raises(ValueError, match="document 5 of .*d ends in id 4 and not in 9, .*--append-eod"):
+        dataset.check_document_ends(9)

@@ -1,0 +1,113 @@
+#!/usr/bin/env python3
+"""JSON lines or extracted Wikipedia to Megatron-LM's memory-mapped corpus, PREFIX_text_document.bin and .idx.
+
+    python3 data/preprocess_megatron.py --input my-corpus.json --output-prefix my-gpt2 --append-eod
+
+A line of the input is a JSON object with its text under "text"; .gz, .bz2 and .xz are read as they are. The tokenizer
+is left beside the files as tokenizer.json. Interrupted, the same command goes on where it stopped. Any number of
+workers gives the same files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TextIO
+
+if __package__ in (None, ""):
+    # Started as a script: the repository and not data/ is where modules are found.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Flags; all problems are reported at once. Dashes and underscores are the same."""
+    parser = argparse.ArgumentParser(
+        prog="preprocess_megatron.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+    def flag(name: str, *more: str, **rest: object) -> None:
+        spellings = [name, *more]
+        spellings += [s for s in ("--" + n[2:].replace("-", "_") for n in spellings) if s not in spellings]
+        parser.add_argument(*spellings, **rest)  # type: ignore[arg-type]
+
+    flag("--input", nargs="+", required=True, type=Path, metavar="PATH", help="JSON lines, or extracted folders")
+    flag("--output-prefix", required=True, metavar="PREFIX", help="path of the files without _text_document.bin")
+    flag("--json-keys", "--json-key", nargs="+", default=["text"], metavar="KEY", help="a corpus each (default: text)")
+    flag("--append-eod", action="store_true", help="end each document with <|endoftext|>, as GPT-2 needs it")
+    flag("--tokenizer", type=Path, metavar="PATH", help="tokenizer.json or a folder (default: GPT-2's)")
+    flag("--vocab-file", type=Path, metavar="PATH", help="vocabulary, with --merge-file")
+    flag("--merge-file", type=Path, metavar="PATH", help="merges, with --vocab-file")
+    flag("--workers", type=int, default=0, help="processes (default: 0, one a core)")
+    args = parser.parse_args(argv)
+    problems = []
+    if args.workers < 0:
+        problems.append(f"--workers must be 0 or more, not {args.workers}")
+    name = Path(args.output_prefix).name
+    if not name or Path(args.output_prefix).is_dir():
+        problems.append(f"--output-prefix {args.output_prefix}: a folder; add the beginning of the files' names")
+    if name.startswith("."):
+        problems.append(f"--output-prefix {args.output_prefix}: a hidden name; choose one that begins with a letter")
+    if len(set(args.json_keys)) < len(args.json_keys):
+        problems.append(f"--json-keys {' '.join(args.json_keys)}: names one twice")
+    problems += [f"--json-keys {key}: becomes part of a file's name; no /" for key in args.json_keys if "/" in key]
+    if (args.vocab_file is None) != (args.merge_file is None):
+        problems.append("--vocab-file and --merge-file belong together; give both")
+    if args.tokenizer is not None and args.vocab_file is not None:
+        problems.append("--tokenizer contradicts --vocab-file; leave one of the two out")
+    if problems:
+        parser.error("; ".join(problems))
+    return args
+
+
+def preprocess(args: argparse.Namespace, stream: TextIO) -> None:
+    """Write the corpora. Raises ValueError naming the input that cannot be used, RuntimeError, OSError."""
+    # Imported where they are used: --help and bad flags need not wait for them.
+    from data.building import build, worker_count
+    from data.corpus_formats import MegatronWriter
+    from data.duplicates import Selector
+    from data.parts import Recipe
+    from data.sources import holds_wikipedia, open_source
+    from tokenizer import Tokenizer, open_tokenizer
+
+    wikipedia = all(map(holds_wikipedia, args.input))
+    if wikipedia and args.json_keys != ["text"]:
+        raise ValueError(f"--json-keys {' '.join(args.json_keys)}: --input is extracted Wikipedia, whose key is text")
+    corpus, _ = open_source("wikipedia" if wikipedia else "jsonl", args.input)
+    if args.tokenizer is not None:
+        tokenizer = Tokenizer.from_folder(args.tokenizer)
+    else:
+        tokenizer = open_tokenizer(0, None, args.vocab_file, args.merge_file)
+    prefix = Path(args.output_prefix)
+    _check_beside(prefix.with_name("tokenizer.json"), tokenizer.to_json())
+    for key in args.json_keys:
+        writer = MegatronWriter(prefix, tokenizer.vocab_size, key, ends=args.append_eod)
+        recipe = Recipe(tokenizer.to_json(), json_key=key)
+        name = Path(writer.prefix).name
+        nothing_dropped = Selector("none", 0.0, 0.0, 0)
+        workers = worker_count(args.workers)
+        build(corpus, recipe, nothing_dropped, prefix.parent, name, workers, writer, None, stream)
+        stream.write(f"train on it: --train-path dynamic --data-prefix {writer.prefix}\n")
+
+
+def _check_beside(path: Path, content: str) -> None:
+    """Raise ValueError if a tokenizer.json is there that would be replaced by another one."""
+    if path.exists() and path.read_text(encoding="utf-8", errors="replace") != content:
+        raise ValueError(
+            f"{path}: there is another tokenizer's, of other data; choose another folder for --output-prefix"
+        )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; the exit status."""
+    args = parse_args(argv)
+    from data.building import reported
+
+    return reported("preprocess_megatron.py", lambda: preprocess(args, sys.stderr))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
