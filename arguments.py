@@ -25,6 +25,7 @@ from model.argument_checks import (
     check_checkpoints,
     check_config,
     check_layers,
+    check_log,
     check_proportions,
     check_recompute,
     check_schedule,
@@ -182,8 +183,14 @@ TRAINING = (
     Flag("--lr-decay-steps", None, _whole(1), "steps the schedule spans (default: the calls planned)"),
     Flag("--enable-sequence-serialized", False, BOOLEAN, "compute head and loss in blocks of positions: less memory"),
     Flag("--serialized-seq-len", 128, _whole(1), "positions in such a block"),
+)
+LOG = (
     Flag("--log-steps", 1, _whole(1), "steps from one log line to the next"),
-    Flag("--use-wandb", False, BOOLEAN, "log to Weights & Biases (not available yet)"),
+    Flag("--log-dir", None, PATH, "folder for TensorBoard's files; curves and run.json too without --save-model-path"),
+    Flag("--use-wandb", False, BOOLEAN, "log to Weights & Biases: offline unless a key is configured"),
+    Flag("--log-gradient-norm", False, BOOLEAN, "log the gradient's norm; copies the optimizer's state each time"),
+    Flag("--reference-curve", None, PATH, "curves.csv of an earlier run to compare the losses with at the end"),
+    Flag("--peak-tflops", None, _real(0, above=True), "the device's peak, for the share of it in the log line"),
 )
 BATCH = (  # samples a call = the product of the four
     Flag("--batch-size", 1, _whole(1), "samples in the micro-batch of one replica"),
@@ -239,6 +246,7 @@ TRAIN_GROUPS = {
     "checkpoints": CHECKPOINT,
     "data": DATA,
     "training": TRAINING,
+    "log": LOG,
     "batch": BATCH,
     "placement and memory": PLACEMENT,
 }
@@ -378,6 +386,7 @@ def parse_train_args(
     check_schedule(problems)
     check_train_path(problems)
     check_checkpoints(problems)
+    check_log(problems)
     return problems.finish()
 
 

@@ -6,9 +6,7 @@ argv -> flags -> model -> placement -> executor -> the loop in `train`. --help l
 from __future__ import annotations
 
 import sys
-import time
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Iterator, Sequence
+from typing import TYPE_CHECKING, Sequence
 
 from arguments import arithmetic, parse_train_args
 from data.bad_data import BadData
@@ -16,83 +14,31 @@ from model.argument_checks import BadFlags, not_installed, refuse
 from model.interruption import INTERRUPTED, Interruption, command_to_resume
 
 if TYPE_CHECKING:  # torch is imported in main(), after the flags were read: --help and mistakes answer at once
+    from model.run_log import RunLog
     from model.training_run import TrainingRun
 
 PROGRAM = "train_gpt2.py"
 
 
-class Clock:
-    """Time spent training. Waiting for data counts; compiling, validating and saving are paused."""
-
-    def __init__(self) -> None:
-        self.calls, self.seconds = 0, 0.0  # in all
-        self._lap_calls, self._lap_seconds = 0, 0.0
-        self._since = time.perf_counter()
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        self._stop()
-        try:
-            yield
-        finally:
-            self._since = time.perf_counter()
-
-    def lap(self) -> float:
-        """Calls a second since the last lap."""
-        self._stop()
-        rate = self._lap_calls / self._lap_seconds
-        self._lap_calls, self._lap_seconds = 0, 0.0
-        return rate
-
-    def count(self) -> None:
-        """One more call is done."""
-        self.calls += 1
-        self._lap_calls += 1
-
-    def _stop(self) -> None:
-        now = time.perf_counter()
-        self.seconds += now - self._since
-        self._lap_seconds += now - self._since
-        self._since = now
-
-
-def time_text(seconds: float) -> str:
-    """Seconds as hours, minutes and seconds: 1:02:03."""
-    whole = max(0, round(seconds))
-    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
-
-
-def log(run: TrainingRun, clock: Clock, epoch: int, loss: float, accuracy: float, learning_rate: float) -> None:
-    """One line; benchmarks.yml reads loss, acc and throughput out of it."""
-    rate = clock.lap() * run.samples_a_call
-    left = (run.calls - run.position.step) * clock.seconds / clock.calls
-    print(
-        f"step {run.position.step} of epoch {epoch}, loss: {loss:.4f}, acc: {accuracy:.4f}, lr: {learning_rate:.4g}, "
-        f"throughput: {rate:.2f} samples/sec, {rate * run.args.max_len:,.0f} tokens/sec, {time_text(left)} left",
-        flush=True,
-    )
-
-
-def validate(run: TrainingRun) -> None:
+def validate(run: TrainingRun, log: RunLog) -> None:
     """The held-out loss of --val-num."""
     if run.validator is not None:
-        loss = run.validator.loss()
-        print(f"validation after step {run.position.step}, held-out loss: {loss:.4f}", flush=True)
+        log.validation(run.position.step, run.validator.loss())
 
 
-def train(run: TrainingRun, interruption: Interruption) -> None:
+def train(run: TrainingRun, log: RunLog, interruption: Interruption) -> None:
     """Every call of the training model that is left, its log line and its checkpoints."""
     args, position = run.args, run.position
     # Output mode Sum: a replica returns the sum over the micro-batches of all iterations and accumulation steps.
     micro_batches = args.device_iterations * args.gradient_accumulation
-    validate(run)
-    clock = Clock()
+    validate(run, log)
+    log.clock.start()
     while position.step < run.calls and not interruption.asked:
         epoch = position.epoch
         run.sampler.set_epoch(epoch, position.samples)
         for input_ids, labels in run.loader:  # (samples a call, T) each, int32
             if not run.executor.isCompiled():
-                with clock.paused():
+                with log.clock.paused():
                     run.compile(input_ids, labels)
             learning_rate = run.schedule.get_last_lr()[0]
             losses, accuracies = run.executor(input_ids=input_ids, labels=labels)
@@ -100,17 +46,15 @@ def train(run: TrainingRun, interruption: Interruption) -> None:
             run.schedule.step()
             run.executor.setOptimizer(run.optimizer)  # the device learns of a new rate in no other way
             position.advance(run.samples_a_step, run.sampler.samples_an_epoch)
-            clock.count()
             finished, epoch_ended = position.step == run.calls, position.epoch > epoch
             loss, accuracy = (float(out.float().mean()) / micro_batches for out in (losses, accuracies))
             run.check_finite(loss)
-            if position.step % args.log_steps == 0 or finished:
-                log(run, clock, epoch, loss, accuracy, learning_rate)
-            with clock.paused():
+            log.step(position.step, epoch, loss, accuracy, learning_rate, finished)
+            with log.clock.paused():
                 last = finished or interruption.asked
                 run.save_if_due(epoch, epoch_ended, last)
                 if finished or (epoch_ended and not last):
-                    validate(run)
+                    validate(run, log)
             if last or epoch_ended:
                 break
     if position.step > run.last_saved_step:  # Ctrl-C came while the epoch's end was validated
@@ -140,6 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parse_train_args(argv)
         for line in arithmetic(args) + args.notes:
             print(line, flush=True)
+        from model.run_log import RunLog
         from model.training_run import TrainingRun
 
         run = TrainingRun(args)
@@ -150,8 +95,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if run.position.step >= run.calls:
             print(f"all {run.calls:,} steps are done already: raise --epochs or --training-steps to go on")
             return 0
-        with Interruption() as interruption:
-            train(run, interruption)
+        counts = (run.calls, run.position.step, run.samples_a_call)
+        with Interruption() as interruption, RunLog(args, run.model.gpt2.config, *counts, run.optimizer) as log:
+            train(run, log, interruption)
     except KeyboardInterrupt:
         if run is None:
             print("Stopped before the first step; nothing is lost.", file=sys.stderr)

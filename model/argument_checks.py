@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import glob
+import importlib.util
 import os
 import re
 import sys
@@ -93,10 +94,7 @@ def check_available(problems: Problems) -> None:
         args.notes.append(f"{problems.shown('sample_order')} has no effect: it is for --train-path dynamic")
     if args.tfrecord_path and args.train_path != "tfrecord":
         problems.add("tfrecord_path", "these files are read with --train-path tfrecord; add it, or leave this out")
-    for dest, instead in (
-        ("async_dataloader", "leave it out; --num-workers processes read ahead"),
-        ("use_wandb", "leave it out; the log goes to the terminal"),
-    ):
+    for dest, instead in (("async_dataloader", "leave it out; --num-workers processes read ahead"),):
         if getattr(args, dest):
             problems.add(dest, f"not available yet; {instead}")
 
@@ -336,3 +334,24 @@ def check_train_path(problems: Problems) -> None:
         problems.add(dest, "there is no such file; data/wikipedia_preprocess.py makes one")
     elif not os.path.isfile(path) or not os.access(path, os.R_OK):
         problems.add(dest, "not a file that can be read; check the path and its permissions")
+
+
+def installed(package: str) -> bool:
+    """Whether a package could be imported; it is not."""
+    return importlib.util.find_spec(package) is not None
+
+
+def check_log(problems: Problems) -> None:
+    """Where the log is to go can be written, its packages are there, the reference can be read."""
+    args = problems.args
+    check_folder(problems, "log_dir")
+    for dest, package, topic in (("log_dir", "tensorboard", "tensorboard"), ("use_wandb", "wandb", "wandb")):
+        if getattr(args, dest) and problems.sound(dest) and not installed(package):
+            problems.add(
+                dest, f"{package} is not installed; pip install -r requirements-{topic}.txt, or leave the flag out"
+            )
+    if args.log_gradient_norm and not (args.log_dir or args.use_wandb or args.save_model_path):
+        problems.add("log_gradient_norm", "nothing keeps it; add --log-dir DIR, --use-wandb or --save-model-path DIR")
+    curve = args.reference_curve
+    if curve is not None and not (os.path.isfile(curve) and os.access(curve, os.R_OK)):
+        problems.add("reference_curve", "there is no such file; a run leaves curves.csv in its --save-model-path")

@@ -64,7 +64,11 @@ FLAGS = [
     ("lr_warmup_steps", "--lr-warmup-steps", None, "10", 10, ""),
     ("lr_decay_steps", "--lr-decay-steps", None, "1000", 1000, ""),
     ("log_steps", "--log-steps", 1, "10", 10, ""),
-    ("use_wandb", "--use-wandb", False, "off", False, ""),
+    ("log_dir", "--log-dir", None, "runs", "runs", ""),
+    ("use_wandb", "--use-wandb", False, "on", True, ""),
+    ("log_gradient_norm", "--log-gradient-norm", False, "on", True, "--save-model-path out"),
+    ("reference_curve", "--reference-curve", None, str(ROOT / "README.md"), str(ROOT / "README.md"), ""),
+    ("peak_tflops", "--peak-tflops", None, "989", 989.0, ""),
     ("layers_per_ipu", "--layers-per-ipu", [12], "0 6 6", [0, 6, 6], "--gradient-accumulation 64"),
     ("ipus_per_replica", "--ipus-per-replica", 1, "2", 2, "--layers-per-ipu 6 --gradient-accumulation 64"),
     ("matmul_proportion", "--matmul-proportion", None, "0.15", [0.15], ""),
@@ -88,9 +92,14 @@ SPELLINGS = [
 # what is refused until its runtime exists
 NOT_YET = [
     "--async-dataloader true",
-    "--use-wandb yes",
 ]
 BOOLEANS = [flag[0] for flag in FLAGS if isinstance(flag[2], bool)]
+
+
+@pytest.fixture(autouse=True)
+def everything_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorBoard and W&B need not be there for these tests."""
+    monkeypatch.setattr(argument_checks, "installed", lambda package: True)
 
 
 def parse(line: str = "") -> object:
@@ -160,7 +169,7 @@ def test_the_parser_has_these_flags_and_no_others() -> None:
     assert known == expected
 
 
-@pytest.mark.parametrize("dest", [d for d in BOOLEANS if d not in ("async_dataloader", "use_wandb")])
+@pytest.mark.parametrize("dest", [d for d in BOOLEANS if d not in ("async_dataloader", "log_gradient_norm")])
 def test_booleans(dest: str) -> None:
     flag = "--" + dest.replace("_", "-")
     further = f"--pretrained-checkpoint {shlex.quote(str(ROOT))} "
@@ -388,9 +397,26 @@ FAULTS = {
     "--train-path": "missing.pkl",
     "--pretrained-checkpoint": "./missing",
     "--save-per-steps": "4",
-    "--use-wandb": "true",
     "--recompute-checkpoint-layers": "99",
 }
+
+
+@pytest.mark.parametrize("flag, package", [("--log-dir x", "tensorboard"), ("--use-wandb", "wandb")])
+def test_a_package_that_is_missing(
+    flag: str, package: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(argument_checks, "installed", lambda name: name != package)
+    remedy = f"{package} is not installed; pip install -r requirements-{package}.txt, or leave the flag out"
+    assert remedy in refusal(capsys, flag)[0]
+    assert (ROOT / f"requirements-{package}.txt").is_file()
+
+
+def test_flags_about_the_log(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    line = f"--log-dir {tmp_path}/file/x --reference-curve {tmp_path}/none.csv"
+    problems = refusal(capsys, line)
+    assert len(problems) == 2 and "is a file; name a folder" in problems[0] and "no such file" in problems[1]
+    assert "nothing keeps it; add --log-dir DIR" in refusal(capsys, "--log-gradient-norm")[0]
 
 
 @given(st.lists(st.sampled_from(sorted(FAULTS)), min_size=1, unique=True))

@@ -10,7 +10,7 @@ import time
 import pytest
 import safetensors.torch
 import torch
-from tiny_run import ROOT, environment, flags, run_here, run_there, write_config, write_corpus
+from tiny_run import ROOT, environment, flags, run_here, run_there, saved_in, write_config, write_corpus
 
 from model.training_state import Position, prune
 
@@ -96,7 +96,7 @@ def test_a_resumed_run_is_the_run(folder, full, tmp_path, optimizer, step):
     done = run_here(run_flags(folder, tmp_path, optimizer=optimizer) + again)
     assert done.status == 0, done.err
     assert losses(done.out) == lines[step:]
-    names = {path.name for path in tmp_path.iterdir()}
+    names = saved_in(tmp_path)
     assert names == {f"step_{n}" for n in range(step + 1, 11)} | {"epoch_1"} | ({"epoch_0"} if step < 5 else set())
     for name in ("step_10", "epoch_1"):
         expected, got = contents(save / name), contents(tmp_path / name)
@@ -204,7 +204,7 @@ def test_a_kill_during_a_save_leaves_the_checkpoint_before_it(folder, full, tmp_
     command = [sys.executable, "-c", KILLED_WHILE_SAVING, *argv]
     killed = subprocess.run(command, env=environment(), cwd=str(ROOT), capture_output=True, text=True, timeout=60)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert {path.name for path in tmp_path.iterdir()} == {"step_1", "step_2", ".step_3.new"}
+    assert saved_in(tmp_path) == {"step_1", "step_2", ".step_3.new"}
     done = run_here([*argv, "--pretrained-checkpoint", str(tmp_path / "step_2"), RESUME])
     assert done.status == 0, done.err
     assert losses(done.out) == lines[2:]
@@ -251,7 +251,7 @@ def test_ctrl_c_ends_after_the_call_and_the_printed_command_goes_on(folder, tmp_
     assert status == 130, err
     assert "Traceback" not in out + err
     assert "the run ends after the current call" in err
-    (checkpoint,) = (tmp_path / "cut").iterdir()
+    (checkpoint,) = (tmp_path / "cut" / name for name in saved_in(tmp_path / "cut"))
     step = int(checkpoint.name[len("step_") :])
     assert 7 <= step < 60
     assert f"Stopped after step {step}; the last checkpoint is {checkpoint}, lost: nothing. To go on:" in err
@@ -284,7 +284,7 @@ def test_ctrl_c_twice_ends_at_once_and_the_last_checkpoint_stands(folder, tmp_pa
     assert time.perf_counter() - start < 10
     assert "Traceback" not in out + err
     checkpoint = tmp_path / "step_1"
-    assert [path.name for path in tmp_path.iterdir()] == ["step_1"]
+    assert saved_in(tmp_path) == {"step_1"}
     assert (
         f"Stopped at once after step 1; the last checkpoint is {checkpoint}, lost: the call under way. To go on" in err
     )
@@ -374,7 +374,7 @@ def test_ctrl_c_while_validating_at_the_end_of_an_epoch_keeps_the_steps(folder, 
 def test_the_remedy_for_a_lost_run_is_the_flag_that_is_missing(folder, tmp_path, monkeypatch):
     import train_gpt2
 
-    def interrupted(run, interruption):
+    def interrupted(run, log, interruption):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(train_gpt2, "train", interrupted)

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from tiny_run import NO_DROPOUT, flags, run_here, write_config, write_corpus
 
-import train_gpt2
 from arguments import parse_train_args
 from data.generated import GeneratedDataset
+from model import run_log
 from model.training_run import TrainingRun, load_or_make
 from model.validation import Validator
 
@@ -37,13 +37,13 @@ def folder(tmp_path):
 
 
 def test_grammar(folder):
-    done = run_here(flags(folder, epochs=1, lr_schedule="linear", lr_warmup_steps=1))
+    done = run_here(flags(folder, epochs=1, lr_schedule="linear", lr_warmup_steps=1, peak_tflops=1))
     assert done.status == 0, done.err
     lines = log_lines(done.out)
     assert len(lines) == 4
     whole = re.compile(
         r"step (\d+) of epoch 0, loss: \d\.\d{4}, acc: 0\.\d{4}, lr: [\d.e-]+, throughput: [\d.]+ samples/sec, "
-        r"[\d,]+ tokens/sec, \d+:\d\d:\d\d left"
+        r"[\d,]+ tokens/sec, [\d.]+% of peak, \d+:\d\d:\d\d left"
     )
     assert [whole.fullmatch(line).group(1) for line in lines] == ["1", "2", "3", "4"]
     assert [line.split("lr: ")[1].split(",")[0] for line in lines] == ["0.005", "0.01", "0.006667", "0.003333"]
@@ -117,8 +117,8 @@ def test_compiling_saving_and_validating_do_not_count(folder, monkeypatch):
 
 def test_clock(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(train_gpt2.time, "perf_counter", lambda: now[0])
-    clock = train_gpt2.Clock()
+    monkeypatch.setattr(run_log.time, "perf_counter", lambda: now[0])
+    clock = run_log.Clock()
     now[0] = 2.0
     clock.count()
     with clock.paused():
@@ -133,9 +133,9 @@ def test_clock(monkeypatch):
 
 
 def test_time_text():
-    assert train_gpt2.time_text(59.6) == "0:01:00"
-    assert train_gpt2.time_text(3723) == "1:02:03"
-    assert train_gpt2.time_text(-1) == "0:00:00"
+    assert run_log.time_text(59.6) == "0:01:00"
+    assert run_log.time_text(3723) == "1:02:03"
+    assert run_log.time_text(-1) == "0:00:00"
 
 
 def test_the_held_out_loss_is_the_mean_over_all_held_out_labels(folder):

@@ -41,6 +41,14 @@ CONFIG = {
 NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 
 
+LOG_FILES = {"curves.csv", "curves.png", "run.json"}
+
+
+def saved_in(folder: Path) -> set:
+    """The names in a folder of checkpoints, without the log of the run."""
+    return {path.name for path in folder.iterdir()} - LOG_FILES
+
+
 def write_config(folder: Path, **changes) -> Path:
     """config.json of the tiny model, with changes."""
     folder.mkdir(exist_ok=True)

@@ -1,0 +1,309 @@
+"""The log of a training run: the terminal, and as the flags ask curves.csv, run.json, TensorBoard and W&B.
+
+A step's figures are floats that the loop has anyway; nothing here grows with the number of steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import shutil
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Iterator
+
+from model import machine
+from model.argument_checks import BadFlags
+from model.config import GPT2Config
+from model.curves import CurveFile, ReferenceCurve, Row, draw
+from model.gradient_norm import GradientNorm
+from model.log_sinks import TensorBoard, WeightsAndBiases
+
+_REDRAW = 0.1  # seconds between two drawings of the progress line
+
+
+class Clock:
+    """Time spent training. Waiting for data counts; compiling, validating and saving are paused."""
+
+    def __init__(self) -> None:
+        self.calls, self.seconds = 0, 0.0  # in all
+        self._lap_calls, self._lap_seconds = 0, 0.0
+        self._since = time.perf_counter()
+
+    def start(self) -> None:
+        """Time counts from now on."""
+        self._since = time.perf_counter()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens inside takes no time."""
+        self._stop()
+        try:
+            yield
+        finally:
+            self._since = time.perf_counter()
+
+    def lap(self) -> float:
+        """Calls a second since the last lap."""
+        self._stop()
+        rate = self._lap_calls / self._lap_seconds
+        self._lap_calls, self._lap_seconds = 0, 0.0
+        return rate
+
+    def count(self) -> None:
+        """One more call is done."""
+        self.calls += 1
+        self._lap_calls += 1
+
+    def rate(self) -> float:
+        """Calls a second in all, up to now."""
+        return self.calls / (self.seconds + time.perf_counter() - self._since)
+
+    def _stop(self) -> None:
+        now = time.perf_counter()
+        self.seconds += now - self._since
+        self._lap_seconds += now - self._since
+        self._since = now
+
+
+def time_text(seconds: float) -> str:
+    """Seconds as hours, minutes and seconds: 1:02:03."""
+    whole = max(0, round(seconds))
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+
+
+class RunLog:
+    """The one logger of train_gpt2.py.
+
+    Args:
+        args: the flags. config: the model's. calls, first_step: the calls planned, and those done before this start.
+        samples_a_call: samples of a call. optimizer: for the loss scale and the gradient norm.
+
+    Used in `with`; what ends it is noted. Raises BadFlags for flags about the log that cannot be followed.
+    """
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        config: GPT2Config,
+        calls: int,
+        first_step: int,
+        samples_a_call: int,
+        optimizer: Any,
+    ) -> None:
+        self.clock = Clock()
+        self._args, self._calls, self._samples, self._optimizer = args, calls, samples_a_call, optimizer
+        self._flops_a_sample = machine.flops_per_token(config, args.max_len) * args.max_len
+        self._peak = machine.device_peak(args.peak_tflops)
+        self._folder = Path(args.save_model_path or args.log_dir) if args.save_model_path or args.log_dir else None
+        self._reference = self._use(ReferenceCurve, "--reference-curve", args.reference_curve)
+        self._curves: CurveFile | None = None
+        self._sinks: list[TensorBoard | WeightsAndBiases] = []
+        self._norm = GradientNorm(optimizer, args.device_iterations) if args.log_gradient_norm else None
+        self._row: Row = {"step": first_step}  # of the last logged step
+        self._live, self._drawn, self._step = sys.stdout.isatty(), 0.0, first_step
+        self._run = {
+            "date": _now(),
+            "command": [sys.executable, *sys.argv],
+            "flags": _plain(args),
+            **machine.describe(),
+        }
+        try:
+            self._open(first_step)
+        except ValueError as error:
+            raise BadFlags(*error.args) from error
+        self._say_peak()
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        self.close(in_haste=kind is KeyboardInterrupt)
+
+    # -- what the loop tells ---------------------------------------------------------------------------------------
+
+    def step(self, step: int, epoch: int, loss: float, accuracy: float, learning_rate: float, last: bool) -> None:
+        """A call is done. Every --log-steps, and after the `last`, it is logged; a terminal shows each."""
+        self.clock.count()
+        self._step = step
+        if step % self._args.log_steps and not last:
+            self._draw(step, loss)
+            return
+        speed = self.clock.lap() * self._samples  # samples a second since the last line
+        left = (self._calls - step) * self.clock.seconds / self.clock.calls
+        share = self._share(speed)
+        self._print(
+            f"step {step} of epoch {epoch}, loss: {loss:.4f}, acc: {accuracy:.4f}, lr: {learning_rate:.4g}, "
+            f"throughput: {speed:.2f} samples/sec, {speed * self._args.max_len:,.0f} tokens/sec, "
+            f"{f'{share:.1%} of peak, ' if share is not None else ''}{time_text(left)} left"
+        )
+        calls = step - int(self._row["step"])
+        self._row = {
+            "step": step, "epoch": epoch, "tokens": step * self._samples * self._args.max_len, "loss": loss,
+            "accuracy": accuracy, "learning_rate": learning_rate, "samples_per_second": speed,
+        }  # fmt: skip
+        with self.clock.paused():
+            self._record(step, calls, share)
+
+    def validation(self, step: int, loss: float) -> None:
+        """The held-out loss after a step."""
+        self._print(f"validation after step {step}, held-out loss: {loss:.4f}")
+        if self._curves is not None:
+            self._curves.add(
+                {"step": step, "tokens": step * self._samples * self._args.max_len, "validation_loss": loss}
+            )
+        for sink in self._sinks:
+            sink.record(step, {"validation/loss": loss})
+
+    def close(self, in_haste: bool = False) -> None:
+        """The run ends: the picture of its curves, the comparison with --reference-curve, the end in run.json."""
+        self._clear()
+        for sink in self._sinks:
+            sink.close()
+        if self._curves is not None:
+            self._curves.close()
+            if not in_haste:
+                self._picture()
+        if self._reference is not None:
+            print(self._reference.line(), flush=True)
+        if self._folder is not None:
+            end = {
+                "date": _now(),
+                "finished": self._step >= self._calls,
+                "step": self._step,
+                "seconds_training": self.clock.seconds,
+            }
+            self._run["end"] = {**end, "last_logged": self._row, "memory_gb": machine.memory_gb()}
+            self._write_run()
+
+    # -- files -----------------------------------------------------------------------------------------------------
+
+    def _open(self, first_step: int) -> None:
+        args = self._args
+        if args.log_dir:
+            self._sinks.append(TensorBoard(Path(args.log_dir)))
+        if args.use_wandb:
+            self._sinks.append(WeightsAndBiases(f"{args.model}-{self._run['date']}", self._run["flags"]))
+        if self._folder is not None:
+            try:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                self._curves = CurveFile(self._folder / "curves.csv", first_step)
+                self._write_run()
+            except (OSError, ValueError) as error:
+                flag = "--save-model-path" if args.save_model_path else "--log-dir"
+                raise ValueError(
+                    f"{flag} {self._folder}: the log cannot be written there ({error}); name another folder"
+                ) from error
+
+    def _record(self, step: int, calls: int, share: float | None) -> None:
+        """A logged step, `calls` after the one before it, to everything but the terminal."""
+        row = self._row
+        if self._norm is not None:
+            row["gradient_norm"], row["loss_scale"] = self._norm.read(calls)
+        elif hasattr(self._optimizer, "loss_scaling") and not self._args.auto_loss_scaling:
+            row["loss_scale"] = float(self._optimizer.loss_scaling)
+        if self._curves is not None:
+            self._curves.add(row)
+        if self._reference is not None:
+            self._reference.add(row)
+        if not self._sinks:
+            return
+        speed = row["samples_per_second"]
+        figures: dict[str, float | None] = {
+            "train/loss": row["loss"],
+            "train/accuracy": row["accuracy"],
+            "train/learning_rate": row["learning_rate"],
+            "train/loss_scale": row.get("loss_scale"),
+            "train/gradient_norm": row.get("gradient_norm"),
+            "speed/samples_per_second": speed,
+            "speed/tokens_per_second": speed * self._args.max_len,
+            "speed/share_of_peak": share,
+        }
+        figures.update({f"memory/{place}_gb": value for place, value in machine.memory_gb().items()})
+        for sink in self._sinks:
+            sink.record(step, {name: value for name, value in figures.items() if value is not None})
+
+    def _picture(self) -> None:
+        picture = self._folder / "curves.png"
+        try:
+            draw(self._folder / "curves.csv", picture)
+        except ModuleNotFoundError:
+            print(f"no {picture}: matplotlib is not installed (`pip install -r requirements-plots.txt`)", flush=True)
+        except OSError as error:
+            print(f"no {picture}: {error.strerror}", flush=True)
+        else:
+            print(f"curves: {picture}", flush=True)
+
+    def _write_run(self) -> None:
+        path = self._folder / "run.json"
+        temporary = path.with_name(".run.json.part")
+        temporary.write_text(json.dumps(self._run, indent=2, default=str) + "\n", encoding="utf-8")
+        os.replace(str(temporary), str(path))
+
+    def _use(self, reader: Any, flag: str, path: str | None) -> Any:
+        if path is None:
+            return None
+        try:
+            return reader(Path(path))
+        except ValueError as error:
+            raise BadFlags(f"{flag} {path}: {error}") from error
+
+    # -- the terminal ----------------------------------------------------------------------------------------------
+
+    def _say_peak(self) -> None:
+        if self._peak is not None:
+            per_token = self._flops_a_sample / self._args.max_len
+            print(
+                f"peak: {self._peak.flops / 1e12:,.3g} TFLOP/s ({self._peak.source}); a trained token takes "
+                f"{per_token / 1e9:,.3g} GFLOP = 6 x weights of matrices + 12 x layers x length x width",
+                flush=True,
+            )
+
+    def _share(self, samples_a_second: float) -> float | None:
+        """The share of the peak that this speed is. None if there is no peak to compare with.
+
+        A speed beyond what this CPU could do means that the device is another one, which --peak-tflops would tell of.
+        """
+        if self._peak is None:
+            return None
+        share = samples_a_second * self._flops_a_sample / self._peak.flops
+        return None if share > 1.0 and self._peak.source.startswith("measured") else share
+
+    def _draw(self, step: int, loss: float) -> None:
+        """The progress line of a step that is not logged, on a terminal."""
+        now = time.perf_counter()
+        if not self._live or now - self._drawn < _REDRAW:
+            return
+        self._drawn = now
+        rate = self.clock.rate()
+        share = self._share(rate * self._samples)
+        text = (
+            f"step {step}/{self._calls} ({step / self._calls:.0%}), loss {loss:.4f}, "
+            f"{rate * self._samples * self._args.max_len:,.0f} tokens/sec, "
+            f"{f'{share:.1%} of peak, ' if share is not None else ''}{time_text((self._calls - step) / rate)} left"
+        )
+        sys.stdout.write("\r\x1b[K" + text[: shutil.get_terminal_size().columns - 1])
+        sys.stdout.flush()
+
+    def _clear(self) -> None:
+        if self._live and self._drawn:
+            sys.stdout.write("\r\x1b[K")
+
+    def _print(self, line: str) -> None:
+        self._clear()
+        print(line, flush=True)
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _plain(args: argparse.Namespace) -> dict[str, Any]:
+    """The flags as JSON takes them, in order, with which of them were typed."""
+    values = {name: sorted(value) if isinstance(value, set) else value for name, value in sorted(vars(args).items())}
+    values.pop("notes", None)
+    return values
