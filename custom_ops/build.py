@@ -119,7 +119,7 @@ def build_encoder(output: Path, cxx: str, cxxflags: str) -> int:
 
 def _bring_up_to_date(output: Path, target: str, command: list[str], sources: list[Path], have_compiler: bool) -> int:
     digest = hashlib.sha256("\0".join([target] + command).encode())
-    for source in sources:
+    for source in sources + sorted(SOURCES.glob("*.h")):
         digest.update(source.read_bytes())
     stamp = f"{target} from {digest.hexdigest()[:16]}"
     if output.exists() and build_stamp(output) == stamp:

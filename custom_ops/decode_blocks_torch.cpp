@@ -1,0 +1,253 @@
+// DecodeBlocks and NextLogits on a CPU: GPT-2's blocks over a static key/value cache, and the head. decode_blocks.py says
+// what they mean. Up to few_rows::kMaxRows tokens go through the kernels of few_rows_kernels.h, which are as fast as
+// the weights can be read; more of them (a long prompt) through torch's matrix products.
+
+#include "decode_step.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <torch/library.h>
+
+#include <map>
+
+#include <sys/mman.h>
+
+namespace {
+
+using at::Tensor;
+using few_rows::Activation;
+using few_rows::Layer;
+using few_rows::Matrix;
+using few_rows::Precision;
+using few_rows::Token;
+
+// Asks for 2 MiB pages, once for each buffer: reading weights then misses the page cache 512 times less often.
+void use_large_pages(const Tensor& weights) {
+#if defined(__linux__)
+  static std::mutex guard;
+  static std::map<const void*, int64_t> known;
+  constexpr uintptr_t page = uintptr_t{2} << 20;
+  constexpr int collapse = 25; // MADV_COLLAPSE, Linux 6.1; where it is unknown the kernel says so, without harm
+  const void* data = weights.data_ptr();
+  std::lock_guard<std::mutex> lock(guard);
+  if (weights.nbytes() < 2 * page || known[data] == static_cast<int64_t>(weights.nbytes())) {
+    return;
+  }
+  known[data] = weights.nbytes();
+  const uintptr_t first = (reinterpret_cast<uintptr_t>(data) + page - 1) / page * page;
+  const uintptr_t last = (reinterpret_cast<uintptr_t>(data) + weights.nbytes()) / page * page;
+  madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+  madvise(reinterpret_cast<void*>(first), last - first, collapse);
+#endif
+}
+
+Precision precision_of(int64_t precision) {
+  TORCH_CHECK_VALUE(0 <= precision && precision <= 2, "precision must be 0, 1 or 2, not ", precision);
+  return static_cast<Precision>(precision);
+}
+
+Activation activation_of(const std::string& name) {
+  static const std::map<std::string, Activation> known = {
+      {"gelu", Activation::Gelu}, {"gelu_new", Activation::GeluTanh}, {"relu", Activation::Relu}};
+  const auto found = known.find(name);
+  TORCH_CHECK_VALUE(found != known.end(), "activation must be gelu, gelu_new or relu, not ", name);
+  return found->second;
+}
+
+void check_packed(const Tensor& weights, int64_t expected) {
+  TORCH_CHECK_VALUE(weights.scalar_type() == at::kByte && weights.is_contiguous() && weights.numel() == expected,
+                    "weights: expected ", expected, " packed bytes, got ", weights.numel());
+}
+
+void check_width(int64_t k, Precision precision) {
+  TORCH_CHECK_VALUE(precision != Precision::Int8 || k % few_rows::kGroup == 0, "int8 weights need sizes that ",
+                    few_rows::kGroup, " divides, not ", k);
+}
+
+// The matrix as float32, for torch's products.
+Tensor as_float(const Matrix& matrix) {
+  void* data = const_cast<void*>(matrix.data);
+  if (matrix.precision == Precision::Float32) {
+    return at::from_blob(data, {matrix.n, matrix.k}, at::kFloat);
+  }
+  if (matrix.precision == Precision::Float16) {
+    return at::from_blob(data, {matrix.n, matrix.k}, at::kHalf).to(at::kFloat);
+  }
+  const int64_t groups = matrix.k / few_rows::kGroup;
+  const Tensor whole = at::from_blob(data, {matrix.n, groups, few_rows::kGroup}, at::kChar).to(at::kFloat);
+  const Tensor scales = at::from_blob(const_cast<uint16_t*>(matrix.scales), {matrix.n, groups, 1}, at::kHalf);
+  return whole.mul_(scales.to(at::kFloat)).view({matrix.n, matrix.k});
+}
+
+Tensor vector_of(const float* data, int64_t size) {
+  return at::from_blob(const_cast<float*>(data), {size}, at::kFloat);
+}
+
+// Many tokens through one block. x: (tokens, C); keys, values: (B, H, S, D) of this layer.
+Tensor many_rows(const Layer& layer, const Tensor& x, const std::vector<Token>& tokens, const Tensor& keys,
+                 const Tensor& values, Activation activation, double epsilon) {
+  const int64_t width = x.size(1), heads = keys.size(1), inner = layer.mlp_in.n;
+  const auto norm = [&](const Tensor& input, const float* weight, const float* bias) {
+    return at::layer_norm(input, {width}, vector_of(weight, width), vector_of(bias, width), epsilon);
+  };
+  const Tensor projected = at::addmm(vector_of(layer.attention_in_bias, 3 * width),
+                                     norm(x, layer.norm_1, layer.norm_1_bias), as_float(layer.attention_in).t());
+  const std::vector<Tensor> parts = projected.split(width, 1);
+  Tensor context = at::empty_like(x);
+  for (size_t first = 0, last = 0; first < tokens.size(); first = last) {
+    const int64_t batch = tokens[first].batch, start = tokens[first].position;
+    while (last < tokens.size() && tokens[last].batch == batch) {
+      ++last;
+    }
+    const int64_t count = last - first, seen = start + count;
+    const auto heads_of = [&](const Tensor& part) { // -> (1, H, count, D)
+      return part.slice(0, first, last).view({1, count, heads, width / heads}).transpose(1, 2);
+    };
+    keys[batch].slice(1, start, seen).copy_(heads_of(parts[1])[0]);
+    values[batch].slice(1, start, seen).copy_(heads_of(parts[2])[0]);
+    const Tensor all_keys = keys[batch].slice(1, 0, seen).unsqueeze(0).to(at::kFloat);
+    const Tensor all_values = values[batch].slice(1, 0, seen).unsqueeze(0).to(at::kFloat);
+    std::optional<Tensor> visible;
+    if (start > 0) {
+      visible = at::ones({count, seen}, at::kBool).tril_(start);
+    }
+    const Tensor found =
+        at::scaled_dot_product_attention(heads_of(parts[0]), all_keys, all_values, visible, 0.0, start == 0);
+    context.slice(0, first, last).copy_(found.transpose(1, 2).reshape({count, width}));
+  }
+  const Tensor middle =
+      at::addmm(vector_of(layer.attention_out_bias, width), context, as_float(layer.attention_out).t()).add_(x);
+  Tensor active = at::addmm(vector_of(layer.mlp_in_bias, inner), norm(middle, layer.norm_2, layer.norm_2_bias),
+                            as_float(layer.mlp_in).t());
+  active = activation == Activation::Relu ? active.relu_()
+                                          : at::gelu_(active, activation == Activation::Gelu ? "none" : "tanh");
+  return at::addmm(vector_of(layer.mlp_out_bias, width), active, as_float(layer.mlp_out).t()).add_(middle);
+}
+
+// The tokens of a (B, T) step: the first count[b] columns of row b, from slot start[b] on. `columns` gets their places.
+std::vector<Token> tokens_of(const Tensor& start, const Tensor& count, int64_t batch, int64_t width, int64_t slots,
+                             std::vector<int64_t>& columns) {
+  TORCH_CHECK_VALUE(start.numel() == batch && count.numel() == batch, "start and count must have ", batch, " entries");
+  const Tensor starts = start.to(at::kLong).contiguous(), counts = count.to(at::kLong).contiguous();
+  std::vector<Token> tokens;
+  for (int64_t row = 0; row < batch; ++row) {
+    const int64_t first = starts.data_ptr<int64_t>()[row], number = counts.data_ptr<int64_t>()[row];
+    TORCH_CHECK_VALUE(0 <= number && number <= width && 0 <= first && first + number <= slots, "row ", row, ": ",
+                      number, " tokens from slot ", first, " on do not fit into ", width, " columns and ", slots,
+                      " slots");
+    for (int64_t column = 0; column < number; ++column) {
+      tokens.push_back({row, first + column});
+      columns.push_back(row * width + column);
+    }
+  }
+  return tokens;
+}
+
+Tensor decode_blocks(const Tensor& hidden, const Tensor& start, const Tensor& count, const Tensor& weights,
+                     const Tensor& vectors, Tensor& keys, Tensor& values, int64_t n_head, int64_t inner,
+                     int64_t precision, std::string activation, double epsilon) {
+  TORCH_CHECK_VALUE(hidden.dim() == 3 && hidden.scalar_type() == at::kFloat, "hidden must be (B, T, C) in float32");
+  const int64_t batch = hidden.size(0), width = hidden.size(1), n_embd = hidden.size(2);
+  const bool half = keys.scalar_type() == at::kShort; // float16 bits, which no precision policy converts
+  TORCH_CHECK_VALUE(keys.dim() == 5 && keys.sizes() == values.sizes() && keys.is_contiguous() &&
+                        values.is_contiguous() && keys.scalar_type() == values.scalar_type() &&
+                        (half || keys.scalar_type() == at::kFloat) && keys.size(1) == batch &&
+                        keys.size(2) == n_head && n_head * keys.size(4) == n_embd,
+                    "keys and values must be (layers, B, n_head, slots, C / n_head) in float32 or int16, for hidden ",
+                    hidden.sizes());
+  const int64_t layer_count = keys.size(0), slots = keys.size(3);
+  few_rows::MatrixReader reader(weights.data_ptr<uint8_t>(), precision_of(precision));
+  check_width(n_embd, precision_of(precision));
+  check_width(inner, precision_of(precision));
+  TORCH_CHECK_VALUE(vectors.scalar_type() == at::kFloat && vectors.is_contiguous() &&
+                        vectors.numel() == layer_count * few_rows::layer_vectors(n_embd, inner),
+                    "vectors: expected ", layer_count * few_rows::layer_vectors(n_embd, inner), " float32 numbers");
+  std::vector<Layer> layers =
+      few_rows::read_layers(reader, vectors.data_ptr<float>(), layer_count, n_embd, inner);
+  check_packed(weights, reader.offset());
+  use_large_pages(weights);
+  std::vector<int64_t> columns;
+  std::vector<Token> tokens = tokens_of(start, count, batch, width, slots, columns);
+  Tensor result = at::zeros_like(hidden, at::MemoryFormat::Contiguous);
+  if (tokens.empty()) {
+    return result;
+  }
+  const Tensor places = at::tensor(columns, at::kLong);
+  Tensor x = hidden.reshape({batch * width, n_embd}).index_select(0, places); // (tokens, C), a new tensor
+  if (static_cast<int64_t>(tokens.size()) <= few_rows::kMaxRows) {
+    const few_rows::Cache cache{keys.data_ptr(), values.data_ptr(), half ? Precision::Float16 : Precision::Float32,
+                                batch, slots};
+    few_rows::DecodeStep(std::move(layers), std::move(tokens), x.data_ptr<float>(), cache, n_head, n_embd, inner,
+                         activation_of(activation), static_cast<float>(epsilon), at::get_num_threads())
+        .run();
+  } else {
+    const Tensor all_keys = half ? keys.view(at::kHalf) : keys, all_values = half ? values.view(at::kHalf) : values;
+    for (int64_t index = 0; index < layer_count; ++index) {
+      x = many_rows(layers[index], x, tokens, all_keys[index], all_values[index], activation_of(activation), epsilon);
+    }
+  }
+  result.view({batch * width, n_embd}).index_copy_(0, places, x);
+  return result;
+}
+
+Tensor decode_blocks_shape(const Tensor& hidden, const Tensor&, const Tensor&, const Tensor&, const Tensor&, Tensor&,
+                           Tensor&, int64_t, int64_t, int64_t, std::string, double) {
+  return at::empty_like(hidden, at::MemoryFormat::Contiguous);
+}
+
+Tensor next_logits(const Tensor& hidden, const Tensor& count, const Tensor& norm, const Tensor& norm_bias,
+                   const Tensor& weights, int64_t vocab_size, int64_t precision, double epsilon) {
+  TORCH_CHECK_VALUE(hidden.dim() == 3 && hidden.scalar_type() == at::kFloat, "hidden must be (B, T, C) in float32");
+  TORCH_CHECK_VALUE(count.numel() == hidden.size(0), "count must have ", hidden.size(0), " entries");
+  const int64_t batch = hidden.size(0), n_embd = hidden.size(2);
+  few_rows::MatrixReader reader(weights.data_ptr<uint8_t>(), precision_of(precision));
+  check_width(n_embd, precision_of(precision));
+  const Matrix head = reader.next(vocab_size, n_embd);
+  check_packed(weights, reader.offset());
+  use_large_pages(weights);
+  const Tensor last = count.to(at::kLong).sub(1).clamp_(0, hidden.size(1) - 1);
+  const Tensor rows = hidden.gather(1, last.view({batch, 1, 1}).expand({batch, 1, n_embd})).squeeze(1).contiguous();
+  const Tensor normed = at::empty_like(rows);
+  for (int64_t row = 0; row < batch; ++row) {
+    few_rows::kernels().layer_norm(rows.data_ptr<float>() + row * n_embd, n_embd, norm.data_ptr<float>(),
+                                   norm_bias.data_ptr<float>(), epsilon, normed.data_ptr<float>() + row * n_embd);
+  }
+  if (batch > few_rows::kMaxRows) {
+    return at::mm(normed, as_float(head).t());
+  }
+  Tensor logits = at::empty({batch, vocab_size}, hidden.options());
+  few_rows::Workspace space(batch, n_embd, 1);
+  const few_rows::Inputs inputs = space.inputs(normed.data_ptr<float>(), batch, n_embd, head.precision);
+  const int threads = at::get_num_threads();
+  few_rows::Parts parts(1);
+  few_rows::WorkerPool::instance().run(threads, [&](int) {
+    parts.each(0, vocab_size, few_rows::part_rows(head, threads), [&](int64_t first, int64_t end) {
+      few_rows::kernels().product(head, inputs, first, end, logits.data_ptr<float>(), vocab_size);
+    });
+  });
+  return logits;
+}
+
+Tensor next_logits_shape(const Tensor& hidden, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                         int64_t vocab_size, int64_t, double) {
+  return at::empty({hidden.size(0), vocab_size}, hidden.options());
+}
+
+} // namespace
+
+TORCH_LIBRARY(gpt2_decode, m) {
+  m.def("DecodeBlocks(Tensor hidden, Tensor start, Tensor count, Tensor weights, Tensor vectors, Tensor(a!) keys, "
+        "Tensor(b!) values, *, int n_head, int inner, int precision, str activation, float epsilon) -> Tensor");
+  m.def("NextLogits(Tensor hidden, Tensor count, Tensor norm, Tensor norm_bias, Tensor weights, *, int vocab_size, "
+        "int precision, float epsilon) -> Tensor");
+}
+
+TORCH_LIBRARY_IMPL(gpt2_decode, CPU, m) {
+  m.impl("DecodeBlocks", decode_blocks);
+  m.impl("NextLogits", next_logits);
+}
+
+TORCH_LIBRARY_IMPL(gpt2_decode, Meta, m) {
+  m.impl("DecodeBlocks", decode_blocks_shape);
+  m.impl("NextLogits", next_logits_shape);
+}

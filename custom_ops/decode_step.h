@@ -1,0 +1,212 @@
+// One step of a few rows through blocks of GPT-2, on all threads at once: five phases a block, a barrier after each.
+#pragma once
+
+#include "packed_weights.h"
+#include "worker_pool.h"
+
+#include <cmath>
+#include <memory>
+
+namespace few_rows {
+
+// A token at hand: row `batch` of the batch, slot `position` of its cache.
+struct Token {
+  int64_t batch, position;
+};
+
+struct Cache {
+  void *keys, *values; // (layers, batch, n_head, slots, head size)
+  Precision precision;
+  int64_t batch, slots;
+
+  size_t element() const {
+    return precision == Precision::Float32 ? 4 : 2;
+  }
+};
+
+// What one thread works with.
+struct Workspace {
+  std::vector<float> rows, scales, scores;
+  std::vector<int8_t> quantised;
+
+  Workspace(int64_t tokens, int64_t width, int64_t slots)
+      : rows(tokens * width), scales(tokens * width / kGroup + 1), scores(slots), quantised(tokens * width) {
+  }
+
+  // `x` (tokens, k) as the inputs of a product with a matrix of that precision.
+  Inputs inputs(const float* x, int64_t tokens, int64_t k, Precision precision) {
+    if (precision == Precision::Int8) {
+      kernels().quantise(x, tokens * k, quantised.data(), scales.data());
+    }
+    return {x, quantised.data(), scales.data(), tokens, k};
+  }
+};
+
+// Shares the rows of a matrix out, a part to whichever thread is free: cores are seldom equally fast.
+class Parts {
+public:
+  explicit Parts(int64_t phases) : next_(new std::atomic<int64_t>[phases]) {
+    for (int64_t phase = 0; phase < phases; ++phase) {
+      next_[phase].store(0, std::memory_order_relaxed);
+    }
+  }
+
+  // Calls work(first, last) until [0, total) is done.
+  template <typename Work> void each(int64_t phase, int64_t total, int64_t size, Work work) {
+    for (int64_t first; (first = next_[phase].fetch_add(size, std::memory_order_relaxed)) < total;) {
+      work(first, std::min(total, first + size));
+    }
+  }
+
+private:
+  std::unique_ptr<std::atomic<int64_t>[]> next_;
+};
+
+// Matrix rows that a thread takes at a time: about 64 KiB of weights, a multiple of the kernels' blocks.
+inline int64_t part_rows(const Matrix& matrix, int threads) {
+  const int64_t bytes = matrix.precision == Precision::Float32 ? 4 : matrix.precision == Precision::Float16 ? 2 : 1;
+  const int64_t rows = std::min((int64_t{64} << 10) / (matrix.k * bytes), matrix.n / (4 * threads));
+  return std::max<int64_t>(12, rows / 12 * 12);
+}
+
+class DecodeStep {
+public:
+  // hidden: (tokens, n_embd), changed in place. Tokens of one batch row follow each other.
+  DecodeStep(std::vector<Layer> layers, std::vector<Token> tokens, float* hidden, Cache cache, int64_t n_head,
+             int64_t n_embd, int64_t inner, Activation activation, float epsilon, int threads)
+      : layers_(std::move(layers)), tokens_(std::move(tokens)), hidden_(hidden), cache_(cache), n_head_(n_head),
+        n_embd_(n_embd), inner_(inner), activation_(activation), epsilon_(epsilon), threads_(threads),
+        barrier_(threads), parts_(5 * layers_.size()), projected_(tokens_.size() * 3 * n_embd),
+        context_(tokens_.size() * n_embd), active_(tokens_.size() * inner), update_(tokens_.size() * n_embd) {
+    for (size_t token = 0; token < tokens_.size(); ++token) {
+      if (token == 0 || tokens_[token].batch != tokens_[token - 1].batch) {
+        first_tokens_.push_back(token);
+      }
+    }
+    first_tokens_.push_back(tokens_.size());
+  }
+
+  void run() {
+    WorkerPool::instance().run(threads_, [this](int) { work(); });
+  }
+
+private:
+  int64_t count() const {
+    return tokens_.size();
+  }
+
+  void work() {
+    Workspace space(count(), std::max(n_embd_, inner_), cache_.slots);
+    int64_t round = 0, phase = 0;
+    for (size_t index = 0; index < layers_.size(); ++index) {
+      const Layer& layer = layers_[index];
+      product(phase++, layer.attention_in, normed(space, layer.norm_1, layer.norm_1_bias, layer.attention_in),
+              projected_, [&](float* out, int64_t first, int64_t size) {
+                add(out, layer.attention_in_bias + first, size);
+              });
+      barrier_.meet(round);
+      const int64_t sequences = first_tokens_.size() - 1;
+      parts_.each(phase++, sequences * n_head_, 1, [&](int64_t task, int64_t) {
+        attend(space, index, first_tokens_[task / n_head_], first_tokens_[task / n_head_ + 1], task % n_head_);
+      });
+      barrier_.meet(round);
+      residual(phase++, layer.attention_out,
+               space.inputs(context_.data(), count(), n_embd_, layer.attention_out.precision),
+               layer.attention_out_bias);
+      barrier_.meet(round);
+      product(phase++, layer.mlp_in, normed(space, layer.norm_2, layer.norm_2_bias, layer.mlp_in), active_,
+              [&](float* out, int64_t first, int64_t size) {
+                add(out, layer.mlp_in_bias + first, size);
+                kernels().activate(out, size, activation_);
+              });
+      barrier_.meet(round);
+      residual(phase++, layer.mlp_out, space.inputs(active_.data(), count(), inner_, layer.mlp_out.precision),
+               layer.mlp_out_bias);
+      barrier_.meet(round);
+    }
+  }
+
+  static void add(float* x, const float* y, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) {
+      x[i] += y[i];
+    }
+  }
+
+  // Every thread norms all rows itself: that is cheaper than waiting for each other once more.
+  Inputs normed(Workspace& space, const float* weight, const float* bias, const Matrix& matrix) {
+    for (int64_t token = 0; token < count(); ++token) {
+      kernels().layer_norm(hidden_ + token * n_embd_, n_embd_, weight, bias, epsilon_,
+                           space.rows.data() + token * n_embd_);
+    }
+    return space.inputs(space.rows.data(), count(), n_embd_, matrix.precision);
+  }
+
+  // out (tokens, n) = inputs times matrix; `finish` is given each row's part.
+  template <typename Finish>
+  void product(int64_t phase, const Matrix& matrix, const Inputs& inputs, std::vector<float>& out, Finish finish) {
+    parts_.each(phase, matrix.n, part_rows(matrix, threads_), [&](int64_t first, int64_t last) {
+      kernels().product(matrix, inputs, first, last, out.data(), matrix.n);
+      for (int64_t token = 0; token < count(); ++token) {
+        finish(out.data() + token * matrix.n + first, first, last - first);
+      }
+    });
+  }
+
+  // hidden += inputs times matrix + bias.
+  void residual(int64_t phase, const Matrix& matrix, const Inputs& inputs, const float* bias) {
+    parts_.each(phase, matrix.n, part_rows(matrix, threads_), [&](int64_t first, int64_t last) {
+      kernels().product(matrix, inputs, first, last, update_.data(), matrix.n);
+      for (int64_t token = 0; token < count(); ++token) {
+        add(hidden_ + token * n_embd_ + first, update_.data() + token * n_embd_ + first, last - first);
+        add(hidden_ + token * n_embd_ + first, bias + first, last - first);
+      }
+    });
+  }
+
+  // Tokens [first, last) of one sequence, one head: keys and values into the cache, then each token's context.
+  void attend(Workspace& space, int64_t layer, int64_t first, int64_t last, int64_t head) {
+    const int64_t width = n_embd_ / n_head_;
+    const int64_t sequence = (layer * cache_.batch + tokens_[first].batch) * n_head_ + head;
+    const size_t offset = sequence * cache_.slots * width * cache_.element();
+    char* keys = static_cast<char*>(cache_.keys) + offset;
+    char* values = static_cast<char*>(cache_.values) + offset;
+    for (int64_t token = first; token < last; ++token) {
+      const float* own = projected_.data() + token * 3 * n_embd_ + head * width;
+      const size_t slot = tokens_[token].position * width * cache_.element();
+      store(own + n_embd_, width, keys + slot);
+      store(own + 2 * n_embd_, width, values + slot);
+    }
+    for (int64_t token = first; token < last; ++token) {
+      const int64_t seen = tokens_[token].position + 1;
+      const float* query = projected_.data() + token * 3 * n_embd_ + head * width;
+      const Matrix rows{keys, nullptr, seen, width, cache_.precision};
+      kernels().product(rows, {query, nullptr, nullptr, 1, width}, 0, seen, space.scores.data(), 0);
+      kernels().softmax(space.scores.data(), seen, 1.0f / std::sqrt(static_cast<float>(width)));
+      kernels().weighted_sum(values, cache_.precision, space.scores.data(), seen, width,
+                             context_.data() + token * n_embd_ + head * width);
+    }
+  }
+
+  void store(const float* x, int64_t count, char* to) const {
+    if (cache_.precision == Precision::Float32) {
+      std::copy_n(x, count, reinterpret_cast<float*>(to));
+    } else {
+      kernels().to_half(x, count, reinterpret_cast<uint16_t*>(to));
+    }
+  }
+
+  const std::vector<Layer> layers_;
+  const std::vector<Token> tokens_;
+  std::vector<int64_t> first_tokens_; // of each sequence, and the end
+  float* const hidden_;
+  const Cache cache_;
+  const int64_t n_head_, n_embd_, inner_;
+  const Activation activation_;
+  const float epsilon_;
+  const int threads_;
+  Barrier barrier_;
+  Parts parts_;
+  std::vector<float> projected_, context_, active_, update_; // (tokens, 3C), (tokens, C), (tokens, I), (tokens, C)
+};
+
+} // namespace few_rows

@@ -1,0 +1,55 @@
+// The arithmetic of a decode step: products of a matrix with few rows, softmax, activations, layer norm.
+//
+// A product with a handful of rows is as fast as its weights can be read. They are stored (out, in), row after row, in
+// float32, float16 or int8 (groups of 32 weights with a float16 scale each). The sum of an output runs over its inputs
+// in the same order whatever the number of rows, so a row's result does not depend on the rows beside it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace few_rows {
+
+enum class Precision : int64_t { Float32 = 0, Float16 = 1, Int8 = 2 };
+enum class Activation { Gelu, GeluTanh, Relu };
+
+constexpr int64_t kGroup = 32;  // int8 weights, or inputs, that share a scale
+constexpr int64_t kMaxRows = 16; // rows of `x` at most
+
+// A matrix (n, k) in packed weights.
+struct Matrix {
+  const void* data = nullptr;
+  const uint16_t* scales = nullptr; // Int8: (n, k / 32) float16
+  int64_t n = 0, k = 0;
+  Precision precision = Precision::Float32;
+};
+
+// Rows to multiply with: (rows, k) float32 and, for Int8, the same quantised with (rows, k / 32) scales.
+struct Inputs {
+  const float* x = nullptr;
+  const int8_t* quantised = nullptr;
+  const float* scales = nullptr;
+  int64_t rows = 0, stride = 0; // stride: from row to row of x, in elements
+};
+
+// One implementation for each kind of processor.
+struct Kernels {
+  // out[row * out_stride + n] = <inputs row, matrix row n> for matrix rows first ... last - 1.
+  void (*product)(const Matrix&, const Inputs&, int64_t first, int64_t last, float* out, int64_t out_stride);
+  // out[d] = sum over s of weights[s] * rows[s][d], for rows of `width` elements.
+  void (*weighted_sum)(const void* rows, Precision, const float* weights, int64_t count, int64_t width, float* out);
+  // x -> exp(scale * x - the largest) / sum, in place.
+  void (*softmax)(float* x, int64_t count, float scale);
+  void (*activate)(float* x, int64_t count, Activation);
+  void (*layer_norm)(const float* x, int64_t count, const float* weight, const float* bias, float epsilon, float* out);
+  void (*quantise)(const float* x, int64_t count, int8_t* quantised, float* scales);
+  void (*to_half)(const float* x, int64_t count, uint16_t* out);
+};
+
+// The fastest implementation that this processor runs. The environment variable CUSTOM_OPS_PORTABLE=1 takes the one
+// without intrinsics, for tests.
+const Kernels& kernels();
+extern const Kernels portable_kernels;
+const Kernels* avx2_kernels(); // null where they cannot run
+
+} // namespace few_rows
