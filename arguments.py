@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import difflib
 import math
-import os
 import re
 import sys
 from typing import Any, Callable, NamedTuple, Sequence
@@ -21,9 +20,9 @@ from model.argument_checks import (
     Problems,
     check_available,
     check_boundaries,
-    check_checkpoint_source,
     check_checkpoints,
     check_config,
+    check_generation,
     check_layers,
     check_log,
     check_proportions,
@@ -215,18 +214,32 @@ PLACEMENT = (
 )
 GENERATION = (
     Flag("--model-name-or-path", "gpt2", PATH, "checkpoint folder or hub name"),
-    Flag("--tokenizer-type", 0, _whole(0, 1), "0: Hugging Face's files; 1: Megatron's (not available yet)"),
-    Flag("--temperature", 1.2, _real(0, above=True), "divides the logits; --topk 1 is greedy"),
-    Flag("--repetition-penalty", 2.0, _real(0, above=True), "penalty on tokens already there; 1: none"),
-    Flag("--topk", 4, _whole(0), "sample from the k likeliest tokens; 0: from all"),
-    Flag("--save-samples-path", None, PATH, "file the texts are written to"),
+    Flag("--tokenizer-type", 0, _whole(0, 1), "0: Hugging Face's files; 1: Megatron's"),
     Flag("--prompt", None, TEXT, "text to go on from; without it you are asked"),
+    Flag(
+        "--prompt-file", None, PATH, 'file of prompts, a line each (.jsonl: its field "prompt"); answers in JSON lines'
+    ),
     Flag("--input-len", 64, _whole(1), "longest prompt in tokens"),
     Flag("--output-len", 128, _whole(1), "tokens to generate"),
+    Flag("--num-samples", 1, _whole(1), "texts for each prompt"),
+    Flag("--save-samples-path", None, PATH, "file the texts are written to"),
+    Flag("--log-probabilities", False, BOOLEAN, "also the logarithm of each token's probability"),
     Flag("--single-ipu", False, BOOLEAN, "the whole model on one IPU"),
+    Flag("--poptorch-loop", False, BOOLEAN, "the whole loop on the device; needs --single-ipu"),
     Flag("--fp16", False, BOOLEAN, "half precision"),
-    Flag("--stop-token", "<|endoftext|>", TEXT, "the text ends at this token"),
-    Flag("--poptorch-loop", False, BOOLEAN, "the whole loop on the device; needs --single-ipu (not available yet)"),
+    Flag("--int8", False, BOOLEAN, "weights in 8 bits, by the native operators"),
+)
+SAMPLING = (
+    Flag("--repetition-penalty", 2.0, _real(0, above=True), "penalty on tokens already there; 1: none"),
+    Flag("--topk", 4, _whole(0), "draw from the k likeliest tokens; 0: from all; 1: greedy"),
+    Flag("--temperature", 1.2, _real(0, above=True), "divides the logits"),
+    Flag("--top-p", 1.0, _real(0, 1, above=True), "draw from the likeliest tokens that make up this probability"),
+    Flag("--min-p", 0.0, _real(0, 1), "only tokens with this fraction of the largest probability"),
+    Flag(
+        "--typical-p", 1.0, _real(0, 1, above=True), "draw from the most typical tokens that make up this probability"
+    ),
+    Flag("--stop-token", ["<|endoftext|>"], TEXT, "a text ends at any of these tokens", True),
+    Flag("--stop-string", [], TEXT, "a text ends before any of these", True),
 )
 
 
@@ -251,9 +264,10 @@ TRAIN_GROUPS = {
     "placement and memory": PLACEMENT,
 }
 GENERATE_GROUPS = {
-    "generation": GENERATION + select(DATA, "seed"),
+    "generation": GENERATION,
+    "sampling": SAMPLING + select(DATA, "seed"),
     "batch": select(BATCH, "batch_size", "device_iterations", device_iterations=1),
-    "placement": select(PLACEMENT, "layers_per_ipu", "matmul_proportion"),
+    "placement": select(PLACEMENT, "layers_per_ipu", "matmul_proportion", "custom_ops"),
 }
 
 # ---- Reading -----------------------------------------------------------------------------------------------------
@@ -393,33 +407,12 @@ def parse_train_args(
 def parse_generate_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The flags of text_generate_gpt2.py, read and checked; `typed` and `notes` as in parse_train_args.
 
-    `layers_per_ipu` is None or one number, which the caller compares with the checkpoint's layers.
+    `layers_per_ipu` is as given, for the caller to compare with the checkpoint's layers; None: one IPU.
 
     Raises SystemExit(2) after printing every problem to stderr.
     """
     problems = Parser("text_generate_gpt2.py", "Generate text with GPT-2.", GENERATE_GROUPS).read(argv)
-    args = problems.args
-    check_checkpoint_source(problems, "model_name_or_path")
-    if args.tokenizer_type == 1:
-        problems.add("tokenizer_type", "Megatron's vocabulary files are not available yet; use 0")
-    for dest in ("batch_size", "device_iterations"):
-        if problems.sound(dest) and getattr(args, dest) != 1:
-            problems.add(dest, "one prompt at a time is all that is available yet; use 1")
-    if args.poptorch_loop:
-        problems.add("poptorch_loop", "not available yet; leave it out")
-        if not args.single_ipu:
-            problems.add("poptorch_loop", "needs --single-ipu true")
-    if args.layers_per_ipu is not None and len(args.layers_per_ipu) > 1:
-        if args.single_ipu:
-            problems.add("layers_per_ipu", "contradicts --single-ipu true; leave one of the two out")
-        else:
-            problems.add("layers_per_ipu", "several IPUs are not available yet; leave it out for one IPU")
-    check_proportions(problems, 1)
-    if args.save_samples_path:
-        if os.path.isdir(args.save_samples_path):
-            problems.add("save_samples_path", "this is a folder; name a file")
-        elif not os.path.isdir(os.path.dirname(os.path.abspath(args.save_samples_path))):
-            problems.add("save_samples_path", "its folder does not exist; create it first")
+    check_generation(problems)
     return problems.finish()
 
 

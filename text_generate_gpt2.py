@@ -1,4 +1,4 @@
-"""Text generation with GPT-2 and PopTorch: an interactive prompt, or one continuation of --prompt.
+"""Text generation with GPT-2 and PopTorch: an interactive prompt, --prompt, or every prompt of --prompt-file.
 
 python text_generate_gpt2.py --model-name-or-path CHECKPOINT --prompt "My name is" --output-len 64
 """
@@ -6,146 +6,168 @@ python text_generate_gpt2.py --model-name-or-path CHECKPOINT --prompt "My name i
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Sequence, TextIO
 
 from arguments import parse_generate_args
 from model.argument_checks import not_installed, refuse
 from model.interruption import INTERRUPTED
 
+if TYPE_CHECKING:
+    from model.text_generator import Result, TextGenerator
+
 PROGRAM = "text_generate_gpt2.py"
 
 
-class TextGenerator:
-    """A checkpoint, its tokenizer and its executor."""
-
-    def __init__(self, args: argparse.Namespace) -> None:
-        import poptorch
-
-        from model.checkpoint import load_pretrained
-        from model.generation import NextTokenModel
-        from model.placement import place
-        from tokenizer import Tokenizer
-
-        self.args = args
-        gpt2 = load_pretrained(args.model_name_or_path)
-        config = gpt2.config
-        folder = Path(args.model_name_or_path)
-        self.tokenizer = Tokenizer.from_folder(folder) if (folder / "tokenizer.json").is_file() else Tokenizer.gpt2()
-        if self.tokenizer.vocab_size > config.real_vocab_size:
-            raise ValueError(
-                f"--model-name-or-path {folder}: the tokenizer has {self.tokenizer.vocab_size} entries, the model "
-                f"{config.real_vocab_size}. Put the tokenizer.json the model was trained with into its folder."
-            )
-        layers = args.layers_per_ipu or [config.n_layer]
-        if layers != [config.n_layer]:
-            raise ValueError(f"--layers-per-ipu {layers[0]}: the checkpoint has {config.n_layer} layers")
-        place(gpt2, layers, training=False)
-        self.window = min(config.n_positions, args.input_len + args.output_len)
-        self.stop_id = self._stop_id()
-        options = poptorch.Options()
-        if args.matmul_proportion:
-            options.setAvailableMemoryProportion({"IPU0": args.matmul_proportion[0]})
-        options.setExecutionStrategy(poptorch.ShardedExecution(poptorch.AutoStage.AutoIncrement))
-        model = NextTokenModel(gpt2).eval()
-        self.executor = poptorch.inferenceModel(model.half() if args.fp16 else model.float(), options)
-
-    def _stop_id(self) -> int:
-        from tokenizer import EOT
-
-        if self.args.stop_token == EOT:
-            return self.tokenizer.eot_id
-        ids = self.tokenizer.encode(self.args.stop_token)
-        if len(ids) != 1:
-            raise ValueError(
-                f"--stop-token {self.args.stop_token!r} is {len(ids)} tokens; give one that is a single one"
-            )
-        return ids[0]
-
-    def encode(self, text: str) -> list[int]:
-        """The prompt's token ids. Raises ValueError for an empty or too long one."""
-        ids = self.tokenizer.encode(text)
-        longest = min(self.args.input_len, self.window)
-        if not ids:
-            raise ValueError("the input is empty: type at least one character")
-        if len(ids) > longest:
-            raise ValueError(f"the input has {len(ids)} tokens, more than --input-len allows ({longest}): shorten it")
-        return ids
-
-    def run(self, text: str) -> str:
-        """Continue `text`, print it as it grows and return the whole."""
-        import torch
-
-        from model.generation import generate
-
-        args, prompt = self.args, self.encode(text)
-        generator = torch.Generator().manual_seed(args.seed)
-        tokens: list[int] = []
-        shown = text
-        print(text, end="", flush=True)
-        start = time.perf_counter()
-        for token in generate(
-            self.executor,
-            prompt,
-            args.output_len,
-            self.window,
-            self.stop_id,
-            args.temperature,
-            args.topk,
-            args.repetition_penalty,
-            generator,
-        ):
-            tokens.append(token)
-            whole = self.tokenizer.decode(prompt + tokens)
-            if not whole.endswith("\ufffd"):  # the rest of a character that spans tokens is still to come
-                print(whole[len(shown) :], end="", flush=True)
-                shown = whole
-        elapsed = time.perf_counter() - start
-        whole = self.tokenizer.decode(prompt + tokens)
-        print(whole[len(shown) :])
-        print(f"latency avg: {1000 * elapsed / max(1, len(tokens)):.2f} ms, {len(tokens)} tokens", flush=True)
-        return whole
+def timing(results: Sequence[Result], seconds: float) -> str:
+    """The line behind a text, or behind texts made side by side; benchmarks.yml reads the latency out of it."""
+    tokens = [len(result.text.tokens) for result in results]
+    latency = 1000 * seconds / max(1, *tokens)  # from one token of a text to the next
+    return f"latency avg: {latency:.2f} ms, {sum(tokens)} tokens, {sum(tokens) / max(seconds, 1e-9):.1f} tokens/s"
 
 
-def inputs(prompt: Any) -> Any:
-    """The one prompt of the flag, or lines typed after `Input: ` until the end of input."""
-    if prompt is not None:
-        yield prompt
-        return
+class Samples:
+    """--save-samples-path: each text is in the file as soon as it is whole."""
+
+    def __init__(self, path: str | None) -> None:
+        self._file: TextIO | None = open(path, "w", encoding="utf-8") if path else None
+
+    def add(self, line: str) -> None:
+        if self._file is not None:
+            self._file.write(line + "\n")
+            self._file.flush()
+
+
+def batches(results: Sequence[Result], size: int) -> list[Sequence[Result]]:
+    """As many at a time as a call holds."""
+    return [results[first : first + size] for first in range(0, len(results), size)]
+
+
+def answer(generator: TextGenerator, prompt: str, samples: Samples) -> None:
+    """Continue one prompt on the terminal, as it comes if there is one text. Raises ValueError for a bad prompt."""
+    results = generator.results([prompt])
+    alone = len(results) == 1
+    start = time.perf_counter()
+    try:
+        if alone:
+            print(prompt, end="", flush=True)
+        for batch in batches(results, generator.batch):
+            generator.run(batch, lambda result, piece: print(piece, end="", flush=True) if alone else None)
+    except KeyboardInterrupt:  # ends this text, not the program
+        for result in results:
+            result.stream.finish()
+    seconds = time.perf_counter() - start
+    print(end="\n" if alone else "")
+    for result in results:
+        if not alone:
+            print(f"[{result.sample + 1}] {prompt}{result.stream.text}")
+        if generator.args.log_probabilities:
+            print("log probabilities:", " ".join(f"{value:.4f}" for value in result.text.log_probs))
+        samples.add(prompt + result.stream.text)
+    print(timing(results, seconds), flush=True)
+
+
+def converse(generator: TextGenerator, samples: Samples) -> None:
+    """Answer lines typed behind `Input: ` until the end of input."""
+    with suppress(ImportError):  # line editing and history for input(); not on every platform
+        import readline  # noqa: F401
     while True:
         try:
-            yield input("Input: ")
-        except (EOFError, KeyboardInterrupt):
+            prompt = input("Input: ")
+        except EOFError:
             print()
             return
+        except KeyboardInterrupt:
+            print("\n(Ctrl-D leaves)")
+            continue
+        try:
+            answer(generator, prompt, samples)
+        except ValueError as error:
+            print(error, file=sys.stderr)
+
+
+def read_prompts(path: str) -> list[str]:
+    """One prompt a line; of a .jsonl file the field "prompt" of each line. Raises ValueError naming the line."""
+    try:
+        lines = Path(path).read_bytes().decode("utf-8").split("\n")
+    except OSError as error:
+        raise ValueError(f"--prompt-file {path}: cannot be read ({error.strerror}); check the path") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--prompt-file {path}: is not UTF-8 text ({error})") from error
+    lines = [line.rstrip("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
+    if not lines:
+        raise ValueError(f"--prompt-file {path}: is empty; give one prompt a line")
+    if not path.endswith(".jsonl"):
+        return lines
+    prompts = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            prompt = json.loads(line)["prompt"]
+            if not isinstance(prompt, str):
+                raise TypeError
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f'--prompt-file {path}, line {number}: expected {{"prompt": "…"}}') from error
+        prompts.append(prompt)
+    return prompts
+
+
+def answer_file(generator: TextGenerator, prompts: Sequence[str], samples: Samples) -> None:
+    """Every prompt, --batch-size at a time: a line of JSON for each text, on standard output."""
+    results = []
+    for number, prompt in enumerate(prompts, start=1):
+        try:
+            results += generator.results([prompt])
+        except ValueError as error:
+            raise ValueError(f"--prompt-file {generator.args.prompt_file}, line {number}: {error}") from error
+    for batch in batches(results, generator.batch):
+        start = time.perf_counter()
+        generator.run(batch, lambda result, piece: None)
+        seconds = time.perf_counter() - start
+        for result in batch:
+            line = json.dumps(result.record(generator.args.log_probabilities), ensure_ascii=False)
+            print(line, flush=True)
+            samples.add(line)
+        print(timing(batch, seconds), file=sys.stderr, flush=True)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Raises ValueError for what is wrong with flags, files and prompts."""
+    prompts = read_prompts(args.prompt_file) if args.prompt_file else [args.prompt]
+    from model.text_generator import TextGenerator
+
+    generator = TextGenerator(args)
+    if args.prompt is not None:
+        generator.encode(args.prompt)
+    samples = Samples(args.save_samples_path)
+    if args.prompt_file:
+        answer_file(generator, prompts, samples)
+    elif args.prompt is not None:
+        answer(generator, args.prompt, samples)
+    else:
+        converse(generator, samples)
 
 
 def main() -> int:
     args = parse_generate_args()
     for line in args.notes:
-        print(line)
+        print(line, file=sys.stderr)
     try:
-        generator = TextGenerator(args)
+        run(args)
     except ModuleNotFoundError as error:
         refuse(PROGRAM, [not_installed(error)])
     except ValueError as error:
         refuse(PROGRAM, [str(error)])
+    except RuntimeError as error:
+        if "HINT:" not in str(error):
+            raise
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return INTERRUPTED
-    texts = []
-    for text in inputs(args.prompt):
-        try:
-            texts.append(generator.run(text))
-        except ValueError as error:
-            if args.prompt is not None:
-                refuse(PROGRAM, [str(error)])
-            print(error, file=sys.stderr)
-        except KeyboardInterrupt:  # ends this text, not the program
-            print()
-    if args.save_samples_path:
-        Path(args.save_samples_path).write_text("\n".join(texts) + "\n", encoding="utf-8")
     return 0
 
 

@@ -1,9 +1,10 @@
-"""DecodeBlocks and NextLogits (domain gpt2.decode, version 1): what they mean, in plain torch, and their packed weights.
+"""EmbedTokens, DecodeBlocks, NextLogits (domain gpt2.decode): what they mean, in plain torch, and the packed weights.
 
 A few tokens of each row of a batch go through blocks of GPT-2 over a static key/value cache, and the last of them
 through the head. The time of such a step is the time to read the weights. decode_blocks_torch.cpp reads them at the
 speed of the memory, from one buffer in which matrices lie (out, in) in float32, float16 or int8 (groups of 32 weights
-with a float16 scale each, largest absolute value / 127). Only CPUs have these operators; elsewhere the model's own modules do the work.
+with a float16 scale each, largest absolute value / 127). There are no such operators for IPUs: where the library that
+was loaded lacks them, the model's own modules do the work.
 """
 
 from __future__ import annotations
@@ -88,6 +89,16 @@ class _Unpacked:
         return (whole * self._part(torch.float16, n, k // GROUP, 1)).view(n, k)
 
 
+def embed_tokens(input_ids: Tensor, start: Tensor, count: Tensor, wte: Tensor, wpe: Tensor) -> Tensor:
+    """(B, T) ids of which the first count[b] are tokens, at positions from start[b] on -> (B, T, C).
+
+    What is not a token comes back as zeros here, and as anything from the native operator.
+    """
+    column = torch.arange(input_ids.shape[1])
+    found = wte[input_ids.long()] + wpe[(start[:, None] + column).clamp(max=wpe.shape[0] - 1).long()]
+    return torch.where((column < count[:, None]).unsqueeze(-1), found, 0.0)
+
+
 def decode_blocks(
     hidden: Tensor,
     start: Tensor,
@@ -102,7 +113,7 @@ def decode_blocks(
     activation: str,
     epsilon: float,
 ) -> Tensor:
-    """(B, T, C) hidden states through all blocks -> (B, T, C); what is not a token comes back as zeros.
+    """(B, T, C) hidden states through all blocks -> (B, T, C); what is not a token as in embed_tokens.
 
     Args:
         start, count: (B,) the slot of each row's first token and how many of its T columns are tokens.

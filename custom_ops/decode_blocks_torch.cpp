@@ -1,6 +1,7 @@
-// DecodeBlocks and NextLogits on a CPU: GPT-2's blocks over a static key/value cache, and the head. decode_blocks.py says
-// what they mean. Up to few_rows::kMaxRows tokens go through the kernels of few_rows_kernels.h, which are as fast as
-// the weights can be read; more of them (a long prompt) through torch's matrix products.
+// EmbedTokens, DecodeBlocks and NextLogits: GPT-2's embedding, its blocks over a static key/value cache, its head.
+// decode_blocks.py says what they mean. On a CPU up to few_rows::kMaxRows tokens go through the kernels of
+// few_rows_kernels.h, which are as fast as the weights can be read; more of them (a long prompt), and everything on a
+// CUDA device, through torch's matrix products.
 
 #include "decode_step.h"
 
@@ -64,34 +65,36 @@ void check_width(int64_t k, Precision precision) {
                     few_rows::kGroup, " divides, not ", k);
 }
 
-// The matrix as float32, for torch's products.
-Tensor as_float(const Matrix& matrix) {
-  void* data = const_cast<void*>(matrix.data);
-  if (matrix.precision == Precision::Float32) {
-    return at::from_blob(data, {matrix.n, matrix.k}, at::kFloat);
-  }
-  if (matrix.precision == Precision::Float16) {
-    return at::from_blob(data, {matrix.n, matrix.k}, at::kHalf).to(at::kFloat);
-  }
-  const int64_t groups = matrix.k / few_rows::kGroup;
-  const Tensor whole = at::from_blob(data, {matrix.n, groups, few_rows::kGroup}, at::kChar).to(at::kFloat);
-  const Tensor scales = at::from_blob(const_cast<uint16_t*>(matrix.scales), {matrix.n, groups, 1}, at::kHalf);
-  return whole.mul_(scales.to(at::kFloat)).view({matrix.n, matrix.k});
+// A tensor over a part of a packed buffer.
+Tensor part_of(const void* data, at::IntArrayRef sizes, at::ScalarType type, at::Device device) {
+  return at::from_blob(const_cast<void*>(data), sizes, at::TensorOptions().dtype(type).device(device));
 }
 
-Tensor vector_of(const float* data, int64_t size) {
-  return at::from_blob(const_cast<float*>(data), {size}, at::kFloat);
+// The matrix as float32, for torch's products.
+Tensor as_float(const Matrix& matrix, at::Device device) {
+  if (matrix.precision == Precision::Float32) {
+    return part_of(matrix.data, {matrix.n, matrix.k}, at::kFloat, device);
+  }
+  if (matrix.precision == Precision::Float16) {
+    return part_of(matrix.data, {matrix.n, matrix.k}, at::kHalf, device).to(at::kFloat);
+  }
+  const int64_t groups = matrix.k / few_rows::kGroup;
+  const Tensor whole = part_of(matrix.data, {matrix.n, groups, few_rows::kGroup}, at::kChar, device).to(at::kFloat);
+  const Tensor scales = part_of(matrix.scales, {matrix.n, groups, 1}, at::kHalf, device);
+  return whole.mul_(scales.to(at::kFloat)).view({matrix.n, matrix.k});
 }
 
 // Many tokens through one block. x: (tokens, C); keys, values: (B, H, S, D) of this layer.
 Tensor many_rows(const Layer& layer, const Tensor& x, const std::vector<Token>& tokens, const Tensor& keys,
                  const Tensor& values, Activation activation, double epsilon) {
   const int64_t width = x.size(1), heads = keys.size(1), inner = layer.mlp_in.n;
+  const auto vector_of = [&](const float* data, int64_t size) { return part_of(data, {size}, at::kFloat, x.device()); };
+  const auto transposed = [&](const Matrix& matrix) { return as_float(matrix, x.device()).t(); };
   const auto norm = [&](const Tensor& input, const float* weight, const float* bias) {
     return at::layer_norm(input, {width}, vector_of(weight, width), vector_of(bias, width), epsilon);
   };
   const Tensor projected = at::addmm(vector_of(layer.attention_in_bias, 3 * width),
-                                     norm(x, layer.norm_1, layer.norm_1_bias), as_float(layer.attention_in).t());
+                                     norm(x, layer.norm_1, layer.norm_1_bias), transposed(layer.attention_in));
   const std::vector<Tensor> parts = projected.split(width, 1);
   Tensor context = at::empty_like(x);
   for (size_t first = 0, last = 0; first < tokens.size(); first = last) {
@@ -109,26 +112,26 @@ Tensor many_rows(const Layer& layer, const Tensor& x, const std::vector<Token>& 
     const Tensor all_values = values[batch].slice(1, 0, seen).unsqueeze(0).to(at::kFloat);
     std::optional<Tensor> visible;
     if (start > 0) {
-      visible = at::ones({count, seen}, at::kBool).tril_(start);
+      visible = at::ones({count, seen}, x.options().dtype(at::kBool)).tril_(start);
     }
     const Tensor found =
         at::scaled_dot_product_attention(heads_of(parts[0]), all_keys, all_values, visible, 0.0, start == 0);
     context.slice(0, first, last).copy_(found.transpose(1, 2).reshape({count, width}));
   }
   const Tensor middle =
-      at::addmm(vector_of(layer.attention_out_bias, width), context, as_float(layer.attention_out).t()).add_(x);
+      at::addmm(vector_of(layer.attention_out_bias, width), context, transposed(layer.attention_out)).add_(x);
   Tensor active = at::addmm(vector_of(layer.mlp_in_bias, inner), norm(middle, layer.norm_2, layer.norm_2_bias),
-                            as_float(layer.mlp_in).t());
+                            transposed(layer.mlp_in));
   active = activation == Activation::Relu ? active.relu_()
                                           : at::gelu_(active, activation == Activation::Gelu ? "none" : "tanh");
-  return at::addmm(vector_of(layer.mlp_out_bias, width), active, as_float(layer.mlp_out).t()).add_(middle);
+  return at::addmm(vector_of(layer.mlp_out_bias, width), active, transposed(layer.mlp_out)).add_(middle);
 }
 
 // The tokens of a (B, T) step: the first count[b] columns of row b, from slot start[b] on. `columns` gets their places.
 std::vector<Token> tokens_of(const Tensor& start, const Tensor& count, int64_t batch, int64_t width, int64_t slots,
                              std::vector<int64_t>& columns) {
   TORCH_CHECK_VALUE(start.numel() == batch && count.numel() == batch, "start and count must have ", batch, " entries");
-  const Tensor starts = start.to(at::kLong).contiguous(), counts = count.to(at::kLong).contiguous();
+  const Tensor starts = start.to(at::kCPU, at::kLong).contiguous(), counts = count.to(at::kCPU, at::kLong).contiguous();
   std::vector<Token> tokens;
   for (int64_t row = 0; row < batch; ++row) {
     const int64_t first = starts.data_ptr<int64_t>()[row], number = counts.data_ptr<int64_t>()[row];
@@ -143,6 +146,31 @@ std::vector<Token> tokens_of(const Tensor& start, const Tensor& count, int64_t b
   return tokens;
 }
 
+// Both embeddings of the tokens; the places of other columns stay unset.
+Tensor embed_tokens(const Tensor& input_ids, const Tensor& start, const Tensor& count, const Tensor& wte,
+                    const Tensor& wpe) {
+  TORCH_CHECK_VALUE(input_ids.dim() == 2 && wte.scalar_type() == at::kFloat && wpe.scalar_type() == at::kFloat,
+                    "input_ids must be (B, T), wte and wpe float32");
+  const int64_t batch = input_ids.size(0), width = input_ids.size(1), n_embd = wte.size(1);
+  Tensor hidden = at::empty({batch, width, n_embd}, wte.options());
+  std::vector<int64_t> columns, positions;
+  for (const Token& token : tokens_of(start, count, batch, width, wpe.size(0), columns)) {
+    positions.push_back(token.position);
+  }
+  if (columns.empty()) {
+    return hidden;
+  }
+  const Tensor places = at::tensor(columns, at::kLong).to(wte.device());
+  const Tensor ids = input_ids.reshape({-1}).index_select(0, places).to(at::kLong);
+  const Tensor found = at::embedding(wte, ids).add_(at::embedding(wpe, at::tensor(positions, ids.options())));
+  hidden.view({batch * width, n_embd}).index_copy_(0, places, found);
+  return hidden;
+}
+
+Tensor embed_tokens_shape(const Tensor& input_ids, const Tensor&, const Tensor&, const Tensor& wte, const Tensor&) {
+  return at::empty({input_ids.size(0), input_ids.size(1), wte.size(1)}, wte.options());
+}
+
 Tensor decode_blocks(const Tensor& hidden, const Tensor& start, const Tensor& count, const Tensor& weights,
                      const Tensor& vectors, Tensor& keys, Tensor& values, int64_t n_head, int64_t inner,
                      int64_t precision, std::string activation, double epsilon) {
@@ -151,8 +179,8 @@ Tensor decode_blocks(const Tensor& hidden, const Tensor& start, const Tensor& co
   const bool half = keys.scalar_type() == at::kShort; // float16 bits, which no precision policy converts
   TORCH_CHECK_VALUE(keys.dim() == 5 && keys.sizes() == values.sizes() && keys.is_contiguous() &&
                         values.is_contiguous() && keys.scalar_type() == values.scalar_type() &&
-                        (half || keys.scalar_type() == at::kFloat) && keys.size(1) == batch &&
-                        keys.size(2) == n_head && n_head * keys.size(4) == n_embd,
+                        (half || keys.scalar_type() == at::kFloat) && keys.size(1) == batch && keys.size(2) == n_head &&
+                        n_head * keys.size(4) == n_embd,
                     "keys and values must be (layers, B, n_head, slots, C / n_head) in float32 or int16, for hidden ",
                     hidden.sizes());
   const int64_t layer_count = keys.size(0), slots = keys.size(3);
@@ -162,24 +190,27 @@ Tensor decode_blocks(const Tensor& hidden, const Tensor& start, const Tensor& co
   TORCH_CHECK_VALUE(vectors.scalar_type() == at::kFloat && vectors.is_contiguous() &&
                         vectors.numel() == layer_count * few_rows::layer_vectors(n_embd, inner),
                     "vectors: expected ", layer_count * few_rows::layer_vectors(n_embd, inner), " float32 numbers");
-  std::vector<Layer> layers =
-      few_rows::read_layers(reader, vectors.data_ptr<float>(), layer_count, n_embd, inner);
+  std::vector<Layer> layers = few_rows::read_layers(reader, vectors.data_ptr<float>(), layer_count, n_embd, inner);
   check_packed(weights, reader.offset());
-  use_large_pages(weights);
+  if (weights.is_cpu()) {
+    use_large_pages(weights);
+  }
   std::vector<int64_t> columns;
   std::vector<Token> tokens = tokens_of(start, count, batch, width, slots, columns);
-  Tensor result = at::zeros_like(hidden, at::MemoryFormat::Contiguous);
+  Tensor result = at::empty_like(hidden, at::MemoryFormat::Contiguous);
   if (tokens.empty()) {
     return result;
   }
-  const Tensor places = at::tensor(columns, at::kLong);
+  const Tensor places = at::tensor(columns, at::kLong).to(hidden.device());
   Tensor x = hidden.reshape({batch * width, n_embd}).index_select(0, places); // (tokens, C), a new tensor
-  if (static_cast<int64_t>(tokens.size()) <= few_rows::kMaxRows) {
+  if (hidden.is_cpu() && static_cast<int64_t>(tokens.size()) <= few_rows::kMaxRows) {
     const few_rows::Cache cache{keys.data_ptr(), values.data_ptr(), half ? Precision::Float16 : Precision::Float32,
                                 batch, slots};
-    few_rows::DecodeStep(std::move(layers), std::move(tokens), x.data_ptr<float>(), cache, n_head, n_embd, inner,
-                         activation_of(activation), static_cast<float>(epsilon), at::get_num_threads())
-        .run();
+    const int threads = few_rows::useful_threads(weights.numel(), at::get_num_threads());
+    few_rows::WorkerPool::instance().run(
+        threads, std::make_shared<few_rows::DecodeStep>(std::move(layers), std::move(tokens), x.data_ptr<float>(),
+                                                        cache, n_head, n_embd, inner, activation_of(activation),
+                                                        static_cast<float>(epsilon), threads));
   } else {
     const Tensor all_keys = half ? keys.view(at::kHalf) : keys, all_values = half ? values.view(at::kHalf) : values;
     for (int64_t index = 0; index < layer_count; ++index) {
@@ -195,6 +226,31 @@ Tensor decode_blocks_shape(const Tensor& hidden, const Tensor&, const Tensor&, c
   return at::empty_like(hidden, at::MemoryFormat::Contiguous);
 }
 
+// logits = normed times head.
+class HeadProduct final : public few_rows::Job {
+public:
+  HeadProduct(Matrix head, const Tensor& normed, float* logits, int threads)
+      : head_(head), space_(normed.size(0), normed.size(1), 1), logits_(logits), threads_(threads),
+        inputs_(space_.inputs(normed.data_ptr<float>(), normed.size(0), normed.size(1), head.precision)) {
+  }
+
+  void run() override {
+    phase_.share(
+        head_.n, few_rows::part_rows(head_, threads_), [] { return 0; },
+        [this](int, int64_t first, int64_t last) {
+          few_rows::kernels().product(head_, inputs_, first, last, logits_, head_.n);
+        });
+  }
+
+private:
+  const Matrix head_;
+  few_rows::Workspace space_;
+  float* const logits_;
+  const int threads_;
+  const few_rows::Inputs inputs_;
+  few_rows::Phase phase_;
+};
+
 Tensor next_logits(const Tensor& hidden, const Tensor& count, const Tensor& norm, const Tensor& norm_bias,
                    const Tensor& weights, int64_t vocab_size, int64_t precision, double epsilon) {
   TORCH_CHECK_VALUE(hidden.dim() == 3 && hidden.scalar_type() == at::kFloat, "hidden must be (B, T, C) in float32");
@@ -204,27 +260,24 @@ Tensor next_logits(const Tensor& hidden, const Tensor& count, const Tensor& norm
   check_width(n_embd, precision_of(precision));
   const Matrix head = reader.next(vocab_size, n_embd);
   check_packed(weights, reader.offset());
-  use_large_pages(weights);
+  if (weights.is_cpu()) {
+    use_large_pages(weights);
+  }
   const Tensor last = count.to(at::kLong).sub(1).clamp_(0, hidden.size(1) - 1);
   const Tensor rows = hidden.gather(1, last.view({batch, 1, 1}).expand({batch, 1, n_embd})).squeeze(1).contiguous();
+  if (!hidden.is_cpu() || batch > few_rows::kMaxRows) {
+    const Tensor normed = at::layer_norm(rows, {n_embd}, norm, norm_bias, epsilon);
+    return at::mm(normed, as_float(head, hidden.device()).t());
+  }
   const Tensor normed = at::empty_like(rows);
   for (int64_t row = 0; row < batch; ++row) {
     few_rows::kernels().layer_norm(rows.data_ptr<float>() + row * n_embd, n_embd, norm.data_ptr<float>(),
                                    norm_bias.data_ptr<float>(), epsilon, normed.data_ptr<float>() + row * n_embd);
   }
-  if (batch > few_rows::kMaxRows) {
-    return at::mm(normed, as_float(head).t());
-  }
   Tensor logits = at::empty({batch, vocab_size}, hidden.options());
-  few_rows::Workspace space(batch, n_embd, 1);
-  const few_rows::Inputs inputs = space.inputs(normed.data_ptr<float>(), batch, n_embd, head.precision);
-  const int threads = at::get_num_threads();
-  few_rows::Parts parts(1);
-  few_rows::WorkerPool::instance().run(threads, [&](int) {
-    parts.each(0, vocab_size, few_rows::part_rows(head, threads), [&](int64_t first, int64_t end) {
-      few_rows::kernels().product(head, inputs, first, end, logits.data_ptr<float>(), vocab_size);
-    });
-  });
+  const int threads = few_rows::useful_threads(weights.numel(), at::get_num_threads());
+  few_rows::WorkerPool::instance().run(threads,
+                                       std::make_shared<HeadProduct>(head, normed, logits.data_ptr<float>(), threads));
   return logits;
 }
 
@@ -236,6 +289,7 @@ Tensor next_logits_shape(const Tensor& hidden, const Tensor&, const Tensor&, con
 } // namespace
 
 TORCH_LIBRARY(gpt2_decode, m) {
+  m.def("EmbedTokens(Tensor input_ids, Tensor start, Tensor count, Tensor wte, Tensor wpe) -> Tensor");
   m.def("DecodeBlocks(Tensor hidden, Tensor start, Tensor count, Tensor weights, Tensor vectors, Tensor(a!) keys, "
         "Tensor(b!) values, *, int n_head, int inner, int precision, str activation, float epsilon) -> Tensor");
   m.def("NextLogits(Tensor hidden, Tensor count, Tensor norm, Tensor norm_bias, Tensor weights, *, int vocab_size, "
@@ -243,11 +297,19 @@ TORCH_LIBRARY(gpt2_decode, m) {
 }
 
 TORCH_LIBRARY_IMPL(gpt2_decode, CPU, m) {
+  m.impl("EmbedTokens", embed_tokens);
+  m.impl("DecodeBlocks", decode_blocks);
+  m.impl("NextLogits", next_logits);
+}
+
+TORCH_LIBRARY_IMPL(gpt2_decode, CUDA, m) {
+  m.impl("EmbedTokens", embed_tokens);
   m.impl("DecodeBlocks", decode_blocks);
   m.impl("NextLogits", next_logits);
 }
 
 TORCH_LIBRARY_IMPL(gpt2_decode, Meta, m) {
+  m.impl("EmbedTokens", embed_tokens_shape);
   m.impl("DecodeBlocks", decode_blocks_shape);
   m.impl("NextLogits", next_logits_shape);
 }

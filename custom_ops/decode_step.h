@@ -1,4 +1,4 @@
-// One step of a few rows through blocks of GPT-2, on all threads at once: five phases a block, a barrier after each.
+// One step of a few rows through blocks of GPT-2, on all threads at once: five phases a block.
 #pragma once
 
 #include "packed_weights.h"
@@ -42,26 +42,6 @@ struct Workspace {
   }
 };
 
-// Shares the rows of a matrix out, a part to whichever thread is free: cores are seldom equally fast.
-class Parts {
-public:
-  explicit Parts(int64_t phases) : next_(new std::atomic<int64_t>[phases]) {
-    for (int64_t phase = 0; phase < phases; ++phase) {
-      next_[phase].store(0, std::memory_order_relaxed);
-    }
-  }
-
-  // Calls work(first, last) until [0, total) is done.
-  template <typename Work> void each(int64_t phase, int64_t total, int64_t size, Work work) {
-    for (int64_t first; (first = next_[phase].fetch_add(size, std::memory_order_relaxed)) < total;) {
-      work(first, std::min(total, first + size));
-    }
-  }
-
-private:
-  std::unique_ptr<std::atomic<int64_t>[]> next_;
-};
-
 // Matrix rows that a thread takes at a time: about 64 KiB of weights, a multiple of the kernels' blocks.
 inline int64_t part_rows(const Matrix& matrix, int threads) {
   const int64_t bytes = matrix.precision == Precision::Float32 ? 4 : matrix.precision == Precision::Float16 ? 2 : 1;
@@ -69,15 +49,20 @@ inline int64_t part_rows(const Matrix& matrix, int threads) {
   return std::max<int64_t>(12, rows / 12 * 12);
 }
 
-class DecodeStep {
+// How many threads a step over so many bytes of weights is worth.
+inline int useful_threads(int64_t bytes, int threads) {
+  return static_cast<int>(std::clamp<int64_t>(bytes >> 19, 1, threads));
+}
+
+class DecodeStep final : public Job {
 public:
   // hidden: (tokens, n_embd), changed in place. Tokens of one batch row follow each other.
   DecodeStep(std::vector<Layer> layers, std::vector<Token> tokens, float* hidden, Cache cache, int64_t n_head,
              int64_t n_embd, int64_t inner, Activation activation, float epsilon, int threads)
       : layers_(std::move(layers)), tokens_(std::move(tokens)), hidden_(hidden), cache_(cache), n_head_(n_head),
         n_embd_(n_embd), inner_(inner), activation_(activation), epsilon_(epsilon), threads_(threads),
-        barrier_(threads), parts_(5 * layers_.size()), projected_(tokens_.size() * 3 * n_embd),
-        context_(tokens_.size() * n_embd), active_(tokens_.size() * inner), update_(tokens_.size() * n_embd) {
+        phases_(5 * layers_.size()), projected_(tokens_.size() * 3 * n_embd), context_(tokens_.size() * n_embd),
+        active_(tokens_.size() * inner), update_(tokens_.size() * n_embd) {
     for (size_t token = 0; token < tokens_.size(); ++token) {
       if (token == 0 || tokens_[token].batch != tokens_[token - 1].batch) {
         first_tokens_.push_back(token);
@@ -86,44 +71,49 @@ public:
     first_tokens_.push_back(tokens_.size());
   }
 
-  void run() {
-    WorkerPool::instance().run(threads_, [this](int) { work(); });
+  void run() override {
+    std::unique_ptr<Workspace> own; // of this thread, once it has something to do
+    const auto workspace = [&]() -> Workspace& {
+      if (own == nullptr) {
+        own = std::make_unique<Workspace>(count(), std::max(n_embd_, inner_), cache_.slots);
+      }
+      return *own;
+    };
+    auto phase = phases_.begin();
+    for (size_t index = 0; index < layers_.size(); ++index) {
+      const Layer& layer = layers_[index];
+      product(
+          *phase++, layer.attention_in,
+          [&] { return normed(workspace(), layer.norm_1, layer.norm_1_bias, layer.attention_in); }, projected_,
+          [&](float* out, int64_t first, int64_t size) { add(out, layer.attention_in_bias + first, size); });
+      const int64_t sequences = first_tokens_.size() - 1;
+      phase++->share(
+          sequences * n_head_, 1, [&] { return &workspace(); },
+          [&](Workspace* space, int64_t task, int64_t) {
+            const int64_t sequence = task / n_head_;
+            attend(*space, index, first_tokens_[sequence], first_tokens_[sequence + 1], task % n_head_);
+          });
+      residual(
+          *phase++, layer.attention_out,
+          [&] { return workspace().inputs(context_.data(), count(), n_embd_, layer.attention_out.precision); },
+          layer.attention_out_bias);
+      product(
+          *phase++, layer.mlp_in, [&] { return normed(workspace(), layer.norm_2, layer.norm_2_bias, layer.mlp_in); },
+          active_,
+          [&](float* out, int64_t first, int64_t size) {
+            add(out, layer.mlp_in_bias + first, size);
+            kernels().activate(out, size, activation_);
+          });
+      residual(
+          *phase++, layer.mlp_out,
+          [&] { return workspace().inputs(active_.data(), count(), inner_, layer.mlp_out.precision); },
+          layer.mlp_out_bias);
+    }
   }
 
 private:
   int64_t count() const {
     return tokens_.size();
-  }
-
-  void work() {
-    Workspace space(count(), std::max(n_embd_, inner_), cache_.slots);
-    int64_t round = 0, phase = 0;
-    for (size_t index = 0; index < layers_.size(); ++index) {
-      const Layer& layer = layers_[index];
-      product(phase++, layer.attention_in, normed(space, layer.norm_1, layer.norm_1_bias, layer.attention_in),
-              projected_, [&](float* out, int64_t first, int64_t size) {
-                add(out, layer.attention_in_bias + first, size);
-              });
-      barrier_.meet(round);
-      const int64_t sequences = first_tokens_.size() - 1;
-      parts_.each(phase++, sequences * n_head_, 1, [&](int64_t task, int64_t) {
-        attend(space, index, first_tokens_[task / n_head_], first_tokens_[task / n_head_ + 1], task % n_head_);
-      });
-      barrier_.meet(round);
-      residual(phase++, layer.attention_out,
-               space.inputs(context_.data(), count(), n_embd_, layer.attention_out.precision),
-               layer.attention_out_bias);
-      barrier_.meet(round);
-      product(phase++, layer.mlp_in, normed(space, layer.norm_2, layer.norm_2_bias, layer.mlp_in), active_,
-              [&](float* out, int64_t first, int64_t size) {
-                add(out, layer.mlp_in_bias + first, size);
-                kernels().activate(out, size, activation_);
-              });
-      barrier_.meet(round);
-      residual(phase++, layer.mlp_out, space.inputs(active_.data(), count(), inner_, layer.mlp_out.precision),
-               layer.mlp_out_bias);
-      barrier_.meet(round);
-    }
   }
 
   static void add(float* x, const float* y, int64_t count) {
@@ -142,10 +132,11 @@ private:
   }
 
   // out (tokens, n) = inputs times matrix; `finish` is given each row's part.
-  template <typename Finish>
-  void product(int64_t phase, const Matrix& matrix, const Inputs& inputs, std::vector<float>& out, Finish finish) {
-    parts_.each(phase, matrix.n, part_rows(matrix, threads_), [&](int64_t first, int64_t last) {
-      kernels().product(matrix, inputs, first, last, out.data(), matrix.n);
+  template <typename Prepare, typename Finish>
+  void product(Phase& phase, const Matrix& matrix, const Prepare& inputs, std::vector<float>& out,
+               const Finish& finish) {
+    phase.share(matrix.n, part_rows(matrix, threads_), inputs, [&](const Inputs& in, int64_t first, int64_t last) {
+      kernels().product(matrix, in, first, last, out.data(), matrix.n);
       for (int64_t token = 0; token < count(); ++token) {
         finish(out.data() + token * matrix.n + first, first, last - first);
       }
@@ -153,13 +144,12 @@ private:
   }
 
   // hidden += inputs times matrix + bias.
-  void residual(int64_t phase, const Matrix& matrix, const Inputs& inputs, const float* bias) {
-    parts_.each(phase, matrix.n, part_rows(matrix, threads_), [&](int64_t first, int64_t last) {
-      kernels().product(matrix, inputs, first, last, update_.data(), matrix.n);
-      for (int64_t token = 0; token < count(); ++token) {
-        add(hidden_ + token * n_embd_ + first, update_.data() + token * n_embd_ + first, last - first);
-        add(hidden_ + token * n_embd_ + first, bias + first, last - first);
-      }
+  template <typename Prepare>
+  void residual(Phase& phase, const Matrix& matrix, const Prepare& inputs, const float* bias) {
+    product(phase, matrix, inputs, update_, [&](float* out, int64_t first, int64_t size) {
+      float* hidden = hidden_ + (out - update_.data());
+      add(hidden, out, size);
+      add(hidden, bias + first, size);
     });
   }
 
@@ -204,8 +194,7 @@ private:
   const Activation activation_;
   const float epsilon_;
   const int threads_;
-  Barrier barrier_;
-  Parts parts_;
+  std::vector<Phase> phases_;
   std::vector<float> projected_, context_, active_, update_; // (tokens, 3C), (tokens, C), (tokens, I), (tokens, C)
 };
 

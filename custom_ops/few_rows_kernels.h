@@ -13,7 +13,7 @@ namespace few_rows {
 enum class Precision : int64_t { Float32 = 0, Float16 = 1, Int8 = 2 };
 enum class Activation { Gelu, GeluTanh, Relu };
 
-constexpr int64_t kGroup = 32;  // int8 weights, or inputs, that share a scale
+constexpr int64_t kGroup = 32;   // int8 weights, or inputs, that share a scale
 constexpr int64_t kMaxRows = 16; // rows of `x` at most
 
 // A matrix (n, k) in packed weights.

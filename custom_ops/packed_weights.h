@@ -40,7 +40,7 @@ private:
 
 // One block of GPT-2, C = n_embd, I = the MLP's inner size.
 struct Layer {
-  Matrix attention_in, attention_out, mlp_in, mlp_out;                  // (3C, C), (C, C), (I, C), (C, I)
+  Matrix attention_in, attention_out, mlp_in, mlp_out;                        // (3C, C), (C, C), (I, C), (C, I)
   const float *norm_1, *norm_1_bias, *attention_in_bias, *attention_out_bias; // C, C, 3C, C
   const float *norm_2, *norm_2_bias, *mlp_in_bias, *mlp_out_bias;             // C, C, I, C
 };

@@ -1,14 +1,15 @@
 // Threads that work on one operator together: woken once, in step by spinning, asleep afterwards.
 //
 // A decode step is dozens of short phases, each of which needs the one before. A parallel loop of torch costs
-// microseconds for each of them, the barrier here about a tenth of one.
+// microseconds for each of them, a phase here about a tenth of one. Nobody waits for a thread that does not run:
+// phases are shared out in small parts, and a phase is over when its parts are done, whoever did them.
 #pragma once
 
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
-#include <functional>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -18,39 +19,48 @@
 
 namespace few_rows {
 
-inline void pause_briefly(int& spins) {
-  if (++spins < 4000) {
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#endif
-  } else {
-    sched_yield(); // more threads than free cores: let the one that is waited for run
-  }
-}
-
-// Where `threads` threads meet, any number of times.
-class Barrier {
+// One phase of a job: [0, total) in parts.
+class Phase {
 public:
-  explicit Barrier(int threads) : threads_(threads) {
-  }
-
-  // `round` is the caller's own count of meetings, 0 at first.
-  void meet(int64_t& round) {
-    const int64_t all = ++round * threads_;
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == all) {
-      return;
+  // Takes part in the phase and returns when all of it is done. `prepare` runs before the first part that this thread
+  // gets, if it gets one; what it returns is handed to work(prepared, first, last).
+  template <typename Prepare, typename Work>
+  void share(int64_t total, int64_t size, const Prepare& prepare, const Work& work) {
+    int64_t first = next_.fetch_add(size, std::memory_order_relaxed);
+    if (first < total) {
+      const auto prepared = prepare();
+      int64_t own = 0;
+      for (; first < total; first = next_.fetch_add(size, std::memory_order_relaxed)) {
+        const int64_t last = std::min(total, first + size);
+        work(prepared, first, last);
+        own += last - first;
+      }
+      done_.fetch_add(own, std::memory_order_acq_rel);
     }
-    for (int spins = 0; arrived_.load(std::memory_order_acquire) < all;) {
-      pause_briefly(spins);
+    for (int spins = 0; done_.load(std::memory_order_acquire) < total; ++spins) {
+      if (spins < 4000) {
+#if defined(__x86_64__)
+        __builtin_ia32_pause();
+#endif
+      } else {
+        sched_yield(); // more threads than free cores: let the one that is waited for run
+      }
     }
   }
 
 private:
-  const int threads_;
-  alignas(64) std::atomic<int64_t> arrived_{0};
+  alignas(64) std::atomic<int64_t> next_{0};
+  alignas(64) std::atomic<int64_t> done_{0};
 };
 
-// Runs one job at a time on the calling thread and on threads of its own.
+// Work for several threads. Each of them calls run(), some perhaps only after the work is done.
+class Job {
+public:
+  virtual ~Job() = default;
+  virtual void run() = 0; // must not throw
+};
+
+// Runs jobs on the calling thread and on threads of its own.
 class WorkerPool {
 public:
   // The pool of this process. Never destroyed: its threads may outlive static objects. A forked child, which has
@@ -67,24 +77,19 @@ public:
     return *pool;
   }
 
-  // job(index) for index 0 ... threads - 1, all at the same time; returns when all are done. `job` must not throw.
-  void run(int threads, const std::function<void(int)>& job) {
-    std::lock_guard<std::mutex> one_at_a_time(running_);
-    while (static_cast<int>(workers_) < threads - 1) {
-      std::thread([this, index = ++workers_, seen = generation_] { work(index, seen); }).detach();
-    }
-    done_.store(0, std::memory_order_relaxed);
-    {
+  // Returns when the caller's own job->run() does: then all phases are done.
+  void run(int threads, const std::shared_ptr<Job>& job) {
+    if (threads > 1) {
       std::lock_guard<std::mutex> lock(mutex_);
-      job_ = &job;
+      while (workers_ < threads - 1) {
+        std::thread([this, index = ++workers_, seen = generation_] { work(index, seen); }).detach();
+      }
+      job_ = job;
       threads_ = threads;
       ++generation_;
+      wake_.notify_all();
     }
-    wake_.notify_all();
-    job(0);
-    for (int spins = 0; done_.load(std::memory_order_acquire) < threads - 1;) {
-      pause_briefly(spins);
-    }
+    job->run();
   }
 
 private:
@@ -92,28 +97,27 @@ private:
 
   void work(int index, int64_t seen) {
     while (true) {
-      const std::function<void(int)>* job = nullptr;
+      std::shared_ptr<Job> job;
       {
         std::unique_lock<std::mutex> lock(mutex_);
         wake_.wait(lock, [&] { return generation_ != seen; });
         seen = generation_;
-        job = index < threads_ ? job_ : nullptr;
+        if (index < threads_) {
+          job = job_;
+        }
       }
       if (job != nullptr) {
-        (*job)(index);
-        done_.fetch_add(1, std::memory_order_acq_rel);
+        job->run();
       }
     }
   }
 
-  std::mutex running_;
   std::mutex mutex_;
   std::condition_variable wake_;
-  const std::function<void(int)>* job_ = nullptr;
+  std::shared_ptr<Job> job_;
   int threads_ = 0;
   int workers_ = 0;
   int64_t generation_ = 0;
-  alignas(64) std::atomic<int> done_{0};
 };
 
 } // namespace few_rows

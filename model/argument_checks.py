@@ -322,6 +322,35 @@ def check_checkpoints(problems: Problems) -> None:
     args.notes.append("no --save-model-path: nothing will be saved")
 
 
+def check_generation(problems: Problems) -> None:
+    """What the flags of text_generate_gpt2.py must satisfy together."""
+    args = problems.args
+    check_checkpoint_source(problems, "model_name_or_path")
+    if args.prompt is not None and args.prompt_file is not None:
+        problems.add("prompt_file", "contradicts --prompt; leave one of the two out")
+    if args.int8 and args.fp16:
+        problems.add("int8", "contradicts --fp16; leave one of the two out")
+    if args.int8 and not args.custom_ops:
+        problems.add("int8", "needs the custom ops; leave out --custom-ops False, or this flag")
+    if args.poptorch_loop and not args.single_ipu:
+        problems.add("poptorch_loop", "needs --single-ipu true")
+    if not args.poptorch_loop and problems.sound("device_iterations") and args.device_iterations > 1:
+        remedy = "there is one cache: raise --batch-size instead, or add --poptorch-loop true --single-ipu true"
+        problems.add("device_iterations", remedy)
+    ipus = 1
+    if args.layers_per_ipu is not None and problems.sound("layers_per_ipu"):
+        ipus = len(args.layers_per_ipu)
+        if args.single_ipu and ipus > 1:
+            problems.add("layers_per_ipu", "contradicts --single-ipu true; leave one of the two out")
+    if args.matmul_proportion is not None and len(args.matmul_proportion) > 1:
+        check_proportions(problems, ipus)
+    if args.save_samples_path:
+        if os.path.isdir(args.save_samples_path):
+            problems.add("save_samples_path", "this is a folder; name a file")
+        elif not os.path.isdir(os.path.dirname(os.path.abspath(args.save_samples_path))):
+            problems.add("save_samples_path", "its folder does not exist; create it first")
+
+
 def check_train_path(problems: Problems) -> None:
     """args.train_path is "generated" or a .pkl file that can be read."""
     path = problems.args.train_path

@@ -1,86 +1,133 @@
-"""Choosing the next token: one position's logits from the device, sampling on the host."""
+"""From prompts to texts: which tokens go into each call, and what is drawn from the logits that come back."""
 
 from __future__ import annotations
 
-from typing import Iterator
+import dataclasses
+from typing import Callable, Iterator, Sequence
 
-import poptorch
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from model.gpt2 import GPT2LMHeadModel
+from model.sampling import Sampling, choose, stream
 
-
-class NextTokenModel(nn.Module):
-    """Logits of the token that follows position `index`, computed for that position only."""
-
-    def __init__(self, gpt2: GPT2LMHeadModel) -> None:
-        super().__init__()
-        self.gpt2 = gpt2
-
-    def forward(self, input_ids: Tensor, index: Tensor) -> Tensor:
-        """(B, T) ids padded behind `index` (B,) -> (B, V) logits in float32. Causality keeps the padding out."""
-        hidden = self.gpt2.transformer(input_ids)  # (B, T, C)
-        chosen = index.long().view(-1, 1, 1).expand(-1, 1, hidden.shape[-1])
-        return self.gpt2.lm_head(torch.gather(hidden, 1, chosen)).squeeze(1).float()
+# A call of the program: (B, T) int32 ids, (B,) int32 first positions, (B,) int32 numbers of tokens -> (B, V) logits.
+Step = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def choose_token(
-    logits: Tensor,
-    seen: list[int],
-    temperature: float,
-    top_k: int,
-    repetition_penalty: float,
-    generator: torch.Generator,
-) -> int:
-    """Draw one token id.
+@dataclasses.dataclass
+class Text:
+    """One text in the making.
 
-    Args:
-        logits: (V,) float32.
-        seen: ids already in the text; the penalty divides their positive logits and multiplies negative ones (Keskar et
-            al. 2019, section 4.1).
-        temperature: divides the logits, > 0. top_k: draw from the k likeliest only; 0: from all; 1: greedy.
+    Attributes:
+        prompt: token ids, at least one.
+        uniform: random numbers, one for each token to come; their number is the most there will be.
+        tokens, log_probs: what was drawn, a stop token not included, and its logarithms of probabilities.
+        ended: "" while it goes on, then "stop" (a stop token), "length", or what its reader set to end it.
     """
-    scores = logits.clone()
-    if repetition_penalty != 1.0 and seen:
-        index = torch.tensor(sorted(set(seen)))
-        values = scores[index]
-        scores[index] = torch.where(values > 0, values / repetition_penalty, values * repetition_penalty)
-    if top_k == 1:
-        return int(scores.argmax())
-    scores = scores / temperature
-    if 0 < top_k < scores.numel():
-        best, index = scores.topk(top_k)
-        return int(index[torch.multinomial(torch.softmax(best, -1), 1, generator=generator)])
-    return int(torch.multinomial(torch.softmax(scores, -1), 1, generator=generator))
+
+    prompt: list[int]
+    uniform: Tensor
+    tokens: list[int] = dataclasses.field(default_factory=list)
+    log_probs: list[float] = dataclasses.field(default_factory=list)
+    ended: str = ""
+
+    def take(self, token: int, log_prob: float, stop_ids: Sequence[int]) -> bool:
+        """One more token; whether it belongs to the text."""
+        if token in stop_ids:
+            self.ended = "stop"
+            return False
+        self.tokens.append(token)
+        self.log_probs.append(log_prob)
+        if len(self.tokens) == len(self.uniform):
+            self.ended = "length"
+        return True
+
+
+def new_text(prompt: Sequence[int], length: int, seed: int, sample: int = 0) -> Text:
+    """A text of up to `length` more tokens; `sample` tells apart several of one prompt."""
+    return Text(list(prompt), stream(seed, prompt, sample, length))
+
+
+@dataclasses.dataclass
+class _Row:
+    """A text and where its row of the batch stands."""
+
+    text: Text
+    pending: list[int]  # tokens that still go into the model
+    start: int = 0  # the position of the first of them
 
 
 def generate(
-    executor: poptorch.PoplarExecutor,
-    prompt: list[int],
-    length: int,
-    window: int,
-    stop_id: int,
-    temperature: float,
-    top_k: int,
-    repetition_penalty: float,
-    generator: torch.Generator,
-) -> Iterator[int]:
-    """Yield up to `length` token ids that continue `prompt`, ending before `stop_id`.
+    step: Step,
+    texts: Sequence[Text],
+    batch: int,
+    width: int,
+    n_positions: int,
+    vocab_size: int,
+    sampling: Sampling,
+    stop_ids: Sequence[int] = (),
+    overflowed: Callable[[], None] = lambda: None,
+) -> Iterator[Text]:
+    """Yield a text whenever it has got a token or has ended; a reader may set its `ended`.
 
-    The whole text is encoded again for every token (T = `window`). When it outgrows the window, its last
-    window / 2 tokens are taken as the context and generation goes on.
+    Up to `width` tokens of each row go into a call. A text that has outgrown the context of `n_positions` tokens goes
+    on from its last n_positions / 2, encoded again from position 0; `overflowed` is called then.
+
+    Args:
+        texts: at most `batch`.
     """
-    context, seen = list(prompt), list(prompt)
-    for _ in range(length):
-        if len(context) > window:
-            context = context[-(window // 2) :]
-        ids = torch.zeros(1, window, dtype=torch.int32)
-        ids[0, : len(context)] = torch.tensor(context, dtype=torch.int32)
-        logits = executor(ids, torch.tensor([len(context) - 1], dtype=torch.int32))[0]
-        token = choose_token(logits, seen, temperature, top_k, repetition_penalty, generator)
-        if token == stop_id:
-            return
-        context.append(token)
-        seen.append(token)
-        yield token
+    rows = [_Row(text, list(text.prompt)) for text in texts]
+    seen = torch.zeros(batch, vocab_size, dtype=torch.bool) if sampling.needs_text else None
+    for number, row in enumerate(rows):
+        if seen is not None:
+            seen[number, row.pending] = True
+    while any(not row.text.ended for row in rows):
+        ids = torch.zeros(batch, width, dtype=torch.int32)
+        start, count = torch.zeros(batch, dtype=torch.int32), torch.zeros(batch, dtype=torch.int32)
+        ready = []  # rows whose next token this call decides
+        for number, row in enumerate(rows):
+            if row.text.ended:
+                continue
+            if row.start + len(row.pending) > n_positions:
+                row.pending, row.start = (row.text.prompt + row.text.tokens)[-max(1, n_positions // 2) :], 0
+                overflowed()
+            part = row.pending[:width]
+            ids[number, : len(part)] = torch.tensor(part, dtype=torch.int32)
+            start[number], count[number] = row.start, len(part)
+            row.pending, row.start = row.pending[width:], row.start + len(part)
+            if not row.pending:
+                ready.append(number)
+        logits = step(ids, start, count)
+        if not ready:
+            continue
+        numbers = torch.stack([rows[number].text.uniform[len(rows[number].text.tokens)] for number in ready])
+        tokens, log_probs = choose(logits[ready], None if seen is None else seen[ready], numbers, sampling)
+        for number, token, log_prob in zip(ready, tokens.tolist(), log_probs.tolist()):
+            row = rows[number]
+            if row.text.take(token, log_prob, stop_ids):
+                row.pending = [token]
+                if seen is not None:
+                    seen[number, token] = True
+            yield row.text
+
+
+def generate_at_once(
+    program: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]],
+    texts: Sequence[Text],
+    batch: int,
+    width: int,
+    stop_ids: Sequence[int] = (),
+) -> Iterator[Text]:
+    """Yield each text when it is whole: one call of decoding.WholeText makes all of them."""
+    length = len(texts[0].uniform)
+    ids, count = torch.zeros(batch, width, dtype=torch.int32), torch.ones(batch, dtype=torch.int32)
+    uniform = torch.zeros(batch, length)
+    for number, text in enumerate(texts):
+        ids[number, : len(text.prompt)] = torch.tensor(text.prompt, dtype=torch.int32)
+        count[number], uniform[number] = len(text.prompt), text.uniform
+    tokens, log_probs = program(ids, count, uniform)
+    for text, row, logs in zip(texts, tokens.tolist(), log_probs.tolist()):
+        for token, log_prob in zip(row, logs):
+            if not text.take(token, log_prob, stop_ids):
+                break
+        yield text

@@ -1,129 +1,208 @@
-"""Sampling against formulas and transformers, and text_generate_gpt2.py as a program."""
+"""Every way to generate gives the same text, and the greedy one is that of transformers.
 
-import subprocess
-import sys
+Modules and native operators, one or several IPUs, token by token and in one loop, alone and in a batch.
+"""
+
+import functools
 
 import poptorch
 import pytest
 import torch
 
+import custom_ops
+from custom_ops import decode_blocks as native
 from model.checkpoint import save_pretrained
 from model.config import GPT2Config
-from model.generation import NextTokenModel, choose_token, generate
+from model.decoding import ModuleSteps, NativeSteps, OneStep, WholeText
+from model.generation import generate, generate_at_once, new_text
 from model.gpt2 import GPT2LMHeadModel
+from model.sampling import Sampling
 
+POSITIONS, VOCABULARY, LENGTH, WIDTH = 24, 60, 9, 6
 CONFIG = GPT2Config(
     vocab_size=64,
-    real_vocab_size=60,
-    n_positions=16,
+    real_vocab_size=VOCABULARY,
+    n_positions=POSITIONS,
     n_embd=16,
-    n_layer=2,
+    n_layer=3,
     n_head=2,
     bos_token_id=None,
     eos_token_id=None,
 )
+PROMPTS = [[7, 3, 11], [5, 9, 5, 9, 5, 1, 2, 8, 40, 41], [1]]
+GREEDY = Sampling(top_k=1)
+WILD = Sampling(repetition_penalty=1.3, top_k=20, temperature=0.9, top_p=0.95, min_p=0.01, typical_p=0.95)
 
 
-@pytest.fixture(scope="module")
-def gpt2():
+def fresh_model(config=CONFIG):
     torch.manual_seed(3)
-    model = GPT2LMHeadModel(CONFIG).eval()
+    model = GPT2LMHeadModel(config).eval()
     for parameter in model.parameters():  # large weights: greedy choices are then far from ties
         parameter.data.mul_(8)
     return model
 
 
-def executor_of(gpt2):
+def steps(kind, layers, config=CONFIG):
+    if kind == "modules":
+        return ModuleSteps(fresh_model(config), layers)
+    if custom_ops.load() != "native" or not native.available():
+        pytest.skip("custom_ops.so is not built: no native operators")
+    return NativeSteps(fresh_model(config), layers, "float32")
+
+
+def options():
     options = poptorch.Options()
+    options.autoRoundNumIPUs(True)
     options.setExecutionStrategy(poptorch.ShardedExecution(poptorch.AutoStage.AutoIncrement))
-    return poptorch.inferenceModel(NextTokenModel(gpt2), options)
+    return options
 
 
-def draw(logits, seen=(), temperature=1.0, top_k=0, penalty=1.0, seed=0):
-    return choose_token(logits, list(seen), temperature, top_k, penalty, torch.Generator().manual_seed(seed))
+@functools.lru_cache(maxsize=None)
+def one_step(kind, layers=(3,), batch=1):
+    return poptorch.inferenceModel(OneStep(steps(kind, layers), batch, POSITIONS).eval(), options())
 
 
-def test_frequencies_follow_the_tempered_softmax():
-    logits = torch.tensor([1.0, 0.0, -1.0, 2.0])
-    counts = torch.zeros(4)
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(4000):
-        counts[choose_token(logits, [], 0.7, 0, 1.0, generator)] += 1
-    weights = [2.718281828459045 ** (value / 0.7) for value in (1.0, 0.0, -1.0, 2.0)]
-    expected = torch.tensor([weight / sum(weights) for weight in weights])
-    assert torch.allclose(counts / 4000, expected, atol=0.025)
+def texts_of(kind, sampling, layers=(3,), batch=1, prompts=PROMPTS, length=LENGTH, stop_ids=(), said=lambda: None):
+    executor, done = one_step(kind, layers, batch), []
+    for first in range(0, len(prompts), batch):
+        texts = [new_text(prompt, length, seed=1) for prompt in prompts[first : first + batch]]
+        for _ in generate(executor, texts, batch, WIDTH, POSITIONS, VOCABULARY, sampling, stop_ids, said):
+            pass
+        done += texts
+    return done
 
 
-def test_top_k_leaves_only_the_k_likeliest():
-    logits = torch.tensor([5.0, 4.9, 4.8, 4.7])
-    assert {draw(logits, top_k=2, seed=seed) for seed in range(60)} == {0, 1}
-    assert draw(logits, top_k=1) == 0
+def tokens_of(*args, **kwargs):
+    return [text.tokens for text in texts_of(*args, **kwargs)]
 
 
-def test_repetition_penalty_divides_positive_and_multiplies_negative_logits():
-    assert draw(torch.tensor([3.0, 2.0]), seen=[0], top_k=1, penalty=2.0) == 1  # 1.5 against 2
-    assert draw(torch.tensor([-1.0, -1.5]), seen=[0], top_k=1, penalty=2.0) == 1  # -2 against -1.5
-    assert draw(torch.tensor([3.0, 2.0]), seen=[0, 0, 0], top_k=1, penalty=1.4) == 0  # once, however often it was seen
+@functools.lru_cache(maxsize=None)
+def plain(sampling):
+    """Token by token without a cache or an executor: the whole text again for each."""
+    from model.sampling import choose
+
+    model, found = fresh_model(), []
+    for prompt in PROMPTS:
+        text = new_text(prompt, LENGTH, seed=1)
+        while not text.ended:
+            ids = torch.tensor([text.prompt + text.tokens])
+            with torch.no_grad():
+                logits = model(ids)[:, -1, :VOCABULARY]
+            seen = torch.zeros(1, VOCABULARY, dtype=torch.bool).scatter(1, ids, True)
+            token, log_prob = choose(logits, seen, text.uniform[len(text.tokens)].unsqueeze(0), sampling)
+            text.take(token.item(), log_prob.item(), ())
+        found.append(text)
+    return found
 
 
-def test_greedy_text_equals_transformers(gpt2, tmp_path):
-    transformers = pytest.importorskip("transformers")
-    save_pretrained(gpt2, tmp_path)
-    reference = transformers.GPT2LMHeadModel.from_pretrained(tmp_path).eval()
-    prompt = [7, 3, 11]
-    expected = reference.generate(
-        torch.tensor([prompt]), max_new_tokens=10, do_sample=False, pad_token_id=0, eos_token_id=None
-    )
-    ours = generate(executor_of(gpt2), prompt, 10, 16, -1, 1.0, 1, 1.0, torch.Generator())
-    assert list(ours) == expected[0, 3:].tolist()
-
-
-def test_generation_goes_on_beyond_the_window(gpt2):
-    tokens = list(generate(executor_of(gpt2), [5, 6], 30, 16, -1, 1.0, 1, 1.0, torch.Generator()))
-    assert len(tokens) == 30
-    # 17 ids do not fit: token 16 is computed from the last 8 of the text so far.
-    text = [5, 6, *tokens]
-    with torch.no_grad():
-        assert text[17] == int(gpt2(torch.tensor([text[9:17]]))[0, -1].argmax())
-
-
-def test_stop_token_ends_the_text_and_is_not_part_of_it(gpt2):
-    executor = executor_of(gpt2)
-    free = list(generate(executor, [5, 6], 8, 16, -1, 1.0, 1, 1.0, torch.Generator()))
-    stopped = list(generate(executor, [5, 6], 8, 16, free[3], 1.0, 1, 1.0, torch.Generator()))
-    assert stopped == free[: free.index(free[3])]
-
-
-def run_program(*flags, stdin=""):
-    command = [sys.executable, "text_generate_gpt2.py", *map(str, flags)]
-    return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=120)
-
-
-def test_program_asks_until_the_end_of_input(tmp_path):
-    torch.manual_seed(0)
-    config = GPT2Config(vocab_size=50272, real_vocab_size=50257, n_positions=12, n_embd=8, n_layer=1, n_head=1)
-    save_pretrained(GPT2LMHeadModel(config), tmp_path)
-    samples = tmp_path / "samples.txt"
-    result = run_program(
-        "--model-name-or-path", tmp_path, "--input-len", 4, "--output-len", 3, "--save-samples-path", samples,
-        stdin="Hello\n\nfar too many words for four tokens\n",
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("Input: ") == 4
-    assert result.stdout.count("latency avg: ") == 1
-    assert "the input is empty" in result.stderr and "more than --input-len allows (4)" in result.stderr
-    assert samples.read_text().startswith("Hello")
-
-
+@pytest.mark.parametrize("sampling", [GREEDY, WILD], ids=["greedy", "sampled"])
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("kind", "layers", "batch"),
     [
-        (["--model-name-or-path", "./nowhere", "--prompt", "a"], "--model-name-or-path"),
-        (["--poptorch-loop", "true"], "--poptorch-loop"),
-        (["--batch-size", "2"], "--batch-size"),
+        ("modules", (3,), 1),
+        ("modules", (3,), 3),
+        ("modules", (0, 1, 2), 2),
+        ("native", (3,), 1),
+        ("native", (3,), 3),
+        ("native", (1, 0, 2), 1),
     ],
 )
-def test_bad_input_is_one_message_and_status_2(flags, said):
-    result = run_program(*flags)
-    assert result.returncode == 2
-    assert said in result.stderr and "Traceback" not in result.stderr
+def test_cached_steps_equal_the_model_without_a_cache(kind, layers, batch, sampling):
+    found = texts_of(kind, sampling, layers, batch)
+    assert [text.tokens for text in found] == [text.tokens for text in plain(sampling)]
+    for text, expected in zip(found, plain(sampling)):
+        assert text.ended == "length"
+        assert text.log_probs == pytest.approx(expected.log_probs, abs=2e-4)
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, WILD], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("kind", ["modules", "native"])
+@pytest.mark.parametrize("iterations", [1, 3])
+def test_the_loop_on_the_device_gives_the_same_text(kind, sampling, iterations):
+    loop = WholeText(steps(kind, (3,)), LENGTH, POSITIONS, VOCABULARY, sampling)
+    executor = poptorch.inferenceModel(loop.eval(), options().deviceIterations(iterations))
+    texts = [new_text(prompt, LENGTH, seed=1) for prompt in PROMPTS]
+    assert list(generate_at_once(executor, texts, 3, 10)) == texts
+    assert [text.tokens for text in texts] == [text.tokens for text in plain(sampling)]
+    assert texts[1].log_probs == pytest.approx(plain(sampling)[1].log_probs, abs=2e-4)
+
+
+def test_greedy_text_equals_that_of_transformers(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    save_pretrained(fresh_model(), tmp_path)
+    reference = transformers.GPT2LMHeadModel.from_pretrained(tmp_path).eval()
+    for prompt, tokens in zip(PROMPTS, tokens_of("modules", GREEDY)):
+        expected = reference.generate(
+            torch.tensor([prompt]), max_new_tokens=LENGTH, do_sample=False, pad_token_id=0, eos_token_id=None
+        )
+        assert tokens == expected[0, len(prompt) :].tolist()
+
+
+def test_penalised_greedy_text_equals_that_of_transformers(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    save_pretrained(fresh_model(), tmp_path)
+    reference = transformers.GPT2LMHeadModel.from_pretrained(tmp_path).eval()
+    expected = reference.generate(
+        torch.tensor([PROMPTS[0]]), max_new_tokens=LENGTH, do_sample=False, repetition_penalty=1.7, pad_token_id=0,
+        eos_token_id=None,
+    )  # fmt: skip
+    assert tokens_of("modules", Sampling(top_k=1, repetition_penalty=1.7))[0] == expected[0, 3:].tolist()
+
+
+@pytest.mark.parametrize("kind", ["modules", "native"])
+def test_a_full_context_goes_on_from_its_last_half(kind):
+    said = []
+    length = POSITIONS + 5
+    (tokens,) = tokens_of(kind, GREEDY, prompts=[PROMPTS[0]], length=length, said=lambda: said.append(1))
+    text, model = PROMPTS[0] + tokens, fresh_model()
+    context = text[:3]
+    for token in tokens:
+        if len(context) > POSITIONS:
+            context = context[-POSITIONS // 2 :]
+        with torch.no_grad():
+            assert token == int(model(torch.tensor([context]))[0, -1, :VOCABULARY].argmax())
+        context.append(token)
+    assert len(tokens) == length and len(said) == 1
+
+
+def test_rows_of_a_batch_overflow_each_in_its_time():
+    length = POSITIONS
+    assert tokens_of("modules", WILD, length=length, batch=3) == tokens_of("modules", WILD, length=length, batch=1)
+
+
+def test_stop_tokens_end_a_text_and_are_not_part_of_it():
+    (free,) = tokens_of("modules", GREEDY, prompts=[PROMPTS[1]])
+    (stopped,) = texts_of("modules", GREEDY, prompts=[PROMPTS[1]], stop_ids=[VOCABULARY, free[3]])
+    assert stopped.tokens == free[: free.index(free[3])] and stopped.ended == "stop"
+
+
+def test_a_row_that_ended_leaves_the_others_alone():
+    free = tokens_of("modules", GREEDY, batch=3)
+    stop = free[0][0]
+    stopped = texts_of("modules", GREEDY, batch=3, stop_ids=[stop])
+    assert stopped[0].tokens == [] and len(stopped[0].log_probs) == 0
+    for text, tokens in zip(stopped, free):
+        assert text.tokens == (tokens[: tokens.index(stop)] if stop in tokens else tokens)
+
+
+def test_reader_ends_a_text():
+    executor = one_step("modules")
+    text = new_text(PROMPTS[0], LENGTH, seed=1)
+    for seen in generate(executor, [text], 1, WIDTH, POSITIONS, VOCABULARY, GREEDY):
+        if len(seen.tokens) == 4:
+            seen.ended = "stop_string"
+    assert len(text.tokens) == 4
+
+
+def test_half_modules_generate():
+    """On a CPU half is computed in float32: the text is that of weights rounded to half."""
+    rounded = fresh_model().half().float()
+    executor = poptorch.inferenceModel(OneStep(ModuleSteps(fresh_model().half(), (3,)), 1, POSITIONS).eval(), options())
+    text = new_text(PROMPTS[0], 5, seed=1)
+    for _ in generate(executor, [text], 1, WIDTH, POSITIONS, VOCABULARY, GREEDY):
+        pass
+    ids = list(PROMPTS[0])
+    for _ in range(5):
+        with torch.no_grad():
+            ids.append(int(rounded(torch.tensor([ids]))[0, -1, :VOCABULARY].argmax()))
+    assert text.tokens == ids[3:]

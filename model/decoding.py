@@ -1,0 +1,219 @@
+"""Generation as PopTorch programs: one token a call with the cache in buffers, or the whole text in one call.
+
+A step takes a few tokens of each row of a batch: prompts go in several tokens at a time, then each token as it comes.
+Rows are independent. Shapes as in gpt2.py, with S slots of cache.
+"""
+
+from __future__ import annotations
+
+from typing import Sequence
+
+import poptorch
+import torch
+from torch import Tensor, nn
+
+from custom_ops import decode_blocks as native
+from model.gpt2 import GPT2LMHeadModel, at_positions
+from model.kv_cache import layer_caches, token_positions
+from model.placement import place
+from model.sampling import Sampling, choose
+
+
+class ModuleSteps(nn.Module):
+    """Steps by the model's own modules, wherever PopTorch runs them."""
+
+    def __init__(self, gpt2: GPT2LMHeadModel, layers_per_ipu: Sequence[int]) -> None:
+        super().__init__()
+        place(gpt2, layers_per_ipu, training=False)
+        self.gpt2 = gpt2
+
+    def new_caches(self, batch: int, slots: int) -> list[Tensor]:
+        """Zeros for keys and values of each layer: (B, H, slots + 1, D), the last slot for padding."""
+        config, dtype = self.gpt2.config, self.gpt2.lm_head.weight.dtype
+        shape = (batch, config.n_head, slots + 1, config.head_size)
+        return [torch.zeros(shape, dtype=dtype) for _ in range(2 * config.n_layer)]
+
+    def forward(self, input_ids: Tensor, start: Tensor, count: Tensor, caches: Sequence[Tensor]) -> Tensor:
+        """Logits behind the last token of each row, over the real vocabulary, in float32.
+
+        Args:
+            input_ids: (B, T) integers, of which the first count[b] are tokens of row b.
+            start, count: (B,) integers; start[b] is the position of row b's first token here.
+            caches: what new_caches gave, changed in place.
+        """
+        config, half = self.gpt2.config, len(caches) // 2
+        positions = token_positions(start.long(), count.long(), input_ids.shape[1], caches[0].shape[2])  # (B, T)
+        hidden = self.gpt2.transformer(
+            input_ids,
+            positions.clamp(max=config.n_positions - 1),
+            caches=layer_caches(caches[:half], caches[half:], positions),
+        )  # (B, T, C)
+        last = at_positions(hidden, (count.long() - 1).clamp(min=0).unsqueeze(1))  # (B, 1, C)
+        return self.gpt2.lm_head(last).squeeze(1)[:, : config.real_vocab_size].float()
+
+
+class _NativeBlocks(nn.Module):
+    """Consecutive blocks as one native operator."""
+
+    def __init__(self, gpt2: GPT2LMHeadModel, first: int, last: int, precision: str) -> None:
+        super().__init__()
+        config = gpt2.config
+        self.layers, self.n_head, self.head_size = last - first, config.n_head, config.head_size
+        self.attributes = {
+            "n_head": config.n_head,
+            "inner": config.inner_size,
+            "precision": native.PRECISIONS.index(precision),
+            "activation": config.activation_function,
+            "epsilon": config.layer_norm_epsilon,
+        }
+        states = (block.state_dict() for block in gpt2.transformer.h[first:last])
+        weights, vectors = native.pack_blocks(states, precision)
+        self.register_buffer("weights", weights)
+        self.register_buffer("vectors", vectors)
+
+    def forward(self, hidden: Tensor, start: Tensor, count: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """(B, T, C) -> (B, T, C)"""
+        inputs = [hidden, start, count, self.weights, self.vectors, keys, values]
+        return poptorch.custom_op(
+            inputs, "DecodeBlocks", native.DOMAIN, 1, example_outputs=[hidden], attributes=self.attributes
+        )[0]
+
+
+class _NativeEmbedding(nn.Module):
+    def __init__(self, gpt2: GPT2LMHeadModel) -> None:
+        super().__init__()
+        real = gpt2.config.real_vocab_size
+        self.register_buffer("wte", gpt2.transformer.wte.weight.detach()[:real].float().contiguous())
+        self.register_buffer("wpe", gpt2.transformer.wpe.weight.detach().float().contiguous())
+
+    def forward(self, input_ids: Tensor, start: Tensor, count: Tensor) -> Tensor:
+        """(B, T) -> (B, T, C)"""
+        shape = (*input_ids.shape, self.wte.shape[1])
+        inputs = [input_ids, start, count, self.wte, self.wpe]
+        return poptorch.custom_op(inputs, "EmbedTokens", native.DOMAIN, 1, example_outputs=[torch.zeros(shape)])[0]
+
+
+class _NativeHead(nn.Module):
+    def __init__(self, gpt2: GPT2LMHeadModel, precision: str) -> None:
+        super().__init__()
+        config, norm = gpt2.config, gpt2.transformer.ln_f
+        self.attributes = {
+            "vocab_size": config.real_vocab_size,
+            "precision": native.PRECISIONS.index(precision),
+            "epsilon": config.layer_norm_epsilon,
+        }
+        head = gpt2.lm_head.weight.detach()[: config.real_vocab_size]
+        self.register_buffer("norm", norm.weight.detach().float())
+        self.register_buffer("norm_bias", norm.bias.detach().float())
+        self.register_buffer("weights", native.pack([head], precision))
+
+    def forward(self, hidden: Tensor, count: Tensor) -> Tensor:
+        """(B, T, C) -> (B, V)"""
+        inputs = [hidden, count, self.norm, self.norm_bias, self.weights]
+        example = torch.zeros(hidden.shape[0], self.attributes["vocab_size"])
+        return poptorch.custom_op(
+            inputs, "NextLogits", native.DOMAIN, 1, example_outputs=[example], attributes=self.attributes
+        )[0]
+
+
+class NativeSteps(nn.Module):
+    """Steps by the operators of custom_ops/decode_blocks.py, one for the blocks of each IPU.
+
+    Holds packed copies of the weights in `precision` (of native.PRECISIONS) and nothing of `gpt2`.
+    Raises ValueError if int8 does not fit the model's sizes.
+    """
+
+    def __init__(self, gpt2: GPT2LMHeadModel, layers_per_ipu: Sequence[int], precision: str) -> None:
+        super().__init__()
+        self.precision = precision
+        self.embedding = poptorch.BeginBlock(_NativeEmbedding(gpt2), "embeddings", ipu_id=0)
+        self.blocks = nn.ModuleList()
+        first = 0
+        for ipu, layers in enumerate(layers_per_ipu):
+            if layers:
+                blocks = _NativeBlocks(gpt2, first, first + layers, precision)
+                name = f"layers {first}-{first + layers - 1}"
+                self.blocks.append(poptorch.BeginBlock(blocks, name, ipu_id=ipu))
+            first += layers
+        self.head = poptorch.BeginBlock(_NativeHead(gpt2, precision), "head", ipu_id=0)
+
+    def new_caches(self, batch: int, slots: int) -> list[Tensor]:
+        """Zeros for keys and values of each operator: (layers, B, H, S, D); int16 holds float16."""
+        dtype = torch.float32 if self.precision == "float32" else torch.int16
+        shapes = [(part.layers, batch, part.n_head, slots, part.head_size) for part in self.blocks]
+        return [torch.zeros(shape, dtype=dtype) for shape in shapes * 2]
+
+    def forward(self, input_ids: Tensor, start: Tensor, count: Tensor, caches: Sequence[Tensor]) -> Tensor:
+        """As ModuleSteps.forward."""
+        hidden = self.embedding(input_ids, start, count)
+        for part, keys, values in zip(self.blocks, caches, caches[len(self.blocks) :]):
+            hidden = part(hidden, start, count, keys, values)
+        return self.head(hidden, count)
+
+
+class OneStep(nn.Module):
+    """A step a call; the cache stays on the device, in buffers."""
+
+    def __init__(self, steps: nn.Module, batch: int, slots: int) -> None:
+        super().__init__()
+        self.steps = steps
+        self.names = []
+        for index, cache in enumerate(steps.new_caches(batch, slots)):
+            self.names.append(f"cache_{index}")
+            self.register_buffer(self.names[-1], cache)
+
+    def forward(self, input_ids: Tensor, start: Tensor, count: Tensor) -> Tensor:
+        """As ModuleSteps.forward."""
+        return self.steps(input_ids, start, count, [getattr(self, name) for name in self.names])
+
+
+class WholeText(nn.Module):
+    """Prompts in, texts out: the decode loop runs on the device, and cache, text and choices stay there."""
+
+    def __init__(self, steps: nn.Module, length: int, slots: int, vocab_size: int, sampling: Sampling) -> None:
+        super().__init__()
+        self.steps, self.length, self.slots = steps, length, slots
+        self.vocab_size, self.sampling = vocab_size, sampling
+
+    def forward(self, input_ids: Tensor, count: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+        """Continue each prompt by `length` tokens; what follows a stop token means nothing.
+
+        Args:
+            input_ids: (B, T) prompts, of which the first count[b] are tokens.
+            uniform: (B, length) random numbers of each row.
+
+        Returns:
+            (B, length) int32 tokens, (B, length) float32 logarithms of their probabilities.
+        """
+        caches = self.steps.new_caches(input_ids.shape[0], self.slots)
+        logits = self.steps(input_ids, torch.zeros_like(count), count, caches)
+        column = torch.arange(self.length)
+        text: list[Tensor] = []  # (B, V) bool, the tokens in each row, if the sampling asks for it
+        if self.sampling.needs_text:
+            real = torch.arange(input_ids.shape[1]) < count[:, None]
+            ids = torch.where(real, input_ids.long(), self.vocab_size)  # padding goes to a column of its own
+            seen = torch.zeros(input_ids.shape[0], self.vocab_size + 1).scatter(1, ids, 1.0)
+            text = [seen[:, : self.vocab_size] > 0]
+
+        def choice(logits: Tensor, step: Tensor, tokens: Tensor, log_probs: Tensor, text: list[Tensor]) -> list[Tensor]:
+            """The state after one more token."""
+            number = uniform.gather(1, step.long().expand(uniform.shape[0], 1)).squeeze(1)
+            token, log_prob = choose(logits, text[0] if text else None, number, self.sampling)
+            here = column == step
+            tokens = torch.where(here, token[:, None].to(torch.int32), tokens)
+            log_probs = torch.where(here, log_prob[:, None], log_probs)
+            text = [seen | (torch.arange(self.vocab_size) == token[:, None]) for seen in text]
+            return [token[:, None].to(torch.int32), step + 1, tokens, log_probs, *text]
+
+        def body(token: Tensor, step: Tensor, tokens: Tensor, log_probs: Tensor, *rest: Tensor) -> list[Tensor]:
+            seen, cached = list(rest[: len(text)]), list(rest[len(text) :])
+            position = count + step - 1
+            logits = self.steps(token, position, torch.ones_like(count), cached)
+            return [*choice(logits, step, tokens, log_probs, seen), *cached]
+
+        shape = (input_ids.shape[0], self.length)
+        blank = (torch.zeros(shape, dtype=torch.int32), torch.zeros(shape))
+        state = [*choice(logits, torch.zeros(1, dtype=torch.int32), *blank, text), *caches]
+        if self.length > 1:
+            state = poptorch.for_loop(self.length - 1, body, state)
+        return state[2], state[3]

@@ -1,0 +1,195 @@
+"""A checkpoint ready to generate: its tokenizer, its program, and texts from prompts."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Callable, Iterator, Sequence
+
+import poptorch
+import torch
+from torch import Tensor
+
+import custom_ops
+from custom_ops import decode_blocks as native
+from model.checkpoint import load_pretrained
+from model.decoding import ModuleSteps, NativeSteps, OneStep, WholeText
+from model.generation import Text, generate, generate_at_once, new_text
+from model.gpt2 import GPT2LMHeadModel
+from model.sampling import Sampling
+from model.text_stream import TextStream
+from tokenizer import EOT, open_tokenizer
+
+
+class Result:
+    """One text: what it goes on from, what has come, and how."""
+
+    def __init__(self, prompt: str, sample: int, text: Text, stream: TextStream) -> None:
+        self.prompt, self.sample, self.text, self.stream = prompt, sample, text, stream
+
+    def record(self, log_probabilities: bool) -> dict:
+        """For a line of JSON."""
+        record = {"prompt": self.prompt, "sample": self.sample, "text": self.stream.text}
+        record.update(tokens=self.text.tokens, finish=self.text.ended or "interrupted")
+        if log_probabilities:
+            record["log_probabilities"] = [round(value, 6) for value in self.text.log_probs]
+        return record
+
+
+class TextGenerator:
+    """Texts by the flags of text_generate_gpt2.py.
+
+    Raises:
+        ValueError: naming the flag, if checkpoint, tokenizer and flags do not fit together.
+        RuntimeError: with a HINT, if custom_ops.so is for another torch.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        gpt2 = load_pretrained(args.model_name_or_path)
+        self.config = config = gpt2.config
+        folder = Path(args.model_name_or_path)
+        self.tokenizer = open_tokenizer(args.tokenizer_type, folder if folder.is_dir() else None)
+        if self.tokenizer.vocab_size > config.real_vocab_size:
+            raise ValueError(
+                f"--model-name-or-path {folder}: the tokenizer has {self.tokenizer.vocab_size} entries, the model "
+                f"{config.real_vocab_size}. Put the tokenizer.json the model was trained with into its folder."
+            )
+        self._check_lengths()
+        self.stop_ids = [self._token(text) for text in args.stop_token]
+        self.sampling = Sampling(
+            args.repetition_penalty, args.topk, args.temperature, args.top_p, args.min_p, args.typical_p
+        )
+        self.batch = args.batch_size * args.device_iterations  # texts in a call
+        self.slots = min(config.n_positions, args.input_len + args.output_len)
+        self._overflow_said = False
+        layers = self._layers_per_ipu()
+        self.steps, self.width = self._steps(gpt2, layers)
+        self.executor = self._compiled(layers)
+
+    def _check_lengths(self) -> None:
+        args, n_positions = self.args, self.config.n_positions
+        if args.poptorch_loop and args.input_len + args.output_len > n_positions:
+            raise ValueError(
+                f"--input-len {args.input_len} + --output-len {args.output_len} is more than the {n_positions} "
+                "positions of the checkpoint, which --poptorch-loop cannot exceed: lower one of them, or leave "
+                "--poptorch-loop out"
+            )
+
+    def _layers_per_ipu(self) -> list[int]:
+        layers, count = self.args.layers_per_ipu, self.config.n_layer
+        if layers is None:
+            return [count]
+        if len(layers) == 1 and layers[0] and count % layers[0] == 0:
+            layers = layers * (count // layers[0])
+        if sum(layers) != count:
+            shown = " ".join(map(str, self.args.layers_per_ipu))
+            raise ValueError(
+                f"--layers-per-ipu {shown}: the checkpoint has {count} layers; make the numbers add up to that"
+            )
+        return layers
+
+    def _token(self, text: str) -> int:
+        if text == EOT:
+            return self.tokenizer.eot_id
+        ids = list(self.tokenizer.encode(text))
+        if len(ids) != 1:
+            raise ValueError(
+                f"--stop-token {text!r} is {len(ids)} tokens; give one that is a single one, or use --stop-string"
+            )
+        return int(ids[0])
+
+    def _steps(self, gpt2: GPT2LMHeadModel, layers: Sequence[int]) -> tuple[torch.nn.Module, int]:
+        """The module that makes a step, and how many tokens of a row go into one."""
+        args = self.args
+        longest = min(args.input_len, self.slots)
+        if args.custom_ops and custom_ops.load() == "native" and native.available():
+            precision = "int8" if args.int8 else "float16" if args.fp16 else "float32"
+            return NativeSteps(gpt2, layers, precision), longest
+        if args.int8:
+            raise ValueError("--int8 needs the native operators: run `make`, and leave --custom-ops at True")
+        # Modules compute every column of the input, so that a wide one would slow down each token; the loop has a
+        # call of its own for the prompt.
+        width = longest if args.poptorch_loop else min(8, longest)
+        return ModuleSteps(gpt2.half() if args.fp16 else gpt2.float(), layers), width
+
+    def _compiled(self, layers: Sequence[int]) -> poptorch.PoplarExecutor:
+        args = self.args
+        options = poptorch.Options()
+        options.deviceIterations(args.device_iterations)
+        options.autoRoundNumIPUs(True)
+        if args.matmul_proportion:
+            shares = args.matmul_proportion * (len(layers) if len(args.matmul_proportion) == 1 else 1)
+            options.setAvailableMemoryProportion({f"IPU{ipu}": share for ipu, share in enumerate(shares)})
+        options.setExecutionStrategy(poptorch.ShardedExecution(poptorch.AutoStage.AutoIncrement))
+        ids = torch.zeros(self.batch, self.width, dtype=torch.int32)
+        one = torch.ones(self.batch, dtype=torch.int32)
+        if args.poptorch_loop:
+            model = WholeText(self.steps, args.output_len, self.slots, self.config.real_vocab_size, self.sampling)
+            example = (ids, one, torch.zeros(self.batch, args.output_len))
+        else:
+            model = OneStep(self.steps, self.batch, self.slots)
+            example = (ids, one * 0, one)
+        executor = poptorch.inferenceModel(model.eval(), options)
+        executor.compile(*example)
+        return executor
+
+    def encode(self, text: str) -> list[int]:
+        """The prompt's token ids. Raises ValueError for an empty or too long one."""
+        ids = [int(token) for token in self.tokenizer.encode(text)]
+        longest = min(self.args.input_len, self.config.n_positions)
+        if not ids:
+            raise ValueError("the input is empty: type at least one character")
+        if len(ids) > longest:
+            limit = "--input-len allows" if longest == self.args.input_len else "the checkpoint has positions"
+            raise ValueError(f"the input has {len(ids)} tokens, more than {limit} ({longest}): shorten it")
+        return ids
+
+    def results(self, prompts: Sequence[str]) -> list[Result]:
+        """What is to be generated: --num-samples texts for each prompt. Raises ValueError as encode does."""
+        args = self.args
+        results = []
+        for prompt in prompts:
+            ids = self.encode(prompt)
+            for sample in range(args.num_samples):
+                text = new_text(ids, args.output_len, args.seed, sample)
+                results.append(Result(prompt, sample, text, TextStream(self.tokenizer.decode, args.stop_string)))
+        return results
+
+    def run(self, results: Sequence[Result], show: Callable[[Result, str], None]) -> None:
+        """Generate up to `batch` texts side by side; `show` is given each new piece of each of them."""
+        by_text = {id(result.text): result for result in results}
+        fed = {id(result.text): 0 for result in results}
+        for text in self._generate([result.text for result in results]):
+            result = by_text[id(text)]
+            for token in text.tokens[fed[id(text)] :]:
+                fed[id(text)] += 1
+                show(result, result.stream.push(token))
+                if result.stream.stopped:
+                    text.ended = "stop_string"
+                    del text.tokens[fed[id(text)] :], text.log_probs[fed[id(text)] :]
+                    break
+            if text.ended:
+                show(result, result.stream.finish())
+
+    def _generate(self, texts: Sequence[Text]) -> Iterator[Text]:
+        if self.args.poptorch_loop:
+            return generate_at_once(self.executor, texts, self.batch, self.width, self.stop_ids)
+        config = self.config
+        vocab_size = config.real_vocab_size
+        shape = (self.batch, self.width, config.n_positions, vocab_size)
+        return generate(self._step, texts, *shape, self.sampling, self.stop_ids, self._say_overflow)
+
+    def _step(self, ids: Tensor, start: Tensor, count: Tensor) -> Tensor:
+        return self.executor(ids, start, count)
+
+    def _say_overflow(self) -> None:
+        if not self._overflow_said:
+            half = self.config.n_positions // 2
+            print(
+                f"\n[the context of {self.config.n_positions} tokens is full: the text goes on from its last {half}]",
+                file=sys.stderr,
+                flush=True,
+            )
+        self._overflow_said = True

@@ -1,0 +1,200 @@
+"""The native decode step against its meaning in plain torch: every precision, activation and kind of kernel.
+
+`CUSTOM_OPS_PORTABLE=1`, which takes the kernels without intrinsics, is read once in a process: for them this file runs
+as a program that makes every check_* function.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import custom_ops
+from custom_ops import decode_blocks as native
+from model.config import GPT2Config
+from model.gpt2 import GPT2LMHeadModel
+
+ROOT = Path(__file__).resolve().parent.parent
+# float16: a key or value in the cache may round either way. int8: the native operator quantises its inputs too.
+ATOL = {"float32": 5e-6, "float16": 1e-3, "int8": 0.03}
+
+
+def operators():
+    if custom_ops.load() != "native" or not native.available():
+        pytest.skip("custom_ops.so is not built: no native operators")
+    return torch.ops.gpt2_decode
+
+
+class Case:
+    """Random blocks and a cache for each side."""
+
+    def __init__(self, precision, width=64, heads=2, inner=96, layers=2, batch=3, slots=48, activation="gelu"):
+        torch.manual_seed(len(precision) + width)
+        config = GPT2Config(
+            vocab_size=48, real_vocab_size=41, n_positions=slots, n_embd=width, n_layer=layers, n_head=heads,
+            n_inner=inner, activation_function=activation, bos_token_id=None, eos_token_id=None,
+        )  # fmt: skip
+        self.model = GPT2LMHeadModel(config).eval()
+        for parameter in self.model.parameters():
+            parameter.data.add_(torch.randn_like(parameter) * 0.1)
+        states = (block.state_dict() for block in self.model.transformer.h)
+        self.weights, self.vectors = native.pack_blocks(states, precision)
+        self.settings = dict(
+            n_head=heads, inner=inner, precision=native.PRECISIONS.index(precision), activation=activation, epsilon=1e-5
+        )
+        cache = torch.float32 if precision == "float32" else torch.int16
+        shape = (layers, batch, heads, slots, width // heads)
+        self.caches = [torch.zeros(shape, dtype=cache) for _ in range(4)]
+        self.start = torch.zeros(batch, dtype=torch.int32)
+
+    def both(self, hidden, count):
+        """The step by the operator and by the reference."""
+        count = torch.tensor(count, dtype=torch.int32)
+        shared = (hidden, self.start, count, self.weights, self.vectors)
+        ours = operators().DecodeBlocks(*shared, *self.caches[:2], **self.settings)
+        theirs = native.decode_blocks(*shared, *self.caches[2:], **self.settings)
+        self.start = self.start + count
+        real = torch.arange(hidden.shape[1]) < count[:, None]
+        return ours[real], theirs[real]
+
+    def check(self, width_of_step, count, atol):
+        hidden = torch.randn(3, width_of_step, self.model.config.n_embd)
+        torch.testing.assert_close(*self.both(hidden, count), atol=atol, rtol=atol)
+
+
+def check_prompts_tokens_and_unequal_rows():
+    for precision, atol in ATOL.items():
+        case = Case(precision)
+        case.check(9, [9, 4, 0], atol)  # few tokens: the kernels
+        case.check(1, [1, 1, 1], atol)
+        case.check(20, [20, 1, 13], atol)  # many: torch's products, behind what the kernels left in the cache
+        case.check(5, [1, 5, 0], atol)
+        for ours, theirs in zip(case.caches[:2], case.caches[2:]):
+            kind = torch.float32 if precision == "float32" else torch.float16
+            torch.testing.assert_close(ours.view(kind), theirs.view(kind), atol=atol, rtol=2 * atol)
+
+
+def check_activations():
+    for activation in ("gelu", "gelu_new", "relu"):
+        Case("float32", activation=activation).check(4, [4, 4, 4], 5e-6)
+
+
+def check_sizes_that_no_vector_divides():
+    for precision in ("float32", "float16"):
+        Case(precision, width=42, heads=6, inner=75).check(4, [4, 2, 1], 5e-6)
+
+
+def check_a_row_does_not_depend_on_the_rows_beside_it():
+    case = Case("float32")
+    hidden = torch.randn(3, 7, 64)
+    together, _ = case.both(hidden, [5, 4, 7])
+    alone = Case("float32")
+    first, _ = alone.both(hidden, [5, 0, 0])
+    assert torch.equal(together[:5], first)
+
+
+def check_head():
+    for precision, atol in ATOL.items():
+        case = Case(precision)
+        norm, hidden, count = case.model.transformer.ln_f, torch.randn(3, 6, 64), torch.tensor([6, 1, 3])
+        head = native.pack([case.model.lm_head.weight.detach()[:41]], precision)
+        shared = (hidden, count, norm.weight.detach(), norm.bias.detach(), head)
+        settings = dict(vocab_size=41, precision=native.PRECISIONS.index(precision), epsilon=1e-5)
+        ours = operators().NextLogits(*shared, **settings)
+        torch.testing.assert_close(ours, native.next_logits(*shared, **settings), atol=atol, rtol=atol)
+        many = (hidden.repeat(7, 1, 1), count.repeat(7), *shared[2:])
+        torch.testing.assert_close(
+            operators().NextLogits(*many, **settings)[:3], native.next_logits(*shared, **settings), atol=atol, rtol=atol
+        )
+
+
+def check_embedding():
+    case = Case("float32")
+    wte, wpe = case.model.transformer.wte.weight.detach(), case.model.transformer.wpe.weight.detach()
+    ids, start, count = torch.randint(0, 41, (3, 5)), torch.tensor([0, 40, 7]), torch.tensor([5, 2, 0])
+    real = torch.arange(5) < count[:, None]
+    ours = operators().EmbedTokens(ids, start, count, wte, wpe)
+    assert torch.equal(ours[real], native.embed_tokens(ids, start, count, wte, wpe)[real])
+
+
+CHECKS = {name: check for name, check in list(globals().items()) if name.startswith("check_")}
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_native(name):
+    operators()
+    CHECKS[name]()
+
+
+def test_kernels_without_intrinsics():
+    operators()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "3", "CUSTOM_OPS_PORTABLE": "1"}
+    done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == list(CHECKS)
+
+
+@pytest.mark.parametrize("kind", ["float32", "float16"])
+def test_reference_is_the_model(kind):
+    """Unpacking and arithmetic of the reference against the modules, whose matrices are rounded in the same way."""
+    case = Case(kind)
+    model = case.model
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            parameter.data = parameter.data.to(getattr(torch, kind)).float()
+    ids = torch.randint(0, 41, (1, 8))
+    with torch.no_grad():
+        expected = model(ids)[0, -1, :41]
+        hidden = model.transformer.wte(ids) + model.transformer.wpe(torch.arange(8))
+        zero, count = torch.zeros(1, dtype=torch.int32), torch.tensor([8])
+        caches = [torch.zeros(2, 1, 2, 48, 32) for _ in range(2)]
+        hidden = native.decode_blocks(hidden, zero, count, case.weights, case.vectors, *caches, **case.settings)
+        norm, head = model.transformer.ln_f, native.pack([model.lm_head.weight[:41]], kind)
+        found = native.next_logits(
+            hidden, count, norm.weight, norm.bias, head, 41, native.PRECISIONS.index(kind), 1e-5
+        )[0]
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=2e-5)
+
+
+def test_int8_rounds_each_group_to_its_own_scale():
+    matrix = torch.cat([torch.randn(5, 32), torch.randn(5, 32) * 100], dim=1)
+    whole, scales = native.quantise(matrix)
+    assert whole.dtype == torch.int8 and scales.shape == (5, 2)
+    restored = (whole.view(5, 2, 32) * scales.float().unsqueeze(-1)).view(5, 64)
+    largest = matrix.view(5, 2, 32).abs().amax(-1).repeat_interleave(32, 1)
+    assert ((restored - matrix).abs() <= largest / 127 * 0.51).all()
+
+
+def test_int8_refuses_sizes_that_have_no_whole_groups():
+    with pytest.raises(ValueError, match="sizes that 32 divides.*48 columns"):
+        native.quantise(torch.zeros(4, 48))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"start": torch.tensor([46, 0, 0])}, "row 0: 3 tokens from slot 46 on do not fit into 4 columns and 48 slots"),
+        ({"weights": torch.zeros(100, dtype=torch.uint8)}, "packed bytes, got 100"),
+        ({"vectors": torch.zeros(7)}, "vectors: expected"),
+        ({"hidden": torch.zeros(3, 4, 64, dtype=torch.float64)}, "in float32"),
+        ({"keys": torch.zeros(2, 3, 2, 48, 31)}, "keys and values must be"),
+        ({"activation": "tanh"}, "activation must be gelu, gelu_new or relu, not tanh"),
+    ],
+)
+def test_what_does_not_fit_is_refused(change, said):
+    case = Case("float32")
+    inputs = dict(
+        hidden=torch.zeros(3, 4, 64), start=case.start, count=torch.tensor([3, 3, 3]), weights=case.weights,
+        vectors=case.vectors, keys=case.caches[0], values=case.caches[1], **case.settings,
+    )  # fmt: skip
+    with pytest.raises((ValueError, RuntimeError), match=said):
+        operators().DecodeBlocks(**{**inputs, **change})
+
+
+if __name__ == "__main__":
+    for name, check in CHECKS.items():
+        check()
+        print(name)

@@ -1,0 +1,98 @@
+"""What may be drawn and how often, against transformers' logits processors and against formulas."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model.sampling import NEVER, Sampling, candidates, choose, penalised, stream
+
+transformers = pytest.importorskip("transformers")
+processors = transformers.generation.logits_process
+
+
+def distribution(logits, sampling, seen=None):
+    """(B, V) probabilities that choose() draws from."""
+    scores, ids = candidates(penalised(logits, seen, sampling), sampling)
+    probs = torch.softmax(scores, -1)
+    return probs if ids is None else torch.zeros_like(logits).scatter(-1, ids, probs)
+
+
+def reference(logits, sampling, text):
+    """The same by transformers, in the order of its generate()."""
+    chain = []
+    if sampling.repetition_penalty != 1.0:
+        chain.append(processors.RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
+    chain.append(processors.TemperatureLogitsWarper(sampling.temperature))
+    if sampling.top_k:
+        chain.append(processors.TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p < 1:
+        chain.append(processors.TopPLogitsWarper(sampling.top_p))
+    if sampling.min_p > 0:
+        chain.append(processors.MinPLogitsWarper(sampling.min_p))
+    if sampling.typical_p < 1:
+        chain.append(processors.TypicalLogitsWarper(sampling.typical_p))
+    scores = logits.clone()
+    for step in chain:
+        scores = step(text, scores)
+    return torch.softmax(scores, -1)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 10**6),
+    penalty=st.sampled_from([1.0, 1.5, 0.7]),
+    top_k=st.sampled_from([0, 2, 7]),
+    temperature=st.sampled_from([1.0, 0.5, 2.0]),
+    top_p=st.sampled_from([1.0, 0.9, 0.3]),
+    min_p=st.sampled_from([0.0, 0.1]),
+    typical_p=st.sampled_from([1.0, 0.8, 0.2]),
+)
+def test_distributions_equal_those_of_transformers(seed, penalty, top_k, temperature, top_p, min_p, typical_p):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(3, 23, generator=generator) * 3
+    text = torch.randint(0, 23, (3, 5), generator=generator)
+    seen = torch.zeros(3, 23, dtype=torch.bool).scatter(1, text, True)
+    sampling = Sampling(penalty, top_k, temperature, top_p, min_p, typical_p)
+    torch.testing.assert_close(
+        distribution(logits, sampling, seen), reference(logits, sampling, text), atol=1e-6, rtol=1e-5
+    )
+
+
+def test_frequencies_follow_the_tempered_softmax():
+    logits = torch.tensor([[1.0, 0.0, -1.0, 2.0]])
+    uniform = (torch.arange(4000) + 0.5) / 4000
+    token, _ = choose(logits.expand(4000, 4), None, uniform, Sampling(temperature=0.7))
+    weights = [math.exp(value / 0.7) for value in (1.0, 0.0, -1.0, 2.0)]
+    expected = torch.tensor([weight / sum(weights) for weight in weights])
+    assert torch.allclose(token.bincount(minlength=4) / 4000, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("uniform", [0.0, 0.5, 1 - 2**-24])
+def test_what_has_no_probability_is_never_drawn(uniform):
+    logits = torch.full((1, 9), NEVER)
+    logits[0, 4] = logits[0, 6] = 0.0
+    token, _ = choose(logits, None, torch.tensor([uniform]), Sampling())
+    assert token.item() == (4 if uniform < 0.5 else 6)
+
+
+def test_greedy_takes_the_largest_after_the_penalty():
+    logits, seen = torch.tensor([[3.0, 2.0], [-1.0, -1.5]]), torch.tensor([[True, False], [True, False]])
+    greedy = Sampling(repetition_penalty=2.0, top_k=1, temperature=5.0)
+    token, _ = choose(logits, seen, torch.zeros(2), greedy)  # 1.5 against 2, -2 against -1.5
+    assert token.tolist() == [1, 1]
+
+
+def test_log_probabilities_are_the_models_own():
+    logits = torch.tensor([[0.0, math.log(3.0), math.log(4.0)]])
+    token, log_prob = choose(logits, None, torch.tensor([0.9]), Sampling(top_k=2, temperature=3.0))
+    assert log_prob.item() == pytest.approx(math.log([1, 3, 4][token.item()] / 8), abs=1e-6)
+
+
+def test_a_stream_depends_on_seed_prompt_and_sample_alone():
+    first = stream(1, [5, 6], 0, 20)
+    assert torch.equal(first, stream(1, [5, 6], 0, 20)) and torch.equal(first[:7], stream(1, [5, 6], 0, 7))
+    others = [stream(2, [5, 6], 0, 20), stream(1, [5, 7], 0, 20), stream(1, [5, 6], 1, 20)]
+    assert not any(torch.equal(first, other) for other in others)
