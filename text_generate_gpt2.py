@@ -151,8 +151,9 @@ def run(args: argparse.Namespace) -> None:
         converse(generator, samples)
 
 
-def main() -> int:
-    args = parse_generate_args()
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program with these arguments (default: the command line's). Returns the exit status."""
+    args = parse_generate_args(argv)
     for line in args.notes:
         print(line, file=sys.stderr)
     try:

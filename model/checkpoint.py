@@ -116,7 +116,8 @@ def _checkpoint_directory(path_or_name: PathLike) -> Path:
         raise ValueError(
             f"{name}: no such checkpoint directory, and as a name on the Hugging Face hub it cannot be fetched "
             f"({type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no details'}); "
-            f"{remedy}, or download the checkpoint on a machine with network access and give its path"
+            f"{remedy}, or download the checkpoint on a machine with network access and give its path. `make demo` "
+            "needs no hub and leaves a small one in demo/checkpoints/epoch_0"
         ) from error
 
 

@@ -2,10 +2,6 @@
 # GPT-2 XL (1542M), forward only, sequence length 1024: 2 replicas of 8 IPUs.
 # Further flags are passed on and win; paths in them are relative to the repository. PYTHON=... picks the interpreter.
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-if [ ! -f inference_gpt2.py ]; then
-    echo "run/inference_xlarge.sh: inference_gpt2.py is not available yet; training scripts: ls run/pretraining_*.sh" >&2
-    exit 2
-fi
 exec "$python" inference_gpt2.py \
     --model gpt2-xl \
     --max-len 1024 \

@@ -506,8 +506,14 @@ GENERATE_DEFAULTS = {
     "temperature": 1.2,
     "repetition_penalty": 2.0,
     "topk": 4,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "typical_p": 1.0,
     "save_samples_path": None,
     "prompt": None,
+    "prompt_file": None,
+    "num_samples": 1,
+    "log_probabilities": False,
     "input_len": 64,
     "output_len": 128,
     "batch_size": 1,
@@ -515,8 +521,11 @@ GENERATE_DEFAULTS = {
     "single_ipu": False,
     "layers_per_ipu": None,
     "matmul_proportion": None,
+    "custom_ops": True,
     "fp16": False,
-    "stop_token": "<|endoftext|>",
+    "int8": False,
+    "stop_token": ["<|endoftext|>"],
+    "stop_string": [],
     "poptorch_loop": False,
     "seed": 1234,
 }
@@ -530,24 +539,28 @@ def test_generate_defaults() -> None:
 def test_generate_flags() -> None:
     line = (
         "--model-name-or-path . --prompt 'My name is ' --fp16 true --single-ipu true --output-len 256 --topk 0 "
-        "--temperature 0.7 --repetition_penalty 1 --seed 3 --stop-token . --poptorch_loop false --matmul-proportion 0.3"
+        "--temperature 0.7 --repetition_penalty 1 --seed 3 --stop-token . ! --poptorch_loop true "
+        "--matmul-proportion 0.3"
     )
     args = arguments.parse_generate_args(shlex.split(line))
     assert (args.prompt, args.fp16, args.single_ipu, args.output_len) == ("My name is ", True, True, 256)
     assert (args.topk, args.temperature, args.repetition_penalty, args.seed) == (0, 0.7, 1.0, 3)
-    assert (args.stop_token, args.poptorch_loop, args.matmul_proportion) == (".", False, [0.3])
+    assert (args.stop_token, args.poptorch_loop, args.matmul_proportion) == ([".", "!"], True, [0.3])
 
 
 @pytest.mark.parametrize(
     ("line", "named"),
     [
-        ("--single-ipu true --poptorch_loop true", [["--poptorch-loop True", "not available yet"]]),
-        ("--poptorch-loop true", [["not available yet"], ["--poptorch-loop", "needs --single-ipu true"]]),
-        ("--layers-per-ipu 1 7 8 8", [["--layers-per-ipu 1 7 8 8", "not available yet"]]),
+        ("--poptorch-loop true", [["--poptorch-loop True", "needs --single-ipu true"]]),
+        ("--device-iterations 2", [["--device-iterations 2", "--batch-size"]]),
+        ("--int8 --fp16", [["--int8 True", "contradicts --fp16"]]),
+        ("--int8 --custom-ops false", [["--int8 True", "--custom-ops False"]]),
+        ("--prompt a --prompt-file b", [["--prompt-file b", "contradicts --prompt"]]),
+        ("--top-p 0 --min-p 2", [["--top-p", "above 0"], ["--min-p", "at most 1"]]),
         ("--single-ipu --layers-per-ipu 1 7", [["--layers-per-ipu 1 7", "contradicts --single-ipu true"]]),
-        ("--tokenizer-type 1", [["--tokenizer-type 1", "not available yet"]]),
         ("--tokenizer-type 2", [["--tokenizer-type", "from 0 to 1"]]),
         ("--matmul-proportion 0.1 0.2", [["--matmul-proportion 0.1 0.2", "1 IPU;"]]),
+        ("--layers-per-ipu 1 7 8 8 --matmul-proportion 0.1 0.2", [["2 fractions for 4 IPUs"]]),
         ("--temperature 0", [["--temperature", "above 0"]]),
         ("--model-name-or-path ./none", [["--model-name-or-path ./none", "no such folder"]]),
         ("--save-samples-path no/such/file.txt", [["--save-samples-path no/such/file.txt", "folder"]]),

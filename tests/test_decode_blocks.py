@@ -96,6 +96,18 @@ def check_a_row_does_not_depend_on_the_rows_beside_it():
     assert torch.equal(together[:5], first)
 
 
+def check_threads():
+    """Weights enough for three threads, which share every phase."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        case = Case("float32", width=256, inner=1024)
+        for _ in range(4):
+            case.check(4, [4, 1, 2], 2e-5)
+    finally:
+        torch.set_num_threads(before)
+
+
 def check_head():
     for precision, atol in ATOL.items():
         case = Case(precision)

@@ -1,0 +1,74 @@
+"""Forward-only throughput of GPT-2 with PopTorch: python inference_gpt2.py --model gpt2 --max-len 1024 …
+
+Takes the flags of train_gpt2.py; those about updates have no effect. A step is one call: --batch-size x
+--device-iterations x --replication-factor sequences.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Sequence
+
+from arguments import parse_train_args
+from model.argument_checks import not_installed, refuse
+from model.interruption import INTERRUPTED
+
+if TYPE_CHECKING:  # torch is imported in main(), after the flags were read
+    from model.forward_run import ForwardRun
+
+PROGRAM = "inference_gpt2.py"
+
+
+def measure(run: ForwardRun) -> None:
+    """Every call and its line. Waiting for data counts, compiling does not."""
+    step, seconds = 0, 0.0
+    while step < run.calls:
+        start = time.perf_counter()
+        for input_ids, _ in run.loader:  # (samples a call, T), int32
+            run.executor(input_ids)
+            latency = time.perf_counter() - start
+            step, seconds = step + 1, seconds + latency
+            print(f"Throughput: {run.samples_a_call / latency:.4f} seq/s, Latency: {latency:.4f} s", flush=True)
+            if step == run.calls:
+                break
+            start = time.perf_counter()
+    rate = step * run.samples_a_call / seconds
+    print(f"{step} steps, {rate:.4f} seq/s, {rate * run.args.max_len:,.0f} tokens/s on average")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program with these arguments (default: the command line's). Returns the exit status."""
+    args = parse_train_args(argv, PROGRAM, trains=False)
+    if args.gradient_accumulation > 1:
+        args.notes.append(f"--gradient-accumulation {args.gradient_accumulation} has no effect: there are no updates")
+        args.gradient_accumulation = 1
+    args.notes = [note for note in args.notes if "nothing will be saved" not in note]
+    if args.save_model_path:
+        args.notes.append(f"--save-model-path {args.save_model_path} has no effect: there is nothing to save")
+    samples = args.batch_size * args.device_iterations * args.replication_factor
+    factors = f"batch {args.batch_size} x iterations {args.device_iterations} x replicas {args.replication_factor}"
+    print("\n".join([f"{factors} = {samples:,} sequences a step", *args.notes]), flush=True)
+    try:
+        from model.forward_run import ForwardRun
+
+        run = ForwardRun(args)
+        run.compile()
+        if not args.compile_only:
+            measure(run)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except ModuleNotFoundError as error:
+        refuse(PROGRAM, [not_installed(error)])
+    except ValueError as error:
+        refuse(PROGRAM, [str(problem) for problem in error.args])
+    except RuntimeError as error:
+        if "HINT:" not in str(error):
+            raise
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

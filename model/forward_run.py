@@ -1,0 +1,97 @@
+"""Everything a forward-only run is made of, built from the flags of the training program."""
+
+from __future__ import annotations
+
+import argparse
+
+import poptorch
+import torch
+from torch import Tensor, nn
+
+import custom_ops
+from arguments import arithmetic
+from data.datasets import ResumableSampler, check_enough, collate, open_dataset
+from model import placement
+from model.argument_checks import BadFlags
+from model.gpt2 import GPT2LMHeadModel
+from model.interruption import ignore_in_worker
+from model.ipu_options import forward_options, join_instances
+from model.training_run import load_or_make
+
+
+class PredictionModel(nn.Module):
+    """The likeliest next token at every position: all the work of a forward pass, and little to bring back.
+
+    Args:
+        serialized_seq_len: compute logits in blocks of that many positions; None: all at once.
+        remap: pass the logits through the custom op RemapCE.
+    """
+
+    def __init__(self, gpt2: GPT2LMHeadModel, serialized_seq_len: int | None, remap: bool) -> None:
+        super().__init__()
+        self.gpt2, self.serialized_seq_len, self.remap = gpt2, serialized_seq_len, remap
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """(B, T) -> (B, T) int32"""
+        hidden = self.gpt2.transformer(input_ids)  # (B, T, C)
+        parts = []
+        for part in hidden.split(self.serialized_seq_len or hidden.shape[1], dim=1):
+            logits = self.gpt2.lm_head(part)  # (B, t, V)
+            if self.remap:
+                logits = placement.remap_logits(logits)
+            parts.append(logits.argmax(-1).to(torch.int32))
+        return torch.cat(parts, dim=1)
+
+
+class ForwardRun:
+    """Model, data and executor. Raises ValueError, whose `args` are the problems, for what cannot be used."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        try:
+            join_instances(args)
+        except poptorch.Error as error:
+            raise BadFlags(f"the program was started as one of several processes: {error}") from error
+        self.args = args
+        self.samples_a_call = args.batch_size * args.device_iterations * args.replication_factor
+        gpt2 = load_or_make(args)
+        samples, _ = open_dataset(
+            args.train_path,
+            max_len=args.max_len,
+            stride=args.stride,
+            seed=args.seed,
+            val_num=0,
+            real_vocab_size=gpt2.config.real_vocab_size,
+            num_samples=4 * self.samples_a_call,
+            tfrecord_path=args.tfrecord_path or (),
+        )
+        check_enough(samples, self.samples_a_call, arithmetic(args)[0])
+        self.calls = min(args.epochs * (len(samples) // self.samples_a_call), args.training_steps)
+        print("\n".join([samples.summary(), *placement.place(gpt2, args.layers_per_ipu, training=False)]))
+        placement.serialize_head(gpt2, args.embedding_serialization_factor)
+        placement.outline(gpt2)
+        if args.custom_ops:
+            custom_ops.load()
+        serialized = args.serialized_seq_len if args.enable_sequence_serialized else None
+        options = forward_options(args)
+        if args.compile_only:
+            options.useOfflineIpuTarget()
+        self.executor = poptorch.inferenceModel(
+            PredictionModel(gpt2, serialized, args.remap_logit).half().eval(), options
+        )
+        self.loader = poptorch.DataLoader(
+            options,
+            samples,
+            batch_size=args.batch_size,
+            num_workers=min(args.num_workers, 1) if args.train_path == "generated" else args.num_workers,
+            sampler=ResumableSampler(len(samples), args.seed),
+            collate_fn=collate,
+            worker_init_fn=ignore_in_worker,
+        )
+
+    def compile(self) -> None:
+        """Trace the model and check its stages. Raises BadFlags for what the runtime refuses."""
+        ids = torch.zeros(1, 1, dtype=torch.int32).expand(self.samples_a_call, self.args.max_len)
+        try:
+            self.executor.compile(ids)
+        except poptorch.Error as error:
+            raise BadFlags(f"the runtime refuses these flags: {error}") from error

@@ -1,0 +1,222 @@
+"""text_generate_gpt2.py and inference_gpt2.py as programs: prompts from flags, files and a terminal, and refusals."""
+
+import contextlib
+import io
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import inference_gpt2
+import text_generate_gpt2
+from model.checkpoint import save_pretrained
+from model.config import GPT2Config
+from model.gpt2 import GPT2LMHeadModel
+
+ROOT = Path(__file__).resolve().parent.parent
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry),
+    "OMP_NUM_THREADS": "1",
+    "TERM": "dumb",
+}
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """As on a machine without one, at once."""
+    import huggingface_hub
+
+    def refuse(*args, **kwargs):
+        raise ConnectionError("the network is unreachable")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """Random weights over GPT-2's vocabulary, 24 positions."""
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=50272, real_vocab_size=50257, n_positions=24, n_embd=8, n_layer=2, n_head=1)
+    model = GPT2LMHeadModel(config)
+    for parameter in model.parameters():
+        parameter.data.mul_(8)
+    folder = tmp_path_factory.mktemp("checkpoint")
+    save_pretrained(model, folder)
+    return folder
+
+
+def run_program(*flags, stdin="", program=text_generate_gpt2):
+    """In this process: a new one would spend most of its time on importing torch."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdin", io.StringIO(stdin))
+        try:
+            status = program.main([str(flag) for flag in flags])
+        except SystemExit as end:
+            status = end.code
+    return subprocess.CompletedProcess(flags, status, out.getvalue(), err.getvalue())
+
+
+def test_asks_until_the_end_of_input(checkpoint, tmp_path):
+    samples = tmp_path / "samples.txt"
+    result = run_program(
+        "--model-name-or-path", checkpoint, "--input-len", 4, "--output-len", 3, "--save-samples-path", samples,
+        stdin="Hello\n\nfar too many words for four tokens\n",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("Input: ") == 4
+    assert result.stdout.count("latency avg: ") == 1 and " tokens/s" in result.stdout
+    assert "the input is empty" in result.stderr and "more than --input-len allows (4)" in result.stderr
+    assert samples.read_text().startswith("Hello")
+
+
+def test_a_file_of_prompts_gives_lines_of_json_that_no_batch_changes(checkpoint, tmp_path):
+    prompts = ["Hello", "My name is", "one two three four five six"]
+    (tmp_path / "prompts.txt").write_text("\n".join(prompts) + "\n")
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+    flags = ["--model-name-or-path", checkpoint, "--output-len", 6, "--num-samples", 2, "--topk", 0, "--seed", 7]
+    one = run_program(*flags, "--prompt-file", tmp_path / "prompts.txt", "--log-probabilities")
+    batch = run_program(
+        *flags, "--prompt-file", tmp_path / "prompts.jsonl", "--batch-size", 4, "--save-samples-path", tmp_path / "out"
+    )
+    assert one.returncode == batch.returncode == 0, one.stderr + batch.stderr
+    records = [json.loads(line) for line in one.stdout.splitlines()]
+    assert [(record["prompt"], record["sample"]) for record in records] == [(p, s) for p in prompts for s in (0, 1)]
+    assert all(len(record.pop("log_probabilities")) == len(record["tokens"]) == 6 for record in records)
+    assert [json.loads(line) for line in batch.stdout.splitlines()] == records
+    assert (tmp_path / "out").read_text() == batch.stdout
+    assert records[0]["text"] != records[1]["text"]
+
+
+def test_loop_stages_and_modules_give_the_same_text(checkpoint):
+    flags = ["--model-name-or-path", checkpoint, "--prompt", "Hello there", "--input-len", 4, "--output-len", 8]
+    ways = [
+        [],
+        ["--custom-ops", "false"],
+        ["--single-ipu", "true", "--poptorch-loop", "true"],
+        ["--single-ipu", "false", "--layers-per-ipu", 1, 1],
+    ]
+    texts = [run_program(*flags, *way) for way in ways]
+    assert all(result.returncode == 0 for result in texts), [result.stderr for result in texts]
+    assert len({result.stdout.splitlines()[0] for result in texts}) == 1
+    assert texts[0].stdout.startswith("Hello there")
+
+
+def test_stop_string_and_full_context(checkpoint):
+    flags = ["--model-name-or-path", checkpoint, "--prompt", "Hello", "--output-len", 40, "--topk", 1]
+    long = run_program(*flags)
+    assert long.stderr.count("the context of 24 tokens is full") == 1
+    text = long.stdout.rsplit("\nlatency", 1)[0]
+    stop = text[12:16]
+    stopped = run_program(*flags, "--stop-string", stop)
+    assert stopped.stdout.rsplit("\nlatency", 1)[0] == text[: text.index(stop, 5)]
+
+
+class Terminal:
+    """The program at a terminal of its own."""
+
+    def __init__(self, *flags):
+        self.master, slave = pty.openpty()
+        command = [sys.executable, str(ROOT / "text_generate_gpt2.py"), *map(str, flags)]
+        self.process = subprocess.Popen(
+            command, stdin=slave, stdout=slave, stderr=slave, env=ENVIRONMENT, start_new_session=True
+        )
+        os.close(slave)
+        self.seen = ""
+
+    def type(self, text):
+        os.write(self.master, text.encode())
+
+    def expect(self, text, seconds=90):
+        """Reads on until `text` has come."""
+        begin, deadline = len(self.seen), time.monotonic() + seconds
+        while text not in self.seen[begin:]:
+            assert time.monotonic() < deadline, f"{text!r} did not come: {self.seen}"
+            if select.select([self.master], [], [], 1.0)[0]:
+                try:
+                    self.seen += os.read(self.master, 4096).decode("utf-8", "replace")
+                except OSError:  # the other end is closed
+                    assert text in self.seen[begin:], self.seen
+        return self.seen[begin:]
+
+    def close(self):
+        self.process.kill()
+        self.process.wait()
+        os.close(self.master)
+
+
+def test_terminal_history_ctrl_c_and_ctrl_d(checkpoint):
+    terminal = Terminal("--model-name-or-path", checkpoint, "--output-len", 100000, "--input-len", 8)
+    try:
+        terminal.expect("Input: ")
+        terminal.type("Hello\r")
+        terminal.expect("full")  # in the middle of a text without end
+        os.kill(terminal.process.pid, signal.SIGINT)
+        assert "latency avg" in terminal.expect("Input: ")
+        terminal.type("\x1b[A")  # the line before comes back, can be edited, and is not sent yet
+        terminal.expect("Hello")
+        terminal.type("\x7fp\r")
+        terminal.expect("Hellp")
+        time.sleep(0.3)
+        os.kill(terminal.process.pid, signal.SIGINT)
+        terminal.expect("Input: ")
+        os.kill(terminal.process.pid, signal.SIGINT)
+        assert "Ctrl-D leaves" in terminal.expect("Input: ")
+        terminal.type("\x04")
+        assert terminal.process.wait(60) == 0
+        assert "Traceback" not in terminal.seen
+    finally:
+        terminal.close()
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--model-name-or-path", "./nowhere", "--prompt", "a"], ["--model-name-or-path"]),
+        (["--model-name-or-path", "no-one/no-model", "--prompt", "a"], ["network", "make demo", "demo/checkpoints"]),
+        (["--poptorch-loop", "true"], ["--poptorch-loop", "--single-ipu"]),
+        (["--prompt-file", "no/such/file"], ["--prompt-file no/such/file"]),
+        (
+            ["--model-name-or-path", "CHECKPOINT", "--single-ipu", "true", "--poptorch-loop", "true"],
+            ["--input-len 64", "--output-len 128", "24 positions"],
+        ),
+        (["--model-name-or-path", "CHECKPOINT", "--layers-per-ipu", "1", "2"], ["--layers-per-ipu 1 2", "2 layers"]),
+        (["--model-name-or-path", "CHECKPOINT", "--stop-token", "two words"], ["--stop-token", "--stop-string"]),
+        (["--model-name-or-path", "CHECKPOINT", "--prompt", "a " * 40], ["tokens", "24"]),
+        (["--model-name-or-path", "CHECKPOINT", "--int8", "--prompt", "a"], ["int8"]),
+    ],
+)
+def test_bad_input_is_one_message_and_status_2(flags, said, checkpoint):
+    result = run_program(*(str(checkpoint) if flag == "CHECKPOINT" else flag for flag in flags))
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert all(part in result.stderr for part in said) and "Traceback" not in result.stderr, result.stderr
+
+
+def test_forward_only_program(tmp_path):
+    flags = ["--model", "gpt2-tiny", "--max-len", 16, "--device-iterations", 2, "--batch-size", 3]
+    result = run_program(*flags, "--layers-per-ipu", 1, 3, "--ipus-per-replica", 2, program=inference_gpt2)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("Throughput: ") == 4 and result.stdout.count(" seq/s, Latency: ") == 4
+
+
+def test_predictions_are_those_of_the_model():
+    import poptorch
+
+    from model.forward_run import PredictionModel
+
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=64, real_vocab_size=60, n_positions=8, n_embd=16, n_layer=2, n_head=2)
+    gpt2, ids = GPT2LMHeadModel(config).eval(), torch.randint(0, 60, (3, 8), dtype=torch.int32)
+    options = poptorch.Options().deviceIterations(3)
+    found = poptorch.inferenceModel(PredictionModel(gpt2, 4, False).eval(), options)(ids)
+    with torch.no_grad():
+        assert torch.equal(found.long(), gpt2(ids)[..., :60].argmax(-1))
