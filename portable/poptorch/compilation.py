@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch._subclasses import FakeTensor
 
-from . import compile_hooks, notices
+from . import compile_hooks, notices, replica_groups
 from .blocks import BlockTracker
 from .device.policy import Policy
 from .engine import passes, tracing
@@ -99,7 +99,9 @@ def compile_model(
         structure.append(shape)
         return found
 
-    traced = tracing.trace(model, run, leaves, context)
+    replica_groups.check(model, counts.replicas)
+    with replica_groups.one_entry(model, counts.replicas):
+        traced = tracing.trace(model, run, leaves, context)
     check_stages(blocks.met, options, counts, training)
     extract_regions(traced)
     if training:
@@ -112,6 +114,7 @@ def compile_model(
         _check_not_every_n(options)
     _check_writes(program, options, counts)
     names = call.tensor_names()
+    _check_updatable(model, options)
     call.forget_values()
     return Compiled(program, counts, call, micro_batch, structure[-1], names)
 
@@ -181,14 +184,18 @@ def _check_writes(program: Program, options: Options, counts: Counts) -> None:
             f"forward() changes the parameter {sorted(program.written_parameters)[0]} in place. Only the optimizer "
             "changes parameters: register a tensor that forward() updates as a buffer."
         )
-    if program.written_buffers and counts.replicas > 1:
-        if options.broadcast_buffers:
-            raise createPoptorchError(
-                "PopTorch does not support broadcasting buffers. If your model is able to tolerate buffers becoming "
-                "out of sync between replicas, you can disable buffer broadcasting using "
-                "poptorch.Options.broadcastBuffers(False)."
-            )
+    if program.written_buffers and counts.replicas > 1 and options.broadcast_buffers:
         raise createPoptorchError(
-            "Buffers that differ between replicas (broadcastBuffers(False)) are not available yet in this runtime. "
-            "Use replicationFactor(1) with a larger gradientAccumulation: the updates are the same."
+            "PopTorch does not support broadcasting buffers. If your model is able to tolerate buffers becoming "
+            "out of sync between replicas, you can disable buffer broadcasting using "
+            "poptorch.Options.broadcastBuffers(False)."
+        )
+
+
+def _check_updatable(model: torch.nn.Module, options: Options) -> None:
+    names = dict(model.named_buffers(remove_duplicate=False))
+    unknown = [name for name in options.updatable_named_buffers if name not in names]
+    if unknown:
+        raise createPoptorchError(
+            f"Options.updatableNamedBuffers: the model has no buffer {unknown[0]!r}; it has {sorted(names)}"
         )

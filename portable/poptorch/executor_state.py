@@ -116,6 +116,7 @@ class ExecutorState:
         self._session = session
         if self._training:
             self._link_optimizer()
+            self._source.used = True
             hosting.host(self._user_model, self._source)
 
     def _drop_session(self) -> None:

@@ -14,6 +14,10 @@ from typing import Any
 
 import torch
 
+from . import replica_groups
+from .enums import CommGroupType, VariableRetrievalMode
+from .poptorch_core import createPoptorchError
+
 # Reading one of these from the model means reading weights.
 _SYNCHRONISING = frozenset({"_parameters", "_buffers", "forward", "state_dict"})
 _ALREADY_WRAPPED = (
@@ -31,6 +35,7 @@ class WeightSource:
     def __init__(self, fetch: Callable[[], None]):
         self._fetch = fetch
         self._suspended = 0
+        self.used = False  # a program was compiled for the weights
         self.version = 0
         self.dirty = False
 
@@ -79,6 +84,14 @@ class _HostedParameter(torch.nn.Parameter):
     @classmethod
     def __torch_function__(cls, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         return _read(func, args, kwargs)
+
+    def replicaGrouping(
+        self, comm_group_type: CommGroupType, shards: int, variable_retrieval_mode: VariableRetrievalMode
+    ) -> None:
+        """Give groups of replicas a value each, before the model is compiled: see replica_groups."""
+        if _source(self).used:
+            raise createPoptorchError("replicaGrouping() must be called before the model is compiled.")
+        replica_groups.set_grouping(self, comm_group_type, shards, variable_retrieval_mode)
 
     def __repr__(self) -> str:
         return repr(torch.nn.Parameter(_plain(self), self.requires_grad))
@@ -180,6 +193,7 @@ def wrap(model: torch.nn.Module, source: WeightSource, destroy: Callable[[], Non
 
     PoptorchModel.__name__ = PoptorchModel.__qualname__ = "PoptorchModel"
     model.__class__ = PoptorchModel
+    host(model, source)
 
 
 def _copies(state: Any) -> Any:
@@ -214,6 +228,8 @@ def unhost(model: torch.nn.Module) -> None:
 def unwrap(model: torch.nn.Module) -> None:
     """`model` is what it was before `wrap`."""
     unhost(model)
+    for parameter in model.parameters():
+        replica_groups.forget(parameter)
     user_class = getattr(type(model), "_poptorch_user_class", None)
     if user_class is not None:
         model.__class__ = user_class

@@ -17,6 +17,7 @@ from .engine.runner import Runner
 from .engine.state import DeviceState
 from .enums import MeanReductionStrategy, OutputMode, ReductionType
 from .options import Options
+from .poptorch_core import createPoptorchError
 
 # In an optimizer's state: weights that the device holds in float32 while the program sees half ones.
 MASTERS = "ipu_master_weights"
@@ -45,7 +46,7 @@ class Session:
         self.optimizer: DeviceOptimizer | None = None
         self._accumulator: GradientAccumulator | None = None
         with hosting.plain(model):
-            self._state = DeviceState(compiled.program, model, policy, optimizer is not None)
+            self._state = DeviceState(compiled.program, model, policy, optimizer is not None, compiled.counts.replicas)
             if optimizer is not None:
                 self._build_optimizer(optimizer, compiled)
         if policy.half_as_float and any(parameter.dtype == torch.float16 for parameter in model.parameters()):
@@ -106,6 +107,11 @@ class Session:
             relax_attribute_checks=options.relax_optimizer_checks,
             automatic_scaling=_automatic_scaling(options),
         )
+        if state.grouped and self.optimizer.measures_norms:
+            raise createPoptorchError(
+                f"replicaGrouping: parameter {state.grouped[0]} differs between groups of replicas, which LAMB and "
+                "max_grad_norm do not support in this runtime: use another optimizer without clipping"
+            )
         training = options.Training
         dtypes = {name: self.optimizer.accum_dtype(name) for name in state.parameters}
         half = any(dtype == torch.float16 for dtype in dtypes.values())

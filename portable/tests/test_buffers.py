@@ -145,6 +145,62 @@ def test_a_parameter_is_neither_reassigned_nor_written():
         infer(written, torch.ones(2), w=torch.nn.Parameter(torch.zeros(1)))
 
 
+def test_section9_a_copy_of_a_buffer_for_each_replica():
+    def forward(m, x):
+        left, right = m.table.split(1)
+        right += x.sum()
+        return m.table.sum() + 0
+
+    model = Body(forward, table=torch.zeros(2), constant=torch.ones(1))
+    executor = poptorch.inferenceModel(model, make_options(2, replicas=3).broadcastBuffers(False))
+    # Replica r of iteration s gets input 3 s + r.
+    assert executor(torch.arange(6.0)).tolist() == [0, 1, 2, 3, 5, 7]
+    assert executor(torch.arange(6.0)).tolist() == [3, 6, 9, 6, 10, 14]
+    executor.copyWeightsToHost()
+    assert model.table.tolist() == [0, 6]  # replica 0's
+    model.table.fill_(10)
+    executor.copyWeightsToDevice()
+    assert executor(torch.zeros(6)).tolist() == [20] * 6
+
+
+def test_section9_batch_norm_of_replicas():
+    x, y = torch.randn(12, 3), torch.randn(12, 4)
+    model, reference = Normed(), Normed()
+    options = make_options(2, replicas=2).broadcastBuffers(False)
+    executor = poptorch.trainingModel(model, options, torch.optim.SGD(model.parameters(), lr=0.0))
+    executor(x, y)
+    for rows in (slice(0, 3), slice(6, 9)):  # replica 0's
+        reference(x[rows], y[rows])
+    torch.testing.assert_close(model.norm.running_mean, reference.norm.running_mean)
+    torch.testing.assert_close(model.norm.running_var, reference.norm.running_var)
+
+
+def test_section9_named_buffers_are_updated_alone():
+    def forward(m, x):
+        m.count.add_(1)
+        return x * m.w + m.shift + m.count
+
+    members = {"w": torch.nn.Parameter(torch.ones(1)), "shift": torch.zeros(1), "count": torch.zeros(1)}
+    model = Body(forward, **members)
+    options = make_options(replicas=2).broadcastBuffers(False).updatableNamedBuffers(["shift"])
+    executor = poptorch.inferenceModel(model, options)
+    with pytest.raises(poptorch.Error, match="has not been compiled"):
+        executor.copyNamedBuffersToDevice()
+    assert executor(torch.zeros(2)).tolist() == [1, 1]
+    with torch.no_grad():
+        for tensor in (model.w, model.shift, model.count):
+            tensor.fill_(100)
+    executor.copyNamedBuffersToDevice()
+    assert executor(torch.ones(2)).tolist() == [103, 103]
+
+    executor = poptorch.inferenceModel(Body(forward, **members))
+    executor(torch.zeros(1))
+    with pytest.raises(poptorch.Error, match="updatableNamedBuffers"):
+        executor.copyNamedBuffersToDevice()
+    with pytest.raises(poptorch.Error, match="no buffer 'other'"):
+        infer(forward, torch.zeros(1), options=make_options().updatableNamedBuffers(["other"]), **members)
+
+
 def test_replicas_cannot_share_a_buffer_that_changes():
     def forward(m, x):
         m.count.add_(1)
@@ -152,9 +208,6 @@ def test_replicas_cannot_share_a_buffer_that_changes():
 
     with pytest.raises(poptorch.Error, match="PopTorch does not support broadcasting buffers. If your model is able"):
         infer(forward, torch.ones(2), options=make_options(replicas=2), count=torch.zeros(1))
-    options = make_options(replicas=2).broadcastBuffers(False)
-    with pytest.raises(poptorch.Error, match="not available yet in this runtime"):
-        infer(forward, torch.ones(2), options=options, count=torch.zeros(1))
     assert (
         infer(lambda m, x: x + m.count, torch.ones(2), options=make_options(replicas=2), count=torch.ones(1)).sum() == 4
     )

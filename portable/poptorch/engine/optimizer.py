@@ -88,6 +88,11 @@ class DeviceOptimizer:
         self._settings = dataclasses.replace(self._settings, loss_scaling=self._settings.loss_scaling * change)
         self._rescale_velocities(scales)
 
+    @property
+    def measures_norms(self) -> bool:
+        """Whether an update depends on the norm of whole tensors."""
+        return self._settings.kind == "LAMB" or not math.isinf(self._settings.max_grad_norm)
+
     def accum_dtype(self, name: str) -> torch.dtype:
         """The type in which the gradients of parameter `name` are to be accumulated."""
         return self._accum_dtype(self._settings, name)

@@ -89,7 +89,6 @@ class Runner:
         self._stop_at_invalid = stop_at_invalid
         self._announced = False
         self.timings = Timings(len(program.inputs), len(program.outputs))  # of the last call
-        self._written_buffers = [state.values[name] for name in program.written_buffers]
 
     def run(self, leaves: list[torch.Tensor]) -> list[torch.Tensor]:
         """One call: `leaves` are the whole inputs, the result the whole outputs, both on the host."""
@@ -132,7 +131,7 @@ class Runner:
         self.timings.input.append(self.timings.now())
         slices = [self._slice(leaf, position) for leaf in leaves]
         self.timings.input_complete.append(self.timings.now())
-        outputs, loss = self._micro_batch(slices)
+        outputs, loss = self._micro_batch(slices, r)
         available = self.timings.now()
         for name, leaf, part in zip(self._program.inputs, leaves, slices, strict=True):
             if name in self._program.written_inputs:
@@ -169,12 +168,13 @@ class Runner:
                     "(Precision.enableFloatingPointExceptions)."
                 )
 
-    def _micro_batch(self, slices: list[torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+    def _micro_batch(self, slices: list[torch.Tensor], replica: int) -> tuple[list[torch.Tensor], torch.Tensor | None]:
         """The outputs of one micro-batch, and its loss in training, when its gradients have been accumulated."""
         program = self._program
-        values = dict(self._state.values)
-        values.update(zip(program.inputs, slices, strict=True))
         with torch.set_grad_enabled(self._optimizer is not None):
+            values = self._state.values_of(replica)
+            written_buffers = [values[name] for name in program.written_buffers]
+            values.update(zip(program.inputs, slices, strict=True))
             for stage in program.stages:
                 with self.probe.forward(stage, values):
                     stage.run(values)
@@ -189,7 +189,7 @@ class Runner:
                 with self.probe.backward():
                     loss.backward(torch.full_like(loss, scale))
             self._accumulator.micro_batch_done()
-            for buffer in self._written_buffers:
+            for buffer in written_buffers:
                 buffer.detach_()  # the next micro-batch must not differentiate through this one
         return outputs, loss
 

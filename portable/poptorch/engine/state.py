@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from .. import replica_groups
 from ..device.policy import Policy
 from ..poptorch_core import createPoptorchError
 from .stages import Program
@@ -12,11 +13,14 @@ from .stages import Program
 class DeviceState:
     """Parameters, buffers and constants of a program, by value name and by name in the module.
 
-    A parameter that the module has under several names is one tensor here, known by the first of them.
+    A parameter that the module has under several names is one tensor here, known by the first of them. Each replica
+    has its own copy of the buffers that the program writes to; the first one's is the one in `buffers`.
     """
 
-    def __init__(self, program: Program, model: torch.nn.Module, policy: Policy, training: bool):
+    def __init__(self, program: Program, model: torch.nn.Module, policy: Policy, training: bool, replicas: int = 1):
         self._folded = program.folded
+        self._groupings: dict[str, replica_groups.ReplicaGrouping] = {}  # of parameters, by name
+        self._replicas = replicas
         host = dict(model.named_parameters(remove_duplicate=False))
         first_name: dict[int, str] = {}
         for name, parameter in host.items():
@@ -26,7 +30,12 @@ class DeviceState:
         for value, name in program.parameters.items():
             parameter, name = host[name], first_name[id(host[name])]
             if name not in self.parameters:
-                tensor = torch.zeros(parameter.shape, dtype=policy.compute_dtype(parameter.dtype), device=policy.device)
+                grouping = replica_groups.grouping_of(parameter, replicas)
+                shape = parameter.shape
+                if grouping is not None:
+                    self._groupings[name] = grouping
+                    shape = (grouping.groups(replicas), *shape[1:])
+                tensor = torch.zeros(shape, dtype=policy.compute_dtype(parameter.dtype), device=policy.device)
                 self.parameters[name] = tensor.requires_grad_(training and parameter.requires_grad)
             self.values[value] = self.parameters[name]
         host_buffers = dict(model.named_buffers(remove_duplicate=False))
@@ -38,6 +47,35 @@ class DeviceState:
             if id(buffer) not in by_identity:
                 by_identity[id(buffer)] = policy.place(buffer).clone()
             self.buffers[name] = self.values[value] = by_identity[id(buffer)]
+        self._grouped_values = {
+            value: first_name[id(host[name])]
+            for value, name in program.parameters.items()
+            if first_name[id(host[name])] in self._groupings
+        }
+        self._copies = [
+            {id(self.values[value]): self.values[value].clone() for value in program.written_buffers}
+            for _ in range(1, replicas)
+        ]
+        self._buffer_values = {
+            value: id(self.values[value])
+            for value, name in program.buffers.items()
+            if self._copies and id(self.values[value]) in self._copies[0]
+        }
+
+    @property
+    def grouped(self) -> list[str]:
+        """Names of the parameters that differ between groups of replicas."""
+        return sorted(self._groupings)
+
+    def values_of(self, replica: int) -> dict[str, torch.Tensor]:
+        """`values` as one replica has them. Gradients flow back to `parameters`."""
+        values = dict(self.values)
+        for value, name in self._grouped_values.items():
+            values[value] = self.parameters[name][self._groupings[name].group_of(replica, self._replicas)]
+        if replica:
+            copies = self._copies[replica - 1]
+            values.update((value, copies[buffer]) for value, buffer in self._buffer_values.items())
+        return values
 
     @torch.no_grad()
     def upload(self, model: torch.nn.Module, masters: dict[str, torch.Tensor] | None = None) -> None:
@@ -49,6 +87,9 @@ class DeviceState:
         host = dict(model.named_parameters())
         for name, tensor in self.parameters.items():
             parameter = host[name].detach()
+            if name in self._groupings:
+                members = self._groupings[name].members(self._replicas)
+                parameter = parameter[[members.index(group) for group in range(tensor.shape[0])]]
             precise = (masters or {}).get(name, tensor.detach())
             if precise.dtype == parameter.dtype or not torch.equal(precise.to(parameter.dtype).cpu(), parameter):
                 precise = parameter
@@ -68,14 +109,22 @@ class DeviceState:
                 )
         for name in names:
             if name in self.buffers:
-                self.buffers[name].copy_(host[name])
+                for buffer in self._everywhere(self.buffers[name]):
+                    buffer.copy_(host[name])
+
+    def _everywhere(self, buffer: torch.Tensor) -> list[torch.Tensor]:
+        """A buffer and the copies of it that the other replicas have."""
+        return [buffer, *(copies[id(buffer)] for copies in self._copies if id(buffer) in copies)]
 
     @torch.no_grad()
     def download(self, model: torch.nn.Module) -> None:
-        """Device -> host, into the memory the host's tensors have."""
+        """Device -> host, into the memory the host's tensors have. Of buffers that differ, the first replica's."""
         host = dict(model.named_parameters())
         for name, tensor in self.parameters.items():
-            host[name].detach().copy_(tensor.detach())
+            found = tensor.detach()
+            if name in self._groupings:
+                found = found[self._groupings[name].members(self._replicas)]
+            host[name].detach().copy_(found)
         host_buffers = dict(model.named_buffers(remove_duplicate=False))
         for name in self.written_buffers:
             host_buffers[name].copy_(self.buffers[name])
