@@ -166,7 +166,7 @@ DATA = (
     Flag("--val-num", 0, _whole(0), "samples held out for validation, in whole articles"),
     Flag("--seed", 1234, _whole(0, 2**32 - 1), "seed of weights, order of samples, dropout"),
     Flag("--num-workers", 4, _whole(0), "processes that read data; 0: the program itself"),
-    Flag("--async-dataloader", False, BOOLEAN, "read ahead in the background (not available yet)"),
+    Flag("--async-dataloader", False, BOOLEAN, "a process of its own puts batches together, in shared memory"),
 )
 TRAINING = (
     Flag("--epochs", 1, _whole(1), "passes over the data; ends here or at --training-steps, whichever is first"),

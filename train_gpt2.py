@@ -36,7 +36,7 @@ def train(run: TrainingRun, log: RunLog, interruption: Interruption) -> None:
     while position.step < run.calls and not interruption.asked:
         epoch = position.epoch
         run.sampler.set_epoch(epoch, position.samples)
-        for input_ids, labels in run.loader:  # (samples a call, T) each, int32
+        for input_ids, labels in run.batches():  # (samples a call, T) each, int32
             if not run.executor.isCompiled():
                 with log.clock.paused():
                     run.compile(input_ids, labels)

@@ -74,7 +74,7 @@ def refuse(program: str, problems: Sequence[str]) -> NoReturn:
 
 
 def check_available(problems: Problems) -> None:
-    """The new spellings of --train-path become the old ones. Flags whose runtime does not exist yet are refused."""
+    """The new spellings of --train-path become the old ones. Data flags of another kind of data are refused."""
     args = problems.args
     if args.train_path == "pickle" and problems.sound("data_prefix"):  # the new spelling of a .pkl path
         if not args.data_prefix:
@@ -94,9 +94,6 @@ def check_available(problems: Problems) -> None:
         args.notes.append(f"{problems.shown('sample_order')} has no effect: it is for --train-path dynamic")
     if args.tfrecord_path and args.train_path != "tfrecord":
         problems.add("tfrecord_path", "these files are read with --train-path tfrecord; add it, or leave this out")
-    for dest, instead in (("async_dataloader", "leave it out; --num-workers processes read ahead"),):
-        if getattr(args, dest):
-            problems.add(dest, f"not available yet; {instead}")
 
 
 def check_prefix(problems: Problems) -> None:

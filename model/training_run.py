@@ -8,13 +8,14 @@ import math
 import os
 import warnings
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Iterator
 
 import poptorch
 import torch
 
 import custom_ops
 from arguments import arithmetic, samples_per_call
+from data.bad_data import BadData
 from data.batches import SampleDataset
 from data.datasets import MmapDataset, Shard, check_enough, collate, make_sampler, open_dataset
 from model import placement, training_state
@@ -35,6 +36,22 @@ _LARGE_BATCH = 4_000_000
 # Dimensions in which a checkpoint and the model of the flags must agree. The checkpoint's own activation and dropouts
 # are used: released checkpoints have gelu_new where config/*.json say gelu.
 _DIMENSIONS = ("n_layer", "n_embd", "n_head", "inner_size", "real_vocab_size")
+
+
+def _asynchronous(args: argparse.Namespace, large: bool) -> dict[str, Any]:
+    """What --async-dataloader adds to the DataLoader's arguments.
+
+    The process is forked: the data set may be a large file that is mapped. An epoch begins when it is asked for, from
+    where the sampler then stands. Workers make parts of a large batch, which are joined in the ring.
+    """
+    process = {"sharing_strategy": poptorch.SharingStrategy.Fork, "load_indefinitely": False}
+    if not large:
+        return {"mode": poptorch.DataLoaderMode.Async, "async_options": process}
+    return {
+        "mode": poptorch.DataLoaderMode.AsyncRebatched,
+        "rebatched_worker_size": max(1, _LARGE_BATCH // (4 * args.max_len)),
+        "async_options": {**process, "buffer_size": 2},
+    }
 
 
 def load_or_make(args: argparse.Namespace) -> GPT2LMHeadModel:
@@ -203,22 +220,39 @@ class TrainingRun:
     def _make_loader(self, options: poptorch.Options) -> poptorch.DataLoader:
         # Loader processes hold a combined batch each. One of them, with one batch under way, keeps it at two in all
         # where batches are large; where they are small more of them may work ahead.
-        workers = self.args.num_workers
-        if self.samples_a_call * self.args.max_len > _LARGE_BATCH or self.args.train_path == "generated":
+        args, workers = self.args, self.args.num_workers
+        large = self.samples_a_call * args.max_len > _LARGE_BATCH
+        mode = _asynchronous(args, large) if args.async_dataloader else {}
+        if args.train_path == "generated" or (large and not mode):
             workers = min(workers, 1)
+        if mode:
+            self.sampler.share()
         # They mostly wait, so that more of them than cores do no harm: --num-workers says how many.
         warnings.filterwarnings("ignore", "This DataLoader will create .* worker processes", UserWarning)
         return poptorch.DataLoader(
             options,
             self.samples,
-            batch_size=self.args.batch_size,
+            batch_size=args.batch_size,
             num_workers=workers,
             sampler=self.sampler,
             collate_fn=collate,
             worker_init_fn=ignore_in_worker,
             auto_distributed_partitioning=False,  # the sampler shares the samples out
             **({"prefetch_factor": 1} if workers else {}),
+            **mode,
         )
+
+    def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Input ids and labels of the calls of an epoch, from the sampler's position on. Raises BadData.
+
+        With --async-dataloader they are valid until the next ones are asked for.
+        """
+        try:
+            yield from self.loader
+        except poptorch.Error as error:
+            if isinstance(error.__cause__, BadData):  # met by the process of --async-dataloader
+                raise error.__cause__ from None
+            raise
 
     def compile(self, input_ids: torch.Tensor, labels: torch.Tensor) -> None:
         """Compile for such a call. A resumed run continues the random numbers of the checkpoint."""

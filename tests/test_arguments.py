@@ -89,10 +89,6 @@ SPELLINGS = [
     for old_or_new in flag[1].split()
     for spelling in (old_or_new, "--" + old_or_new[2:].replace("-", "_"))
 ]
-# what is refused until its runtime exists
-NOT_YET = [
-    "--async-dataloader true",
-]
 BOOLEANS = [flag[0] for flag in FLAGS if isinstance(flag[2], bool)]
 
 
@@ -169,7 +165,7 @@ def test_the_parser_has_these_flags_and_no_others() -> None:
     assert known == expected
 
 
-@pytest.mark.parametrize("dest", [d for d in BOOLEANS if d not in ("async_dataloader", "log_gradient_norm")])
+@pytest.mark.parametrize("dest", [d for d in BOOLEANS if d != "log_gradient_norm"])
 def test_booleans(dest: str) -> None:
     flag = "--" + dest.replace("_", "-")
     further = f"--pretrained-checkpoint {shlex.quote(str(ROOT))} "
@@ -365,12 +361,6 @@ def test_refused_by_name(
     (problem,) = refusal(capsys, line)
     for part in named:
         assert part in problem
-
-
-@pytest.mark.parametrize("line", NOT_YET)
-def test_not_available_yet_is_refused_never_ignored(line: str, capsys: pytest.CaptureFixture[str]) -> None:
-    (problem,) = refusal(capsys, line)
-    assert problem.startswith(line.split()[0]) and "not available yet" in problem
 
 
 def test_unreadable_paths_are_refused(

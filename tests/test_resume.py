@@ -382,3 +382,17 @@ def test_the_remedy_for_a_lost_run_is_the_flag_that_is_missing(folder, tmp_path,
     assert "--save-per-steps N" in with_folder.err and with_folder.status == 130
     without = run_here(run_flags(folder, None, num_workers=0, save_per_steps=None))
     assert "--save-model-path DIR" in without.err
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_batches_of_another_process_are_the_same_run(folder, full, tmp_path, monkeypatch, large):
+    """--async-dataloader, and where the batches count as large; from the start and resumed in the first epoch."""
+    if large:
+        monkeypatch.setattr("model.training_run._LARGE_BATCH", 64)  # workers make batches of one sample
+    save, lines = full("AdamW")
+    for again in ([], ["--pretrained-checkpoint", str(save / "step_3"), RESUME]):
+        argv = run_flags(folder, tmp_path, optimizer="AdamW", async_dataloader=True, num_workers=1) + again
+        done = run_here(argv)
+        assert done.status == 0, done.err
+        assert losses(done.out) == lines[3 if again else 0 :]
+    assert contents(tmp_path / "step_10")[:2] == contents(save / "step_10")[:2]

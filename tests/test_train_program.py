@@ -24,6 +24,8 @@ from tiny_run import (
 )
 
 from arguments import parse_train_args
+from data.bad_data import BadData
+from data.generated import GeneratedDataset
 from model import optimization
 from model.checkpoint import save_pretrained
 from model.config import GPT2Config
@@ -360,3 +362,19 @@ def test_a_mistake_in_the_engine_options_is_a_refusal(folder, monkeypatch):
     done = run_here(flags(folder))
     assert done.status == 2 and "Traceback" not in done.err
     assert 'POPLAR_ENGINE_OPTIONS: the value of "autoReport.all" must be a text in quotes, not true' in done.err
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_data_found_damaged_by_the_process_of_the_async_dataloader(folder, monkeypatch, workers):
+    read, calls = GeneratedDataset.read, []
+
+    def damaged_later(self, indices, ids):
+        calls.append(indices)
+        if len(calls) == 3:
+            raise BadData("file.bin, record 7: damaged")
+        read(self, indices, ids)
+
+    monkeypatch.setattr(GeneratedDataset, "read", damaged_later)
+    done = run_here(flags(folder, async_dataloader=True, num_workers=workers, save_model_path=folder / "save"))
+    assert done.status == 2 and "train_gpt2.py: file.bin, record 7: damaged\n" in done.err, done.err
+    assert "Traceback" not in done.err
