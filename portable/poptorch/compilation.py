@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch._subclasses import FakeTensor
 
-from . import compile_hooks, notices, replica_groups
+from . import compile_hooks, notices
 from .blocks import BlockTracker
 from .device.policy import Policy
-from .engine import passes, tracing
+from .engine import passes, replica_groups, tracing
 from .engine.losses import erase_marks, find_loss
 from .engine.regions import extract_regions
 from .engine.runner import Counts

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
-from . import replica_groups
+from .engine import replica_groups
 from .enums import CommGroupType, VariableRetrievalMode
+from .options_dict import require, require_positive_int
 from .poptorch_core import createPoptorchError
 
 # Reading one of these from the model means reading weights.
@@ -88,10 +89,23 @@ class _HostedParameter(torch.nn.Parameter):
     def replicaGrouping(
         self, comm_group_type: CommGroupType, shards: int, variable_retrieval_mode: VariableRetrievalMode
     ) -> None:
-        """Give groups of replicas a value each, before the model is compiled: see replica_groups."""
+        """Give groups of `shards` replicas a value each, before the model is compiled (see engine.replica_groups).
+
+        Raises AssertionError for an argument of another type, poptorch.Error for a scalar or a compiled model.
+        """
+        require(
+            isinstance(comm_group_type, CommGroupType),
+            f"comm_group_type must be a poptorch.CommGroupType, got {comm_group_type!r}",
+        )
+        require_positive_int("shards", shards)
+        require(
+            isinstance(variable_retrieval_mode, VariableRetrievalMode),
+            f"variable_retrieval_mode must be a poptorch.VariableRetrievalMode, got {variable_retrieval_mode!r}",
+        )
         if _source(self).used:
             raise createPoptorchError("replicaGrouping() must be called before the model is compiled.")
-        replica_groups.set_grouping(self, comm_group_type, shards, variable_retrieval_mode)
+        grouping = replica_groups.ReplicaGrouping(comm_group_type, shards, variable_retrieval_mode)
+        replica_groups.set_grouping(self, grouping)
 
     def __repr__(self) -> str:
         return repr(torch.nn.Parameter(_plain(self), self.requires_grad))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from .. import replica_groups
 from ..device.policy import Policy
 from ..poptorch_core import createPoptorchError
+from . import replica_groups
 from .stages import Program
 
 

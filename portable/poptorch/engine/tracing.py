@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -145,7 +146,10 @@ def _tracing(context: TraceContext) -> Iterator[None]:
     try:
         for logger in noisy:
             logger.setLevel(logging.CRITICAL)
-        yield
+        with warnings.catch_warnings():
+            # What forward() reassigns is checked here; torch.nn.LSTM keeps its weights in a list, too.
+            warnings.filterwarnings("ignore", "The tensor attributes? .* assigned during export", UserWarning)
+            yield
     finally:
         _active = None
         opaque.forget()

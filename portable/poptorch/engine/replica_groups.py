@@ -13,9 +13,8 @@ from collections.abc import Iterator
 
 import torch
 
-from .enums import CommGroupType, VariableRetrievalMode
-from .options_dict import require, require_positive_int
-from .poptorch_core import createPoptorchError
+from ..enums import CommGroupType, VariableRetrievalMode
+from ..poptorch_core import createPoptorchError
 
 _KEY = "_poptorch_grouping"  # in the __dict__ of the parameter
 
@@ -52,30 +51,11 @@ class ReplicaGrouping:
         return list(range(self.groups(replicas)))
 
 
-def set_grouping(
-    parameter: torch.nn.Parameter,
-    comm_group_type: CommGroupType,
-    shards: int,
-    variable_retrieval_mode: VariableRetrievalMode,
-) -> None:
-    """What `parameter.replicaGrouping` does. `shards` is the number of replicas in a group.
-
-    Raises:
-        AssertionError: an argument of another type.
-        poptorch.Error: a scalar.
-    """
-    require(
-        isinstance(comm_group_type, CommGroupType),
-        f"comm_group_type must be a poptorch.CommGroupType, got {comm_group_type!r}",
-    )
-    require_positive_int("shards", shards)
-    require(
-        isinstance(variable_retrieval_mode, VariableRetrievalMode),
-        f"variable_retrieval_mode must be a poptorch.VariableRetrievalMode, got {variable_retrieval_mode!r}",
-    )
+def set_grouping(parameter: torch.nn.Parameter, grouping: ReplicaGrouping) -> None:
+    """Groups of replicas shall have a value of `parameter` each. Raises poptorch.Error for a scalar."""
     if not parameter.dim():
         raise createPoptorchError("replicaGrouping: a scalar has no dimension for the groups of replicas")
-    parameter.__dict__[_KEY] = ReplicaGrouping(comm_group_type, shards, variable_retrieval_mode)
+    parameter.__dict__[_KEY] = grouping
 
 
 def grouping_of(parameter: torch.Tensor, replicas: int) -> ReplicaGrouping | None:
