@@ -33,6 +33,8 @@ from model.argument_checks import (
     forward_stages,
 )
 from model.config import MODELS
+from tasks.checks import check_evaluation
+from tasks.names import PROTOCOLS
 
 # ---- How one value is read --------------------------------------------------------------------------------------
 
@@ -241,6 +243,20 @@ SAMPLING = (
     Flag("--stop-token", ["<|endoftext|>"], TEXT, "a text ends at any of these tokens", True),
     Flag("--stop-string", [], TEXT, "a text ends before any of these", True),
 )
+EVALUATION = (
+    Flag("--task", "WIKITEXT103", _one_of(*PROTOCOLS), "what to evaluate on"),
+    Flag("--valid-data", None, PATH, "its file (default: the one that data/evaluation_download.sh leaves)"),
+    Flag("--text", None, PATH, "any text file: --task TEXT --valid-data FILE"),
+    Flag("--all", False, BOOLEAN, "every task whose file is there"),
+    Flag("--data-dir", "data", PATH, "the folder of data/evaluation_download.sh"),
+    Flag("--protocols", None, TEXT, "only these, of a task's protocols", True),
+    Flag("--seq-length", 128, _whole(0), "window T in tokens; 0: the checkpoint's n_positions"),
+    Flag("--overlapping-eval", 32, _whole(1), "tokens from one sliding window to the next"),
+    Flag("--eod-mask-loss", False, BOOLEAN, "leave out what follows <|endoftext|> in the sliding windows"),
+    Flag("--strict-lambada", False, BOOLEAN, "the last line is about the last word, not the last BPE token"),
+    Flag("--log-interval", 10, _whole(1), "calls from one progress line to the next, where it is no terminal"),
+    Flag("--json", None, PATH, "file for all results"),
+)
 
 
 def select(flags: Sequence[Flag], *dests: str, **defaults: Any) -> tuple[Flag, ...]:
@@ -268,6 +284,16 @@ GENERATE_GROUPS = {
     "sampling": SAMPLING + select(DATA, "seed"),
     "batch": select(BATCH, "batch_size", "device_iterations", device_iterations=1),
     "placement": select(PLACEMENT, "layers_per_ipu", "matmul_proportion", "custom_ops"),
+}
+EVALUATE_GROUPS = {
+    "evaluation": EVALUATION + select(GENERATION, "tokenizer_type", "fp16") + select(DATA, "seed"),
+    "checkpoint": select(CHECKPOINT, "pretrained_checkpoint"),
+    "batch": select(BATCH, "batch_size", "device_iterations", "replication_factor"),
+    "placement and memory": select(
+        PLACEMENT,
+        *("layers_per_ipu", "ipus_per_replica", "matmul_proportion", "embedding_serialization_factor"),
+        *("enable_half_partials", "executable_cache_dir"),
+    ),
 }
 
 # ---- Reading -----------------------------------------------------------------------------------------------------
@@ -413,6 +439,22 @@ def parse_generate_args(argv: Sequence[str] | None = None) -> argparse.Namespace
     """
     problems = Parser("text_generate_gpt2.py", "Generate text with GPT-2.", GENERATE_GROUPS).read(argv)
     check_generation(problems)
+    return problems.finish()
+
+
+def parse_evaluate_args(argv: Sequence[str] | None, program: str, task: str) -> argparse.Namespace:
+    """The flags of the programs in tasks/, read and checked; `task` is the default of --task.
+
+    `typed` and `notes` as in parse_train_args. `valid_data` is None for a task's own file in --data-dir. For a
+    checkpoint on this machine `layers_per_ipu`, `matmul_proportion` and `ipus_per_replica` are as in parse_train_args
+    and `seq_length` is the window; for a name on the hub they are as typed.
+
+    Raises SystemExit(2) after printing every problem to stderr.
+    """
+    own = EVALUATE_GROUPS["evaluation"]
+    groups = {**EVALUATE_GROUPS, "evaluation": select(own, *(flag.dest for flag in own), task=task)}
+    problems = Parser(program, "Evaluate a GPT-2 checkpoint by published protocols.", groups).read(argv)
+    check_evaluation(problems)
     return problems.finish()
 
 

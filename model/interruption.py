@@ -1,4 +1,4 @@
-"""Ctrl-C while training: the first ends the run after the current call, the second at once."""
+"""Ctrl-C in a long run: the first ends the run after the current call, the second at once."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from typing import Any, Sequence
 INTERRUPTED = 130  # exit status of a program that Ctrl-C ended: 128 + SIGINT
 
 _ASKED = (
-    b"\nCtrl-C: the run ends after the current call, with a checkpoint if --save-model-path is given. Press again to "
-    b"stop at once.\n"
+    "Ctrl-C: the run ends after the current call, with a checkpoint if --save-model-path is given. Press again to "
+    "stop at once."
 )
 
 
 class Interruption:
     """Counts SIGINTs inside `with`. `asked` says that the run shall end; the second one raises KeyboardInterrupt."""
 
-    def __init__(self) -> None:
-        self._count = 0
+    def __init__(self, notice: str = _ASKED) -> None:
+        """`notice` is what the first SIGINT prints on stderr."""
+        self._count, self._notice = 0, f"\n{notice}\n".encode()
 
     @property
     def asked(self) -> bool:
@@ -37,7 +38,7 @@ class Interruption:
     def _handle(self, number: int, frame: Any) -> None:
         self._count += 1
         if self._count == 1:
-            os.write(2, _ASKED)  # print could meet the print that the signal interrupted
+            os.write(2, self._notice)  # print could meet the print that the signal interrupted
         elif self._count == 2:
             raise KeyboardInterrupt  # a third one must not disturb what this one sets going
 

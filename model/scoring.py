@@ -1,0 +1,182 @@
+"""How well GPT-2 predicts given tokens: their negative log-likelihoods, and whether each was its first choice.
+
+One PopTorch module for evaluation, validation while training, and the harness adapter, and a `Scorer` that feeds it.
+"""
+
+from __future__ import annotations
+
+from typing import Callable, NamedTuple, Sequence
+
+import numpy as np
+import poptorch
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.gpt2 import GPT2LMHeadModel
+from model.pretraining import IGNORED
+
+# Rows of logits that exist at once in a micro-batch: 256 x 50,272 x 4 bytes = 51 MB. Fewer make the product slower.
+_LOGIT_ROWS = 256
+
+
+class ScoringModel(nn.Module):
+    """GPT-2 that scores target tokens. The head runs for the wanted positions alone, a block of them at a time.
+
+    Args:
+        gpt2: the language model; its placement and serialisation hooks stay in force.
+    """
+
+    def __init__(self, gpt2: GPT2LMHeadModel) -> None:
+        super().__init__()
+        self.gpt2 = gpt2
+
+    def forward(self, input_ids: Tensor, targets: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Score `targets`, the tokens that follow the inputs at `positions`.
+
+        Args:
+            input_ids: (B, T) integers.
+            targets: (B, P) token ids; -100: nothing is scored here.
+            positions: (B, P) indices below T. None: every one of them in order, P = T.
+
+        Returns:
+            Negative log-likelihoods in nats, (B, P) float32, 0 where nothing is scored; and 1 where the target is the
+            likeliest token, (B, P) int32.
+        """
+        hidden = self.gpt2.transformer(input_ids, wanted=None if positions is None else positions.long())  # (B, P, C)
+        step = max(1, _LOGIT_ROWS // targets.shape[0])
+        blocks = [slice(start, start + step) for start in range(0, targets.shape[1], step)]
+        losses, hits = zip(*(self._block(hidden[:, block], targets[:, block]) for block in blocks))
+        return torch.cat(losses, dim=1), torch.cat(hits, dim=1)
+
+    def _block(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, t, C), (B, t) -> (B, t), (B, t)"""
+        target = targets.flatten().long()
+        logits = self.gpt2.lm_head(hidden).flatten(0, 1)  # (B t, V)
+        # Half logits are summed up as float32: exp and sum over 50,272 entries need the range.
+        loss = F.cross_entropy(logits.float(), target, ignore_index=IGNORED, reduction="none")
+        hits = (logits.argmax(dim=-1) == target).int()  # -100 is nobody's argmax
+        return loss.view_as(targets), hits.view_as(targets)
+
+
+class Item(NamedTuple):
+    """Something to score: inputs, and the tokens that shall follow some of them."""
+
+    ids: np.ndarray  # (n,) input ids
+    positions: np.ndarray  # (p,) indices below n
+    targets: np.ndarray  # (p,) the token after each of these inputs
+
+
+class Scores(NamedTuple):
+    """What was found for `n` items of up to P targets each, in their order. An item's targets stand at the front."""
+
+    losses: np.ndarray  # (n, P) float32, nats; 0 where there is no target
+    hits: np.ndarray  # (n, P) bool
+    counts: np.ndarray  # (n,) targets that were scored; 0 for an item that was not reached
+
+    @classmethod
+    def empty(cls, items: int, width: int) -> Scores:
+        """Nothing scored yet."""
+        return cls(np.zeros((items, width), np.float32), np.zeros((items, width), bool), np.zeros(items, np.int64))
+
+    def total(self) -> tuple[float, int]:
+        """Summed loss and number of scored targets."""
+        return float(self.losses.sum(dtype=np.float64)), int(self.counts.sum())
+
+
+Stop = Callable[[int], bool]
+
+
+def go_on(done: int) -> bool:
+    """A `stop` that never ends the work."""
+    return False
+
+
+class Scorer:
+    """Feeds items to the device in batches of one shape. Whatever the batch, every item is scored once.
+
+    The last batch is filled up with rows that have no target. One program is on the device at a time: a new shape
+    takes the place of the last one.
+
+    Args:
+        gpt2: the placed model, in the precision to compute in.
+        options: makes the options of a forward-only model, anew for each program.
+        batch_size: rows of a micro-batch.
+        part: (i, n): of the batches, those with number i modulo n are this process's; it leaves the others out.
+    """
+
+    def __init__(
+        self,
+        gpt2: GPT2LMHeadModel,
+        options: Callable[[], poptorch.Options],
+        batch_size: int,
+        part: tuple[int, int] = (0, 1),
+    ) -> None:
+        self.config = gpt2.config
+        self._model = ScoringModel(gpt2).eval()
+        self._options, self._batch_size, self._part = options, batch_size, part
+        self._executor: poptorch.PoplarExecutor | None = None
+        self._shape: tuple[int, int | None] | None = None
+        self._rows = 0
+
+    def score(self, items: Sequence[Item], length: int, width: int | None, stop: Stop = go_on) -> Scores:
+        """Score `items` of up to `length` inputs and `width` targets; None: as many as inputs, where most are scored.
+
+        `stop` is told after each call how many items were dealt with and ends the work by returning True.
+
+        Raises ValueError if an item, or the model, is too small.
+        """
+        if length > self.config.n_positions:
+            raise ValueError(
+                f"a window of {length} tokens, but the checkpoint has n_positions {self.config.n_positions}; use "
+                f"--seq-length {self.config.n_positions} or less"
+            )
+        self._prepare(length, width)
+        found = Scores.empty(len(items), width or length)
+        index, count = self._part
+        starts = range(index * self._rows, len(items), count * self._rows)
+        for number, start in enumerate(starts, start=1):
+            batch = [items[i] for i in range(start, min(start + self._rows, len(items)))]
+            losses, hits = self._executor(*self._batch(batch, length, width))
+            for row, item in enumerate(batch):
+                targets = len(item.targets)
+                at = item.positions if width is None else slice(targets)
+                found.losses[start + row, :targets] = losses[row].numpy()[at]
+                found.hits[start + row, :targets] = hits[row].numpy()[at] != 0
+                found.counts[start + row] = targets
+            if stop(min(len(items), number * count * self._rows)):
+                break
+        return found
+
+    def _prepare(self, length: int, width: int | None) -> None:
+        if self._shape == (length, width):
+            return
+        self.close()
+        options = self._options()
+        self._rows = self._batch_size * options.device_iterations * options.replication_factor
+        self._executor = poptorch.inferenceModel(self._model, options)
+        self._shape = (length, width)
+
+    def close(self) -> None:
+        """Take the program off the device."""
+        if self._executor is not None:
+            self._executor.destroy()
+        self._executor = self._shape = None
+
+    def _batch(self, items: list[Item], length: int, width: int | None) -> list[Tensor]:
+        """Inputs, targets and, unless all are scored, positions: int32, (rows, length), (rows, P), (rows, P)."""
+        ids = np.zeros((self._rows, length), np.int32)  # causality keeps what is behind an item out of it
+        targets = np.full((self._rows, width or length), IGNORED, np.int32)
+        positions = np.zeros((self._rows, width or length), np.int32)
+        for row, item in enumerate(items):
+            count = len(item.positions)
+            if len(item.ids) > length or count > targets.shape[1]:
+                raise ValueError(
+                    f"an item of {len(item.ids)} inputs and {count} targets does not fit into {length} and "
+                    f"{targets.shape[1]}"
+                )
+            ids[row, : len(item.ids)] = item.ids
+            positions[row, :count] = item.positions
+            targets[row, item.positions if width is None else slice(count)] = item.targets
+        arrays = [ids, targets] if width is None else [ids, targets, positions]
+        return [torch.from_numpy(array) for array in arrays]

@@ -1,0 +1,1 @@
+"""Evaluation: published protocols, each exact and named."""

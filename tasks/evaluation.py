@@ -1,0 +1,51 @@
+"""What evaluate_wiki.py and evaluate_lambada.py have in common: the flags' way to results."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Sequence
+
+from arguments import parse_evaluate_args
+from model.argument_checks import not_installed, refuse
+from model.interruption import INTERRUPTED, Interruption
+
+_NOTICE = "Ctrl-C: the evaluation ends after the current call and prints what it has. Press again to stop at once."
+
+
+def main(program: str, task: str, argv: Sequence[str] | None = None) -> int:
+    """Evaluate by the flags (default: the command line's), `task` if they name none. Returns the exit status."""
+    args = parse_evaluate_args(argv, program, task)
+    for line in args.notes:
+        print(line)
+    try:
+        return _evaluate(args)
+    except ModuleNotFoundError as error:
+        refuse(program, [not_installed(error)])
+    except ValueError as error:
+        refuse(program, [str(error)])
+    except RuntimeError as error:
+        if "HINT:" not in str(error):
+            raise
+        print(f"{program}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{program}: stopped at once, nothing was written", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from tasks import ranks, report
+    from tasks.session import Session, run_all
+
+    session = Session(args)
+    planned = session.plan()
+    with Interruption(_NOTICE) as interruption:
+        results = run_all(planned, lambda: interruption.asked)
+    if ranks.part()[0] == 0:
+        print(report.table(results, session.config))
+        if args.json:
+            report.write_json(args.json, report.as_json(results, args.pretrained_checkpoint, session.config))
+        for line in report.last_lines(results, args.strict_lambada):
+            print(line, flush=True)
+    return INTERRUPTED if interruption.asked else 0

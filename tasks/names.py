@@ -1,0 +1,23 @@
+"""The tasks by name, with the file each is computed on and its protocols. Imports nothing: the flags need it."""
+
+from __future__ import annotations
+
+# Task -> its file under --data-dir, as data/evaluation_download.sh leaves it; TEXT is given one.
+FILES = {
+    "WIKITEXT103": "wikitext-103/wiki.test.tokens",
+    "LAMBADA": "lambada_test.jsonl",
+    "PTB": "ptb.test.txt",
+    "ENWIK8": "enwik8",
+    "TEXT8": "text8",
+    "TEXT": None,
+}
+
+# Task -> its protocols, the quick ones first: a run that is cut short has them.
+PROTOCOLS = {
+    "WIKITEXT103": ("token", "token-joined", "word", "adjusted"),
+    "LAMBADA": ("last-bpe", "last-word"),
+    "PTB": ("token", "adjusted"),
+    "ENWIK8": ("bits-per-byte",),
+    "TEXT8": ("bits-per-character",),
+    "TEXT": ("token", "adjusted"),
+}

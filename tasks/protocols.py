@@ -1,0 +1,188 @@
+"""The protocols by which a corpus is scored: what of the text is tokenized, how it is cut, and what is computed.
+
+A `Job` is one corpus under one protocol; running it needs a Scorer and nothing else. LAMBADA is in lambada.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from pathlib import Path
+from typing import Any, Callable, NamedTuple, Sequence
+
+import numpy as np
+
+from tasks import detokenizer, texts
+from tasks.names import PROTOCOLS
+from tasks.windows import DisjointWindows, RollingWindows, SlidingWindows
+from tokenizer import Tokenizer
+
+_TAIL = 5_000_000  # bytes of enwik8 and text8 that are scored: the last 5 MB
+
+
+@dataclasses.dataclass
+class Result:
+    """What one protocol gave. Losses are in nats a token."""
+
+    task: str
+    protocol: str
+    files: list[str]
+    detokenizer: str
+    window: int
+    stride: int | None  # None: windows of whole rows
+    counts: dict[str, int]  # bpe, scored, and what else the protocol counts: words, bytes, rows
+    values: dict[str, float]  # measure -> value
+    complete: bool  # False: cut short, the values are of the part that was scored
+    subject: str  # what published figures are listed under: the task, or the published file
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return dataclasses.asdict(self)
+
+
+class Job(NamedTuple):
+    """A corpus under one protocol, ready to be scored."""
+
+    task: str
+    protocol: str
+    path: Path
+    detokenizer: str
+    window: int
+    stride: int
+    counts: dict[str, int]
+    cut: Any  # of windows.py
+    values: Callable[[float, int], dict[str, float]]  # (summed loss, scored tokens) -> measures
+    subject: str
+
+    def result(self, loss: float, scored: int, complete: bool) -> Result:
+        """The result, from the summed loss of the `scored` tokens."""
+        counts = {**self.counts, "scored": scored}
+        values = self.values(loss, scored) if scored else {}
+        return Result(
+            self.task, self.protocol, [str(self.path)], self.detokenizer, self.window, self.stride, counts, values,
+            complete, self.subject,
+        )  # fmt: skip
+
+
+class Corpus(NamedTuple):
+    """How a task reads its file."""
+
+    detokenizer: Callable[[str], str] | None = None
+    last_bytes: int | None = None
+
+
+CORPORA = {
+    "WIKITEXT103": Corpus(detokenizer.wikitext),
+    "PTB": Corpus(detokenizer.penn_treebank),
+    "ENWIK8": Corpus(last_bytes=_TAIL),
+    "TEXT8": Corpus(last_bytes=_TAIL),
+    "TEXT": Corpus(),
+}
+
+
+def perplexity(loss: float, tokens: float) -> float:
+    """exp of the mean loss; infinite where a double cannot hold it."""
+    mean = loss / tokens
+    return math.exp(mean) if mean < 700 else math.inf
+
+
+def count_words(text: str) -> int:
+    """Words as Megatron-LM counts them: what single spaces separate."""
+    return len(text.strip().split(" "))
+
+
+def adjusted_values(bpe: int, words: int) -> Callable[[float, int], dict[str, float]]:
+    """Perplexities a token and a word, Megatron-LM's formulas.
+
+    The loss is divided by bpe - 1 where the whole text was scored; of a part, by the tokens of the part.
+    """
+    ratio = (bpe - 1) / max(1, words - 1)
+
+    def values(loss: float, scored: int) -> dict[str, float]:
+        mean = loss / scored
+        return {
+            "loss": mean,
+            "ppl": math.exp(min(20.0, mean)),
+            "adjusted ppl": math.exp(min(20.0, mean * ratio)),
+            "token ratio": ratio,
+        }
+
+    return values
+
+
+class Planner:
+    """Makes the jobs of a task from its file. `window` is T, `stride` --overlapping-eval.
+
+    Raises ValueError naming the file for a corpus that cannot be read or is too short.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, window: int, stride: int, mask_end: bool = False) -> None:
+        self.tokenizer, self.window, self.stride = tokenizer, window, min(stride, window)
+        self.masked = tokenizer.eot_id if mask_end else None
+
+    def jobs(self, task: str, path: Path, protocols: Sequence[str] | None = None) -> list[Job]:
+        """The jobs of `task` on the file `path`, those in `protocols` (None: all that the task has)."""
+        chosen = [name for name in PROTOCOLS[task] if protocols is None or name in protocols]
+        return [self._job(task, name, self._file(task, name, path)) for name in chosen]
+
+    def _file(self, task: str, protocol: str, path: Path) -> Path:
+        """WikiText: the raw file beside the word-level one is what transformers' and the harness's figures are of."""
+        raw = path.with_name("wiki.test.raw")
+        takes_raw = protocol in ("token-joined", "word") and path.name == "wiki.test.tokens"
+        return raw if task == "WIKITEXT103" and takes_raw and raw.is_file() else path
+
+    def _job(self, task: str, protocol: str, path: Path) -> Job:
+        corpus = CORPORA[task]
+        text = texts.read_text(path, corpus.last_bytes)
+        subject = path.name if task == "WIKITEXT103" else task
+        detokenize = corpus.detokenizer if protocol in ("adjusted", "word") else None
+        name = "none" if detokenize is None else detokenize.__name__
+        make = {"token": self._token, "token-joined": self._joined, "word": self._word}.get(protocol, self._sliding)
+        stride, counts, cut, values = make(text, detokenize, protocol)
+        if counts["bpe"] < 2:
+            raise ValueError(f"{path}: a text of {counts['bpe']} tokens; at least 2 are needed to score one")
+        return Job(task, protocol, path, name, self.window, stride, counts, cut, values, subject)
+
+    def _encode(self, text: str) -> np.ndarray:
+        return np.asarray(self.tokenizer.encode(text), np.int32)
+
+    def _token(self, text: str, detokenize: Any, protocol: str) -> tuple:
+        ids = self._encode(text)
+        cut = DisjointWindows(ids, self.window)
+        return self.window, {"bpe": len(ids)}, cut, lambda loss, n: {"loss": loss / n, "ppl": perplexity(loss, n)}
+
+    def _joined(self, text: str, detokenize: Any, protocol: str) -> tuple:
+        return self._token(texts.joined_lines(text), None, protocol)
+
+    def _word(self, text: str, detokenize: Callable[[str], str], protocol: str) -> tuple:
+        """lm-evaluation-harness's `wikitext`: each article after <|endoftext|>; words counted on the raw article."""
+        pages = texts.pages(text)
+        encoded = [self._encode(detokenize(page)) for page in pages]
+        words = sum(len(re.split(r"\s+", page)) for page in pages)
+        bpe = sum(map(len, encoded))
+
+        def values(loss: float, scored: int) -> dict[str, float]:
+            share = scored / bpe  # 1, or the part of the words that a cut-short run may count
+            return {"loss": loss / scored, "ppl": perplexity(loss, scored), "word ppl": perplexity(loss, words * share)}
+
+        counts = {"bpe": bpe, "words": words, "articles": len(pages)}
+        return self.window, counts, RollingWindows(encoded, self.window, self.tokenizer.eot_id), values
+
+    def _sliding(self, text: str, detokenize: Callable[[str], str] | None, protocol: str) -> tuple:
+        """Overlapping windows over the whole text: `adjusted`, and bits a byte or a character."""
+        ids = self._encode(detokenize(text) if detokenize else text)
+        cut = SlidingWindows(ids, self.window, self.stride, self.masked)
+        words, size = count_words(text), len(text.encode("utf-8"))
+        counts = {"bpe": len(ids), "words": words, "bytes": size}
+        per_word = adjusted_values(len(ids), words)
+        unit, units = ("character", len(text)) if protocol == "bits-per-character" else ("byte", size)
+        counts[f"{unit}s"] = units
+
+        def values(loss: float, scored: int) -> dict[str, float]:
+            bits = {f"bits per {unit}": loss / scored / math.log(2) * len(ids) / units}
+            if protocol != "adjusted":
+                return {"loss": loss / scored, "ppl": perplexity(loss, scored), **bits}
+            return {**per_word(loss, scored), **(bits if detokenize is None else {})}
+
+        return self.stride, counts, cut, values

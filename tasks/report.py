@@ -1,0 +1,103 @@
+"""Results as people and programs read them: a table, the reference application's last lines, JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Sequence
+
+from data.atomic import atomic_file
+from model.config import GPT2Config, parameter_count
+from tasks.protocols import Result
+from tasks.published import comparable
+
+# Measures that the table shows, in order; the others are in the JSON.
+_SHOWN = ("loss", "ppl", "adjusted ppl", "word ppl", "bits per byte", "bits per character", "accuracy")
+_HEAD = ("task", "protocol", "text", "detokenizer", "T", "stride", "BPE", "scored", "result", "published, T 1024")
+
+
+def table(results: Sequence[Result], config: GPT2Config) -> str:
+    """A row for each result. The last column has the figures that this protocol may be compared with."""
+    rows = [_HEAD, *(_row(result, config) for result in results)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD) - 1)]
+    right = {_HEAD.index(name) for name in ("T", "stride", "BPE", "scored")}
+    lines = []
+    for row in rows:
+        cells = [cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths))]
+        lines.append("  ".join([*cells, row[-1]]).rstrip())
+    return "\n".join(lines)
+
+
+def _row(result: Result, config: GPT2Config) -> tuple[str, ...]:
+    values = ", ".join(f"{name} {_number(name, result.values[name])}" for name in _SHOWN if name in result.values)
+    figures = [
+        f"{measure} {_number(measure, figure.value)} ({figure.size}, {figure.source})"
+        for measure, figure in comparable(result.subject, result.protocol, config)
+    ]
+    return (
+        result.task,
+        result.protocol,
+        Path(result.files[0]).name,
+        result.detokenizer,
+        str(result.window),
+        "rows" if result.stride is None else str(result.stride),
+        f"{result.counts['bpe']:,}",
+        f"{result.counts['scored']:,}",
+        (values or "nothing scored") + ("" if result.complete else " (PARTIAL)"),
+        "; ".join(figures) or "none is comparable",
+    )
+
+
+def _number(measure: str, value: float) -> str:
+    return f"{100 * value:.2f} %" if measure == "accuracy" else f"{value:.4f}"
+
+
+def last_lines(results: Sequence[Result], strict: bool) -> list[str]:
+    """The reference application's last line for WikiText and for LAMBADA, if they were evaluated to the end.
+
+    `strict`: LAMBADA's is about the last word, not the last BPE token.
+    """
+    lines = []
+    for result in results:
+        values = result.values
+        if not result.complete:
+            continue
+        if result.task != "LAMBADA" and result.protocol == "adjusted":
+            lines.append(
+                f"avg loss: {values['loss']:.4E}, ppl: {values['ppl']:.4E}, adjusted ppl: "
+                f"{values['adjusted ppl']:.4E}, token ratio: {values['token ratio']}"
+            )
+        elif result.task == "LAMBADA" and result.protocol == ("last-word" if strict else "last-bpe"):
+            lines.append(
+                f"number correct: {values['correct']:.4E}, total examples: {result.counts['rows']:.4E}, "
+                f"avg accuracy: {values['accuracy']:.4E}"
+            )
+    return lines
+
+
+def as_json(results: Sequence[Result], checkpoint: str, config: GPT2Config) -> dict[str, Any]:
+    """Everything about an evaluation of one checkpoint."""
+    return {
+        "checkpoint": checkpoint,
+        "parameters": parameter_count(config),
+        "config": config.to_dict(),
+        "results": [
+            {
+                **result.as_dict(),
+                "published": [
+                    {"measure": measure, **figure._asdict()}
+                    for measure, figure in comparable(result.subject, result.protocol, config)
+                ],
+            }
+            for result in results
+        ],
+    }
+
+
+def write_json(path: str, content: Any) -> None:
+    """Writes a JSON file, whole or not at all. Raises ValueError if it cannot be."""
+    try:
+        with atomic_file(Path(path)) as file:
+            file.write((json.dumps(content, indent=2) + "\n").encode("utf-8"))
+    except OSError as error:
+        raise ValueError(f"--json {path}: cannot be written ({error.strerror}); choose another file") from error

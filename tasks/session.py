@@ -1,0 +1,178 @@
+"""A checkpoint ready to be evaluated: the placed model, its tokenizer, and the tasks run on them."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+from typing import Callable, Sequence
+
+import numpy as np
+import poptorch
+
+from model.checkpoint import load_pretrained
+from model.config import GPT2Config
+from model.gpt2 import GPT2LMHeadModel
+from model.ipu_options import forward_options, join_instances
+from model.placement import outline, place, serialize_head
+from model.scoring import Scorer
+from tasks import ranks, texts
+from tasks.lambada import encode_rows, item_of, score_bucketed
+from tasks.names import FILES
+from tasks.progress import Progress
+from tasks.protocols import Job, Planner, Result
+from tokenizer import Tokenizer, open_tokenizer
+
+Asked = Callable[[], bool]  # whether the run shall end
+
+
+def fitting_tokenizer(args: argparse.Namespace, config: GPT2Config) -> Tokenizer:
+    """The tokenizer of --tokenizer-type. Raises ValueError if the checkpoint's vocabulary is not its."""
+    tokenizer = open_tokenizer(args.tokenizer_type, args.pretrained_checkpoint)
+    if tokenizer.vocab_size > config.real_vocab_size:
+        raise ValueError(
+            f"--pretrained-checkpoint {args.pretrained_checkpoint}: its vocabulary has {config.real_vocab_size:,} "
+            f"entries, the tokenizer {tokenizer.vocab_size:,}. Put the tokenizer.json it was trained with into that "
+            "folder"
+        )
+    if tokenizer.vocab_size < config.real_vocab_size:
+        print(f"the tokenizer has {tokenizer.vocab_size:,} entries, the vocabulary {config.real_vocab_size:,}")
+    return tokenizer
+
+
+def load_model(args: argparse.Namespace) -> GPT2LMHeadModel:
+    """The checkpoint of the flags, in the precision to compute in. Raises ValueError naming file or flag."""
+    gpt2 = load_pretrained(args.pretrained_checkpoint)
+    config = gpt2.config
+    args.layers_per_ipu = layers = args.layers_per_ipu or [config.n_layer]
+    args.seq_length = args.seq_length or config.n_positions  # still 0 for a name on the hub
+    if sum(layers) != config.n_layer:
+        raise ValueError(f"--layers-per-ipu: {sum(layers)} blocks, but the checkpoint has {config.n_layer}")
+    if config.vocab_size % args.embedding_serialization_factor:
+        raise ValueError(
+            f"--embedding-serialization-factor {args.embedding_serialization_factor}: does not divide the vocabulary, "
+            f"padded to {config.vocab_size:,} rows; choose a power of 2 up to 16"
+        )
+    return gpt2.half() if args.fp16 else gpt2.float()
+
+
+class Session:
+    """A checkpoint and what it takes to evaluate it.
+
+    Raises ValueError for flags and files that cannot be used.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        try:
+            join_instances(args)
+        except poptorch.Error as error:
+            raise ValueError(f"the program was started as one of several processes: {error}") from error
+        gpt2 = load_model(args)
+        self.config = gpt2.config
+        self.tokenizer = fitting_tokenizer(args, self.config)
+        for line in place(gpt2, args.layers_per_ipu, training=False) if len(args.layers_per_ipu) > 1 else ():
+            print(line)
+        serialize_head(gpt2, args.embedding_serialization_factor)
+        outline(gpt2)
+        self.scorer = Scorer(gpt2, lambda: forward_options(args), args.batch_size, ranks.part())
+        self._planner = Planner(self.tokenizer, args.seq_length, args.overlapping_eval, args.eod_mask_loss)
+
+    def plan(self) -> list[Evaluation]:
+        """Every evaluation that the flags ask for, all files read. Raises ValueError for one that is of no use."""
+        args = self.args
+        folder = Path(args.data_dir)
+        if args.all:
+            there = [(task, folder / file) for task, file in FILES.items() if file and (folder / file).is_file()]
+            if not there:
+                raise ValueError(
+                    f"--all: no evaluation data in {folder}; bash data/evaluation_download.sh {folder} fetches them"
+                )
+        else:
+            there = [(args.task, Path(args.valid_data or folder / FILES[args.task]))]
+        planned: list[Evaluation] = []
+        for task, path in there:
+            if task == "LAMBADA":
+                planned.append(LambadaEvaluation(self, path))
+            else:
+                planned += [CorpusEvaluation(self, job) for job in self._planner.jobs(task, path, args.protocols)]
+        return planned
+
+    def progress(self, name: str, items: int, tokens: int) -> Progress:
+        """Silent in all processes but the first."""
+        interval = self.args.log_interval
+        return Progress(name, items, tokens, interval, quiet=ranks.part()[0] > 0)
+
+
+class Evaluation:
+    """Something to run."""
+
+    def run(self, asked: Asked) -> list[Result]:
+        """Its results; of the part that was reached when `asked` became true."""
+        raise NotImplementedError
+
+
+class CorpusEvaluation(Evaluation):
+    """A corpus under one protocol."""
+
+    def __init__(self, session: Session, job: Job) -> None:
+        self._session, self._job = session, job
+
+    def run(self, asked: Asked) -> list[Result]:
+        job, cut = self._job, self._job.cut
+        total = sum(len(item.targets) for item in cut)
+        with self._session.progress(f"{job.task} {job.protocol}", len(cut), total) as progress:
+            scores = self._session.scorer.score(cut, cut.length, cut.width, progress.until(asked))
+        loss, scored = ranks.combine(scores).total()
+        return [job.result(loss, scored, scored == total)]
+
+
+class LambadaEvaluation(Evaluation):
+    """Both protocols of LAMBADA: one pass over the rows, and a second over the few whose encodings differ."""
+
+    def __init__(self, session: Session, path: Path) -> None:
+        self._session, self._path = session, path
+        self._rows, self._plain = encode_rows(texts.read_json_lines(path), session.tokenizer)
+        window = session.args.seq_length
+        self._extra = [number for number, row in enumerate(self._rows) if not row.is_plain]
+        self._items = [item_of(row.context, row.target, window) for row in self._rows]
+        self._items += [item_of(self._plain[n][:-1], self._plain[n][-1:], window) for n in self._extra]
+
+    def run(self, asked: Asked) -> list[Result]:
+        total = sum(len(item.targets) for item in self._items)
+        with self._session.progress("LAMBADA", len(self._items), total) as progress:
+            scores = score_bucketed(self._session.scorer, self._items, progress.until(asked))
+        ranks.combine(scores)
+        rows, counts = self._rows, scores.counts
+        hits = np.asarray([scores.hits[n, : len(row.target)].all() for n, row in enumerate(rows)])
+        losses = scores.losses.sum(axis=1, dtype=np.float64)
+        whole = self._result("last-word", counts[: len(rows)] > 0, hits, losses[: len(rows)])
+
+        last_at = np.arange(len(rows))
+        last_at[self._extra] = len(rows) + np.arange(len(self._extra))
+        width = np.maximum(counts[last_at] - 1, 0)
+        done = counts[last_at] > 0
+        last = self._result("last-bpe", done, scores.hits[last_at, width], scores.losses[last_at, width])
+        return [last, whole]
+
+    def _result(self, protocol: str, done: np.ndarray, hits: np.ndarray, losses: np.ndarray) -> Result:
+        rows = int(done.sum())
+        values = {}
+        if rows:
+            correct, mean = int(hits[done].sum()), float(losses[done].mean(dtype=np.float64))
+            values = {"correct": correct, "accuracy": correct / rows, "ppl": math.exp(min(700.0, mean))}
+        counts = {"bpe": sum(map(len, self._plain)), "scored": rows, "rows": len(self._rows)}
+        window = self._session.args.seq_length
+        return Result(
+            "LAMBADA", protocol, [str(self._path)], "none", window, None, counts, values, rows == len(done), "LAMBADA"
+        )
+
+
+def run_all(planned: Sequence[Evaluation], asked: Asked) -> list[Result]:
+    """The results of all evaluations; of those reached when `asked` became true."""
+    results: list[Result] = []
+    for evaluation in planned:
+        if asked():
+            break
+        results += evaluation.run(asked)
+    return results

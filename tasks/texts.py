@@ -1,0 +1,84 @@
+"""Evaluation files: read whole, checked, with errors that name the file and the line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+_REMEDY = "bash data/evaluation_download.sh fetches the published files"
+_MEGABYTE = 1_000_000
+
+
+def read_text(path: Path, last_bytes: int | None = None) -> str:
+    """The text of a file, line ends as they are; of a long one its last bytes, from a whole character on.
+
+    Raises ValueError naming file and line if it is missing, empty or not UTF-8.
+    """
+    content = _read(path)
+    skipped = max(0, len(content) - last_bytes) if last_bytes else 0
+    line = 1 + content.count(b"\n", 0, skipped)
+    content = content[skipped:]
+    if skipped:
+        while content and content[0] & 0xC0 == 0x80:  # the rest of a character that was cut
+            content = content[1:]
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line += content.count(b"\n", 0, error.start)
+        raise ValueError(
+            f"{path}, line {line}: not UTF-8 text (byte 0x{content[error.start]:02x}); convert it, for instance with "
+            f"iconv -f latin1 -t utf-8"
+        ) from error
+    if not text.strip():
+        raise ValueError(f"{path}: there is no text in it")
+    return text
+
+
+def read_json_lines(path: Path) -> list[str]:
+    """The "text" of every line of a JSON Lines file. Raises ValueError naming file and line."""
+    texts = []
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
+        if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+            raise ValueError(f'{path}, line {number}: has no "text"; expected lines such as {{"text": "…"}}')
+        if " " not in row["text"].strip():
+            raise ValueError(f"{path}, line {number}: a single word, which leaves no context to predict it from")
+        texts.append(row["text"])
+    return texts
+
+
+def joined_lines(text: str) -> str:
+    """The text as transformers' guide to perplexity has it: a blank line between lines, and of blank ones nothing."""
+    lines = text.split("\n")
+    if not lines[-1]:
+        lines.pop()
+    return "\n\n".join(line + "\n" if line.strip() else "" for line in lines)
+
+
+def pages(text: str) -> list[str]:
+    """WikiText's articles: each begins with a heading of the first level, `= Title =`."""
+    found: list[str] = []
+    lines: list[str] = []
+    for line in text.split("\n"):
+        bare = line.replace("= = =", "===").replace("= =", "==").strip()
+        if bare.startswith("= ") and bare.endswith(" ="):
+            found.append("\n".join(lines))
+            lines = []
+        lines.append(line)
+    found.append("\n".join(lines))
+    return [page for page in found if page.strip()]
+
+
+def _read(path: Path) -> bytes:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}); {_REMEDY}") from error
+    if b"\0" in content[:_MEGABYTE]:
+        raise ValueError(f"{path}: is not text (it has zero bytes)")
+    return content
