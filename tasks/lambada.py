@@ -25,12 +25,14 @@ class Row(NamedTuple):
 def encode_rows(texts: Sequence[str], tokenizer: Tokenizer) -> tuple[list[Row], list[list[int]]]:
     """The rows of `last-word`, and the plain encodings, of which `last-bpe` takes the last token.
 
-    The word is what follows the last space. It is encoded alone, with a space before it (Megatron-LM's strict variant).
+    The last word follows the last white space, of which the context ends before. It is encoded alone, with a space
+    before it (Megatron-LM's strict variant).
     """
     texts = [text.strip() for text in texts]
+    parts = [text.rsplit(None, 1) for text in texts]
     plain = [list(ids) for ids in tokenizer.encode_batch(texts)]
-    contexts = tokenizer.encode_batch([text.rpartition(" ")[0] for text in texts])
-    words = tokenizer.encode_batch([" " + text.rpartition(" ")[2] for text in texts])
+    contexts = tokenizer.encode_batch([context for context, _ in parts])
+    words = tokenizer.encode_batch([" " + word for _, word in parts])
     rows = [
         Row(list(context), list(word), [*context, *word] == whole)
         for context, word, whole in zip(contexts, words, plain)

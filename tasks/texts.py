@@ -46,7 +46,7 @@ def read_json_lines(path: Path) -> list[str]:
             raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
         if not isinstance(row, dict) or not isinstance(row.get("text"), str):
             raise ValueError(f'{path}, line {number}: has no "text"; expected lines such as {{"text": "…"}}')
-        if " " not in row["text"].strip():
+        if len(row["text"].split()) < 2:
             raise ValueError(f"{path}, line {number}: a single word, which leaves no context to predict it from")
         texts.append(row["text"])
     return texts

@@ -1,0 +1,238 @@
+"""The programs of tasks/ and run_evaluate.sh, from the flags to the last line, and what they refuse."""
+
+import contextlib
+import io
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny_checkpoint
+
+from model.config import GPT2Config
+from tasks import evaluation, published, report
+from tasks.protocols import Result
+
+ROOT = Path(__file__).resolve().parent.parent
+WIKI_LINE = r"avg loss: (\S+), ppl: (\S+), adjusted ppl: (\S+), token ratio: (\S+)"
+LAMBADA_LINE = r"number correct: (\S+), total examples: (\S+), avg accuracy: (\S+)"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("evaluated")
+    tiny_checkpoint.write(made)
+    return made
+
+
+def run(folder, *words, task="WIKITEXT103", checkpoint="checkpoint"):
+    """(status, stdout, stderr) of the program in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    argv = ["--pretrained-checkpoint", str(folder / checkpoint), "--data-dir", str(folder / "data"), *map(str, words)]
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            status = evaluation.main("tasks/evaluate.py", task, argv)
+        except SystemExit as end:
+            status = end.code
+    return status, out.getvalue(), err.getvalue()
+
+
+def test_all_that_is_there_with_the_last_lines_of_the_reference(folder, tmp_path):
+    path = tmp_path / "results.json"
+    status, out, err = run(
+        folder,
+        "--all",
+        "--seq-length",
+        0,
+        "--overlapping-eval",
+        8,
+        "--batch-size",
+        4,
+        "--json",
+        path,
+        "--log-interval",
+        1,
+    )
+    assert status == 0, err
+    wiki, lambada = out.splitlines()[-2:]
+    found = json.loads(path.read_text(encoding="utf-8"))
+    results = {(result["task"], result["protocol"]): result for result in found["results"]}
+    assert [protocol for task, protocol in results if task == "WIKITEXT103"] == [
+        "token",
+        "token-joined",
+        "word",
+        "adjusted",
+    ]
+    values = results["WIKITEXT103", "adjusted"]["values"]
+    shown = re.fullmatch(WIKI_LINE, wiki).groups()
+    assert shown[:3] == tuple(f"{values[name]:.4E}" for name in ("loss", "ppl", "adjusted ppl"))
+    assert float(shown[3]) == values["token ratio"]
+    assert values["ppl"] == pytest.approx(math.exp(values["loss"]))
+    values = results["LAMBADA", "last-bpe"]["values"]
+    assert re.fullmatch(LAMBADA_LINE, lambada).groups() == (
+        f"{values['correct']:.4E}", f"{3:.4E}", f"{values['accuracy']:.4E}",
+    )  # fmt: skip
+    table = out.splitlines()
+    assert re.match(r"task +protocol +text +detokenizer +T +stride +BPE +scored +result +published", table[0])
+    assert any(re.match(r"WIKITEXT103 +adjusted +wiki.test.tokens +wikitext +32 +8 ", line) for line in table)
+    assert any(re.match(r"WIKITEXT103 +word +wiki.test.raw +wikitext +32 ", line) for line in table)
+    assert re.search(
+        r"^WIKITEXT103 adjusted: \d+ of \d+, [\d,]+ scored tokens/s, \d:\d\d:\d\d left$", err, re.MULTILINE
+    )
+    assert "\r" not in err
+
+
+def test_any_text(folder, tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text(tiny_checkpoint.TEXT, encoding="utf-8")
+    status, out, err = run(folder, "--text", path, "--protocols", "adjusted", "--layers-per-ipu", 1, 1)
+    assert status == 0, err
+    row = next(line for line in out.splitlines() if line.startswith("TEXT "))
+    assert re.search(r"bits per byte \d", row) and " none " in row
+    assert "layer 1 --> IPU 1" in out
+
+
+def test_ctrl_c_keeps_what_was_scored(folder, tmp_path, monkeypatch):
+    from model.scoring import Scorer
+
+    batch, calls = Scorer._batch, []
+
+    def interrupted(self, *arguments):
+        calls.append(None)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return batch(self, *arguments)
+
+    monkeypatch.setattr(Scorer, "_batch", interrupted)
+    path = tmp_path / "partial.json"
+    words = ("--protocols", "adjusted", "--overlapping-eval", 4, "--device-iterations", 1, "--json", path)
+    status, out, err = run(folder, *words)
+    assert status == 130 and "(PARTIAL)" in out and "avg loss" not in out
+    (result,) = json.loads(path.read_text(encoding="utf-8"))["results"]
+    assert len(calls) == 2 and not result["complete"]
+    assert 0 < result["counts"]["scored"] < result["counts"]["bpe"] - 1
+    assert result["values"]["ppl"] == pytest.approx(math.exp(result["values"]["loss"]))
+
+
+REFUSED = {
+    "the window is longer than the model's": (["--seq-length", 33], "--seq-length 33: the checkpoint has 32 positions"),
+    "stride": (["--seq-length", 16, "--overlapping-eval", 17], "--overlapping-eval 17: longer than the window of 16"),
+    "layers": (["--layers-per-ipu", 1, 2], "--layers-per-ipu 1 2: 3 blocks, but the model has 2"),
+    "protocol": (["--protocols", "tokens"], "WIKITEXT103 has no tokens; it has token, token-joined"),
+    "no file": (["--valid-data", "nowhere"], "nowhere: cannot be read (No such file or directory); bash data/"),
+    "two texts": (["--text", "a", "--valid-data", "b"], "--text a: stands for --task TEXT --valid-data FILE"),
+    "no text": (["--task", "TEXT"], "--task TEXT: name the file with --text FILE"),
+    "factor": (["--embedding-serialization-factor", 7], "--embedding-serialization-factor 7: does not divide"),
+    "json": (["--json", "nowhere/x.json"], "--json nowhere/x.json: its folder does not exist"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("words, message", REFUSED.values(), ids=list(REFUSED))
+def test_flags_that_do_not_fit(folder, words, message):
+    status, out, err = run(folder, *words)
+    assert status == 2 and message in err and "Traceback" not in err, err
+
+
+@pytest.mark.parametrize(
+    "task, content, message",
+    [
+        ("WIKITEXT103", b"one\ntwo\nthr\xe9e\n", "file, line 3: not UTF-8 text (byte 0xe9)"),
+        ("WIKITEXT103", b"\n \n", "file: there is no text in it"),
+        ("WIKITEXT103", b"PK\0\1", "file: is not text (it has zero bytes)"),
+        ("LAMBADA", b'{"text": "a b"}\n\n{"label": "a b"}\n', 'file, line 3: has no "text"'),
+        ("LAMBADA", b'{"text": "a b"}\n{"text": 3}\n', 'file, line 2: has no "text"'),
+        ("LAMBADA", b'{"text": "a b"}\nnot json\n', "file, line 2: not JSON"),
+        ("LAMBADA", b'{"text": "word"}\n', "file, line 1: a single word"),
+    ],
+)
+def test_files_that_cannot_be_used(folder, tmp_path, task, content, message):
+    (tmp_path / "file").write_bytes(content)
+    status, out, err = run(folder, "--valid-data", tmp_path / "file", task=task)
+    assert status == 2 and message in err and "Traceback" not in err, err
+
+
+def test_checkpoints_that_cannot_be_used(folder, tmp_path):
+    status, _, err = run(tmp_path, checkpoint="absent/folder")
+    assert status == 2 and "there is no such folder" in err
+    other = tmp_path / "bert"
+    shutil.copytree(folder / "checkpoint", other)
+    (other / "config.json").write_text('{"model_type": "bert", "vocab_size": "many"}', encoding="utf-8")
+    status, _, err = run(tmp_path, checkpoint="bert")
+    assert status == 2 and str(other) in err and "vocab_size" in err
+    without = tmp_path / "no_tokenizer"
+    shutil.copytree(folder / "checkpoint", without)
+    (without / "tokenizer.json").unlink()  # GPT-2's takes its place
+    status, _, err = run(tmp_path, "--data-dir", folder / "data", checkpoint="no_tokenizer")
+    assert status == 2 and "the tokenizer 50,257" in err
+
+
+def test_no_checkpoint_names_the_one_of_the_demo():
+    environment = {**os.environ, "PYTHON": sys.executable, "CHECKPOINT_PATH": ""}
+    command = ["bash", str(ROOT / "tasks" / "run_evaluate.sh")]
+    done = subprocess.run([*command, "wiki"], capture_output=True, text=True, env=environment)
+    assert done.returncode == 2 and "make demo" in done.stderr and "CHECKPOINT_PATH" in done.stderr
+    done = subprocess.run([*command, "squad"], capture_output=True, text=True, env=environment)
+    assert done.returncode == 2 and "squad is no task" in done.stderr
+
+
+def script(words, **environment):
+    """What run_evaluate.sh does with these."""
+    environment = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", **environment}
+    command = ["bash", str(ROOT / "tasks" / "run_evaluate.sh"), *words]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd="/")
+
+
+def test_the_script_takes_checkpoint_and_data_from_the_environment_and_passes_flags_on(folder):
+    data = folder / "data" / "wikitext-103" / "wiki.test.tokens"
+    words = ["wiki", "--batch-size", "8", "--protocols", "adjusted"]
+    done = script(words, CHECKPOINT_PATH=str(folder / "checkpoint"), VALID_DATA=str(data))
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(WIKI_LINE, done.stdout.splitlines()[-1])
+    assert " 32 " in done.stdout, "the window is the checkpoint's n_positions"
+
+
+@pytest.mark.parametrize(
+    "word, program, task",
+    [
+        ("wiki", "evaluate_wiki.py", "--task WIKITEXT103 "),
+        ("lmbd", "evaluate_lambada.py", "--task LAMBADA "),
+        ("enwik8", "evaluate_wiki.py", "--task ENWIK8 "),
+        ("all", "evaluate_wiki.py", "--all "),
+        ("text", "evaluate_wiki.py", ""),
+    ],
+)
+def test_the_words_of_the_script(word, program, task):
+    done = script([word, "--fp16", "True"], PYTHON="echo", CHECKPOINT_PATH="a b", VALID_DATA="")
+    flags = f"{task}--pretrained-checkpoint a b --seq-length 0 --tokenizer-type 0 --fp16 True"
+    assert done.stdout == f"tasks/{program} {flags}\n"
+
+
+def test_published_figures_stand_beside_their_own_protocol_and_size_only():
+    small, tiny = GPT2Config(), GPT2Config(n_layer=2, n_embd=64, n_head=2)
+    assert [f.value for _, f in published.comparable("wiki.test.raw", "token-joined", small)] == [29.94]
+    assert published.comparable("wiki.test.raw", "token", small) == []
+    assert published.comparable("wiki.test.raw", "adjusted", small) == []
+    medium = GPT2Config(n_layer=24, n_embd=1024, n_head=16)
+    adjusted = published.comparable("wiki.test.tokens", "adjusted", medium)
+    assert [(f.source, f.value) for _, f in adjusted] == [
+        ("released weights, T 1024", 25.68), ("OpenAI", 26.37), ("Megatron-LM", 19.31),
+    ]  # fmt: skip
+    assert len(published.comparable("LAMBADA", "last-word", tiny)) == 8, "no size of its own: all are shown"
+
+
+def test_the_last_line_of_lambada_is_about_what_was_asked_for():
+    def result(protocol, correct):
+        counts, values = {"bpe": 9, "scored": 4, "rows": 4}, {"correct": correct, "accuracy": correct / 4, "ppl": 2.0}
+        return Result("LAMBADA", protocol, ["f"], "none", 8, None, counts, values, True, "LAMBADA")
+
+    results = [result("last-bpe", 3), result("last-word", 1)]
+    assert report.last_lines(results, strict=False)[0].startswith(
+        "number correct: 3.0000E+00, total examples: 4.0000E+00"
+    )
+    assert report.last_lines(results, strict=True)[0].endswith("avg accuracy: 2.5000E-01")
