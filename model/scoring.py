@@ -100,7 +100,7 @@ class Scorer:
 
     Args:
         gpt2: the placed model, in the precision to compute in.
-        options: makes the options of a forward-only model, anew for each program.
+        make_options: gives the options of a forward-only model, anew for each program.
         batch_size: rows of a micro-batch.
         part: (i, n): of the batches, those with number i modulo n are this process's; it leaves the others out.
     """
@@ -108,13 +108,13 @@ class Scorer:
     def __init__(
         self,
         gpt2: GPT2LMHeadModel,
-        options: Callable[[], poptorch.Options],
+        make_options: Callable[[], poptorch.Options],
         batch_size: int,
         part: tuple[int, int] = (0, 1),
     ) -> None:
         self.config = gpt2.config
         self._model = ScoringModel(gpt2).eval()
-        self._options, self._batch_size, self._part = options, batch_size, part
+        self._make_options, self._batch_size, self._part = make_options, batch_size, part
         self._executor: poptorch.PoplarExecutor | None = None
         self._shape: tuple[int, int | None] | None = None
         self._rows = 0
@@ -152,7 +152,7 @@ class Scorer:
         if self._shape == (length, width):
             return
         self.close()
-        options = self._options()
+        options = self._make_options()
         self._rows = self._batch_size * options.device_iterations * options.replication_factor
         self._executor = poptorch.inferenceModel(self._model, options)
         self._shape = (length, width)
