@@ -26,9 +26,11 @@ from typing import Any, BinaryIO, Callable, Iterator, TextIO
 
 import numpy as np
 
+from data import pieces
 from data.duplicates import TRAIN, VALIDATION, Selector
-from data.parts import Part, Recipe, make_part, read_part
+from data.parts import Encoder, Part, Recipe, make_part, read_part
 from data.pieces import Piece
+from tokenizer import Tokenizer
 
 _FORMAT = 1  # of the parts
 
@@ -44,10 +46,12 @@ class Corpus:
         """Bytes of the input."""
         return sum(path.stat().st_size for path in self.files)
 
-    def key(self, recipe: Recipe) -> str:
+    def key(self, tokenizer_json: str, recipe: Recipe) -> str:
         """Changes with the input files and with whatever else changes the parts."""
         stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in self.files]
-        return hashlib.sha256(repr((_FORMAT, stats, recipe.key())).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+        return hashlib.sha256(
+            repr((_FORMAT, stats, tokenizer_json, recipe)).encode("utf-8", "surrogateescape")
+        ).hexdigest()[:16]
 
 
 class Progress:
@@ -90,14 +94,25 @@ class Assembly:
     """
 
     def __init__(
-        self, corpus: Corpus, recipe: Recipe, selector: Selector, folder: Path, name: str, workers: int, stream: TextIO
+        self,
+        corpus: Corpus,
+        tokenizer: Tokenizer,
+        recipe: Recipe,
+        selector: Selector,
+        folder: Path,
+        name: str,
+        workers: int,
+        stream: TextIO,
     ) -> None:
-        self.corpus, self.recipe, self.selector, self.workers = corpus, recipe, selector, workers
+        self.corpus, self.recipe, self.selector = corpus, recipe, selector
+        self.encoder, self.tokenizer_json = Encoder(tokenizer), tokenizer.to_json()
+        # Starting a process takes as long as a piece.
+        self.workers = max(1, min(workers, corpus.size() // pieces.PIECE_BYTES))
         self.progress = Progress(corpus.size(), stream)
         self._prefix = f".{name}.parts-"
         self._lock_path = folder / f".{name}.lock"
         self.name = name
-        self.folder = folder / (self._prefix + corpus.key(recipe))
+        self.folder = folder / (self._prefix + corpus.key(self.tokenizer_json, recipe))
         self._held_out: dict[int, np.ndarray] = {}  # rows of the parts that have any
         self._lock: Any = None
 
@@ -169,7 +184,10 @@ class Assembly:
                 yield number, part or self._made(number, piece), there_already
             return
         pool = concurrent.futures.ProcessPoolExecutor(
-            self.workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(self.recipe,)
+            self.workers,
+            multiprocessing.get_context("spawn"),
+            initializer=_start_worker,
+            initargs=(self.recipe, self.encoder),
         )
         submitted = 0
         waiting: collections.deque[tuple[int, Piece, Any]] = collections.deque()
@@ -204,7 +222,7 @@ class Assembly:
         return number, part or self._made(number, piece), future is None and part is not None
 
     def _made(self, number: int, piece: Piece) -> Part:
-        make_part(piece, self.recipe, self._path(number))
+        make_part(piece, self.recipe, self.encoder, self._path(number))
         part = read_part(self._path(number))
         if part is None:
             raise RuntimeError(f"{self._path(number)}: gone or damaged\nHINT: the same command goes on")
@@ -238,18 +256,18 @@ def _sigint_ignored() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-_recipe_of_worker: Recipe | None = None  # sent once: it holds the whole vocabulary
+_of_worker: tuple[Recipe, Encoder] | None = None  # sent once: it holds the whole vocabulary
 
 
 def _make_part(piece: Piece, path: Path) -> None:
-    assert _recipe_of_worker is not None, "the initializer has run"
-    make_part(piece, _recipe_of_worker, path)
+    assert _of_worker is not None, "the initializer has run"
+    make_part(piece, *_of_worker, path)
 
 
-def _start_worker(recipe: Recipe) -> None:
+def _start_worker(recipe: Recipe, encoder: Encoder) -> None:
     """Ctrl-C is the parent's to handle; without a parent there is nothing to do; one thread each is enough."""
-    global _recipe_of_worker
-    _recipe_of_worker = recipe
+    global _of_worker
+    _of_worker = recipe, encoder
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     threading.Thread(target=_end_with_parent, daemon=True).start()

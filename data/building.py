@@ -20,6 +20,7 @@ LEARNING_BYTES = 256 << 20
 
 def build(
     corpus: Corpus,
+    tokenizer: Tokenizer,
     recipe: Recipe,
     selector: Selector,
     folder: Path,
@@ -34,7 +35,7 @@ def build(
     Raises ValueError for an input that cannot be used, RuntimeError for a machine that cannot do it.
     """
     writers = [training] if validation is None else [training, validation]
-    with Assembly(corpus, recipe, selector, folder, name, workers, stream) as assembly:
+    with Assembly(corpus, tokenizer, recipe, selector, folder, name, workers, stream) as assembly:
         paths: list[Path] = []
         try:
             for writer, documents in zip(writers, (assembly.training, assembly.validation)):
@@ -43,7 +44,7 @@ def build(
             error.filename = error.filename or str(folder)  # what a full disk gives has none
             raise
         with atomic_file(folder / "tokenizer.json") as file:
-            file.write(recipe.tokenizer.encode("utf-8"))
+            file.write(assembly.tokenizer_json.encode("utf-8"))
     progress = assembly.progress
     progress.show()
     if progress.broken:
@@ -87,14 +88,11 @@ def reported(program: str, work: Callable[[], object]) -> int:
         )
         return 2
     except OSError as error:
-        print(
-            f"{program}: {error.filename or 'output'}: {error.strerror}; what is done is kept, and the same command "
-            "goes on",
-            file=sys.stderr,
-        )
+        where = error.filename or "output"
+        print(f"{program}: {where}: {error.strerror}; once that is put right, run the same command", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"{program}: interrupted; what is done is kept, and the same command goes on", file=sys.stderr)
+        print(f"{program}: interrupted; the same command goes on", file=sys.stderr)
         return 130
     return 0
 

@@ -16,6 +16,7 @@ import numpy as np
 from data.documents import DocumentReader
 from data.pieces import Piece
 from tokenizer import Tokenizer
+from tokenizer.bpe import to_utf8
 
 _BATCH = 1 << 20  # characters tokenized at once
 COUNTS = ("documents", "short", "broken", "size")
@@ -23,18 +24,13 @@ COUNTS = ("documents", "short", "broken", "size")
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How a piece becomes token ids; `tokenizer` is the content of a tokenizer.json."""
+    """How a piece becomes token ids, beside the tokenizer."""
 
-    tokenizer: str
     min_length: int = 2  # ids of a document, <|endoftext|> included; shorter ones are dropped
     json_key: str = "text"
     fix_text: bool = False  # ftfy
     digests: bool = False
     signatures: bool = False
-
-    def key(self) -> str:
-        """Changes with whatever changes the ids."""
-        return hashlib.sha256(repr(dataclasses.astuple(self)).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 @dataclasses.dataclass
@@ -60,19 +56,25 @@ class Part:
         return [self.ids[begins[i] : ends_list[i]] for i in wanted]
 
 
-_tokenizers: dict[str, Tokenizer] = {}  # of this process; building one takes a tenth of a second
+class Encoder:
+    """What a process needs of a tokenizer to make parts; cheap to send to it where the native encoder is built."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.eot_id, self.vocab_size, self.native = tokenizer.eot_id, tokenizer.vocab_size, tokenizer.native
+        self._tokenizer = None if self.native else tokenizer.to_json()
+
+    def encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of many texts end to end, uint32 (n,), each followed by `<|endoftext|>`, and their counts, int64."""
+        if self.native is not None:
+            return self.native.encode([to_utf8(text) for text in texts], self.eot_id)
+        if isinstance(self._tokenizer, str):
+            self._tokenizer = Tokenizer.from_json(self._tokenizer)
+        return self._tokenizer.encode_documents(texts)
 
 
-def tokenizer_of(recipe: Recipe) -> Tokenizer:
-    """The tokenizer of a recipe, built once a process."""
-    if recipe.tokenizer not in _tokenizers:
-        _tokenizers[recipe.tokenizer] = Tokenizer.from_json(recipe.tokenizer)
-    return _tokenizers[recipe.tokenizer]
-
-
-def make_part(piece: Piece, recipe: Recipe, path: Path) -> None:
+def make_part(piece: Piece, recipe: Recipe, encoder: Encoder, path: Path) -> None:
     """Tokenize a piece into the file `path`, which appears when it is whole. Raises ValueError as the readers do."""
-    part = encode(piece, recipe)
+    part = encode(piece, recipe, encoder)
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
     try:
         with unfinished.open("wb") as file:
@@ -97,17 +99,16 @@ def read_part(path: Path) -> Part | None:
         return None
 
 
-def encode(piece: Piece, recipe: Recipe) -> Part:
+def encode(piece: Piece, recipe: Recipe, encoder: Encoder) -> Part:
     """The part of a piece."""
-    tokenizer = tokenizer_of(recipe)
-    dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.int32
+    dtype = np.uint16 if encoder.vocab_size <= 1 << 16 else np.int32
     reader = DocumentReader(piece, recipe.json_key)
     ids, lengths, digests = [np.empty(0, dtype)], [np.empty(0, np.int64)], [np.empty(0, np.uint64)]
     signatures = [np.empty((0, 0), np.uint32)]
     documents = 0
     for texts in _batches(reader, recipe):
         documents += len(texts)
-        all_ids, counts = tokenizer.encode_documents(texts)
+        all_ids, counts = encoder.encode(texts)
         keep = counts >= recipe.min_length
         if not keep.all():
             all_ids, texts = all_ids[np.repeat(keep, counts)], [text for text, kept in zip(texts, keep) if kept]

@@ -27,17 +27,22 @@ SOURCES = ("wikipedia", "wikitext", "openwebtext", "jsonl", "text")
 FORMATS = ("pkl", "tfrecord", "mmap")
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Flags; all problems are reported at once."""
-    parser = argparse.ArgumentParser(
-        prog="data.prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def add_input_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that say what is read, of this program and of tokenizer/train.py."""
     what = parser.add_argument_group("input")
     what.add_argument("--input", nargs="+", required=True, type=Path, metavar="PATH", help="files or folders")
     what.add_argument("--source", choices=SOURCES, help="what they are (default: what their names say)")
     what.add_argument("--json-key", default="text", help="member of a JSON line that holds the text (default: text)")
     what.add_argument("--documents", choices=("line", "file"), default="line", help="of plain text (default: line)")
-    what.add_argument("--fix-text", action="store_true", help="repair broken characters with ftfy")
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Flags; all problems are reported at once."""
+    parser = argparse.ArgumentParser(
+        prog="data.prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_input_flags(parser)
+    parser.add_argument("--fix-text", action="store_true", help="repair broken characters with ftfy")
     out = parser.add_argument_group("output")
     out.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for the files")
     out.add_argument("--name", default="corpus", help="beginning of their names (default: corpus)")
@@ -100,7 +105,6 @@ def prepare(args: argparse.Namespace, stream: TextIO) -> None:
     )
     selector = Selector(args.deduplicate, args.near_threshold, args.validation_fraction, args.seed)
     recipe = Recipe(
-        tokenizer.to_json(),
         args.min_length,
         args.json_key,
         args.fix_text,
@@ -110,12 +114,16 @@ def prepare(args: argparse.Namespace, stream: TextIO) -> None:
     validation = writer(args, "-valid", tokenizer) if args.validation_fraction else None
     workers = worker_count(args.workers)
     name = f"{args.name}.{args.format}"
-    build(corpus, recipe, selector, args.output, name, workers, writer(args, "", tokenizer), validation, stream)
+    build(
+        corpus, tokenizer, recipe, selector, args.output, name, workers, writer(args, "", tokenizer), validation, stream
+    )
     if own_validation is not None and validation is None:
-        recipe = Recipe(recipe.tokenizer, args.min_length, args.json_key, args.fix_text)
+        recipe = Recipe(args.min_length, args.json_key, args.fix_text)
         validation = writer(args, "-valid", tokenizer)
         keep_all = Selector("none", 0.0, 0.0, args.seed)
-        build(own_validation, recipe, keep_all, args.output, f"valid.{name}", workers, validation, None, stream)
+        build(
+            own_validation, tokenizer, recipe, keep_all, args.output, f"valid.{name}", workers, validation, None, stream
+        )
 
 
 def chosen_tokenizer(args: argparse.Namespace) -> Tokenizer:

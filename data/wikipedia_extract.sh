@@ -38,8 +38,22 @@ export PYTHONIOENCODING=utf-8 LC_ALL=C.UTF-8 # or WikiExtractor may raise Unicod
 mkdir -p "$out" || fail 2 "cannot make the folder $out"
 work=$(mktemp -d "$out/.extract.XXXXXX") || fail 2 "cannot write to the folder $out"
 trap 'rm -rf "$work"' EXIT
-"$PYTHON" -m wikiextractor.WikiExtractor "$dump" --output "$work" --processes "$(getconf _NPROCESSORS_ONLN)" ||
-    fail 1 "WikiExtractor failed (see above) on $dump"
+# WikiExtractor's processes wait for each other for ever once Ctrl-C has reached some of them. In a process group of
+# their own it reaches this script alone, which ends them all.
+extractor=
+stop() {
+    trap '' INT TERM HUP
+    [ -z "$extractor" ] || kill -KILL -- "-$extractor" 2>/dev/null || true
+    wait 2>/dev/null || true
+    fail 130 "interrupted, nothing written"
+}
+trap stop INT TERM HUP
+set -m
+"$PYTHON" -m wikiextractor.WikiExtractor "$dump" --output "$work" --processes "$(getconf _NPROCESSORS_ONLN)" </dev/null &
+extractor=$!
+set +m
+wait "$extractor" || fail 1 "WikiExtractor failed (see above) on $dump"
+trap - INT TERM HUP
 grep -q '^<doc ' "$work/AA/wiki_00" 2>/dev/null || fail 2 "$dump holds no article; is it a Wikipedia dump?"
 # Last to first, so that AA, which means done, appears when all the others are there.
 for folder in $(ls -r "$work"); do mv "$work/$folder" "$out/"; done

@@ -77,7 +77,8 @@ def preprocess(args: argparse.Namespace) -> None:
         tokenizer = Tokenizer.gpt2()
     build(
         corpus,
-        Recipe(tokenizer.to_json(), args.min_length),
+        tokenizer,
+        Recipe(args.min_length),
         Selector("none", 0.0, 0.0, 0),
         folder,
         OUTPUT_NAME,

@@ -17,6 +17,7 @@ import custom_ops
 from arguments import arithmetic, samples_per_call
 from data.bad_data import BadData
 from data.batches import SampleDataset
+from data.corpus_tokenizer import corpus_tokenizer
 from data.datasets import MmapDataset, Shard, check_enough, collate, make_sampler, open_dataset
 from model import placement, training_state
 from model.argument_checks import BadFlags
@@ -174,6 +175,10 @@ class TrainingRun:
         decay_steps = args.lr_decay_steps or self.calls
         warmup_steps = warmup_length(args.lr_warmup, args.lr_warmup_steps, decay_steps)
         self._facts = training_state.run_facts(args, gpt2.config, self.samples, warmup_steps, decay_steps)
+        prefix = args.data_prefix[0] if args.train_path == "dynamic" else ""
+        self._tokenizer = corpus_tokenizer(
+            args.train_path, args.tfrecord_path or (), prefix, args.pretrained_checkpoint
+        )
         if state is not None:
             training_state.check_facts(state, self._facts)
         if args.save_model_path and not args.compile_only:
@@ -313,7 +318,14 @@ class TrainingRun:
         # The update after the last loss may have been the one that overflowed.
         self.check_finite(sum(float(weight.detach().float().sum()) for weight in self.model.parameters()))
         training_state.save(
-            directory, self.model.gpt2, self.executor, self.optimizer, self.schedule, self.position, self._facts
+            directory,
+            self.model.gpt2,
+            self.executor,
+            self.optimizer,
+            self.schedule,
+            self.position,
+            self._facts,
+            self._tokenizer,
         )
         self.last_checkpoint, self.last_saved_step = directory, self.position.step
         training_state.prune(directory.parent, self.args.keep_checkpoints, directory)

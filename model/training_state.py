@@ -16,6 +16,7 @@ import poptorch
 import torch
 
 from data.batches import SampleDataset
+from data.corpus_tokenizer import TOKENIZER_FILE
 from model.checkpoint import recover_interrupted, save_pretrained, write_atomically
 from model.config import GPT2Config
 from model.gpt2 import GPT2LMHeadModel
@@ -109,8 +110,9 @@ def save(
     schedule: torch.optim.lr_scheduler.LambdaLR,
     position: Position,
     facts: dict[str, Any],
+    tokenizer: bytes | None = None,
 ) -> None:
-    """Write a checkpoint to `directory`, whole or not at all."""
+    """Write a checkpoint to `directory`, whole or not at all. `tokenizer` is the content of a tokenizer.json."""
     state = {
         "format": _FORMAT,
         "optimizer": optimizer.state_dict(),
@@ -122,6 +124,8 @@ def save(
     with write_atomically(directory) as temporary:
         save_pretrained(gpt2, temporary)
         torch.save(state, temporary / STATE_FILE)
+        if tokenizer is not None:
+            (temporary / TOKENIZER_FILE).write_bytes(tokenizer)
 
 
 def read(directory: Path) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from data import assembly, pieces, prepare
 from data.documents import DocumentReader
 from data.duplicates import DROPPED, TRAIN, VALIDATION, DigestSet, Selector
 from data.megatron import MmapCorpus
-from data.parts import Part, Recipe, encode, read_part
+from data.parts import Encoder, Part, Recipe, encode, make_part, read_part
 from data.pieces import HEADING, LINE, running
 from data.sources import guess, open_source
 from data.tfrecord_files import TFRecordFiles
@@ -331,13 +331,12 @@ def test_goes_on_where_it_stopped(tmp_path, corpus, tokenizer, monkeypatch, work
     assert sorted(path.name for path in out.iterdir()) == ["corpus.pkl", "tokenizer.json"]
 
 
-def test_other_input_or_flags_start_anew(tmp_path, corpus, tokenizer):
-    recipe = Recipe(tokenizer.read_text(encoding="utf-8"))
+def test_other_input_or_flags_start_anew(corpus):
     source = open_source("text", [corpus])[0]
-    keys = {source.key(recipe), source.key(Recipe(recipe.tokenizer, min_length=5))}
+    keys = {source.key("{}", Recipe()), source.key("{ }", Recipe()), source.key("{}", Recipe(min_length=5))}
     os.utime(str(corpus), ns=(1, 1))
-    keys.add(source.key(recipe))
-    assert len(keys) == 3
+    keys.add(source.key("{}", Recipe()))
+    assert len(keys) == 4
 
 
 def start(*arguments, **options):
@@ -398,10 +397,8 @@ def state(pid):
 
 def test_two_at_once_are_refused(tmp_path, corpus, tokenizer, capsys):
     out = tmp_path / "out"
-    recipe = Recipe(tokenizer.read_text(encoding="utf-8"))
-    held = assembly.Assembly(
-        open_source("text", [corpus])[0], recipe, Selector("none", 0, 0, 0), out, "corpus.pkl", 1, sys.stderr
-    )
+    source, everything = open_source("text", [corpus])[0], Selector("none", 0, 0, 0)
+    held = assembly.Assembly(source, small_tokenizer(), Recipe(), everything, out, "corpus.pkl", 1, sys.stderr)
     with held:
         assert run("--input", corpus, "--output", out, "--tokenizer", tokenizer, "--workers", 1) == 2
         assert "another process" in capsys.readouterr().err
@@ -526,13 +523,11 @@ def test_ftfy(tmp_path, corpus, tokenizer):
     )
 
 
-def test_a_part_comes_back_from_its_file(tmp_path, tokenizer):
+def test_a_part_comes_back_from_its_file(tmp_path):
     piece = pieces.Piece("lines", "f", (), content="\n".join(documents(20)).encode() + b"\nbad \xff\n\nx", size=7)
-    recipe = Recipe(tokenizer.read_text(encoding="utf-8"), min_length=3, digests=True)
-    from data.parts import make_part
-
-    make_part(piece, recipe, tmp_path / "p.npz")
-    again, part = read_part(tmp_path / "p.npz"), encode(piece, recipe)
+    recipe, encoder = Recipe(min_length=3, digests=True), Encoder(small_tokenizer())
+    make_part(piece, recipe, encoder, tmp_path / "p.npz")
+    again, part = read_part(tmp_path / "p.npz"), encode(piece, recipe, encoder)
     for name in ("ids", "lengths", "digests"):
         np.testing.assert_array_equal(getattr(again, name), getattr(part, name))
     assert again.counts == part.counts == {"documents": 22, "short": 1, "broken": 1, "size": 7}
@@ -586,7 +581,8 @@ def test_bad_input(tmp_path, capsys, tokenizer, case):
     assert message in refused(tmp_path, capsys, tokenizer, name, content, flags)
 
 
-def test_bad_input_found_by_a_worker(tmp_path, capsys, tokenizer):
+def test_bad_input_found_by_a_worker(tmp_path, capsys, tokenizer, monkeypatch):
+    monkeypatch.setattr(pieces, "PIECE_BYTES", 15)
     name, content, _, message = BAD[0]
     assert message in refused(tmp_path, capsys, tokenizer, name, content, ["--workers", 2])
 

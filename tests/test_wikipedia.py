@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import bz2
+import http.server
 import os
 import pickle
 import re
+import shutil
+import signal
 import stat
 import subprocess
 import sys
+import threading
+import time
 import zipfile
 from pathlib import Path
 
@@ -269,19 +274,122 @@ def test_sample_with_other_content_is_refused(tmp_path):
     assert list(out.iterdir()) == []
 
 
-def test_full_dump_goes_on_after_an_interruption(tmp_path):
+def stand_in_for_wget(folder, script):
+    """`script` runs in place of a download: $f is the file to write. --spider gives the size in $size."""
+    head = 'for a in "$@"; do case $a in --output-document=*) f=${a#*=} ;; --spider) spider=1 ;; esac; done\n'
+    head += f'size=$(cat "{folder}/size"); [ -z "$spider" ] || {{ echo "  Content-Length: $size" >&2; exit 0; }}\n'
+    program(folder / "bin" / "wget", head + script)
+    return "{}:{}".format(folder / "bin", os.environ["PATH"])
+
+
+@pytest.fixture
+def packed(tmp_path):
+    path = tmp_path / "dump.bz2"
+    path.write_bytes(bz2.compress(os.urandom(5000)))
+    (tmp_path / "size").write_text(str(path.stat().st_size), encoding="utf-8")
+    return path
+
+
+def test_full_dump_goes_on_after_an_interruption(tmp_path, packed):
     """A stand-in for wget that delivers half of the dump, fails, and later goes on from what is there."""
-    packed, out = tmp_path / "dump.bz2", tmp_path / "out"
-    packed.write_bytes(bz2.compress(os.urandom(5000)))
-    half = packed.stat().st_size // 2
-    script = 'for a in "$@"; do case $a in --output-document=*) f=${{a#*=}} ;; esac; done\n'
-    script += 'if [ -s "$f" ]; then tail -c +{} "{}" >>"$f"; else head -c {} "{}" >"$f"; exit 4; fi\n'
-    program(tmp_path / "bin" / "wget", script.format(half + 1, packed, half, packed))
-    path = "{}:{}".format(tmp_path / "bin", os.environ["PATH"])
+    out, half = tmp_path / "out", packed.stat().st_size // 2
+    script = f'if [ -s "$f" ]; then tail -c +{half + 1} "{packed}" >>"$f"; '
+    script += f'else head -c {half} "{packed}" >"$f"; exit 4; fi\n'
+    path = stand_in_for_wget(tmp_path, script)
     first = download(out, PATH=path)
     assert first.returncode == 1
-    assert "the same command goes on" in first.stderr
-    assert [file.name for file in out.iterdir()] == ["enwiki-latest-pages-articles.xml.bz2.part"]
+    assert "the same command goes on" in first.stderr and str(out) in first.stdout
+    name = "enwiki-latest-pages-articles.xml.bz2"
+    assert sorted(file.name for file in out.iterdir()) == [name + ".part", name + ".part.size"]
     assert download(out, PATH=path).returncode == 0
     assert (out / "wikidump.xml").read_bytes() == bz2.decompress(packed.read_bytes())
-    assert sorted(file.name for file in out.iterdir()) == ["enwiki-latest-pages-articles.xml.bz2", "wikidump.xml"]
+    assert sorted(file.name for file in out.iterdir()) == [name, "wikidump.xml"]
+
+
+def test_a_dump_of_another_size_is_refused(tmp_path, packed):
+    """Too short although the download said it was done, and a newer dump in place of the one that was begun."""
+    out = tmp_path / "out"
+    path = stand_in_for_wget(tmp_path, f'head -c 99 "{packed}" >"$f"\n')
+    done = download(out, PATH=path)
+    assert done.returncode == 1
+    assert f"has 99 bytes, the dump has {packed.stat().st_size}" in done.stderr
+    (tmp_path / "size").write_text("123456", encoding="utf-8")
+    done = download(out, PATH=path)
+    assert done.returncode == 2 and "another dump" in done.stderr
+    assert not (out / "wikidump.xml").exists()
+
+
+@pytest.mark.parametrize("fetch", ["wget", "curl"])
+def test_from_a_server(tmp_path, packed, fetch):
+    """The real programs go on in the middle of a file, from a server on this machine."""
+    if shutil.which(fetch) is None:
+        pytest.skip(f"no {fetch} here")
+    content, ranges = packed.read_bytes(), []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.answer(200, content, body=False)
+
+        def do_GET(self):
+            ranges.append(self.headers.get("Range"))
+            start = int(ranges[-1].split("=")[1].split("-")[0]) if ranges[-1] else 0
+            self.answer(206 if start else 200, content[start:], start)
+
+        def answer(self, status, data, start=0, body=True):
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(data)))
+            if status == 206:
+                self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+            self.end_headers()
+            if body:
+                self.wfile.write(data)
+
+        def log_message(self, *arguments):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "dump.xml.bz2.part").write_bytes(content[:2000])
+    (out / "dump.xml.bz2.part.size").write_text(str(len(content)), encoding="utf-8")
+    tools = tmp_path / "tools"  # a PATH without the other program
+    tools.mkdir()
+    for name in (fetch, *"bash sh dirname basename mkdir cat wc tr awk mv rm".split()):
+        (tools / name).symlink_to(shutil.which(name))
+    try:
+        url = f"http://127.0.0.1:{server.server_port}/dump.xml.bz2"
+        done = download(out, PATH=str(tools), DUMP_URL=url)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert done.returncode == 0, done.stderr
+    assert ranges == ["bytes=2000-"]
+    assert (out / "wikidump.xml").read_bytes() == bz2.decompress(content)
+
+
+def test_ctrl_c_ends_the_extraction(tmp_path):
+    """A stand-in for WikiExtractor whose processes wait for ever and do not care about Ctrl-C."""
+    dump, out = tmp_path / "dump.xml", tmp_path / "out"
+    dump.write_text(dump_of([("One", "x")]), encoding="utf-8")
+    started = tmp_path / "started"
+    script = 'case "$*" in *WikiExtractor*) trap "" INT; sleep 600 & echo $$ $! >"{}"; wait; sleep 600 ;; esac\n'
+    fake = program(tmp_path / "bin" / "python", script.format(started))
+    process = subprocess.Popen(
+        [str(ROOT / "data" / "wikipedia_extract.sh"), str(dump), str(out)],
+        env=dict(os.environ, PYTHON=str(fake)),
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    while not started.exists() or not started.read_text():
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    said = process.communicate(timeout=30)[1]
+    assert process.returncode == 130
+    assert "interrupted, nothing written" in said
+    assert list(out.iterdir()) == []
+    for pid in started.read_text().split():
+        assert not Path(f"/proc/{pid}/cmdline").exists() or not Path(f"/proc/{pid}/cmdline").read_bytes()

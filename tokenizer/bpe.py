@@ -6,6 +6,7 @@ trained here, or a tokenizer.json from elsewhere, goes through the same class.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import json
@@ -16,7 +17,7 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from tokenizer.native import NativeEncoder, native_encoder
+from tokenizer.native import GPT2_SPLIT, NativeEncoder, native_encoder
 
 EOT = "<|endoftext|>"
 
@@ -39,8 +40,11 @@ class Tokenizer:
     ordinary text and are cut into ordinary tokens, so that no document can end another one.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer) -> None:
-        """Wrap a byte-level BPE of the `tokenizers` library. Raises ValueError if it has no `<|endoftext|>`."""
+    def __init__(self, backend: tokenizers.Tokenizer, content: dict[str, Any] | None = None) -> None:
+        """Wrap a byte-level BPE of the `tokenizers` library. Raises ValueError if it has no `<|endoftext|>`.
+
+        `content` is what a tokenizer.json would say of it, if the caller has that at hand.
+        """
         eot_id = backend.token_to_id(EOT)
         if eot_id is None:
             raise ValueError(f"the vocabulary has no {EOT} entry: add it, or train one with train_bpe")
@@ -49,8 +53,7 @@ class Tokenizer:
         self._encode_batch = getattr(backend, "encode_batch_fast", backend.encode_batch)
         self.eot_id = int(eot_id)
         self.vocab_size = int(backend.get_vocab_size())
-        self._native: NativeEncoder | None = None
-        self._native_looked_for = False
+        self._content = content  # until the native encoder is asked for
 
     @classmethod
     def gpt2(cls) -> Tokenizer:
@@ -69,7 +72,7 @@ class Tokenizer:
                 )
         backend = tokenizers.Tokenizer(models.BPE(vocab=entries, merges=pairs))
         make_byte_level(backend)
-        return _named(cls, backend, vocab)
+        return _named(cls, backend, vocab, {"model": {"vocab": entries, "merges": pairs}, "pre_tokenizer": GPT2_SPLIT})
 
     @classmethod
     def from_folder(cls, path: PathLike) -> Tokenizer:
@@ -112,7 +115,7 @@ class Tokenizer:
             backend = tokenizers.Tokenizer.from_str(json.dumps(content))
         except Exception as error:  # the library raises the base class itself
             raise ValueError(f"{path}: not a usable tokenizer.json: {error}") from error
-        return _named(cls, backend, path)
+        return _named(cls, backend, path, content)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, no `<|endoftext|>` added. Lone surrogates count as U+FFFD, as in published encoders."""
@@ -129,11 +132,8 @@ class Tokenizer:
         The same ids as `encode`, an order of magnitude sooner where bpe_encoder.so is built (`make`). The caller
         bounds the batch.
         """
-        if not self._native_looked_for:
-            self._native = native_encoder(json.loads(self._backend.to_str()), byte_characters())
-            self._native_looked_for = True
-        if self._native is not None:
-            return self._native.encode([_utf8(text) for text in texts], self.eot_id if end else -1)
+        if self.native is not None:
+            return self.native.encode([to_utf8(text) for text in texts], self.eot_id if end else -1)
         pieces = self.encode_batch(texts)
         if end:
             for ids in pieces:
@@ -144,8 +144,13 @@ class Tokenizer:
     @property
     def is_native(self) -> bool:
         """Whether `encode_documents` runs in bpe_encoder.so."""
-        self.encode_documents([])
-        return self._native is not None
+        return self.native is not None
+
+    @functools.cached_property
+    def native(self) -> NativeEncoder | None:
+        """The native encoder, if it is built and does what this tokenizer asks for. Other processes can be sent it."""
+        content, self._content = self._content or json.loads(self._backend.to_str()), None
+        return native_encoder(content, byte_characters())
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids; bytes that are not UTF-8 become U+FFFD. Raises ValueError on an unknown id."""
@@ -197,9 +202,9 @@ def published_files() -> tuple[Path, Path]:
     return folder / "encoder.json", folder / "vocab.bpe"
 
 
-def _named(cls: Any, backend: tokenizers.Tokenizer, path: PathLike) -> Tokenizer:
+def _named(cls: Any, backend: tokenizers.Tokenizer, path: PathLike, content: dict[str, Any]) -> Tokenizer:
     try:
-        return cls(backend)
+        return cls(backend, content)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -215,7 +220,8 @@ def _encodable(text: str) -> str:
     return text
 
 
-def _utf8(text: str) -> bytes:
+def to_utf8(text: str) -> bytes:
+    """The bytes of a text; lone surrogates count as U+FFFD."""
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError:
