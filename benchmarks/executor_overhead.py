@@ -1,0 +1,156 @@
+"""What the contract costs: the executor's call next to the same loop written by hand, and `import poptorch`.
+
+    python -m benchmarks.executor_overhead                 # the GPT-2 of `make demo`, 4 micro-batches of 2 x 128 tokens
+    python -m benchmarks.executor_overhead --rounds 3 --imports 1       # a smoke run
+    python -m benchmarks.executor_overhead --json benchmarks/records/executor_overhead_cpu.json
+
+Both sides are the application's model and loss in one process, with the same weights and data: on one side
+`poptorch.trainingModel` makes a call of gradientAccumulation micro-batches, on the other forward, backward,
+accumulation and torch.optim.AdamW's fused step are written out. They take turns; reported are the medians and the
+median of the ratios of neighbours. The runtime's fused loss would hide what the contract costs: it is measured
+without it, and as programs run. Imports are timed in fresh processes, `import torch` and `import torch, poptorch` in
+turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Callable
+from unittest import mock
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+
+def executor_step(model: Any, ids: Any, labels: Any, accumulation: int) -> Callable[[], float]:
+    """A call of a training executor: one update."""
+    import poptorch
+
+    options = poptorch.Options()
+    options.Training.gradientAccumulation(accumulation)
+    executor = poptorch.trainingModel(model, options, poptorch.optim.AdamW(model.parameters(), lr=1e-4))
+    return lambda: float(executor(ids, labels)[0])
+
+
+def hand_step(model: Any, ids: Any, labels: Any, accumulation: int) -> Callable[[], float]:
+    """The loop that the call replaces."""
+    import torch
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+
+    def step() -> float:
+        for part, wanted in zip(ids.chunk(accumulation), labels.chunk(accumulation)):
+            loss = model(part, wanted)[0]
+            (loss / accumulation).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return float(loss.detach())
+
+    return step
+
+
+def timed(step: Callable[[], float]) -> float:
+    """Seconds of one step."""
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
+
+
+def measure_steps(args: argparse.Namespace, fused: bool) -> dict[str, Any]:
+    """Alternating rounds of both sides; seconds, and ours / by hand."""
+    import torch
+
+    from model.config import GPT2Config
+    from model.gpt2 import GPT2LMHeadModel
+    from model.pretraining import PretrainingModel
+
+    torch.manual_seed(0)
+    config = GPT2Config.from_json(ROOT / "config" / "config_tiny.json")
+    config = dataclasses.replace(config, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+    model = PretrainingModel(GPT2LMHeadModel(config)).train()
+    shape = (args.batch * args.accumulation, args.length)
+    ids, labels = torch.randint(0, 50257, shape), torch.randint(0, 50257, shape)
+    by_hand = hand_step(copy.deepcopy(model), ids, labels, args.accumulation)
+    ours = executor_step(model, ids, labels, args.accumulation)
+    if fused:
+        first = ours()
+    else:
+        with mock.patch("poptorch.engine.passes.fuse_losses"), mock.patch("poptorch.engine.passes.fuse_attention"):
+            first = ours()  # compiles
+    losses = [first, by_hand()]
+    rows = []
+    for index in range(args.rounds):
+        sides = {"ours": ours, "by_hand": by_hand}
+        order = list(sides) if index % 2 == 0 else list(sides)[::-1]
+        rows.append({side: timed(sides[side]) for side in order})
+    return {
+        "rounds": rows,
+        "seconds": {side: statistics.median(row[side] for row in rows) for side in ("ours", "by_hand")},
+        "ratio": statistics.median(row["ours"] / row["by_hand"] for row in rows),
+        "first_losses": losses,
+    }
+
+
+def measure_imports(rounds: int) -> dict[str, Any]:
+    """Seconds of both imports in fresh processes, in turn."""
+    program = "import time; start = time.perf_counter(); import {}; print(time.perf_counter() - start)"
+    rows = []
+    for _ in range(rounds):
+        rows.append(
+            {
+                names: float(subprocess.run([sys.executable, "-c", program.format(names)], **_CAPTURED).stdout)
+                for names in ("torch", "torch, poptorch")
+            }
+        )
+    return {
+        "rounds": rows,
+        "seconds": {names: statistics.median(row[names] for row in rows) for names in rows[0]},
+        "added_seconds": statistics.median(row["torch, poptorch"] - row["torch"] for row in rows),
+    }
+
+
+_CAPTURED: dict[str, Any] = dict(capture_output=True, text=True, check=True, cwd=ROOT)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure, print, and write the record if one is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=15, help="steps of each side")
+    parser.add_argument("--imports", type=int, default=5, help="imports of each kind")
+    parser.add_argument("--batch", type=int, default=2, help="samples in a micro-batch")
+    parser.add_argument("--accumulation", type=int, default=4, help="micro-batches in a step")
+    parser.add_argument("--length", type=int, default=128, help="tokens in a sample")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path, help="write the record here")
+    args = parser.parse_args(argv)
+    import torch
+
+    torch.set_num_threads(args.threads)
+    results: dict[str, Any] = {}
+    for name, fused in (("contract alone", False), ("as programs run", True)):
+        results[name] = found = measure_steps(args, fused)
+        ours, by_hand = found["seconds"]["ours"], found["seconds"]["by_hand"]
+        print(f"{name:16} {ours * 1e3:7.1f} ms a call, by hand {by_hand * 1e3:7.1f} ms, ratio {found['ratio']:.3f}")
+    if args.imports:
+        results["imports"] = found = measure_imports(args.imports)
+        print(
+            f"import poptorch  {found['added_seconds']:.2f} s more than the {found['seconds']['torch']:.2f} s of torch"
+        )
+    if args.json is not None:
+        from benchmarks.train_step import environment
+
+        args.device = "cpu"
+        args.json.write_text(json.dumps({**environment(args), **results}, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
