@@ -148,7 +148,10 @@ def main(argv: list[str] | None = None) -> int:
         from benchmarks.train_step import environment
 
         args.device = "cpu"
-        args.json.write_text(json.dumps({**environment(args), **results}, indent=2) + "\n", encoding="utf-8")
+        command = "python -m benchmarks.executor_overhead " + " ".join(sys.argv[1:] if argv is None else argv)
+        args.json.write_text(
+            json.dumps({**environment(args), "command": command, **results}, indent=2) + "\n", encoding="utf-8"
+        )
     return 0
 
 

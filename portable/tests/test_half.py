@@ -151,3 +151,40 @@ def test_half_as_float_is_said_once(capsys, monkeypatch):
     for _ in range(2):
         poptorch.inferenceModel(torch.nn.Linear(2, 2).half())(torch.ones(1, 2, dtype=torch.float16))
     assert capsys.readouterr().err.count("Half is slow on a CPU") == 1
+
+
+MIXED = {  # layers whose parameters take the type of what they are given, shape of the input
+    "Linear": (lambda: torch.nn.Linear(4, 3), (2, 4)),
+    "Conv2d": (lambda: torch.nn.Conv2d(2, 3, 2), (2, 2, 3, 3)),
+    "ConvTranspose2d": (lambda: torch.nn.ConvTranspose2d(2, 3, 2), (2, 2, 3, 3)),
+    "BatchNorm1d": (lambda: torch.nn.BatchNorm1d(4), (2, 4)),
+    "LayerNorm": (lambda: torch.nn.LayerNorm(4), (2, 4)),
+    "GroupNorm": (lambda: torch.nn.GroupNorm(1, 2), (2, 2, 3)),
+    "PReLU": (torch.nn.PReLU, (2, 4)),
+    "LSTM": (lambda: torch.nn.LSTM(4, 3), (2, 5, 4)),
+    "GRU": (lambda: torch.nn.GRU(4, 3), (2, 5, 4)),
+}
+
+
+@pytest.mark.parametrize("name", MIXED)
+@pytest.mark.parametrize("half_input", [True, False])
+def test_layers_take_the_type_of_the_activation(name, half_input):
+    make, shape = MIXED[name]
+    torch.manual_seed(0)
+    layer = make().train(False)
+    x = torch.randn(shape).half()
+    expected = layer(x.float())
+    layer, x = (layer, x) if half_input else (layer.half(), x.float())
+    found = poptorch.inferenceModel(layer)(x)
+    found, expected = (out[0] if isinstance(out, tuple) else out for out in (found, expected))
+    assert found.dtype == x.dtype
+    torch.testing.assert_close(found.float(), expected.detach(), rtol=2e-2, atol=2e-2)
+
+
+def test_products_of_mixed_types():
+    a, b = torch.randn(2, 4).half(), torch.randn(2, 4)
+
+    def forward(m, a, b):
+        return a + b, torch.einsum("ik,jk->ij", a, b), torch.einsum("ik,jk->ij", b, a), torch.cat([a, b])
+
+    assert [out.dtype for out in infer(forward, a, b)] == [torch.float32, torch.float16, torch.float32, torch.float32]

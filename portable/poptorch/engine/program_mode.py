@@ -44,7 +44,9 @@ _ACTIVATION_TYPED = {  # function: position of the activation
     **dict.fromkeys((F.linear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d), 0),
     **dict.fromkeys((F.conv_transpose3d, F.layer_norm, F.group_norm), 0),
     **dict.fromkeys((torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.mm, torch.bmm), 0),
-    **dict.fromkeys((torch.addmm, torch.baddbmm), 1),
+    **dict.fromkeys((F.bilinear, F.prelu, torch.prelu, torch.mv, F.scaled_dot_product_attention), 0),
+    **dict.fromkeys((torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu), 0),
+    **dict.fromkeys((torch.addmm, torch.baddbmm, torch.einsum), 1),
 }
 # A value that only the device knows cannot steer Python.
 _HOST_VALUES = {
@@ -121,6 +123,7 @@ class ProgramMode(TorchFunctionMode):
             markers.MARK_LOSS(result, str(kwargs.get("reduction", "mean")))
             return result
         result = func(*args, **kwargs)
+        _check_not_empty(result)
         if func in _MOVES and isinstance(result, torch.Tensor) and not isinstance(result, FakeTensor):
             return result.clone()  # which makes a constant of a host tensor that was there already
         return result
@@ -138,6 +141,13 @@ def _check_on_device(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Non
                 f"{getattr(func, '__name__', func)}. A tensor that forward() takes from outside the model is not on "
                 'the device: pass it as an input, register it as a buffer, or move it with .to("ipu").'
             )
+
+
+def _check_not_empty(result: Any) -> None:
+    for tensor in result if isinstance(result, (tuple, list)) else (result,):
+        # A size that is no int depends on values: nobody knows it yet.
+        if isinstance(tensor, FakeTensor) and any(isinstance(size, int) and size == 0 for size in tensor.shape):
+            raise createPoptorchError(f"Zero-sized tensors are unsupported (Got shape {list(tensor.shape)})")
 
 
 def _detached(result: Any, args: tuple) -> Any:
@@ -178,4 +188,4 @@ def _with_activation_type(activation: Any, args: tuple, kwargs: dict) -> tuple[t
         other = isinstance(value, torch.Tensor) and value.is_floating_point() and value.dtype != dtype
         return value.to(dtype) if other else value
 
-    return tuple(cast(value) for value in args), {key: cast(value) for key, value in kwargs.items()}
+    return torch.utils._pytree.tree_map(cast, args), {key: cast(value) for key, value in kwargs.items()}

@@ -108,12 +108,32 @@ class _Entry(torch.nn.Module):
         self._context.input_ids.clear()
         self._context.input_ids.update(map(id, leaves))
         self._context.before_forward()
-        with _without_autocast(), ProgramMode(self._context), functions.recorded(self._context.functions):
+        with (
+            _without_autocast(),
+            _mixed_types(),
+            ProgramMode(self._context),
+            functions.recorded(self._context.functions),
+        ):
             outputs = tuple(self._call(self.model, list(leaves)))
         _check_not_reassigned(self.model, before)
         if self._context.left_behind is None:
             self._context.left_behind = PythonState(self.model)
         return outputs
+
+
+@contextlib.contextmanager
+def _mixed_types() -> Iterator[None]:
+    """Inside this context recurrent layers take inputs of another type than their weights', as every layer does."""
+    check = torch.nn.RNNBase.check_input
+
+    def checked(self: torch.nn.RNNBase, tensor: torch.Tensor, batch_sizes: torch.Tensor | None) -> None:
+        check(self, tensor.to(self._flat_weights[0].dtype), batch_sizes)
+
+    torch.nn.RNNBase.check_input = checked
+    try:
+        yield
+    finally:
+        torch.nn.RNNBase.check_input = check
 
 
 @contextlib.contextmanager
