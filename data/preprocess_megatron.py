@@ -85,11 +85,11 @@ def preprocess(args: argparse.Namespace, stream: TextIO) -> None:
     _check_beside(prefix.with_name("tokenizer.json"), tokenizer.to_json())
     for key in args.json_keys:
         writer = MegatronWriter(prefix, tokenizer.vocab_size, key, ends=args.append_eod)
-        recipe = Recipe(tokenizer.to_json(), json_key=key)
+        recipe = Recipe(json_key=key)
         name = Path(writer.prefix).name
         nothing_dropped = Selector("none", 0.0, 0.0, 0)
         workers = worker_count(args.workers)
-        build(corpus, recipe, nothing_dropped, prefix.parent, name, workers, writer, None, stream)
+        build(corpus, tokenizer, recipe, nothing_dropped, prefix.parent, name, workers, writer, None, stream)
         stream.write(f"train on it: --train-path dynamic --data-prefix {writer.prefix}\n")
 
 
