@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import heapq
 import os
 import shutil
@@ -16,6 +17,7 @@ from data.tfrecord_index import index_line
 
 _CHUNK = 1 << 18  # ids encoded at once
 _BUFFER = 1 << 20  # bytes written at once, of all files together
+_WORK = "unfinished-tfrecords"  # in the name of the hidden folder that files are written in
 
 
 class TFRecordWriter:
@@ -56,8 +58,10 @@ class TFRecordWriter:
         nothing is there under a final name before everything is written.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        work = unique_beside(self.folder / "tfrecords")
+        _remove_abandoned(self.folder)
+        work = unique_beside(self.folder / _WORK)
         work.mkdir()
+        lock = _locked(work)
         try:
             shards = [_Shard(work / name) for name in self.names]
             fewest = [(0, number) for number in range(len(shards))]  # records of each file, a heap
@@ -82,6 +86,8 @@ class TFRecordWriter:
                     os.replace(str(work / (name + suffix)), str(self.folder / (name + suffix)))
         finally:
             shutil.rmtree(str(work), ignore_errors=True)
+            if lock is not None:
+                os.close(lock)
         return [self.folder / f"{name}.tfrecord" for name in self.names]
 
     def summary(self) -> str:
@@ -171,6 +177,26 @@ def _groups(documents: Iterable[np.ndarray]) -> Iterator[list[np.ndarray]]:
         size += len(ids)
     if group:
         yield group
+
+
+def _locked(folder: Path) -> int | None:
+    """A descriptor that holds the lock of a folder, None if another process has it. The lock ends with its process."""
+    descriptor = os.open(str(folder), os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # or the file system has no locks: nobody's folder is taken away then
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove what processes that were killed have left of their work."""
+    for left in folder.glob(f".{_WORK}.*.part"):
+        lock = _locked(left)
+        if lock is not None:
+            shutil.rmtree(str(left), ignore_errors=True)
+            os.close(lock)
 
 
 class _Shard:

@@ -236,3 +236,31 @@ def test_ctrl_c_leaves_nothing(tmp_path, monkeypatch, capsys):
     assert main([*map(str, words), "--num-output", "1"]) == 130
     assert "interrupted, nothing written" in capsys.readouterr().err
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    """And what one that is still at it has written is not."""
+    source, out = corpus(tmp_path, [[1] * 20, [2] * 30]), tmp_path / "out"
+    command = f"""import os, sys; sys.path.insert(0, {str(ROOT)!r})
+from pathlib import Path
+from data.tfrecord_writer import TFRecordWriter
+def documents():
+    yield range(100)
+    print("begun", flush=True)
+    sys.stdin.read()
+    yield range(100)
+TFRecordWriter(Path({str(out)!r}), "other", 9, 1, 1).write(documents())"""
+    left = []
+    for killed in (True, False):
+        process = subprocess.Popen([sys.executable, "-c", command], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert process.stdout.readline() == b"begun\n"
+        (work,) = set(out.iterdir()) - set(left)
+        left.append(work)
+        if killed:
+            process.kill()
+            process.wait()
+    (path,) = written(source, out)
+    assert not left[0].exists() and left[1].exists()
+    path.unlink()
+    process.communicate(b"")
+    assert process.returncode == 0 and (out / "other-00000-of-00001.tfrecord").exists() and not left[1].exists()
