@@ -22,7 +22,7 @@ DEV_STAMP := $(VENV)/.stamp-dev-$(shell cat $(REQUIREMENTS) $(sort $(wildcard re
 .PHONY: build setup setup-dev demo test test-gpu test-long lint clean help
 .DEFAULT_GOAL := build
 
-build: ## custom_ops.so for what the host has, the Poplar SDK or torch, and bpe_encoder.so (the default)
+build: ## custom_ops.so for what the host has, and the C++ of tokenizer/ and data/ (the default)
 	@python=$(VENV_PYTHON); [ -x $$python ] || python="$(PYTHON)"; \
 	if ! command -v $$python >/dev/null 2>&1; then \
 		echo "custom_ops: $(PYTHON) is not found; install Python 3.10 or newer, or name it: make PYTHON=python3.11"; \
@@ -76,10 +76,10 @@ test-long: setup-dev ## the tests that take minutes: fuzzing of the readers
 lint: setup-dev ## format and lint checks, nothing is changed
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
-	$(VENV)/bin/clang-format --dry-run --Werror custom_ops/*.cpp tokenizer/*.cpp
+	$(VENV)/bin/clang-format --dry-run --Werror custom_ops/*.cpp tokenizer/*.cpp data/*.cpp
 
-clean: ## removes custom_ops.so and bpe_encoder.so; .venv stays
-	rm -f custom_ops.so bpe_encoder.so *.so.unfinished
+clean: ## removes what `make` builds; .venv stays
+	rm -f custom_ops.so bpe_encoder.so megatron_data.so *.so.unfinished
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile

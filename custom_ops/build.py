@@ -1,5 +1,5 @@
 """Builds custom_ops.so for what the host has: the Poplar SDK (PopART operators) or torch (CPU and CUDA operators), and
-bpe_encoder.so, the tokenizer's encoder, which needs a C++ compiler only.
+what needs a C++ compiler only: bpe_encoder.so, the tokenizer's encoder, and megatron_data.so, loops of Megatron's data.
 
 `make` runs this as `python3 -m custom_ops.build`, with the interpreter whose torch is meant. It needs the standard
 library only, looks at torch's files without importing it, and compiles only if sources, torch or flags changed.
@@ -25,8 +25,6 @@ from typing import NamedTuple
 from custom_ops import LIBRARY, build_stamp
 
 SOURCES = Path(__file__).resolve().parent
-ENCODER = "bpe_encoder.so"  # beside custom_ops.so; tokenizer/native.py loads it
-ENCODER_SOURCES = SOURCES.parent / "tokenizer"
 NEXT_COMMAND = """custom_ops: nothing to build for: neither torch nor the Poplar SDK is there. Next, one of
   make setup      installs everything into .venv, torch included; then `make` again
   pip install -r requirements.txt -e ./portable      the same into the environment you are in
@@ -51,6 +49,35 @@ class Torch(NamedTuple):
         include = self.root / "include"
         headers = ["-isystem", str(include), "-isystem", str(include / "torch" / "csrc" / "api" / "include")]
         return ["-std=c++" + standard] + abi + headers + ["-L" + str(self.root / "lib"), "-ltorch_cpu", "-lc10"]
+
+
+class Native(NamedTuple):
+    """A library in C++ alone, beside custom_ops.so: `unit` is compiled, `included` are its further sources."""
+
+    name: str
+    feature: str
+    unit: Path
+    included: tuple[Path, ...]
+    without: str  # what serves in its place
+
+
+_ROOT = SOURCES.parent
+NATIVE = (
+    Native(
+        "bpe_encoder.so",  # tokenizer/native.py loads it
+        "native tokenizer",
+        _ROOT / "tokenizer" / "bpe_encoder.cpp",
+        (_ROOT / "tokenizer" / "unicode_classes.inc",),
+        "the tokenizers library",
+    ),
+    Native(
+        "megatron_data.so",  # data/megatron_native.py loads it
+        "native loops of Megatron's data",
+        _ROOT / "data" / "megatron_data.cpp",
+        (),
+        "numpy",
+    ),
+)
 
 
 def find_torch() -> Torch | None:
@@ -105,16 +132,16 @@ def build(output: Path, cxx: str, cxxflags: str) -> int:
     return _bring_up_to_date(output, target, command, sources, have_compiler)
 
 
-def build_encoder(output: Path, cxx: str, cxxflags: str) -> int:
-    """The same for bpe_encoder.so."""
+def build_native(library: Native, folder: Path, cxx: str, cxxflags: str) -> int:
+    """The same for a library in C++ alone."""
     compiler = shlex.split(cxx)
     have_compiler = bool(compiler and shutil.which(compiler[0]))
-    yes = f"yes ({output.name})" if have_compiler else "no (there is no C++ compiler); the tokenizers library serves"
-    print(f"custom_ops: native tokenizer: {yes}")
-    units = [ENCODER_SOURCES / "bpe_encoder.cpp", SOURCES / "build_stamp.cpp"]
+    yes = f"yes ({library.name})" if have_compiler else f"no (there is no C++ compiler); {library.without} serves"
+    print(f"custom_ops: {library.feature}: {yes}")
+    units = [library.unit, SOURCES / "build_stamp.cpp"]
     command = compiler + ["-shared", "-fPIC", "-std=c++17"] + [str(unit) for unit in units] + shlex.split(cxxflags)
-    sources = [*units, ENCODER_SOURCES / "unicode_classes.inc"]
-    return _bring_up_to_date(output, "C++17", command, sources, have_compiler)
+    sources = [*units, *library.included]
+    return _bring_up_to_date(folder / library.name, "C++17", command, sources, have_compiler)
 
 
 def _bring_up_to_date(output: Path, target: str, command: list[str], sources: list[Path], have_compiler: bool) -> int:
@@ -128,8 +155,10 @@ def _bring_up_to_date(output: Path, target: str, command: list[str], sources: li
     if have_compiler:
         print(f"custom_ops: compiling {output.name} for {target} …", flush=True)
         return _compile(output, command, stamp)
-    serves = "The reference in plain torch" if output.name != ENCODER else "The tokenizers library"
-    print(f"custom_ops: nothing built: {(command or ['CXX'])[0]} is not found. {serves} serves;")
+    serves = next(
+        (library.without for library in NATIVE if library.name == output.name), "the reference in plain torch"
+    )
+    print(f"custom_ops: nothing built: {(command or ['CXX'])[0]} is not found; {serves} serves;")
     print("  for native code install a C++ compiler (apt install g++) and run `make` again")
     if output.exists():
         output.unlink()
@@ -157,12 +186,14 @@ def _compile(output: Path, command: list[str], stamp: str) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python3 -m custom_ops.build", description="Builds the native libraries.")
-    parser.add_argument("--output", type=Path, default=LIBRARY, help=f"custom_ops.so; {ENCODER} goes beside it")
+    parser.add_argument("--output", type=Path, default=LIBRARY, help="custom_ops.so; the others go beside it")
     parser.add_argument("--cxx", default="g++", help="the C++ compiler, with wrappers if need be")
     parser.add_argument("--cxxflags", default="-O3", help="flags to add")
     args = parser.parse_args()
     status = build(args.output, args.cxx, args.cxxflags)
-    return build_encoder(args.output.with_name(ENCODER), args.cxx, args.cxxflags) or status
+    for library in NATIVE:
+        status = build_native(library, args.output.parent, args.cxx, args.cxxflags) or status
+    return status
 
 
 if __name__ == "__main__":

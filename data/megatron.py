@@ -38,8 +38,8 @@ def smallest_dtype(vocab_size: int) -> np.dtype:
 class MmapCorpus:
     """Documents of a `.bin` and its `.idx`, mapped, not read.
 
-    `tokens` (ids of the corpus,) in the file's own type, `sizes` int32 (D,) and `offsets` int64 (D,), both in tokens:
-    document d is tokens[offsets[d]:offsets[d] + sizes[d]].
+    `tokens` (ids of the corpus,) in the file's own type, `sizes` int32 (D,) in tokens and `pointers` int64 (D,) in
+    bytes: document d is tokens[p : p + sizes[d]] for p = pointers[d] / bytes of an id.
     """
 
     def __init__(self, prefix: str | Path) -> None:
@@ -53,7 +53,7 @@ class MmapCorpus:
         self._idx = np.memmap(self.idx_path, dtype=np.uint8, mode="r").view(np.ndarray)
         at = HEADER.size
         self.sizes = self._idx[at : at + 4 * sequences].view("<i4")
-        self._pointers = self._idx[at + 4 * sequences : at + 12 * sequences].view("<i8")
+        self.pointers = self._idx[at + 4 * sequences : at + 12 * sequences].view("<i8")
         self._documents = self._idx[at + 12 * sequences :].view("<i8")
         assert len(self._documents) == documents
         self.dtype = dtype
@@ -71,25 +71,25 @@ class MmapCorpus:
 
     def starts(self, documents: np.ndarray) -> np.ndarray:
         """Positions in `tokens` where these documents begin, int64."""
-        return self._pointers[documents] // self.dtype.itemsize
+        return self.pointers[documents] // self.dtype.itemsize
 
     def document(self, number: int) -> np.ndarray:
         """The ids of one document, in the file's own type. Raises IndexError."""
-        start = int(self._pointers[number]) // self.dtype.itemsize
+        start = int(self.pointers[number]) // self.dtype.itemsize
         return self.tokens[start : start + int(self.sizes[number])]
 
     def count_tokens(self, documents: int) -> int:
         """Tokens in the first `documents` documents."""
         if documents == 0:
             return 0
-        return int(self._pointers[documents - 1]) // self.dtype.itemsize + int(self.sizes[documents - 1])
+        return int(self.pointers[documents - 1]) // self.dtype.itemsize + int(self.sizes[documents - 1])
 
     def _check_pointers(self, bin_size: int) -> int:
         """Sizes and pointers tile the .bin from its first byte to its last. Returns the number of tokens."""
         width, expected = self.dtype.itemsize, 0
         for first in range(0, len(self.sizes), _BLOCK):
             sizes = self.sizes[first : first + _BLOCK].astype(np.int64)
-            pointers = self._pointers[first : first + _BLOCK]
+            pointers = self.pointers[first : first + _BLOCK]
             ends = np.cumsum(sizes)
             ends *= width
             ends += expected
@@ -99,7 +99,7 @@ class MmapCorpus:
                 number = first + int(wrong[0])
                 raise ValueError(
                     f"{self.idx_path}: document {number} is said to have {int(self.sizes[number])} tokens from byte "
-                    f"{int(self._pointers[number])} on, where byte {int(begins[wrong[0]])} is next; the file is "
+                    f"{int(self.pointers[number])} on, where byte {int(begins[wrong[0]])} is next; the file is "
                     f"damaged: make {self.prefix} again with data/preprocess_megatron.py"
                 )
             expected = int(ends[-1])

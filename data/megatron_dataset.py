@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from data import megatron_native
 from data.bad_data import BadData
 from data.batches import SampleDataset
 from data.cache_folder import cache_folder, map_array
@@ -94,6 +95,11 @@ class MmapDataset(SampleDataset):
 
         Raises BadData naming sample and token for an id outside the vocabulary.
         """
+        order, corpus = self.order, self.corpus
+        begins = order.samples[order.shuffle[indices]].astype(np.int64)
+        arrays = (corpus.tokens, corpus.sizes, corpus.pointers, order.documents, begins)
+        if megatron_native.read_samples(*arrays, self.real_vocab_size, ids):
+            return
         for start in range(0, len(indices), _ROWS):
             rows = slice(start, start + _ROWS)
             self._read(indices[rows], ids[rows])
