@@ -19,7 +19,7 @@ REQUIREMENTS := requirements.txt constraints.txt $(PORTABLE)
 STAMP := $(VENV)/.stamp-$(shell cat $(REQUIREMENTS) 2>/dev/null | cksum | tr ' ' '-')
 DEV_STAMP := $(VENV)/.stamp-dev-$(shell cat $(REQUIREMENTS) $(sort $(wildcard requirements-*.txt)) 2>/dev/null | cksum | tr ' ' '-')
 
-.PHONY: build setup setup-dev demo test test-gpu test-long lint clean help
+.PHONY: build setup setup-dev demo test test-gpu test-long lint clean help bench-compare
 .DEFAULT_GOAL := build
 
 build: ## custom_ops.so for what the host has, and the C++ of tokenizer/ and data/ (the default)
@@ -73,6 +73,13 @@ test-gpu: setup-dev ## the tests that need a CUDA device
 test-long: setup-dev ## the tests that take minutes: fuzzing of the readers
 	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -m long --timeout 1800
 
+# Entries of benchmarks.yml that a machine without accelerator does in minutes; BENCH=… names others.
+BENCH ?= $(addsuffix _cpu_2core,$(addprefix pytorch_gpt2_,test_train_gen small_train_gen small_infer_gen small_vs_transformers))
+bench-compare: setup-dev ## measures the CPU benchmarks anew, beside the recorded figures
+	$(VENV_PYTHON) -m examples_utils benchmark --spec benchmarks.yml --benchmark $(BENCH) \
+		--log-dir benchmark_logs/compare || [ $$? -eq 1 ] # what failed has no figure below
+	$(VENV_PYTHON) benchmarks/compare.py benchmark_logs/compare/benchmark_results.json
+
 lint: setup-dev ## format and lint checks, nothing is changed
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
@@ -82,4 +89,4 @@ clean: ## removes what `make` builds; .venv stays
 	rm -f custom_ops.so bpe_encoder.so megatron_data.so *.so.unfinished
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' Makefile
