@@ -6,7 +6,7 @@
 A step is a call of the training executor as in the loop: `bare` takes its loss and nothing more; `off` has the logger
 with --log-steps so high that it says nothing; `progress` draws the progress line for every step and prints a line every
 10, on something that says it is a terminal; `all` prints a line every step and keeps curves.csv, too. The sides take
-turns, some steps at a time, in one process and with one executor. The model is the smallest that anybody trains here, so
+turns, some steps at a time, in one process and with one executor. The model is the smallest that is trained here, so
 that a step is short; with longer ones the share is smaller. Reported are medians over the rounds of the seconds a step,
 and of the quotient within a round; and the logger by itself, which a busy machine disturbs less.
 
