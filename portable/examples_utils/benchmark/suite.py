@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,10 +125,11 @@ class Suite:
         """
         for index, variant in enumerate(prepared):
             status = StatusLine(f"[{index + 1}/{len(prepared)}] {variant.name}")
-            result = self._result(variant)
+            result, start = self._result(variant), time.monotonic()
             try:
                 self._run(variant, result, status)
             except BaseException as error:
+                result.seconds = time.monotonic() - start
                 result.fail("interrupted", f"interrupted ({type(error).__name__})")
                 raise
             finally:
