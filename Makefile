@@ -74,7 +74,7 @@ test-long: setup-dev ## the tests that take minutes: fuzzing of the readers
 	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -m long --timeout 1800
 
 # Entries of benchmarks.yml that a machine without accelerator does in minutes; BENCH=… names others.
-BENCH ?= $(addsuffix _cpu_2core,$(addprefix pytorch_gpt2_,test_train_gen small_train_gen small_infer_gen small_vs_transformers))
+BENCH ?= $(addsuffix _cpu_2core,$(addprefix pytorch_gpt2_,test_train_gen small_train_gen small_infer_gen small_text_gen small_vs_transformers))
 bench-compare: setup-dev ## measures the CPU benchmarks anew, beside the recorded figures
 	$(VENV_PYTHON) -m examples_utils benchmark --spec benchmarks.yml --benchmark $(BENCH) \
 		--log-dir benchmark_logs/compare || [ $$? -eq 1 ] # what failed has no figure below

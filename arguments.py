@@ -283,7 +283,7 @@ GENERATE_GROUPS = {
     "generation": GENERATION,
     "sampling": SAMPLING + select(DATA, "seed"),
     "batch": select(BATCH, "batch_size", "device_iterations", device_iterations=1),
-    "placement": select(PLACEMENT, "layers_per_ipu", "matmul_proportion", "custom_ops"),
+    "placement": select(PLACEMENT, "layers_per_ipu", "matmul_proportion", "custom_ops", "compile_only"),
 }
 EVALUATE_GROUPS = {
     "evaluation": EVALUATION + select(GENERATION, "tokenizer_type", "fp16") + select(DATA, "seed"),

@@ -142,6 +142,9 @@ def run(args: argparse.Namespace) -> None:
     generator = TextGenerator(args)
     if args.prompt is not None:
         generator.encode(args.prompt)
+    if args.compile_only:
+        print(f"compiled: {generator.batch} texts a call, up to {generator.slots} tokens each")
+        return
     samples = Samples(args.save_samples_path)
     if args.prompt_file:
         answer_file(generator, prompts, samples)

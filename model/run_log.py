@@ -138,7 +138,8 @@ class RunLog:
         share = self._share(speed)
         self._print(
             f"step {step} of epoch {epoch}, loss: {loss:.4f}, acc: {accuracy:.4f}, lr: {learning_rate:.4g}, "
-            f"throughput: {speed:.{2 if speed >= 10 else 4}f} samples/sec, {speed * self._args.max_len:,.0f} tokens/sec, "
+            f"throughput: {speed:.{2 if speed >= 10 else 4}f} samples/sec, "
+            f"{speed * self._args.max_len:,.0f} tokens/sec, "
             f"{f'{share:.1%} of peak, ' if share is not None else ''}{time_text(left)} left"
         )
         calls = step - int(self._row["step"])

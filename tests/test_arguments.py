@@ -491,6 +491,7 @@ def test_python_3_8_syntax(name: str) -> None:
 # ---- text_generate_gpt2.py ---------------------------------------------------------------------------------------
 
 GENERATE_DEFAULTS = {
+    "compile_only": False,
     "model_name_or_path": "gpt2",
     "tokenizer_type": 0,
     "temperature": 1.2,

@@ -8,7 +8,8 @@ from examples_utils.benchmark import metrics, spec, suite, variants
 from test_run_scripts import INFERENCE, TRAINING
 
 import arguments
-from benchmarks import compare
+from benchmarks import compare, untrained_checkpoint
+from model.checkpoint import load_pretrained
 
 ROOT = Path(__file__).resolve().parent.parent
 ENTRIES = {name: entry for name, entry in spec.load([ROOT / "benchmarks.yml"]).items() if not entry.is_template}
@@ -74,7 +75,7 @@ def test_every_entry_is_a_program_here_with_flags_that_it_has(name):
     problems = parser.read(entry.words[2:])
     assert not problems.lines
     assert entry.description and entry.data and entry.output
-    assert entry.requirements.is_file() and entry.pre_run == [["make"]]
+    assert entry.requirements.is_file() and entry.pre_run[0] == ["make"]
 
 
 @pytest.mark.parametrize("name", [n for n in sorted(ENTRIES) if ENTRIES[n].words[1] == "train_gpt2.py"])
@@ -118,6 +119,15 @@ def test_all_of_them_can_be_prepared(tmp_path):
     chosen = spec.select(ENTRIES, [], False)
     prepared = suite.prepare(chosen, suite.Settings(tmp_path, compile_only=True), {})
     assert len(prepared) == len(ENTRIES) and all(variant.words[-1] == "--compile-only" for variant in prepared)
+
+
+def test_untrained_weights_are_made_once_and_can_be_loaded(tmp_path):
+    folder = tmp_path / "checkpoint"
+    assert untrained_checkpoint.main(["--model", "gpt2-tiny", str(folder)]) == 0
+    written = (folder / "model.safetensors").stat().st_mtime_ns
+    assert untrained_checkpoint.main(["--model", "gpt2-tiny", str(folder)]) == 0
+    assert (folder / "model.safetensors").stat().st_mtime_ns == written
+    assert load_pretrained(str(folder)).config.real_vocab_size == 50257
 
 
 # ---- Records --------------------------------------------------------------------

@@ -66,6 +66,13 @@ def run_program(*flags, stdin="", program=text_generate_gpt2):
     return subprocess.CompletedProcess(flags, status, out.getvalue(), err.getvalue())
 
 
+def test_compile_only_writes_nothing(checkpoint, tmp_path):
+    flags = ("--model-name-or-path", checkpoint, "--input-len", 4, "--output-len", 3, "--compile-only")
+    result = run_program(*flags, "--prompt", "Hello", "--save-samples-path", tmp_path / "samples.txt")
+    assert (result.returncode, result.stdout) == (0, "compiled: 1 texts a call, up to 7 tokens each\n")
+    assert not list(tmp_path.iterdir())
+
+
 def test_asks_until_the_end_of_input(checkpoint, tmp_path):
     samples = tmp_path / "samples.txt"
     result = run_program(
