@@ -116,6 +116,7 @@ class PoplarExecutor(ExecutorState):
         """Use `optimizer`'s hyper-parameters from the next call on; the device keeps its momenta."""
         if not self._training:
             raise createPoptorchError("setOptimizer() is only for training models.")
+        self._check_optimizer(optimizer)
         if self._session is not None:
             self._session.optimizer.set_optimizer(optimizer)
         if optimizer is not self._optimizer:

@@ -9,6 +9,7 @@ import torch
 
 from . import auto_report, compilation, compile_hooks, engine_options, hosting, notices, optim
 from .device import policy as device_policy
+from .engine import hyperparameters
 from .engine.probe import Probe
 from .engine.randomness import RandomStreams
 from .enums import ConnectionType
@@ -31,6 +32,8 @@ class ExecutorState:
         optimizer: torch.optim.Optimizer | None = None,
         user_model: torch.nn.Module | None = None,
     ):
+        if not isinstance(model, torch.nn.Module):
+            raise createPoptorchError(f"Invalid type: 'model' is of type {type(model)}, expected torch.nn.Module")
         options = checked(Options() if options is None else options)
         self._options = options.clone()
         options.freeze()
@@ -50,6 +53,8 @@ class ExecutorState:
         self._optimizer = optimizer
         if training and optimizer is None:
             self._optimizer = torch.optim.SGD(self._user_model.parameters(), lr=0.01)
+        if training:
+            self._check_optimizer(self._optimizer)
         self._source: hosting.WeightSource | None = None  # of this executor, if it trains
         if training:
             self._wrap()
@@ -92,7 +97,7 @@ class ExecutorState:
         self._compiled = compiled
         self._random = RandomStreams(self._seed(), self._policy.device)
         try:
-            if not self._offline:
+            if self._options.connection_type is ConnectionType.Always:
                 self._attach()
         except BaseException:
             self._compiled = None
@@ -163,6 +168,11 @@ class ExecutorState:
         if source is not None and (source is not self._followed or source.version != self._seen_version):
             source.sync()
             self._upload(self._session)
+
+    def _check_optimizer(self, optimizer: Any) -> None:
+        """AssertionError or ValueError for an optimizer that no program can be compiled with."""
+        relax = self._options.relax_optimizer_checks
+        hyperparameters.read(optimizer, dict(self._user_model.named_parameters()), relax)
 
     # -- optimizer state -----------------------------------------------------------------------------------------
 

@@ -168,3 +168,21 @@ def test_options_are_frozen_and_checked():
         options = poptorch.Options()
         options._Popart.set("compileEngine", False)
         poptorch.inferenceModel(Model(), options)(X)
+
+
+def test_what_is_no_model_or_no_optimizer_is_refused_at_once():
+    with pytest.raises(poptorch.Error, match="Invalid type: 'model' is of type"):
+        poptorch.inferenceModel(lambda x: x)
+    model = Model()
+    for wrong in ("adam", torch.optim.Adagrad([torch.nn.Parameter(X)])):
+        with pytest.raises(AssertionError, match="Unsupported optimizer type. Types supported"):
+            poptorch.trainingModel(model, None, wrong)
+    assert type(model) is Model  # it is not wrapped
+
+
+def test_on_demand_attaches_when_it_runs():
+    executor = poptorch.inferenceModel(Model(), poptorch.Options().connectionType(poptorch.ConnectionType.OnDemand))
+    executor.compile(X)
+    assert executor.isCompiled() and not executor.isAttachedToDevice()
+    executor(X)
+    assert executor.isAttachedToDevice()

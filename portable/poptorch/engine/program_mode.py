@@ -123,7 +123,7 @@ class ProgramMode(TorchFunctionMode):
             markers.MARK_LOSS(result, str(kwargs.get("reduction", "mean")))
             return result
         result = func(*args, **kwargs)
-        _check_not_empty(result)
+        _check_not_empty(result, args)
         if func in _MOVES and isinstance(result, torch.Tensor) and not isinstance(result, FakeTensor):
             return result.clone()  # which makes a constant of a host tensor that was there already
         return result
@@ -143,11 +143,19 @@ def _check_on_device(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Non
             )
 
 
-def _check_not_empty(result: Any) -> None:
-    for tensor in result if isinstance(result, (tuple, list)) else (result,):
-        # A size that is no int depends on values: nobody knows it yet.
-        if isinstance(tensor, FakeTensor) and any(isinstance(size, int) and size == 0 for size in tensor.shape):
-            raise createPoptorchError(f"Zero-sized tensors are unsupported (Got shape {list(tensor.shape)})")
+def _check_not_empty(result: Any, args: tuple) -> None:
+    """Refuse an empty tensor that follows from one with elements; libraries begin lists with one that has none."""
+    empty = next((t for t in (result if isinstance(result, (tuple, list)) else (result,)) if _is_empty(t)), None)
+    if empty is None:
+        return
+    leaves = torch.utils._pytree.tree_leaves(args)
+    if any(isinstance(value, FakeTensor) and not _is_empty(value) for value in leaves):
+        raise createPoptorchError(f"Zero-sized tensors are unsupported (Got shape {list(empty.shape)})")
+
+
+def _is_empty(value: Any) -> bool:
+    # A size that is no int depends on values: nobody knows it yet.
+    return isinstance(value, FakeTensor) and any(isinstance(size, int) and size == 0 for size in value.shape)
 
 
 def _detached(result: Any, args: tuple) -> Any:
