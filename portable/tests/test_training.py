@@ -125,9 +125,8 @@ def test_the_type_of_the_optimizer_may_not_change_and_unknown_ones_are_refused()
     with pytest.raises(poptorch.Error):
         executor.setOptimizer(torch.optim.SGD(model.parameters(), lr=0.1))
     other = Regression()
-    unknown = poptorch.trainingModel(other, None, torch.optim.Adagrad(other.parameters()))
     with pytest.raises(AssertionError, match="Unsupported optimizer type. Types supported"):
-        unknown(x, y)
+        poptorch.trainingModel(other, None, torch.optim.Adagrad(other.parameters()))
 
 
 def test_groups_have_their_own_settings_and_the_others_the_defaults():
