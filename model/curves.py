@@ -18,18 +18,30 @@ Row = Dict[str, Optional[float]]
 
 
 class CurveFile:
-    """curves.csv: a row a logged step, written as it happens. What a resumed run does again is replaced.
+    """curves.csv: a row a logged step, written as it happens.
+
+    A run that is resumed after `after_step` goes on with the file that is there, without the steps that it does again.
+    A new run, with `after_step` 0, puts an earlier run's file aside as curves-1.csv, curves-2.csv, …
 
     Raises OSError if it cannot be written, ValueError if the file there is something else.
     """
 
     def __init__(self, path: Path, after_step: int) -> None:
-        kept = [row for row in read_rows(path) if row["step"] <= after_step] if after_step and path.exists() else []
-        self._file = path.open("w", encoding="utf-8", newline="")
-        self._writer = csv.writer(self._file, lineterminator="\n")
+        if not after_step and path.exists():
+            path.rename(_free_name(path))
+        kept = [row for row in read_rows(path) if row["step"] <= after_step] if path.exists() else []
+        temporary = path.with_name(f".{path.name}.part")
+        self._open(temporary, "w")
         self._writer.writerow(COLUMNS)
         for row in kept:
             self.add(row)
+        self.close()
+        temporary.replace(path)
+        self._open(path, "a")
+
+    def _open(self, path: Path, mode: str) -> None:
+        self._file = path.open(mode, encoding="utf-8", newline="")
+        self._writer = csv.writer(self._file, lineterminator="\n")
 
     def add(self, row: Row) -> None:
         """Appends a row; columns that it does not have stay empty."""
@@ -40,6 +52,13 @@ class CurveFile:
     def close(self) -> None:
         """The file is complete."""
         self._file.close()
+
+
+def _free_name(path: Path) -> Path:
+    number = 1
+    while path.with_name(f"{path.stem}-{number}{path.suffix}").exists():
+        number += 1
+    return path.with_name(f"{path.stem}-{number}{path.suffix}")
 
 
 def read_rows(path: Path) -> Iterator[Row]:

@@ -72,6 +72,14 @@ def test_a_resumed_run_goes_on_with_its_curves(folder):
     assert [(row["step"], row["loss"]) for row in rows(save / "curves.csv")] == whole
 
 
+def test_a_new_run_puts_the_curves_of_an_earlier_one_aside(folder):
+    for _ in range(3):
+        finished(flags(folder, save_model_path=folder / "save", training_steps=2))
+    names = sorted(path.name for path in (folder / "save").glob("curves*.csv"))
+    assert names == ["curves-1.csv", "curves-2.csv", "curves.csv"]
+    assert all(len(rows(folder / "save" / name)) == 2 for name in names)
+
+
 def test_an_interrupted_run_keeps_its_curves(folder, monkeypatch):
     def explode(self, *arguments):
         raise KeyboardInterrupt

@@ -10,7 +10,7 @@ from tiny_run import NO_DROPOUT, flags, run_here, write_config, write_corpus
 
 from arguments import parse_train_args
 from data.generated import GeneratedDataset
-from model import run_log
+from model import clock as clocks
 from model.training_run import TrainingRun, load_or_make
 from model.validation import Validator
 
@@ -117,8 +117,8 @@ def test_compiling_saving_and_validating_do_not_count(folder, monkeypatch):
 
 def test_clock(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(run_log.time, "perf_counter", lambda: now[0])
-    clock = run_log.Clock()
+    monkeypatch.setattr(clocks.time, "perf_counter", lambda: now[0])
+    clock = clocks.Clock()
     now[0] = 2.0
     clock.count()
     with clock.paused():
@@ -133,9 +133,9 @@ def test_clock(monkeypatch):
 
 
 def test_time_text():
-    assert run_log.time_text(59.6) == "0:01:00"
-    assert run_log.time_text(3723) == "1:02:03"
-    assert run_log.time_text(-1) == "0:00:00"
+    assert clocks.time_text(59.6) == "0:01:00"
+    assert clocks.time_text(3723) == "1:02:03"
+    assert clocks.time_text(-1) == "0:00:00"
 
 
 def test_the_held_out_loss_is_the_mean_over_all_held_out_labels(folder):
