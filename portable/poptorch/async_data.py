@@ -122,8 +122,7 @@ class AsynchronousDataAccessor:
                 self._release()  # of an epoch that was not used up
 
     def terminate(self) -> None:
-        """End the process. Iterating afterwards raises poptorch.Error."""
-        self._ended = True
+        """End the process. Going on with an epoch, or beginning one, raises poptorch.Error afterwards."""
         self._finalizer()
 
     # -- the process ---------------------------------------------------------------------------------------------
@@ -180,8 +179,7 @@ class AsynchronousDataAccessor:
         if message[0] == "failed":
             self.terminate()
             text = died or "AsynchronousDataAccessor: loading data failed"
-            cause = None if message[2] is None else pickle.loads(message[2])
-            raise createPoptorchError(f"{text}:\n{message[1]}") from cause
+            raise createPoptorchError(f"{text}:\n{message[1]}") from _unpickled(message[2])
         return message
 
     def _dead(self, text: str) -> Exception:
@@ -218,6 +216,13 @@ def _length(dataset: Iterable) -> int | None:
     try:
         return len(dataset)
     except TypeError:
+        return None
+
+
+def _unpickled(error: bytes | None) -> BaseException | None:
+    try:
+        return None if error is None else pickle.loads(error)
+    except Exception:  # its class is known in the other process only; the text says what happened
         return None
 
 

@@ -355,6 +355,36 @@ def test_section12_a_process_that_fails_or_dies(how, workers, text):
         iter(loader)
 
 
+class Unknown(Exception):
+    """Pickled, it is an exception that only the loading process can make."""
+
+    main = os.getpid()
+
+    def __reduce__(self):
+        return _only_elsewhere, ()
+
+
+def _only_elsewhere() -> Exception:
+    if os.getpid() == Unknown.main:
+        raise ImportError("no such class here")
+    return Unknown("sample 0 is odd")
+
+
+class Odd(Dataset):
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        raise Unknown("sample 0 is odd")
+
+
+def test_an_exception_that_cannot_be_sent_is_told_as_text():
+    loader = DataLoader(make_options(), Odd(), mode=DataLoaderMode.Async, async_options=FORK)
+    with pytest.raises(Error, match="sample 0 is odd") as caught:
+        list(loader)
+    assert caught.value.__cause__ is None
+
+
 def test_section12_a_process_killed_from_outside(running):
     loader = DataLoader(make_options(), numbers(9), mode=DataLoaderMode.Async)
     iterator = iter(loader)
@@ -369,10 +399,13 @@ def test_section12_terminate_ends_a_loader_that_is_busy(workers):
     loader = DataLoader(
         make_options(), Failing("hang"), mode=DataLoaderMode.Async, num_workers=workers, async_options=FORK
     )
-    assert next(iter(loader)).item() == 0
+    batches = iter(loader)
+    assert next(batches).item() == 0
     pid = loader._accessor._process.pid
     loader.terminate()
     assert not lives(pid)
+    with pytest.raises(Error, match="has been terminated"):  # not the end of an epoch
+        next(batches)
     loader.terminate()  # nothing left to do
 
 
