@@ -303,3 +303,21 @@ def test_a_tensor_made_empty_may_begin_a_list():
         return torch.cat([empty, x]), torch.cat([empty.clone(), x])
 
     assert [out.tolist() for out in infer(forward, torch.ones(2))] == [[1, 1], [1, 1]]
+
+
+def test_a_transformer_takes_its_mask_as_given():
+    """torch.nn.Transformer looks at a mask's values to see whether it is the causal one."""
+    torch.manual_seed(0)
+    layers = torch.nn.Transformer(8, 2, 1, 1, 16, 0.0, batch_first=True).eval()
+
+    def forward(m, source, target):
+        mask = torch.nn.Transformer.generate_square_subsequent_mask(target.shape[1])
+        return m.layers(source, target, tgt_mask=mask)
+
+    source, target = torch.randn(2, 3, 8), torch.randn(2, 4, 8)
+    expected = forward(Body(forward, layers=layers), source, target)
+    found = infer(forward, source, target, layers=layers)
+    torch.testing.assert_close(found, expected.detach(), rtol=1e-5, atol=1e-6)
+    later = target.clone()
+    later[:, -1] += 1
+    assert torch.equal(infer(forward, source, later, layers=layers)[:, :-1], found[:, :-1])

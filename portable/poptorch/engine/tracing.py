@@ -153,6 +153,24 @@ def _without_autocast() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _masks_taken_as_given() -> Iterator[None]:
+    """torch.nn.Transformer and its parts do not look whether a mask's values make it a causal one.
+
+    Values are not known while tracing; the mask itself is applied either way.
+    """
+    module, name = torch.nn.modules.transformer, "_detect_is_causal_mask"
+    original = getattr(module, name, None)
+    if original is None:
+        yield
+        return
+    setattr(module, name, lambda mask, is_causal=None, size=None: is_causal is True)
+    try:
+        yield
+    finally:
+        setattr(module, name, original)
+
+
+@contextlib.contextmanager
 def _tracing(context: TraceContext) -> Iterator[None]:
     global _active
     if _active is not None:
@@ -193,7 +211,7 @@ def trace(
     `forward` meets pass through; anything else torch cannot trace becomes a poptorch.Error that says where.
     """
     entry = _Entry(model, call, context)
-    with _tracing(context), torch.enable_grad():
+    with _tracing(context), _masks_taken_as_given(), torch.enable_grad():
         # PopTorch never calls train() or eval(): each submodule is traced in the mode it is in.
         entry.training = model.training
         before = PythonState(model)
