@@ -108,9 +108,12 @@ int64_t read(const Corpus& corpus, const int32_t* documents, int64_t positions, 
     for (int64_t left = length; left > 0; ++position, offset = 0) {
       if (position < 0 || position >= positions)
         return -1;
-      if (position + 4 < positions) {
+      if (position + 4 < positions) { // documents lie anywhere: ask for their entries, then for their tokens
         __builtin_prefetch(static_cast<const char*>(corpus.sizes) + 4 * int64_t(documents[position + 4]));
         __builtin_prefetch(static_cast<const char*>(corpus.pointers) + 8 * int64_t(documents[position + 4]));
+        int64_t soon = documents[position + 2];
+        if (soon >= 0 && soon < corpus.document_count)
+          __builtin_prefetch(static_cast<const char*>(corpus.tokens) + load<int64_t>(corpus.pointers, soon));
       }
       int64_t document = documents[position];
       if (document < 0 || document >= corpus.document_count)
