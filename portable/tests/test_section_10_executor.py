@@ -327,3 +327,15 @@ def test_a_float_model_has_nothing_to_scale():
     optimizer = poptorch.optim.AdamW(model.parameters(), lr=0.1)
     poptorch.trainingModel(model, options, optimizer)(X, Y)
     assert factor(optimizer) == 1.0
+
+
+def test_anchored_gradients_do_not_have_the_scaling():
+    model = Body(
+        lambda m, x: poptorch.identity_loss((m.w * x).sum(), "sum"), w=torch.nn.Parameter(torch.zeros(4).half())
+    )
+    options = make_options(3).anchorTensor("g", "Gradient___w", poptorch.OutputMode.All)
+    options.Training.setAutomaticLossScaling(True)
+    optimizer = poptorch.optim.SGD(model.parameters(), lr=0.1, loss_scaling=16.0)
+    executor = poptorch.trainingModel(model, options, optimizer)
+    executor(torch.ones(12).half())
+    assert executor.getAnchoredTensor("g").tolist() == [1.0] * 12 and factor(optimizer) == 8.0

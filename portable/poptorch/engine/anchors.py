@@ -80,8 +80,9 @@ class Anchors:
                 self._add(short, mode, period, (s, a, r), self._sizes, self._read(long_name, values))
         self._gradients.clear()
 
-    def updated(self, s: int) -> None:
-        """The weights were updated in iteration `s`."""
+    def updated(self, s: int, scale: float) -> None:
+        """The weights were updated in iteration `s`; gradients are multiplied by `scale` from now on."""
+        self._scale = scale
         iterations, _, replicas = self._sizes
         for short, (long_name, mode, period) in self._wanted.items():
             if long_name.startswith(UPDATED):

@@ -149,7 +149,7 @@ class Runner:
         self._optimizer.step(self._accumulator.gradients())
         self._accumulator.clear()
         if self._anchors is not None:
-            self._anchors.updated(s)
+            self._anchors.updated(s, self._scale())
 
     def _scale(self) -> float:
         """What a loss is multiplied by before the backward pass."""

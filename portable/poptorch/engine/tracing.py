@@ -18,7 +18,7 @@ from torch.export.graph_signature import InputKind
 
 from .. import notices
 from ..poptorch_core import Error, createPoptorchError
-from . import functions, opaque
+from . import functions, lenient, opaque
 from .program_mode import ProgramMode
 from .recording import PythonState, record, silent_repetition
 
@@ -109,8 +109,10 @@ class _Entry(torch.nn.Module):
         self._context.input_ids.update(map(id, leaves))
         self._context.before_forward()
         with (
-            _without_autocast(),
-            _mixed_types(),
+            lenient.without_autocast(),
+            lenient.mixed_types(),
+            lenient.unvalidated(),
+            lenient.masks_taken_as_given(),
             ProgramMode(self._context),
             functions.recorded(self._context.functions),
         ):
@@ -122,61 +124,10 @@ class _Entry(torch.nn.Module):
 
 
 @contextlib.contextmanager
-def _mixed_types() -> Iterator[None]:
-    """Inside this context recurrent layers take inputs of another type than their weights', as every layer does."""
-    check = torch.nn.RNNBase.check_input
-
-    def checked(self: torch.nn.RNNBase, tensor: torch.Tensor, batch_sizes: torch.Tensor | None) -> None:
-        check(self, tensor.to(self._flat_weights[0].dtype), batch_sizes)
-
-    torch.nn.RNNBase.check_input = checked
-    try:
-        yield
-    finally:
-        torch.nn.RNNBase.check_input = check
-
-
-@contextlib.contextmanager
-def _without_autocast() -> Iterator[None]:
-    """Inside this context torch.autocast has no effect: the device has no such thing, types are the program's."""
-    enter, leave = torch.autocast.__enter__, torch.autocast.__exit__
-
-    def entered(self: torch.autocast) -> torch.autocast:
-        notices.once("autocast", "torch.autocast has no effect in a PopTorch model: use model.half() instead.")
-        return self
-
-    torch.autocast.__enter__, torch.autocast.__exit__ = entered, lambda self, *error: None
-    try:
-        yield
-    finally:
-        torch.autocast.__enter__, torch.autocast.__exit__ = enter, leave
-
-
-@contextlib.contextmanager
-def _masks_taken_as_given() -> Iterator[None]:
-    """torch.nn.Transformer and its parts do not look whether a mask's values make it a causal one.
-
-    Values are not known while tracing; the mask itself is applied either way.
-    """
-    module, name = torch.nn.modules.transformer, "_detect_is_causal_mask"
-    original = getattr(module, name, None)
-    if original is None:
-        yield
-        return
-    setattr(module, name, lambda mask, is_causal=None, size=None: is_causal is True)
-    try:
-        yield
-    finally:
-        setattr(module, name, original)
-
-
-@contextlib.contextmanager
 def _tracing(context: TraceContext) -> Iterator[None]:
     global _active
     if _active is not None:
         raise createPoptorchError("A PopTorch model cannot be compiled while another one is being compiled.")
-    validate = torch.distributions.Distribution._validate_args
-    torch.distributions.Distribution.set_default_validate_args(False)  # it asks for values
     noisy = [logging.getLogger(name) for name in ("torch._subclasses.fake_tensor", "torch.fx.experimental")]
     levels = [logger.level for logger in noisy]
     rng_state = torch.get_rng_state()  # torch.manual_seed in forward() acts on the real generator
@@ -193,7 +144,6 @@ def _tracing(context: TraceContext) -> Iterator[None]:
         opaque.forget()
         for callback in context.at_end:
             callback()
-        torch.distributions.Distribution.set_default_validate_args(validate)
         torch.set_rng_state(rng_state)
         for logger, level in zip(noisy, levels, strict=True):
             logger.setLevel(level)
@@ -211,7 +161,7 @@ def trace(
     `forward` meets pass through; anything else torch cannot trace becomes a poptorch.Error that says where.
     """
     entry = _Entry(model, call, context)
-    with _tracing(context), _masks_taken_as_given(), torch.enable_grad():
+    with _tracing(context), torch.enable_grad():
         # PopTorch never calls train() or eval(): each submodule is traced in the mode it is in.
         entry.training = model.training
         before = PythonState(model)

@@ -1,0 +1,70 @@
+"""What torch checks or does in Python, and not while a model is traced (spec sections 1 and 14)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+
+from .. import notices
+
+
+@contextlib.contextmanager
+def unvalidated() -> Iterator[None]:
+    """Inside this context torch.distributions do not check their arguments: that would ask for values."""
+    before = torch.distributions.Distribution._validate_args
+    torch.distributions.Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        torch.distributions.Distribution.set_default_validate_args(before)
+
+
+@contextlib.contextmanager
+def mixed_types() -> Iterator[None]:
+    """Inside this context recurrent layers take inputs of another type than their weights', as every layer does."""
+    check = torch.nn.RNNBase.check_input
+
+    def checked(self: torch.nn.RNNBase, tensor: torch.Tensor, batch_sizes: torch.Tensor | None) -> None:
+        check(self, tensor.to(self._flat_weights[0].dtype), batch_sizes)
+
+    torch.nn.RNNBase.check_input = checked
+    try:
+        yield
+    finally:
+        torch.nn.RNNBase.check_input = check
+
+
+@contextlib.contextmanager
+def without_autocast() -> Iterator[None]:
+    """Inside this context torch.autocast has no effect: the device has no such thing, types are the program's."""
+    enter, leave = torch.autocast.__enter__, torch.autocast.__exit__
+
+    def entered(self: torch.autocast) -> torch.autocast:
+        notices.once("autocast", "torch.autocast has no effect in a PopTorch model: use model.half() instead.")
+        return self
+
+    torch.autocast.__enter__, torch.autocast.__exit__ = entered, lambda self, *error: None
+    try:
+        yield
+    finally:
+        torch.autocast.__enter__, torch.autocast.__exit__ = enter, leave
+
+
+@contextlib.contextmanager
+def masks_taken_as_given() -> Iterator[None]:
+    """torch.nn.Transformer and its parts do not look whether a mask's values make it a causal one.
+
+    Values are not known while tracing; the mask itself is applied either way.
+    """
+    module, name = torch.nn.modules.transformer, "_detect_is_causal_mask"
+    original = getattr(module, name, None)
+    if original is None:
+        yield
+        return
+    setattr(module, name, lambda mask, is_causal=None, size=None: is_causal is True)
+    try:
+        yield
+    finally:
+        setattr(module, name, original)
