@@ -83,6 +83,13 @@ def test_section5_one_group_is_what_all_replicas_have_anyway():
         torch.testing.assert_close(model.w.detach(), w - 1)
 
 
+def test_section5_shards_may_be_the_number_of_groups_where_only_that_fits():
+    entries = torch.tensor([[0.0, 0], [1, 1], [2, 2], [3, 3]])
+    for shards in (2, 4):  # 8 replicas: groups of 2, or 4 groups
+        _, executor = grouped(entries, 8, CommGroupType.Consecutive, shards, mode=poptorch.OutputMode.All)
+        assert executor(torch.ones(8, 2))[0].tolist() == [0, 0, 2, 2, 4, 4, 6, 6]
+
+
 def test_weights_of_groups_come_and_go():
     model, executor = grouped(torch.zeros(2, 2), 2, CommGroupType.Consecutive, 1, mode=poptorch.OutputMode.All)
     x = torch.ones(2, 2)

@@ -59,8 +59,16 @@ def set_grouping(parameter: torch.nn.Parameter, grouping: ReplicaGrouping) -> No
 
 
 def grouping_of(parameter: torch.Tensor, replicas: int) -> ReplicaGrouping | None:
-    """The grouping of a parameter, None if all replicas share it."""
+    """The grouping of a parameter, None if all replicas share it.
+
+    The documentation leaves open whether `shards` are the replicas in a group or the groups. It is the former, as for
+    input groups, unless the weight's first dimension fits the latter only.
+    """
     grouping = parameter.__dict__.get(_KEY)
+    if grouping is not None and grouping.retrieval is VariableRetrievalMode.OnePerGroup:
+        groups, rest = divmod(replicas, grouping.group_size)
+        if groups > 1 and parameter.shape[0] == grouping.group_size != groups and not rest:
+            grouping = dataclasses.replace(grouping, group_size=groups)
     return None if grouping is None or grouping.groups(replicas) == 1 else grouping
 
 
