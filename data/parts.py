@@ -6,10 +6,12 @@ The files are what is left of a run that was interrupted: one that starts again 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import os
 import zipfile
 from pathlib import Path
+from typing import Callable, Iterator
 
 import numpy as np
 
@@ -29,6 +31,7 @@ class Recipe:
     min_length: int = 2  # ids of a document, <|endoftext|> included; shorter ones are dropped
     json_key: str = "text"
     fix_text: bool = False  # ftfy
+    detokenize: bool = False  # WikiText's words back to ordinary text, as evaluation does it
     digests: bool = False
     signatures: bool = False
 
@@ -131,15 +134,14 @@ def encode(piece: Piece, recipe: Recipe, encoder: Encoder) -> Part:
     )
 
 
-def _batches(reader: DocumentReader, recipe: Recipe):  # type: ignore[no-untyped-def]
+def _batches(reader: DocumentReader, recipe: Recipe) -> Iterator[list[str]]:
     """Texts that are not blank, in groups of a megabyte or so."""
-    fix = _fixer() if recipe.fix_text else None
     texts: list[str] = []
     size = 0
-    for text in reader:
+    for text in map(_cleaner(recipe), reader):
         if not text or text.isspace():
             continue
-        texts.append(fix(text) if fix else text)
+        texts.append(text)
         size += len(text)
         if size >= _BATCH:
             yield texts
@@ -147,10 +149,18 @@ def _batches(reader: DocumentReader, recipe: Recipe):  # type: ignore[no-untyped
     yield texts
 
 
-def _fixer():  # type: ignore[no-untyped-def]
-    import ftfy
+def _cleaner(recipe: Recipe) -> Callable[[str], str]:
+    """What is done to each text first. Raises ImportError if a library for that is missing."""
+    steps: list[Callable[[str], str]] = []
+    if recipe.fix_text:
+        import ftfy
 
-    return ftfy.fix_text
+        steps.append(ftfy.fix_text)
+    if recipe.detokenize:
+        from tasks import detokenizer
+
+        steps.append(detokenizer.wikitext)
+    return lambda text: functools.reduce(lambda done, step: step(done), steps, text)
 
 
 def _digest(text: str) -> int:

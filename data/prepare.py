@@ -10,6 +10,8 @@ Interrupted, the same command goes on where it stopped. Any number of workers gi
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import importlib
 import re
 import sys
 from pathlib import Path
@@ -43,6 +45,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add_input_flags(parser)
     parser.add_argument("--fix-text", action="store_true", help="repair broken characters with ftfy")
+    parser.add_argument("--detokenize", action="store_true", help="WikiText to ordinary text, as it is evaluated")
     out = parser.add_argument_group("output")
     out.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for the files")
     out.add_argument("--name", default="corpus", help="beginning of their names (default: corpus)")
@@ -95,7 +98,11 @@ def prepare(args: argparse.Namespace, stream: TextIO) -> None:
     from data.parts import Recipe
     from data.sources import guess, open_source
 
+    if args.fix_text:
+        importlib.import_module("ftfy")  # missing, it is said before anything is done
     source = args.source or guess(args.input)
+    if args.detokenize and source != "wikitext":
+        raise ValueError(f"--detokenize is for WikiText, and this is {source}; leave it out")
     corpus, own_validation = open_source(source, args.input, args.documents)
     tokenizer = chosen_tokenizer(args)
     encoder = "native" if tokenizer.is_native else "of the tokenizers library (`make` builds the native one)"
@@ -108,6 +115,7 @@ def prepare(args: argparse.Namespace, stream: TextIO) -> None:
         args.min_length,
         args.json_key,
         args.fix_text,
+        args.detokenize,
         digests=args.deduplicate != "none" or args.validation_fraction > 0,
         signatures=args.deduplicate == "near",
     )
@@ -118,7 +126,7 @@ def prepare(args: argparse.Namespace, stream: TextIO) -> None:
         corpus, tokenizer, recipe, selector, args.output, name, workers, writer(args, "", tokenizer), validation, stream
     )
     if own_validation is not None and validation is None:
-        recipe = Recipe(args.min_length, args.json_key, args.fix_text)
+        recipe = dataclasses.replace(recipe, digests=False, signatures=False)
         validation = writer(args, "-valid", tokenizer)
         keep_all = Selector("none", 0.0, 0.0, args.seed)
         build(

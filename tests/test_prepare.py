@@ -446,6 +446,17 @@ def test_wikitexts_own_validation_set(tmp_path, tokenizer):
     assert pickle.loads((out / "w2-valid.pkl").read_bytes()) == ids_of([WIKITEXT[0].strip("\n")])
 
 
+def test_detokenized_wikitext(tmp_path, tokenizer, capsys):
+    text = " = Du Fu = \n \n Du Fu ( 712 – 770 ) was a well @-@ known poet , they said . \n"
+    (tmp_path / "wiki.train.tokens").write_text(text, encoding="utf-8")
+    command = ["--input", tmp_path / "wiki.train.tokens", "--tokenizer", tokenizer, "--workers", 1, "--detokenize"]
+    assert run(*command, "--output", tmp_path / "out") == 0
+    (ids,) = pickle.loads((tmp_path / "out" / "corpus.pkl").read_bytes())
+    assert "Du Fu (712 – 770) was a well-known poet, they said." in small_tokenizer().decode(ids)
+    assert run(*command, "--output", tmp_path / "out", "--source", "text") == 2
+    assert "--detokenize is for WikiText" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_validation_split_by_document(tmp_path, corpus, tokenizer, workers):
     texts = documents(120)
@@ -521,6 +532,15 @@ def test_ftfy(tmp_path, corpus, tokenizer):
     assert pickle.loads((out / "corpus.pkl").read_bytes()) == ids_of(
         ["The Mona Lisa doesn't have eyebrows, schön and so on"]
     )
+
+
+@pytest.mark.parametrize("library, flags", [("ftfy", ["--fix-text"]), ("datasketch", ["--deduplicate", "near"])])
+def test_a_missing_library_is_named(tmp_path, corpus, tokenizer, capsys, monkeypatch, library, flags):
+    monkeypatch.setitem(sys.modules, library, None)
+    assert run("--input", corpus, "--output", tmp_path / "out", "--tokenizer", tokenizer, *flags) == 2
+    said = capsys.readouterr().err
+    assert f"{library} is not installed; run: pip install -r requirements-corpora.txt" in said
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_part_comes_back_from_its_file(tmp_path):
