@@ -15,7 +15,7 @@ from data.parts import Recipe
 from tokenizer import Tokenizer, train_bpe
 
 # Text that a vocabulary is learnt from: more gives the same words, and memory grows with the words that occur.
-LEARNING_BYTES = 256 << 20
+LEARNING_BYTES = 128 << 20
 
 
 def build(

@@ -3,7 +3,7 @@
 
     python3 -m tokenizer.train --input corpus.txt --vocab-size 30522 --output my-tokenizer
 
-The corpus is read as data/prepare.py reads it. Of more than 256 MB a part is used, spread evenly over it.
+The corpus is read as data/prepare.py reads it. Of more than 128 MB a part is used, spread evenly over it.
 """
 
 from __future__ import annotations
