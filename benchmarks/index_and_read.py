@@ -165,6 +165,7 @@ def environment() -> dict[str, Any]:
         "hardware": hardware("cpu"),
         "versions": {name: version(name) for name in ("numpy", "torch", "megatron-core")}
         | {"python": platform.python_version()},
+        "load": round(os.getloadavg()[0], 1),  # of the machine, others included, while it ended
         "commit": commit + (" with changes" if changed else "") if commit else None,
         "command": "python " + " ".join([os.path.relpath(__file__, ROOT), *sys.argv[1:]]),
     }
