@@ -1,0 +1,195 @@
+"""The processes of generate.py: each continues the same prompt whenever its standard input asks for it.
+
+Requests, a line each: "generate" -> {"milliseconds" from token to token, "tokens"}; of our sides also "prefill" ->
+{"seconds", "gflops" of a matrix product just before}.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any, Callable
+
+PROMPT = list(range(100, 132))  # 32 token ids; what they are does not matter with random weights
+Answer = Callable[[], dict[str, Any]]
+
+
+def between(times: list[float]) -> float:
+    """Milliseconds from one token to the next, the first one (and with it the prompt) left out."""
+    return 1000 * (times[-1] - times[0]) / (len(times) - 1)
+
+
+def ours(settings: dict[str, Any]) -> dict[str, Answer]:
+    """text_generate_gpt2.py's generator, without its tokenizer."""
+    import torch
+
+    from arguments import parse_generate_args
+    from model.generation import generate, new_text
+    from model.text_generator import TextGenerator
+
+    flags = {"float32": [], "float16": ["--fp16"], "int8": ["--int8"]}[settings["precision"]]
+    words = ["--model-name-or-path", settings["folder"], "--input-len", "512", "--topk", "1", *flags]
+    words += ["--output-len", str(settings["tokens"]), "--repetition-penalty", "1"]
+    if settings["way"] == "loop":
+        words += ["--poptorch-loop", "true", "--single-ipu", "true", "--input-len", "32"]
+    if settings["way"] == "modules":
+        words += ["--custom-ops", "false"]
+    generator = TextGenerator(parse_generate_args([*words, "--batch-size", str(settings["batch"])]))
+    vocab_size = generator.config.real_vocab_size
+
+    def continuation() -> dict[str, Any]:
+        texts = [new_text(PROMPT, settings["tokens"], 0) for _ in range(settings["batch"])]
+        start = time.perf_counter()
+        if settings["way"] == "loop":
+            tokens = [text.tokens for text in generator._generate(texts)]
+            return {"milliseconds": 1000 * (time.perf_counter() - start) / settings["tokens"], "tokens": tokens[0]}
+        shape = (generator.batch, generator.width, generator.config.n_positions, vocab_size)
+        times = [time.perf_counter() for text in generate(generator._step, texts, *shape, generator.sampling)]
+        return {"milliseconds": between(times[:: settings["batch"]]), "tokens": texts[0].tokens}
+
+    def prefill() -> dict[str, Any]:
+        square = torch.randn(1536, 1536)
+        product = min(_seconds(lambda: torch.mm(square, square)) for _ in range(5))
+        ids = torch.zeros(1, 512, dtype=torch.int32)
+        count = torch.tensor([512], dtype=torch.int32)
+        seconds = _seconds(lambda: generator.executor(ids, count * 0, count))
+        return {"seconds": seconds, "gflops": 2e-9 * 1536**3 / product}
+
+    return {"generate": continuation, "prefill": prefill}
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def transformers(settings: dict[str, Any]) -> dict[str, Answer]:
+    """transformers' generate(), greedy, with its default cache."""
+    import torch
+    from transformers import GPT2LMHeadModel
+    from transformers.generation.streamers import BaseStreamer
+
+    class Watch(BaseStreamer):
+        def __init__(self) -> None:
+            self.times: list[float] = []
+
+        def put(self, value: Any) -> None:
+            self.times.append(time.perf_counter())
+
+        def end(self) -> None:
+            pass
+
+    model = GPT2LMHeadModel.from_pretrained(settings["folder"]).eval()
+
+    def continuation() -> dict[str, Any]:
+        watch = Watch()
+        with torch.inference_mode():
+            ids = model.generate(
+                torch.tensor([PROMPT]),
+                attention_mask=torch.ones(1, len(PROMPT), dtype=torch.long),
+                max_new_tokens=settings["tokens"],
+                do_sample=False,
+                pad_token_id=0,
+                eos_token_id=None,
+                streamer=watch,
+            )
+        return {"milliseconds": between(watch.times[1:]), "tokens": ids[0, len(PROMPT) :].tolist()}
+
+    return {"generate": continuation}
+
+
+def llama_cpp(settings: dict[str, Any]) -> dict[str, Answer]:
+    """llama.cpp through xllamacpp, from a GGUF file with these weights; the times are its own."""
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = str(Path(settings["folder"]) / f"{settings['precision']}.gguf")
+    params.n_ctx, params.n_parallel, params.warmup = 512, 1, True
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = settings["threads"]
+    params.verbosity = -1
+    server = xllamacpp.Server(params)
+
+    def continuation() -> dict[str, Any]:
+        request = {
+            "prompt": PROMPT,
+            "n_predict": settings["tokens"],
+            "temperature": 0.0,
+            "top_k": 1,
+            "ignore_eos": True,
+        }
+        request.update(cache_prompt=False)
+        answer = server.handle_completions(request)
+        if "timings" not in answer:
+            raise RuntimeError(f"llama.cpp answered {answer}")
+        return {
+            "milliseconds": answer["timings"]["predicted_per_token_ms"],
+            "tokens": [],
+        }  # it gives text, and this vocabulary is a stand-in
+
+    return {"generate": continuation}
+
+
+def write_gguf(folder: Path, precision: str) -> None:
+    """The checkpoint in `folder` as <precision>.gguf, for llama.cpp. Embeddings of positions and vectors in float32."""
+    import gguf
+    from safetensors.numpy import load_file
+
+    config = json.loads((folder / "config.json").read_text())
+    tensors = load_file(folder / "model.safetensors")
+    kinds = gguf.GGMLQuantizationType
+    kind = {"float32": kinds.F32, "float16": kinds.F16, "int8": kinds.Q8_0}[precision]
+    writer = gguf.GGUFWriter(str(folder / f"{precision}.gguf"), "gpt2")
+    writer.add_block_count(config["n_layer"])
+    writer.add_context_length(config["n_positions"])
+    writer.add_embedding_length(config["n_embd"])
+    writer.add_feed_forward_length(4 * config["n_embd"])
+    writer.add_head_count(config["n_head"])
+    writer.add_layer_norm_eps(config["layer_norm_epsilon"])
+    vocabulary = config["vocab_size"]  # only ids are used: the texts of the tokens are made up
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list([f"t{index}" for index in range(vocabulary)])
+    writer.add_token_types([gguf.TokenType.NORMAL] * vocabulary)
+    writer.add_token_merges(["t 0"])
+    names = {"wte": "token_embd", "wpe": "position_embd", "ln_f": "output_norm"}
+    inner = {"ln_1": "attn_norm", "attn.c_attn": "attn_qkv", "attn.c_proj": "attn_output", "ln_2": "ffn_norm"}
+    inner.update({"mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down"})
+    for key, value in tensors.items():
+        stem, end = key.replace("transformer.", "").rsplit(".", 1)
+        if stem.startswith("h."):
+            _, layer, part = stem.split(".", 2)
+            stem = f"blk.{layer}.{inner[part]}"
+            value = value.T if part[:4] in ("attn", "mlp.") and value.ndim == 2 else value
+        else:
+            stem = names[stem]
+        value = value.astype("float32", order="C")
+        wide = value.ndim == 2 and stem != "position_embd"
+        data = gguf.quants.quantize(value, kind) if wide else value
+        writer.add_tensor(f"{stem}.{end}", data, raw_dtype=kind if wide else kinds.F32)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def main() -> None:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    settings = json.loads(sys.argv[1])
+    answers = os.fdopen(os.dup(1), "w")  # libraries print; only this is read
+    os.dup2(2, 1)
+    import torch
+
+    torch.set_num_threads(settings["threads"])
+    sides = {"ours": ours, "transformers": transformers, "llama.cpp": llama_cpp}
+    requests = sides[settings["side"]](settings)
+    for line in sys.stdin:
+        answers.write(json.dumps(requests[line.strip()]()) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()
