@@ -30,6 +30,7 @@ from model.argument_checks import (
     check_schedule,
     check_serialization,
     check_train_path,
+    check_validation,
     forward_stages,
 )
 from model.config import MODELS
@@ -186,6 +187,9 @@ TRAINING = (
     Flag("--serialized-seq-len", 128, _whole(1), "positions in such a block"),
 )
 LOG = (
+    Flag(
+        "--eval-steps", None, _whole(1), "steps from one validation of --val-num to the next; also at every epoch's end"
+    ),
     Flag("--log-steps", 1, _whole(1), "steps from one log line to the next"),
     Flag("--log-dir", None, PATH, "folder for TensorBoard's files; curves and run.json too without --save-model-path"),
     Flag("--use-wandb", False, BOOLEAN, "log to Weights & Biases: offline unless a key is configured"),
@@ -424,6 +428,7 @@ def parse_train_args(
         check_recompute(problems, config.n_layer)
     check_serialization(problems, config)
     check_schedule(problems)
+    check_validation(problems)
     check_train_path(problems)
     check_checkpoints(problems)
     check_log(problems)

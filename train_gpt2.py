@@ -21,7 +21,7 @@ PROGRAM = "train_gpt2.py"
 
 
 def validate(run: TrainingRun, log: RunLog) -> None:
-    """The held-out loss of --val-num."""
+    """Loss and perplexity of the samples held out by --val-num."""
     if run.validator is not None:
         log.validation(run.position.step, run.validator.loss())
 
@@ -53,7 +53,8 @@ def train(run: TrainingRun, log: RunLog, interruption: Interruption) -> None:
             with log.clock.paused():
                 last = finished or interruption.asked
                 run.save_if_due(epoch, epoch_ended, last)
-                if finished or (epoch_ended and not last):
+                due = args.eval_steps and position.step % args.eval_steps == 0
+                if finished or ((epoch_ended or due) and not last):
                     validate(run, log)
             if last or epoch_ended:
                 break

@@ -269,6 +269,13 @@ def check_schedule(problems: Problems) -> None:
         problems.add("lr_warmup_steps", f"longer than {problems.shown('lr_decay_steps')}; {remedy}")
 
 
+def check_validation(problems: Problems) -> None:
+    """Validating every so many steps needs samples to validate on."""
+    args = problems.args
+    if args.eval_steps is not None and not args.val_num and problems.sound("eval_steps", "val_num"):
+        problems.add("eval_steps", "there is nothing to validate on without --val-num N; add it")
+
+
 def check_folder(problems: Problems, dest: str) -> None:
     """A folder to be written: it, or the nearest parent that exists, must be a writable folder."""
     path = getattr(problems.args, dest)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import math
 import os
 import shutil
 import sys
@@ -101,8 +102,10 @@ class RunLog:
             self._record(step, calls, share)
 
     def validation(self, step: int, loss: float) -> None:
-        """The held-out loss after a step."""
-        self._print(f"validation after step {step}, held-out loss: {loss:.4f}")
+        """The held-out loss after a step, in nats a token, and its perplexity."""
+        # The loss stands last: benchmarks read `loss: …,` of the training steps.
+        perplexity = math.exp(loss) if loss < 700.0 else math.inf
+        self._print(f"validation after step {step}, held-out perplexity: {perplexity:.2f}, held-out loss: {loss:.4f}")
         if self._curves is not None:
             self._curves.add(
                 {"step": step, "tokens": step * self._samples * self._args.max_len, "validation_loss": loss}

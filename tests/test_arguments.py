@@ -63,6 +63,7 @@ FLAGS = [
     ("lr_warmup", "--lr-warmup", 0.1, "0.01", 0.01, ""),
     ("lr_warmup_steps", "--lr-warmup-steps", None, "10", 10, ""),
     ("lr_decay_steps", "--lr-decay-steps", None, "1000", 1000, ""),
+    ("eval_steps", "--eval-steps", None, "5", 5, "--val-num 8"),
     ("log_steps", "--log-steps", 1, "10", 10, ""),
     ("log_dir", "--log-dir", None, "runs", "runs", ""),
     ("use_wandb", "--use-wandb", False, "on", True, ""),

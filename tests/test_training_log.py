@@ -1,8 +1,11 @@
 """The log line: its grammar, and that its loss, rate and throughput are what they claim to be."""
 
+import math
 import re
 import time
 
+import numpy as np
+import poptorch
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +14,7 @@ from tiny_run import NO_DROPOUT, flags, run_here, write_config, write_corpus
 from arguments import parse_train_args
 from data.generated import GeneratedDataset
 from model import clock as clocks
+from model.scoring import Item, Scorer
 from model.training_run import TrainingRun, load_or_make
 from model.validation import Validator
 
@@ -145,15 +149,31 @@ def test_the_held_out_loss_is_the_mean_over_all_held_out_labels(folder):
     argv = flags(folder, device_iterations=4, epochs=1, **words)
     done = run_here(argv)
     assert done.status == 0, done.err
-    found = re.findall(r"^validation after step (\d+), held-out loss: ([\d.]+)$", done.out, re.MULTILINE)
-    assert len(found) == 2 and found[0][0] == "0" and found[0][1] == found[1][1]
+    line = r"^validation after step (\d+), held-out perplexity: ([\d.]+), held-out loss: ([\d.]+)$"
+    found = re.findall(line, done.out, re.MULTILINE)
+    assert len(found) == 2 and found[0][0] == "0" and found[0][1:] == found[1][1:]
+    assert float(found[0][1]) == pytest.approx(math.exp(float(found[0][2])), abs=0.02)
     run = TrainingRun(parse_train_args(argv))
     held_out = run.validator.samples
     assert len(held_out) % run.validator.rows, "the last batch is full, which is not what is tested"
     ids, labels = held_out.__getitems__(range(len(held_out)))
     gpt2 = load_or_make(run.args).half().float().eval()
     loss = F.cross_entropy(gpt2(ids.long()).flatten(0, 1), labels.long().flatten(), ignore_index=-100)
-    assert float(found[0][1]) == pytest.approx(loss.item(), abs=2e-4)
+    assert float(found[0][2]) == pytest.approx(loss.item(), abs=2e-4)
+    # The evaluation programs' scorer comes to the same on these samples.
+    rows = [(row.numpy(), np.flatnonzero(label != -100), label.numpy()) for row, label in zip(ids, labels)]
+    items = [Item(row, at, label[at]) for row, at, label in rows]
+    total, count = Scorer(gpt2, poptorch.Options, 2).score(items, 22, None).total()
+    assert total / count == pytest.approx(loss.item(), rel=1e-5)
+
+
+def test_validation_every_so_many_steps(folder):
+    corpus = write_corpus(folder / "corpus.pkl", articles=30)
+    done = run_here(flags(folder, train_path=corpus, stride=16, val_num=4, epochs=1, training_steps=5, eval_steps=2))
+    assert done.status == 0, done.err
+    assert re.findall(r"^validation after step (\d+)", done.out, re.MULTILINE) == ["0", "2", "4", "5"]
+    done = run_here(flags(folder, eval_steps=2))
+    assert done.status == 2 and "--eval-steps 2: there is nothing to validate on without --val-num N" in done.err
 
 
 def test_the_held_out_loss_follows_the_training(folder):
