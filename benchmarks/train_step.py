@@ -80,6 +80,17 @@ class Worker:
         self._process.wait()
 
 
+def compile_only(args: argparse.Namespace) -> None:
+    """Start each side and make a step, which compiles. Nothing is measured."""
+    for side in SIDES:
+        worker = Worker(side, args, args.dropout[0])
+        try:
+            worker.ask("step")
+        finally:
+            worker.close()
+        print(f"{side}: compiled, one step made", flush=True)
+
+
 def measure(args: argparse.Namespace, dropout: float) -> dict[str, Any]:
     """Alternating rounds of both sides with this dropout: their medians, ratio and peak memory."""
     workers = {side: Worker(side, args, dropout) for side in SIDES}
@@ -177,6 +188,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--half", action="store_true", help="half weights and a static loss scaling against float16 autocast (CUDA)"
     )
+    parser.add_argument("--compile-only", action="store_true", help="make one step on each side and measure nothing")
     parser.add_argument("--json", metavar="FILE", help="write the results there too")
     args = parser.parse_args(argv)
     problems = [
@@ -201,6 +213,9 @@ def main(argv: list[str]) -> int:
         return 2
     results = []
     try:
+        if args.compile_only:
+            compile_only(args)
+            return 0
         for dropout in args.dropout:
             print(
                 f"{args.model}, {args.batch} x {args.length} tokens, dropout {dropout}: ours and transformers",
