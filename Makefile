@@ -19,7 +19,7 @@ REQUIREMENTS := requirements.txt constraints.txt $(PORTABLE)
 STAMP := $(VENV)/.stamp-$(shell cat $(REQUIREMENTS) 2>/dev/null | cksum | tr ' ' '-')
 DEV_STAMP := $(VENV)/.stamp-dev-$(shell cat $(REQUIREMENTS) $(sort $(wildcard requirements-*.txt)) 2>/dev/null | cksum | tr ' ' '-')
 
-.PHONY: build setup setup-dev demo test test-gpu test-long lint clean help bench-compare
+.PHONY: build setup setup-dev demo test test-gpu test-long test-harness lint clean help bench-compare
 .DEFAULT_GOAL := build
 
 build: ## custom_ops.so for what the host has, and the C++ of tokenizer/ and data/ (the default)
@@ -69,6 +69,10 @@ test: setup-dev ## the tests that need no GPU
 
 test-gpu: setup-dev ## the tests that need a CUDA device
 	$(VENV_PYTHON) -m pytest -m gpu
+
+test-harness: setup-dev ## lm-evaluation-harness against its own model; installs requirements-evaluation.txt, 600 MB
+	$(VENV_PYTHON) -m pip install --disable-pip-version-check -r requirements-evaluation.txt -c constraints.txt
+	$(VENV_PYTHON) -m pytest -m harness
 
 test-long: setup-dev ## the tests that take minutes: fuzzing of the readers
 	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -m long --timeout 1800

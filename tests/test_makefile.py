@@ -228,7 +228,7 @@ def test_help_lists_the_targets(tree):
     assert status == 0
     assert [
         line.split()[1] for line in output.splitlines()
-    ] == "build setup setup-dev demo test test-gpu test-long bench-compare lint clean help".split()
+    ] == "build setup setup-dev demo test test-gpu test-harness test-long bench-compare lint clean help".split()
 
 
 @pytest.mark.parametrize("name", REQUIREMENT_FILES)

@@ -1,0 +1,80 @@
+"""lm-evaluation-harness on a local task: log-likelihoods are those of its own Hugging Face model on the checkpoint."""
+
+import json
+
+import pytest
+import tiny_checkpoint
+
+pytestmark = pytest.mark.harness
+pytest.importorskip("lm_eval", reason="pip install -r requirements-evaluation.txt")
+
+TASK = """task: {name}
+dataset_path: json
+dataset_kwargs:
+  data_files: {{test: {file}}}
+test_split: test
+output_type: {kind}
+doc_to_text: {text}
+doc_to_target: {target}
+{more}
+metadata: {{version: 1.0}}
+"""
+
+
+def write_tasks(folder):
+    rows = [
+        {"text": row, "word": row.split()[-1], "choices": ["sea", "town is wet", "river"]}
+        for row in tiny_checkpoint.ROWS
+    ]
+    rows.append({"text": " ".join(tiny_checkpoint.ROWS * 2), "word": "end", "choices": ["market", "north", "spring"]})
+    file = folder / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    for name, kind, text, target, more in (
+        ("words", "loglikelihood", '"{{text}}"', '" {{word}}"', "metric_list: [{metric: perplexity}, {metric: acc}]"),
+        ("choices", "multiple_choice", '"{{text}}"', "0", 'doc_to_choice: "{{choices}}"\nmetric_list: [{metric: acc}]'),
+        ("rolling", "loglikelihood_rolling", '""', '"{{text}}"', "metric_list: [{metric: word_perplexity}]"),
+    ):
+        content = TASK.format(name=name, file=file, kind=kind, text=text, target=target, more=more)
+        (folder / f"{name}.yaml").write_text(content, encoding="utf-8")
+
+
+def test_log_likelihoods_are_those_of_the_harness_own_model(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    import transformers
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+    from test_evaluation_protocols import scorer
+
+    from tasks.harness import HarnessModel
+
+    gpt2 = tiny_checkpoint.write(tmp_path)
+    (tmp_path / "tasks").mkdir()
+    write_tasks(tmp_path / "tasks")
+    checkpoint = str(tmp_path / "checkpoint")
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_file=f"{checkpoint}/tokenizer.json", eos_token="<|endoftext|>", bos_token="<|endoftext|>"
+    )
+    theirs = HFLM(
+        pretrained=transformers.GPT2LMHeadModel.from_pretrained(checkpoint), tokenizer=fast, device="cpu",
+        batch_size=1, max_length=32,
+    )  # fmt: skip
+    ours = HarnessModel(scorer(gpt2), tiny_checkpoint.tokenizer())
+    manager = TaskManager(include_path=str(tmp_path / "tasks"), include_defaults=False)
+    names = ["words", "choices", "rolling"]
+    found = [
+        simple_evaluate(model, tasks=names, task_manager=manager, log_samples=True, bootstrap_iters=0)
+        for model in (ours, theirs)
+    ]
+    for name in names:
+        ours_samples, their_samples = (sorted(one["samples"][name], key=lambda s: s["doc_id"]) for one in found)
+        assert len(ours_samples) == 4
+        for our, their in zip(ours_samples, their_samples):
+            assert len(our["resps"]) == (3 if name == "choices" else 1)
+            for (mine,), (other,) in zip(our["resps"], their["resps"]):
+                if name == "rolling":
+                    assert float(mine) == pytest.approx(float(other), rel=1e-4)
+                else:
+                    assert float(mine[0]) == pytest.approx(float(other[0]), rel=1e-4)
+                    assert mine[1] == other[1]
