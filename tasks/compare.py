@@ -1,0 +1,117 @@
+"""Several checkpoints by one protocol, side by side: a table, and a picture if --png names a file.
+
+    python -m tasks.compare CHECKPOINT CHECKPOINT … --valid-data FILE [--protocols adjusted] [--png FILE]
+
+Checkpoints of equal size named step_N are drawn over their steps, others over their parameters. Further flags are
+those of evaluate_wiki.py; the first protocol named is the one compared (default: adjusted).
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+from typing import NamedTuple, Sequence
+
+from arguments import parse_evaluate_args
+from model.argument_checks import refuse
+
+PROGRAM = "tasks/compare.py"
+
+
+class Point(NamedTuple):
+    """One checkpoint's figure."""
+
+    checkpoint: str
+    parameters: int
+    step: int | None  # of a folder named step_N
+    value: float
+
+
+def step_of(checkpoint: str) -> int | None:
+    """The N of a folder named step_N."""
+    match = re.fullmatch(r"step_(\d+)", Path(checkpoint).name)
+    return int(match.group(1)) if match else None
+
+
+def axis(points: Sequence[Point]) -> str:
+    """What the points are drawn over: "step" or "parameters"."""
+    same_size = len({point.parameters for point in points}) == 1
+    return "step" if same_size and all(point.step is not None for point in points) else "parameters"
+
+
+def table(points: Sequence[Point], measure: str) -> str:
+    """A row for each checkpoint, the best first."""
+    rows = [("checkpoint", "parameters", measure)]
+    rows += [(p.checkpoint, f"{p.parameters:,}", f"{p.value:.4f}") for p in sorted(points, key=lambda p: p.value)]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    return "\n".join(f"{a.ljust(widths[0])}  {b.rjust(widths[1])}  {c.rjust(widths[2])}" for a, b, c in rows)
+
+
+def draw(points: Sequence[Point], measure: str, path: str) -> None:
+    """A PNG of the points. Raises ModuleNotFoundError without matplotlib, ValueError if it cannot be written."""
+    from matplotlib.figure import Figure
+
+    over = axis(points)
+    ordered = sorted(points, key=lambda point: getattr(point, over))
+    figure = Figure(figsize=(7, 4.5))
+    axes = figure.add_subplot()
+    axes.plot([getattr(point, over) for point in ordered], [point.value for point in ordered], "o-")
+    for point in ordered:
+        axes.annotate(Path(point.checkpoint).name, (getattr(point, over), point.value))
+    axes.set(xlabel=over, ylabel=measure, xscale="log" if over == "parameters" else "linear")
+    axes.grid(alpha=0.3)
+    try:
+        figure.savefig(path, format="png", dpi=120, bbox_inches="tight")
+    except OSError as error:
+        raise ValueError(f"--png {path}: cannot be written ({error.strerror}); choose another file") from error
+
+
+def evaluate(argv: Sequence[str], checkpoints: Sequence[str]) -> tuple[list[Point], str]:
+    """The points and what they measure. Raises ValueError for checkpoints and files that cannot be used."""
+    from model.config import parameter_count
+    from tasks.session import Session, run_all
+
+    points = []
+    measure = ""
+    for checkpoint in checkpoints:
+        args = parse_evaluate_args([*argv, "--pretrained-checkpoint", checkpoint], PROGRAM, "WIKITEXT103")
+        args.protocols = (args.protocols or ["adjusted"])[:1]
+        session = Session(args)
+        result = run_all(session.plan(), lambda: False)[-1]
+        session.scorer.close()
+        measure = next(name for name in ("adjusted ppl", "word ppl", "ppl") if name in result.values)
+        count = parameter_count(session.config)
+        points.append(Point(checkpoint, count, step_of(checkpoint), result.values[measure]))
+    return points, f"{measure} ({result.protocol}, {Path(result.files[0]).name}, T {result.window})"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line (default: the program's own). Returns the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    first_flag = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
+    checkpoints, rest = words[:first_flag], words[first_flag:]
+    own = argparse.ArgumentParser(PROGRAM, add_help=False, allow_abbrev=False)
+    own.add_argument("--png")
+    known, rest = own.parse_known_args(rest)
+    if "-h" in rest or "--help" in rest:
+        print(__doc__)
+        return 0
+    if len(checkpoints) < 2:
+        refuse(PROGRAM, ["name two checkpoints or more, before the flags"])
+    try:
+        points, measure = evaluate(rest, checkpoints)
+        print(table(points, measure))
+        if known.png:
+            draw(points, measure, known.png)
+            print(f"wrote {known.png}")
+    except ModuleNotFoundError as error:
+        refuse(PROGRAM, [f"{error}: the picture needs matplotlib; pip install -r requirements-plots.txt"])
+    except ValueError as error:
+        refuse(PROGRAM, [str(error)])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
