@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
 import importlib.util
 import json
 import os
@@ -219,7 +218,9 @@ def main(argv: list[str]) -> int:
     print(report(results))
     if args.json:
         results.pop("texts")
-        record = {"date": str(datetime.date.today()), **environment(args), **vars(args), **results}
+        where = environment(args)
+        where["command"] = " ".join(["python -m benchmarks.generate", *argv])
+        record = {**where, **vars(args), **results}
         Path(args.json).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         print(f"written to {args.json}")
     return 0
