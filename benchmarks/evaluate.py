@@ -1,0 +1,125 @@
+"""WikiText's adjusted protocol: this program's scorer next to transformers' GPT-2 with logits for all positions.
+
+    python -m benchmarks.evaluate                     # GPT-2 small's shape, T 1024, stride 32, 2 threads
+    python -m benchmarks.evaluate --model tiny --rounds 1
+    python -m benchmarks.evaluate --json benchmarks/records/evaluate_cpu.json
+
+Random weights and ids; both sides score the same windows of the same model in turn and must come to the same loss.
+The figure is scored tokens a second: a window of T tokens counts its `stride` new ones. Medians over the rounds, and
+the median of the ratios within a round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any, Callable
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import train_step  # noqa: E402
+
+STRIDE = 32
+
+
+def sides(args: argparse.Namespace) -> dict[str, Callable[[], float]]:
+    """Each side's function from nothing to the summed loss of the round's windows."""
+    import numpy as np
+    import poptorch
+    import torch
+    import transformers
+
+    from model.config import GPT2Config
+    from model.gpt2 import GPT2LMHeadModel
+    from model.scoring import Scorer
+    from tasks.windows import SlidingWindows
+
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    layers, width, heads, vocabulary = train_step.MODELS[args.model]
+    padded = -(-vocabulary // 16) * 16
+    gpt2 = GPT2LMHeadModel(GPT2Config(padded, args.length, width, layers, heads, real_vocab_size=vocabulary)).eval()
+    sizes = dict(vocab_size=vocabulary, n_positions=args.length, n_embd=width, n_layer=layers, n_head=heads)
+    config = transformers.GPT2Config(**sizes, use_cache=False)
+    theirs = transformers.GPT2LMHeadModel(config).eval()
+    state = dict(gpt2.state_dict())
+    for name in ("transformer.wte.weight", "lm_head.weight"):
+        state[name] = state[name][:vocabulary]
+    theirs.load_state_dict(state)
+    ids = np.random.default_rng(0).integers(0, vocabulary, args.length + args.windows * STRIDE + 1)
+    cut = SlidingWindows(ids, args.length, STRIDE)
+    items = cut[len(cut) - args.windows :]  # the first window scores all of its tokens; it is left out
+    scorer = Scorer(gpt2, lambda: poptorch.Options().deviceIterations(args.windows), 1)
+
+    def ours() -> float:
+        return scorer.score(items, cut.length, cut.width).total()[0]
+
+    def reference() -> float:
+        total = 0.0
+        with torch.inference_mode():
+            for item in items:
+                inputs = torch.from_numpy(item.ids)[None]
+                labels = torch.full_like(inputs, -100)
+                labels[0, item.positions] = torch.from_numpy(item.targets)
+                loss = theirs(input_ids=inputs, labels=labels, shift_labels=labels).loss
+                total += float(loss) * len(item.targets)
+        return total
+
+    return {"ours": ours, "transformers": reference}
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Alternating rounds; RuntimeError if the two sides' losses differ."""
+    functions = sides(args)
+    losses = {name: function() for name, function in functions.items()}  # warms up
+    if abs(losses["ours"] - losses["transformers"]) > 1e-4 * losses["transformers"]:
+        raise RuntimeError(f"the sides do not agree: {losses}")
+    rounds = []
+    for index in range(args.rounds):
+        row = {}
+        for name in sorted(functions, reverse=index % 2 == 1):
+            start = time.perf_counter()
+            functions[name]()
+            row[name] = args.windows * STRIDE / (time.perf_counter() - start)
+        rounds.append(row)
+        print(f"  round {index + 1}: {row['ours']:.1f} and {row['transformers']:.1f} scored tokens/s", flush=True)
+    return {
+        "losses": losses,
+        "rounds": rounds,
+        "scored_tokens_per_second": {name: statistics.median(row[name] for row in rounds) for name in functions},
+        "ratio": statistics.median(row["ours"] / row["transformers"] for row in rounds),
+    }
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=sorted(train_step.MODELS), default="gpt2", help="size of the model")
+    parser.add_argument("--length", type=int, default=1024, help="window T in tokens")
+    parser.add_argument("--windows", type=int, default=2, help="windows in a round")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads of both sides")
+    parser.add_argument("--json", metavar="FILE", help="write the results there too")
+    args = parser.parse_args(argv)
+    args.device = "cpu"
+    print(f"{args.model}, T {args.length}, stride {STRIDE}, {args.windows} windows a round: ours and transformers")
+    try:
+        result = measure(args)
+    except RuntimeError as error:
+        print(f"evaluate: {error}", file=sys.stderr)
+        return 1
+    figures = result["scored_tokens_per_second"]
+    print(f"ours {figures['ours']:.1f}, transformers {figures['transformers']:.1f}, ratio {result['ratio']:.2f}")
+    if args.json:
+        settings = {key: getattr(args, key) for key in ("model", "length", "windows")}
+        record = {**train_step.environment(args), **settings, "stride": STRIDE, **result}
+        Path(args.json).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        print(f"written to {args.json}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
