@@ -22,7 +22,7 @@
 namespace few_rows {
 namespace {
 
-constexpr int64_t kAhead = 1024; // bytes that are fetched ahead of the sum, on each row
+constexpr int64_t kAhead = 1024; // bytes that are fetched ahead of a sum of int8 products
 
 inline float horizontal_sum(__m256 v) {
   __m128 sum = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
@@ -46,6 +46,7 @@ inline float one(const uint16_t* weights) {
 // R matrix rows times M input rows: R M sums, each over k in one order.
 template <int R, int M, typename T>
 inline void block(const T* w, int64_t k, const float* x, int64_t x_stride, float* out, int64_t out_stride) {
+  constexpr int64_t kWidth = R * sizeof(T); // bytes of a column
   __m256 sum[R][M];
   for (int r = 0; r < R; ++r) {
     for (int m = 0; m < M; ++m) {
@@ -54,11 +55,12 @@ inline void block(const T* w, int64_t k, const float* x, int64_t x_stride, float
   }
   int64_t i = 0;
   for (; i + 8 <= k; i += 8) {
+    // As many bytes of the rows after these as are used here: memory is read as one stream, not as R short ones.
+    for (int64_t byte = i * kWidth; byte < (i + 8) * kWidth; byte += 64) {
+      _mm_prefetch(reinterpret_cast<const char*>(w + R * k) + byte, _MM_HINT_T0);
+    }
     __m256 weights[R];
     for (int r = 0; r < R; ++r) {
-      if (i % static_cast<int64_t>(64 / sizeof(T)) == 0) { // once a cache line
-        _mm_prefetch(reinterpret_cast<const char*>(w + r * k + i) + kAhead, _MM_HINT_T0);
-      }
       weights[r] = eight(w + r * k + i);
     }
     for (int m = 0; m < M; ++m) {

@@ -55,7 +55,7 @@ Tensor differentiable_copy(const Tensor& x, int64_t grain_size, std::string debu
 
 TORCH_LIBRARY(ai_graphcore, m) {
   m.def("RemapCE(Tensor x, int grain_size=8, str debug_str=\"remap\") -> Tensor",
-        {at::Tag::view_copy});  // a copy of its input: what looks through copies may look through this one
+        {at::Tag::view_copy}); // a copy of its input: what looks through copies may look through this one
 }
 
 TORCH_LIBRARY_IMPL(ai_graphcore, CompositeExplicitAutograd, m) {
