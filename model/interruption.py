@@ -46,6 +46,13 @@ class Interruption:
 def ignore_in_worker(worker_id: int) -> None:
     """For data loader processes: a Ctrl-C in the terminal reaches them too, but the main process decides."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.excepthook = _report
+
+
+def _report(kind: Any, error: Any, trace: Any) -> None:
+    """Errors of a loader process's threads. That the program at the other end has just ended is none."""
+    if not issubclass(kind, (EOFError, ConnectionError)):
+        sys.__excepthook__(kind, error, trace)
 
 
 def command_to_resume(argv: Sequence[str], checkpoint: Path) -> str:
