@@ -77,15 +77,12 @@ def converse(generator: TextGenerator, samples: Samples) -> None:
         import readline  # noqa: F401
     while True:
         try:
-            prompt = input("Input: ")
+            answer(generator, input("Input: "), samples)
         except EOFError:
             print()
             return
-        except KeyboardInterrupt:
+        except KeyboardInterrupt:  # at the prompt, or before the first token of a text
             print("\n(Ctrl-D leaves)")
-            continue
-        try:
-            answer(generator, prompt, samples)
         except ValueError as error:
             print(error, file=sys.stderr)
 

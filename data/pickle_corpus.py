@@ -57,11 +57,14 @@ class PickleCorpus:
             if len(outside):
                 position = start + int(outside[0])
                 article = int(np.searchsorted(self.offsets, position, side="right")) - 1
-                raise ValueError(
-                    f"{self.path}, article {article}: token id {int(self.tokens[position])} is outside the "
-                    f"model's vocabulary 0..{real_vocab_size - 1}; preprocess the text with the model's tokenizer, or "
-                    "use a --model of that vocabulary"
-                )
+                raise _outside(self.path, article, int(self.tokens[position]), real_vocab_size)
+
+
+def _outside(path: Path, article: int, token_id: int, real_vocab_size: int) -> ValueError:
+    return ValueError(
+        f"{path}, article {article}: token id {token_id} is outside the model's vocabulary "
+        f"0..{real_vocab_size - 1}; preprocess the text with the model's tokenizer, or use a --model of that vocabulary"
+    )
 
 
 def open_corpus(path: str | Path, real_vocab_size: int) -> PickleCorpus:
@@ -69,7 +72,7 @@ def open_corpus(path: str | Path, real_vocab_size: int) -> PickleCorpus:
 
     The cache is a folder beside the file, or in the temporary folder where that is read-only. Several processes may
     open the same file at once. Raises ValueError naming file and article for anything but lists of lists of ids
-    below `real_vocab_size`, and RuntimeError with a HINT when the cache cannot be written.
+    below `real_vocab_size`, leaving nothing behind, and RuntimeError with a HINT when the cache cannot be written.
     """
     path = Path(path)
     try:
@@ -78,14 +81,15 @@ def open_corpus(path: str | Path, real_vocab_size: int) -> PickleCorpus:
         raise ValueError(f"--train-path {path}: {error.strerror}; give the .pkl of a corpus") from error
     if not path.is_file():
         raise ValueError(f"--train-path {path}: not a file; give the .pkl of a corpus")
-    cache = cache_folder(path, _KIND, f"{stat.st_size}-{stat.st_mtime_ns}", lambda work: _write_arrays(path, work))
+    identity = f"{stat.st_size}-{stat.st_mtime_ns}"
+    cache = cache_folder(path, _KIND, identity, lambda work: _write_arrays(path, work, real_vocab_size))
     remove_others(path, cache, _KIND)
     corpus = PickleCorpus(path, cache)
     corpus.check_ids(real_vocab_size)
     return corpus
 
 
-def _write_arrays(path: Path, folder: Path) -> None:
+def _write_arrays(path: Path, folder: Path, real_vocab_size: int) -> None:
     offsets = array.array("q", [0])
     largest = -1
     with (folder / "tokens.npy").open("wb") as file:
@@ -98,6 +102,8 @@ def _write_arrays(path: Path, folder: Path) -> None:
                         f"{path}, article {number}: {low if low < 0 else high} is not a token id; make the file again "
                         "with data/wikipedia_preprocess.py"
                     )
+                if high >= real_vocab_size:
+                    raise _outside(path, number, int(ids[ids >= real_vocab_size][0]), real_vocab_size)
                 largest = max(largest, high)
             file.write(ids.astype("<i4").tobytes())
             offsets.append(offsets[-1] + len(ids))

@@ -98,8 +98,8 @@ def test_a_full_disk_leaves_nothing(tmp_path):
     results = context.Queue()
     process = context.Process(target=_write_with_a_limit, args=(tmp_path / "c", results))
     process.start()
-    assert results.get(timeout=30) == "File too large"
-    process.join(timeout=30)
+    assert results.get(timeout=300) == "File too large"
+    process.join(timeout=300)
     assert os.listdir(str(tmp_path)) == []
 
 
@@ -374,9 +374,9 @@ def test_several_processes_build_one_index(tmp_path):
     processes = [context.Process(target=_open_in_process, args=(prefix, results)) for _ in range(4)]
     for process in processes:
         process.start()
-    answers = [results.get(timeout=60) for _ in processes]
+    answers = [results.get(timeout=300) for _ in processes]
     for process in processes:
-        process.join(timeout=60)
+        process.join(timeout=300)
     assert sorted(built for built, _ in answers) == [0, 0, 0, 1]
     assert len({tuple(ids) for _, ids in answers}) == 1 and len(indexes(tmp_path)) == 1
 

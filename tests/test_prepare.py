@@ -369,13 +369,13 @@ def test_interrupted_then_finished(tmp_path, tokenizer, ending):
         os.killpg(process.pid, ending)
     else:
         process.kill()
-    said = process.communicate(timeout=60)[1]
+    said = process.communicate(timeout=300)[1]
     if process.returncode == 0:
         pytest.skip("it was faster than the signal")
     assert process.returncode == (130 if ending == signal.SIGINT else -9)
     assert "Traceback" not in said
     assert ending == signal.SIGKILL or "the same command goes on" in said
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 200
     while any(Path(f"/proc/{pid}").exists() and "Z" not in state(pid) for pid in workers):
         assert time.monotonic() < deadline, "a worker is left"
         time.sleep(0.05)
@@ -383,7 +383,7 @@ def test_interrupted_then_finished(tmp_path, tokenizer, ending):
     kept = {path: path.stat().st_mtime_ns for path in out.glob(".corpus.pkl.parts-*/*.npz")}
     assert kept
     process = start(*command)
-    assert process.communicate(timeout=60)[1].count("wrote") == 1
+    assert process.communicate(timeout=300)[1].count("wrote") == 1
     assert sorted(path.name for path in out.iterdir()) == ["corpus.pkl", "tokenizer.json"]
     assert len(pickle.loads((out / "corpus.pkl").read_bytes())) == 40_000
 

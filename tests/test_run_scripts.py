@@ -118,7 +118,7 @@ def run(root: Path, script: str, *words: str, **environment: str) -> subprocess.
         env={"PATH": f"{root / 'bin'}:/usr/bin:/bin", **environment},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
 
 

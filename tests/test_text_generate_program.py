@@ -143,28 +143,42 @@ class Terminal:
     def type(self, text):
         os.write(self.master, text.encode())
 
-    def expect(self, text, seconds=90):
-        """Reads on until `text` has come."""
+    def read(self, seconds):
+        """Adds to `seen` what comes within this time; False if the program has closed its end."""
+        if select.select([self.master], [], [], seconds)[0]:
+            try:
+                self.seen += os.read(self.master, 4096).decode("utf-8", "replace")
+            except OSError:
+                return False
+        return True
+
+    def expect(self, text, again=None, seconds=90):
+        """Reads on until `text` has come, repeating `again` each second of silence.
+
+        What is typed, and a signal that is sent, between the prompt's appearance and the moment when readline has
+        taken over the terminal gets lost; no output says when that is.
+        """
         begin, deadline = len(self.seen), time.monotonic() + seconds
         while text not in self.seen[begin:]:
             assert time.monotonic() < deadline, f"{text!r} did not come: {self.seen}"
-            if select.select([self.master], [], [], 1.0)[0]:
-                try:
-                    self.seen += os.read(self.master, 4096).decode("utf-8", "replace")
-                except OSError:  # the other end is closed
-                    assert text in self.seen[begin:], self.seen
+            length = len(self.seen)
+            open_end = self.read(1.0)
+            assert open_end or text in self.seen[begin:], self.seen
+            if again is not None and len(self.seen) == length:
+                again()
         return self.seen[begin:]
 
-    def interrupt_until(self, text):
-        """Ctrl-C at the prompt, again where Python's readline lost one that came while it wrote the prompt."""
-        begin = len(self.seen)
-        for _ in range(60):
-            os.kill(self.process.pid, signal.SIGINT)
-            if select.select([self.master], [], [], 1.0)[0]:
-                self.seen += os.read(self.master, 4096).decode("utf-8", "replace")
-            if text in self.seen[begin:]:
-                return
-        raise AssertionError(f"{text!r} did not come: {self.seen}")
+    def interrupt(self):
+        os.kill(self.process.pid, signal.SIGINT)
+
+    def leave(self, seconds=90):
+        """Ctrl-D until the program has ended; its exit status."""
+        deadline = time.monotonic() + seconds
+        while self.process.poll() is None and time.monotonic() < deadline:
+            self.type("\x04")
+            if not self.read(1.0):
+                break
+        return self.process.wait(max(1.0, deadline - time.monotonic()))
 
     def close(self):
         self.process.kill()
@@ -176,20 +190,18 @@ def test_terminal_history_ctrl_c_and_ctrl_d(checkpoint):
     terminal = Terminal("--model-name-or-path", checkpoint, "--output-len", 100000, "--input-len", 8)
     try:
         terminal.expect("Input: ")
-        terminal.type("Hello\r")
+        terminal.type("Hello\r")  # readline finds it in the terminal's queue, whenever it begins
         terminal.expect("full")  # in the middle of a text without end
-        os.kill(terminal.process.pid, signal.SIGINT)
-        assert "latency avg" in terminal.expect("Input: ")
+        terminal.interrupt()
+        assert "latency avg" in terminal.expect("Input: ", again=terminal.interrupt)
         terminal.type("\x1b[A")  # the line before comes back, can be edited, and is not sent yet
-        terminal.expect("Hello")
+        terminal.expect("Hello", again=lambda: terminal.type("\x1b[A"))
         terminal.type("\x7fp\r")
         terminal.expect("Hellp")
-        time.sleep(0.3)
-        os.kill(terminal.process.pid, signal.SIGINT)
-        terminal.expect("Input: ")
-        terminal.interrupt_until("Ctrl-D leaves")
-        terminal.type("\x04")
-        assert terminal.process.wait(60) == 0
+        terminal.interrupt()
+        terminal.expect("Input: ", again=terminal.interrupt)
+        terminal.expect("Ctrl-D leaves", again=terminal.interrupt)
+        assert terminal.leave() == 0
         assert "Traceback" not in terminal.seen
     finally:
         terminal.close()

@@ -387,7 +387,7 @@ def test_ctrl_c_ends_the_extraction(tmp_path):
         assert process.poll() is None
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGINT)
-    said = process.communicate(timeout=30)[1]
+    said = process.communicate(timeout=300)[1]
     assert process.returncode == 130
     assert "interrupted, nothing written" in said
     assert list(out.iterdir()) == []

@@ -107,7 +107,7 @@ def environment() -> dict:
     return {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
 
 
-def run_there(argv: list, timeout: float = 60.0) -> Finished:
+def run_there(argv: list, timeout: float = 300.0) -> Finished:
     """train_gpt2.py in a process of its own."""
     command = [sys.executable, str(ROOT / "train_gpt2.py"), *argv]
     done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=timeout)

@@ -237,7 +237,7 @@ def alive(pid: int) -> bool:
 
 
 def ends(pid: int) -> bool:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 200
     while alive(pid) and time.monotonic() < deadline:
         time.sleep(0.01)
     return not alive(pid)
@@ -267,7 +267,7 @@ def test_an_interrupted_session_leaves_results_and_no_process(runner, number):
         assert session.poll() is None, session.communicate()
         time.sleep(0.02)
     session.send_signal(number)
-    _, err = session.communicate(timeout=30)
+    _, err = session.communicate(timeout=300)
     assert session.returncode == 130 and "interrupted; results so far are in" in err and "Traceback" not in err
     results = json.loads((logs / "benchmark_results.json").read_text())["benchmarks"]
     assert [(each["variant"], each["status"]) for each in results] == [("good", "success"), ("x", "interrupted")]

@@ -148,7 +148,7 @@ def test_section12_workers_persist_by_default_and_terminate():
     assert all(worker.is_alive() for worker in workers)
     loader.terminate()
     for worker in workers:
-        worker.join(10)
+        worker.join(100)
     assert not any(worker.is_alive() for worker in workers)
     assert contents(loader)[0] == [0, 1]
     loader.terminate()

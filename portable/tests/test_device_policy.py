@@ -115,7 +115,8 @@ def test_a_loop_body_is_rewritten_too():
 
 
 _FAULTS = """
-import resource, sys, torch
+import ctypes, resource, sys, torch
+ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: a fault a page, whatever huge pages there are
 from poptorch.device.memory import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
