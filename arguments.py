@@ -167,7 +167,7 @@ DATA = (
         "isolated: within a sample no document sees another, positions start again and no label crosses",
     ),
     Flag("--val-num", 0, _whole(0), "samples held out for validation, in whole articles"),
-    Flag("--seed", 1234, _whole(0, 2**32 - 1), "seed of weights, order of samples, dropout"),
+    Flag("--seed", 1234, _whole(0, 2**32 - 1), "seed of weights, order of samples, dropout and what is drawn"),
     Flag("--num-workers", 4, _whole(0), "processes that read data; 0: the program itself"),
     Flag("--async-dataloader", False, BOOLEAN, "a process of its own puts batches together, in shared memory"),
 )

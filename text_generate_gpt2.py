@@ -23,11 +23,12 @@ if TYPE_CHECKING:
 PROGRAM = "text_generate_gpt2.py"
 
 
-def timing(results: Sequence[Result], seconds: float) -> str:
-    """The line behind a text, or behind texts made side by side; benchmarks.yml reads the latency out of it."""
-    tokens = [len(result.text.tokens) for result in results]
-    latency = 1000 * seconds / max(1, *tokens)  # from one token of a text to the next
-    return f"latency avg: {latency:.2f} ms, {sum(tokens)} tokens, {sum(tokens) / max(seconds, 1e-9):.1f} tokens/s"
+def timing(parts: Sequence[Sequence[Result]], seconds: float) -> str:
+    """The line behind texts, those of a part made side by side; benchmarks.yml reads the latency out of it."""
+    lengths = [[len(result.text.tokens) for result in part] for part in parts]
+    tokens, steps = sum(map(sum, lengths)), sum(map(max, lengths))
+    latency = 1000 * seconds / max(1, steps)  # from one token of a text to the next
+    return f"latency avg: {latency:.2f} ms, {tokens} tokens, {tokens / max(seconds, 1e-9):.1f} tokens/s"
 
 
 class Samples:
@@ -50,12 +51,12 @@ def batches(results: Sequence[Result], size: int) -> list[Sequence[Result]]:
 def answer(generator: TextGenerator, prompt: str, samples: Samples) -> None:
     """Continue one prompt on the terminal, as it comes if there is one text. Raises ValueError for a bad prompt."""
     results = generator.results([prompt])
-    alone = len(results) == 1
+    alone, parts = len(results) == 1, batches(results, generator.batch)
     start = time.perf_counter()
     try:
         if alone:
             print(prompt, end="", flush=True)
-        for batch in batches(results, generator.batch):
+        for batch in parts:
             generator.run(batch, lambda result, piece: print(piece, end="", flush=True) if alone else None)
     except KeyboardInterrupt:  # ends this text, not the program
         for result in results:
@@ -68,7 +69,7 @@ def answer(generator: TextGenerator, prompt: str, samples: Samples) -> None:
         if generator.args.log_probabilities:
             print("log probabilities:", " ".join(f"{value:.4f}" for value in result.text.log_probs))
         samples.add(prompt + result.stream.text)
-    print(timing(results, seconds), flush=True)
+    print(timing(parts, seconds), flush=True)
 
 
 def converse(generator: TextGenerator, samples: Samples) -> None:
@@ -90,7 +91,7 @@ def converse(generator: TextGenerator, samples: Samples) -> None:
 def read_prompts(path: str) -> list[str]:
     """One prompt a line; of a .jsonl file the field "prompt" of each line. Raises ValueError naming the line."""
     try:
-        lines = Path(path).read_bytes().decode("utf-8").split("\n")
+        lines = Path(path).read_bytes().decode("utf-8-sig").split("\n")
     except OSError as error:
         raise ValueError(f"--prompt-file {path}: cannot be read ({error.strerror}); check the path") from error
     except UnicodeDecodeError as error:
@@ -112,14 +113,19 @@ def read_prompts(path: str) -> list[str]:
     return prompts
 
 
-def answer_file(generator: TextGenerator, prompts: Sequence[str], samples: Samples) -> None:
-    """Every prompt, --batch-size at a time: a line of JSON for each text, on standard output."""
+def results_of_file(generator: TextGenerator, prompts: Sequence[str]) -> list[Result]:
+    """What is to be generated for the lines of --prompt-file. Raises ValueError naming the line."""
     results = []
     for number, prompt in enumerate(prompts, start=1):
         try:
             results += generator.results([prompt])
         except ValueError as error:
             raise ValueError(f"--prompt-file {generator.args.prompt_file}, line {number}: {error}") from error
+    return results
+
+
+def answer_file(generator: TextGenerator, results: Sequence[Result], samples: Samples) -> None:
+    """Every text, --batch-size at a time: a line of JSON for each, on standard output."""
     for batch in batches(results, generator.batch):
         start = time.perf_counter()
         generator.run(batch, lambda result, piece: None)
@@ -128,23 +134,27 @@ def answer_file(generator: TextGenerator, prompts: Sequence[str], samples: Sampl
             line = json.dumps(result.record(generator.args.log_probabilities), ensure_ascii=False)
             print(line, flush=True)
             samples.add(line)
-        print(timing(batch, seconds), file=sys.stderr, flush=True)
+        print(timing([batch], seconds), file=sys.stderr, flush=True)
 
 
 def run(args: argparse.Namespace) -> None:
     """Raises ValueError for what is wrong with flags, files and prompts."""
-    prompts = read_prompts(args.prompt_file) if args.prompt_file else [args.prompt]
+    prompts = read_prompts(args.prompt_file) if args.prompt_file else []
     from model.text_generator import TextGenerator
 
     generator = TextGenerator(args)
+    results = results_of_file(generator, prompts)  # before a file of samples is begun
     if args.prompt is not None:
-        generator.encode(args.prompt)
+        try:
+            generator.encode(args.prompt)
+        except ValueError as error:
+            raise ValueError(f"--prompt: {error}") from error
     if args.compile_only:
         print(f"compiled: {generator.batch} texts a call, up to {generator.slots} tokens each")
         return
     samples = Samples(args.save_samples_path)
     if args.prompt_file:
-        answer_file(generator, prompts, samples)
+        answer_file(generator, results, samples)
     elif args.prompt is not None:
         answer(generator, args.prompt, samples)
     else:

@@ -348,6 +348,8 @@ def check_generation(problems: Problems) -> None:
             problems.add("layers_per_ipu", "contradicts --single-ipu true; leave one of the two out")
     if args.matmul_proportion is not None and len(args.matmul_proportion) > 1:
         check_proportions(problems, ipus)
+    if "" in args.stop_string:
+        problems.add("stop_string", "an empty text stops nothing; give one of at least one character")
     if args.save_samples_path:
         if os.path.isdir(args.save_samples_path):
             problems.add("save_samples_path", "this is a folder; name a file")

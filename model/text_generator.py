@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Callable, Iterator, Sequence
@@ -47,15 +48,25 @@ class TextGenerator:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        gpt2 = load_pretrained(args.model_name_or_path)
-        self.config = config = gpt2.config
+        try:
+            gpt2 = load_pretrained(args.model_name_or_path)
+        except ValueError as error:
+            raise ValueError(f"--model-name-or-path: {error}") from error
         folder = Path(args.model_name_or_path)
         self.tokenizer = open_tokenizer(args.tokenizer_type, folder if folder.is_dir() else None)
-        if self.tokenizer.vocab_size > config.real_vocab_size:
+        entries, rows = self.tokenizer.vocab_size, gpt2.config.real_vocab_size
+        if entries > rows:
             raise ValueError(
-                f"--model-name-or-path {folder}: the tokenizer has {self.tokenizer.vocab_size} entries, the model "
-                f"{config.real_vocab_size}. Put the tokenizer.json the model was trained with into its folder."
+                f"--model-name-or-path {folder}: the tokenizer has {entries} entries, the model {rows}. Put the "
+                "tokenizer.json the model was trained with into its folder."
             )
+        if entries < rows:  # what the tokenizer cannot write is never drawn
+            print(
+                f"the tokenizer has {entries:,} entries, the vocabulary {rows:,}: the others are left out",
+                file=sys.stderr,
+            )
+            gpt2.config = dataclasses.replace(gpt2.config, real_vocab_size=entries)
+        self.config = config = gpt2.config
         self._check_lengths()
         self.stop_ids = [self._token(text) for text in args.stop_token]
         self.sampling = Sampling(
@@ -106,7 +117,10 @@ class TextGenerator:
         longest = min(args.input_len, self.slots)
         if args.custom_ops and custom_ops.load() == "native" and native.available():
             precision = "int8" if args.int8 else "float16" if args.fp16 else "float32"
-            return NativeSteps(gpt2, layers, precision), longest
+            try:
+                return NativeSteps(gpt2, layers, precision), longest
+            except ValueError as error:
+                raise ValueError(f"--int8: {error}") from error
         if args.int8:
             raise ValueError("--int8 needs the native operators: run `make`, and leave --custom-ops at True")
         # Modules compute every column of the input, so that a wide one would slow down each token; the loop has a

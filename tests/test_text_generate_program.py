@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import math
 import os
 import pty
 import select
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -128,6 +130,70 @@ def test_stop_string_and_full_context(checkpoint):
     assert stopped.stdout.rsplit("\nlatency", 1)[0] == text[: text.index(stop, 5)]
 
 
+def test_a_prompt_that_is_refused_leaves_the_file_of_samples_alone(checkpoint, tmp_path):
+    samples, prompts = tmp_path / "samples.txt", tmp_path / "prompts.txt"
+    samples.write_text("of yesterday")
+    prompts.write_text("Hello\n\n")
+    result = run_program("--model-name-or-path", checkpoint, "--prompt-file", prompts, "--save-samples-path", samples)
+    assert result.returncode == 2 and f"--prompt-file {prompts}, line 2: the input is empty" in result.stderr
+    assert samples.read_text() == "of yesterday"
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_prompt(tmp_path):
+    for name, text in (
+        ("prompts.txt", "Hello\r\nyou\r\n"),
+        ("prompts.jsonl", '{"prompt": "Hello"}\n{"prompt": "you"}'),
+    ):
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + text.encode())
+        assert text_generate_gpt2.read_prompts(str(tmp_path / name)) == ["Hello", "you"]
+
+
+def test_latency_is_from_token_to_token_also_over_several_calls():
+    results = [SimpleNamespace(text=SimpleNamespace(tokens=[0] * length)) for length in (3, 5, 2)]
+    # Texts of 3 and 5 tokens side by side, then one of 2: 7 steps in 0.7 s.
+    assert (
+        text_generate_gpt2.timing([results[:2], results[2:]], 0.7) == "latency avg: 100.00 ms, 10 tokens, 14.3 tokens/s"
+    )
+    assert text_generate_gpt2.timing([[SimpleNamespace(text=SimpleNamespace(tokens=[]))]], 0.5).startswith(
+        "latency avg: 500"
+    )
+
+
+def test_entries_that_the_tokenizer_lacks_are_never_drawn(tmp_path):
+    """All weights alike: every id would be equally likely, and most of them have no text."""
+    tokenizers = pytest.importorskip("tokenizers")
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    vocabulary = {entry: index for index, entry in enumerate(["<|endoftext|>", *sorted(alphabet)])}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|endoftext|>"])
+    model = GPT2LMHeadModel(
+        GPT2Config(vocab_size=4096, real_vocab_size=4096, n_positions=32, n_embd=8, n_layer=1, n_head=1)
+    )
+    for parameter in model.parameters():
+        parameter.data.zero_()
+    save_pretrained(model, tmp_path)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    flags = [
+        "--model-name-or-path",
+        tmp_path,
+        "--prompt-file",
+        tmp_path / "prompts",
+        "--topk",
+        0,
+        "--log-probabilities",
+    ]
+    (tmp_path / "prompts").write_text("Hello\n")
+    for way in ([], ["--custom-ops", "false"]):
+        result = run_program(*flags, "--output-len", 20, "--stop-string", "never", *way)
+        assert result.returncode == 0, result.stderr
+        assert "257 entries, the vocabulary 4,096" in result.stderr
+        record = json.loads(result.stdout)
+        assert record["log_probabilities"] == pytest.approx([-math.log(257)] * len(record["tokens"]), abs=1e-5)
+        assert record["tokens"] and max(record["tokens"]) < 257
+
+
 class Terminal:
     """The program at a terminal of its own."""
 
@@ -210,8 +276,14 @@ def test_terminal_history_ctrl_c_and_ctrl_d(checkpoint):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--model-name-or-path", "./nowhere", "--prompt", "a"], ["--model-name-or-path"]),
-        (["--model-name-or-path", "no-one/no-model", "--prompt", "a"], ["network", "make demo", "demo/checkpoints"]),
+        (["--model-name-or-path", "./nowhere", "--prompt", "a"], ["--model-name-or-path", "./nowhere"]),
+        (["--model-name-or-path", "tests", "--prompt", "a"], ["--model-name-or-path", "tests/config.json"]),
+        (["--model-name-or-path", "CHECKPOINT", "--prompt", ""], ["--prompt: the input is empty"]),
+        (["--stop-string", "###", ""], ["--stop-string ###", "an empty text"]),
+        (
+            ["--model-name-or-path", "no-one/no-model", "--prompt", "a"],
+            ["--model-name-or-path", "network", "make demo", "demo/checkpoints"],
+        ),
         (["--poptorch-loop", "true"], ["--poptorch-loop", "--single-ipu"]),
         (["--prompt-file", "no/such/file"], ["--prompt-file no/such/file"]),
         (
@@ -220,8 +292,8 @@ def test_terminal_history_ctrl_c_and_ctrl_d(checkpoint):
         ),
         (["--model-name-or-path", "CHECKPOINT", "--layers-per-ipu", "1", "2"], ["--layers-per-ipu 1 2", "2 layers"]),
         (["--model-name-or-path", "CHECKPOINT", "--stop-token", "two words"], ["--stop-token", "--stop-string"]),
-        (["--model-name-or-path", "CHECKPOINT", "--prompt", "a " * 40], ["tokens", "24"]),
-        (["--model-name-or-path", "CHECKPOINT", "--int8", "--prompt", "a"], ["int8"]),
+        (["--model-name-or-path", "CHECKPOINT", "--prompt", "a " * 40], ["--prompt: ", "tokens", "24"]),
+        (["--model-name-or-path", "CHECKPOINT", "--int8", "--prompt", "a"], ["--int8: "]),
     ],
 )
 def test_bad_input_is_one_message_and_status_2(flags, said, checkpoint):
