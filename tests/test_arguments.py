@@ -16,7 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import arguments
-from model import argument_checks
+from model import argument_checks, training_checks
+from model.flags import select
+from model.training_flags import BATCH
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -95,7 +97,7 @@ BOOLEANS = [flag[0] for flag in FLAGS if isinstance(flag[2], bool)]
 @pytest.fixture(autouse=True)
 def everything_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """TensorBoard and W&B need not be there for these tests."""
-    monkeypatch.setattr(argument_checks, "installed", lambda package: True)
+    monkeypatch.setattr(training_checks, "installed", lambda package: True)
 
 
 def parse(line: str = "") -> object:
@@ -395,7 +397,7 @@ FAULTS = {
 def test_a_package_that_is_missing(
     flag: str, package: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(argument_checks, "installed", lambda name: name != package)
+    monkeypatch.setattr(training_checks, "installed", lambda name: name != package)
     remedy = f"{package} is not installed; pip install -r requirements-{package}.txt, or leave the flag out"
     assert remedy in refusal(capsys, flag)[0]
     assert (ROOT / f"requirements-{package}.txt").is_file()
@@ -478,9 +480,12 @@ def test_nothing_heavy_is_imported(tmp_path: Path) -> None:
     assert not heavy & set(done.stdout.split())
 
 
-@pytest.mark.parametrize("name", ["arguments.py", "model/argument_checks.py"])
-def test_python_3_8_syntax(name: str) -> None:
-    ast.parse((ROOT / name).read_text(), feature_version=(3, 8))
+PARSING = [ROOT / "arguments.py", *ROOT.glob("model/*flag*.py"), *ROOT.glob("*/*checks.py"), ROOT / "tasks/flags.py"]
+
+
+@pytest.mark.parametrize("path", PARSING, ids=lambda path: path.stem)
+def test_python_3_8_syntax(path: Path) -> None:
+    ast.parse(path.read_text(), feature_version=(3, 8))
 
 
 # ---- text_generate_gpt2.py ---------------------------------------------------------------------------------------
@@ -564,4 +569,4 @@ def test_generate_refusals(line: str, named: list[list[str]], capsys: pytest.Cap
 
 def test_select_refuses_a_flag_that_is_not_in_the_group() -> None:
     with pytest.raises(ValueError, match="epochs"):
-        arguments.select(arguments.BATCH, "batch_size", "epochs")
+        select(BATCH, "batch_size", "epochs")

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from tiny_run import NO_DROPOUT, ROOT, flags, run_here, write_config, write_corpus
 
 from arguments import parse_train_args
-from model import argument_checks, curves, log_sinks, machine, run_log
+from model import curves, log_sinks, machine, run_log, training_checks
 from model.config import GPT2Config
 from model.training_run import TrainingRun, load_or_make
 
@@ -300,7 +300,7 @@ class FakeWandb(types.ModuleType):
 def wandb(monkeypatch, tmp_path):
     fake = FakeWandb()
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    monkeypatch.setattr(argument_checks, "installed", lambda package: True)
+    monkeypatch.setattr(training_checks, "installed", lambda package: True)
     for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))

@@ -1,0 +1,104 @@
+"""From the words of a command line to values and a list of what is wrong with them."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+import sys
+from typing import Any, Sequence
+
+from model.argument_checks import Problems
+from model.flags import BOOLEAN, Flag
+
+
+class _Formatter(argparse.HelpFormatter):
+    """`--old, --new VALUE` once, and the default behind the help text."""
+
+    def __init__(self, prog: str, **rest: Any) -> None:
+        super().__init__(prog, max_help_position=36, **rest)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        names = ", ".join(action.option_strings)
+        return f"{names} {action.metavar}" if action.metavar else names
+
+
+class _Store(argparse.Action):
+    """Keeps a value under its flag's attribute; what is wrong with it goes to the parser's list of problems.
+
+    argparse ends at the first error. Therefore it is told that every value may be missing, and nothing in it fails.
+    """
+
+    def __init__(self, option_strings: Sequence[str], dest: str, flag: Flag, **rest: Any) -> None:
+        super().__init__(option_strings, dest, **rest)
+        self.flag = flag
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
+        flag = self.flag
+        parser.spelled[self.dest] = option_string
+        texts = values if isinstance(values, list) else [values]
+        read = []
+        problem = None if texts and None not in texts else f"needs a value, {flag.kind.shown}"
+        for text in () if problem else texts:
+            try:
+                read.append(flag.kind.parse(text))
+            except ValueError as error:
+                problem = f"{text!r} {error}"
+                break
+        if problem:
+            parser.misread[self.dest] = f"{option_string}: {problem}"
+        else:
+            parser.misread.pop(self.dest, None)  # the last one wins, so an earlier slip is forgiven
+            setattr(namespace, self.dest, read if flag.many else read[0])
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser over groups of Flags that collects problems; `read` gives the values and the problems."""
+
+    def __init__(self, program: str, about: str, groups: dict[str, Sequence[Flag]]) -> None:
+        super().__init__(program, f"{program} [flags]", about, allow_abbrev=False, formatter_class=_Formatter)
+        self.spelled: dict[str, str] = {}
+        self.misread: dict[str, str] = {}
+        self.flags = {flag.dest: flag for group in groups.values() for flag in group}
+        for title, group in groups.items():
+            section = self.add_argument_group(title)
+            for flag in group:
+                section.add_argument(
+                    *flag.names,
+                    action=_Store,
+                    flag=flag,
+                    nargs="*" if flag.many else "?",
+                    const="true" if flag.kind is BOOLEAN else None,
+                    default=flag.default,
+                    metavar=flag.kind.shown + (" ..." if flag.many else ""),
+                    help=flag.help + ("" if flag.default in (None, "") else f" (default: {flag.default})"),
+                )
+
+    def read(self, argv: Sequence[str] | None = None) -> Problems:
+        """Parses argv (default: the program's own). `--help` exits here, everything else returns."""
+        words = [_dashed(word) for word in (sys.argv[1:] if argv is None else argv)]
+        args, unknown = self.parse_known_args(words)
+        args.typed = set(self.spelled)
+        names = {dest: self.spelled.get(dest, flag.names[0]) for dest, flag in self.flags.items()}
+        problems = Problems(self.prog, args, names, self.misread)
+        problems.lines += self._unknown(unknown)
+        problems.lines += self.misread.values()
+        return problems
+
+    def _unknown(self, words: Sequence[str]) -> list[str]:
+        lines: list[str] = []
+        known = [name for flag in self.flags.values() for name in flag.names]
+        for word in words:
+            name = word.split("=")[0]
+            if name.startswith("-"):
+                near = [k for k in known if k.startswith(name)] or difflib.get_close_matches(name, known, n=1)
+                lines.append(f"{name}: unknown flag" + (f"; did you mean {near[0]}?" if near else "; see --help"))
+            elif not lines:  # otherwise it is the value of the unknown flag before it
+                lines.append(f"{word!r}: belongs to no flag")
+        return lines
+
+
+def _dashed(word: str) -> str:
+    """`--batch_size=1` as `--batch-size=1`; anything that is not a flag stays as it is."""
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-") + equals + value if re.match(r"--[\w-]+$", name) else word

@@ -1,0 +1,105 @@
+"""What a flag is: its spellings, its default, and how its value is read from the command line.
+
+Each flag has an old spelling (SDK 2.5), whose name is the attribute on the namespace, and some a new one (SDK 3.x).
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from typing import Any, Callable, NamedTuple, Sequence
+
+
+class Kind(NamedTuple):
+    """A type of value: how --help shows it, and a parser that raises ValueError saying what the value must be."""
+
+    shown: str
+    parse: Callable[[str], Any]
+
+
+def _boolean(text: str) -> bool:
+    lowered = text.lower()
+    if lowered in ("true", "1", "yes", "y", "t", "on"):
+        return True
+    if lowered in ("false", "0", "no", "n", "f", "off"):
+        return False
+    raise ValueError("must be True or False (also 1/0, yes/no, on/off; no value means True)")
+
+
+def whole(least: int, most: float = math.inf) -> Kind:
+    """A whole number from `least` to `most`."""
+    limits = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if not least <= value <= most:
+            raise ValueError(f"must be a whole number {limits}")
+        return value
+
+    return Kind("N", parse)
+
+
+def real(low: float, high: float = math.inf, above: bool = False) -> Kind:
+    """A finite number from `low` to `high`; `above` leaves `low` itself out."""
+    limits = f"{'above' if above else 'of at least'} {low:g}" + (f" and at most {high:g}" if high < math.inf else "")
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high or math.isinf(value) or (above and value == low):  # NaN fails the first test
+            raise ValueError(f"must be a number {limits}")
+        return value
+
+    return Kind("X", parse)
+
+
+def one_of(*choices: str) -> Kind:
+    """One of these words; a near miss is told which one it may have meant."""
+
+    def parse(text: str) -> str:
+        if text not in choices:
+            near = [choice for choice in choices if choice.lower() == text.lower()]
+            near = near or difflib.get_close_matches(text, choices, n=1, cutoff=0.4)
+            raise ValueError("must be one of " + ", ".join(choices) + (f" (did you mean {near[0]}?)" if near else ""))
+        return text
+
+    return Kind("{" + ",".join(choices) + "}", parse)
+
+
+BOOLEAN = Kind("[True|False]", _boolean)
+TEXT = Kind("TEXT", str)
+PATH = Kind("PATH", str)
+
+
+class Flag(NamedTuple):
+    """One flag: its spellings (the first one names the attribute), default, kind, help; `many` takes a list."""
+
+    spellings: str
+    default: Any
+    kind: Kind
+    help: str
+    many: bool = False
+
+    @property
+    def names(self) -> list[str]:
+        return self.spellings.split()
+
+    @property
+    def dest(self) -> str:
+        return self.names[0][2:].replace("-", "_")
+
+
+def select(flags: Sequence[Flag], *dests: str, **defaults: Any) -> tuple[Flag, ...]:
+    """The flags of a group that another program shares: those in `dests`, in group order, with changed `defaults`.
+
+    Raises ValueError for a name that is not in the group.
+    """
+    missing = (set(dests) | set(defaults)) - {flag.dest for flag in flags}
+    if missing:
+        raise ValueError(f"no such flag in this group: {', '.join(sorted(missing))}")
+    return tuple(f._replace(default=defaults.get(f.dest, f.default)) for f in flags if f.dest in dests)

@@ -1,0 +1,112 @@
+"""Every flag of train_gpt2.py, which inference_gpt2.py takes as well; other programs share some of them."""
+
+from __future__ import annotations
+
+from model.config import MODELS
+from model.flags import BOOLEAN, PATH, TEXT, Flag, one_of, real, whole
+
+MODEL = (
+    Flag("--model", "gpt2", one_of(*MODELS), "size of the model, a file in config/"),
+    Flag("--config", None, PATH, "another json file in place of the one --model stands for"),
+    Flag("--max-len", 128, whole(2), "sequence length T in tokens; sets n_positions"),
+)
+CHECKPOINT = (
+    Flag("--pretrained-checkpoint --checkpoint-input-dir", "", PATH, "Hugging Face folder or hub name to start from"),
+    Flag("--save-model-path --checkpoint-output-dir", None, PATH, "folder for checkpoints; without it none is saved"),
+    Flag("--save-per-epochs", 1, whole(0), "epochs from one checkpoint to the next; 0: none at the end of epochs"),
+    Flag("--save-per-steps", None, whole(1), "steps from one checkpoint to the next"),
+    Flag("--keep-checkpoints", 0, whole(0), "how many of the newest checkpoints stay; 0: all"),
+    Flag(
+        "--resume-training-from-checkpoint", False, BOOLEAN, "restore the whole training state, not the weights alone"
+    ),
+)
+DATA = (
+    Flag(
+        "--train-path --dataset",
+        "generated",
+        TEXT,
+        "generated, a .pkl file, tfrecord or dynamic (Megatron's mmap); new: pickle, tfrecord, mmap with --input-files",
+    ),
+    Flag("--tfrecord-path", None, PATH, "the TFRecord files: paths, or '*' patterns in quotes", True),
+    Flag(
+        "--data-prefix --input-files",
+        None,
+        PATH,
+        "PREFIX of Megatron's PREFIX.bin and PREFIX.idx; the files of --dataset pickle or tfrecord",
+        True,
+    ),
+    Flag(
+        "--sample-order",
+        "megatron",
+        one_of("megatron", "reference"),
+        "Megatron-LM's order of mmap samples, or the reference application's, which never keeps a last epoch apart",
+    ),
+    Flag("--stride", 128, whole(1), "step in tokens of the window over an article longer than --max-len"),
+    Flag(
+        "--document-boundaries",
+        "stream",
+        one_of("stream", "isolated"),
+        "isolated: within a sample no document sees another, positions start again and no label crosses",
+    ),
+    Flag("--val-num", 0, whole(0), "samples held out for validation, in whole articles"),
+    Flag("--seed", 1234, whole(0, 2**32 - 1), "seed of weights, order of samples, dropout and what is drawn"),
+    Flag("--num-workers", 4, whole(0), "processes that read data; 0: the program itself"),
+    Flag("--async-dataloader", False, BOOLEAN, "a process of its own puts batches together, in shared memory"),
+)
+TRAINING = (
+    Flag("--epochs", 1, whole(1), "passes over the data; ends here or at --training-steps, whichever is first"),
+    Flag("--training-steps", 10000, whole(1), "calls of the training model, --device-iterations updates each"),
+    Flag("--optimizer", "AdamW", one_of("AdamW", "Adam", "LAMB", "LAMBNoBiasCorrection"), "update rule"),
+    Flag("--weight-decay", 0.0, real(0), "decay of parameters with two dimensions"),
+    Flag("--learning-rate", 1e-5, real(0), "peak learning rate"),
+    Flag("--loss-scaling", 50000.0, real(0, 1e30, above=True), "factor on the loss for half gradients' sake"),
+    Flag("--auto-loss-scaling", False, BOOLEAN, "adapt the factor, from 1, instead"),
+    Flag("--lr-schedule", "constant", one_of("linear", "constant", "cosine"), "course of the learning rate"),
+    Flag("--lr-warmup", 0.1, real(0, 1), "warm-up as a fraction of the decay steps"),
+    Flag("--lr-warmup-steps", None, whole(0), "warm-up in steps, in place of --lr-warmup"),
+    Flag("--lr-decay-steps", None, whole(1), "steps the schedule spans (default: the calls planned)"),
+    Flag("--enable-sequence-serialized", False, BOOLEAN, "compute head and loss in blocks of positions: less memory"),
+    Flag("--serialized-seq-len", 128, whole(1), "positions in such a block"),
+)
+LOG = (
+    Flag(
+        "--eval-steps", None, whole(1), "steps from one validation of --val-num to the next; also at every epoch's end"
+    ),
+    Flag("--log-steps", 1, whole(1), "steps from one log line to the next"),
+    Flag("--log-dir", None, PATH, "folder for TensorBoard's files; curves and run.json too without --save-model-path"),
+    Flag("--use-wandb", False, BOOLEAN, "log to Weights & Biases: offline unless a key is configured"),
+    Flag("--log-gradient-norm", False, BOOLEAN, "log the gradient's norm; copies the optimizer's state each time"),
+    Flag("--reference-curve", None, PATH, "curves.csv of an earlier run to compare the losses with at the end"),
+    Flag("--peak-tflops", None, real(0, above=True), "the device's peak, for the share of it in the log line"),
+)
+BATCH = (  # samples a call = the product of the four
+    Flag("--batch-size", 1, whole(1), "samples in the micro-batch of one replica"),
+    Flag("--gradient-accumulation", 1, whole(1), "micro-batches in a weight update"),
+    Flag("--device-iterations", 4, whole(1), "weight updates (outside training: micro-batches) in a call"),
+    Flag("--replication-factor", 1, whole(1), "data-parallel replicas"),
+)
+PLACEMENT = (
+    Flag("--layers-per-ipu", None, whole(0), "blocks on each IPU; one number: the same on each; none: one IPU", True),
+    Flag("--ipus-per-replica", 4, whole(1), "IPUs of one replica; follows --layers-per-ipu if that lists them"),
+    Flag("--matmul-proportion", None, real(0, 1, above=True), "share of memory for matmuls, one an IPU or one", True),
+    Flag("--recompute-checkpoint-every-layer", False, BOOLEAN, "keep block outputs only, recompute the rest"),
+    Flag("--recompute-checkpoint-layers", None, whole(0), "the blocks to do so for, from 0 (default: all)", True),
+    Flag("--embedding-serialization-factor", 1, whole(1), "split the tied head's product into this many"),
+    Flag("--remap-logit", False, BOOLEAN, "spread the logits over tiles with the custom op RemapCE"),
+    Flag("--optimizer-state-offchip", True, BOOLEAN, "optimizer state in streaming memory"),
+    Flag("--replicated-tensor-sharding", False, BOOLEAN, "optimizer state sharded over the replicas"),
+    Flag("--enable-half-partials", False, BOOLEAN, "half partial sums in matmuls"),
+    Flag("--custom-ops", True, BOOLEAN, "load custom_ops.so"),
+    Flag("--executable-cache-dir", None, PATH, "folder for compiled programs"),
+    Flag("--compile-only", False, BOOLEAN, "check everything, print the plan and exit"),
+)
+
+TRAIN_GROUPS = {
+    "model": MODEL,
+    "checkpoints": CHECKPOINT,
+    "data": DATA,
+    "training": TRAINING,
+    "log": LOG,
+    "batch": BATCH,
+    "placement and memory": PLACEMENT,
+}

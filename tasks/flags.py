@@ -1,0 +1,34 @@
+"""The flags of the programs in tasks/; what they must satisfy together is in tasks/checks.py."""
+
+from __future__ import annotations
+
+from model.flags import BOOLEAN, PATH, TEXT, Flag, one_of, select, whole
+from model.generation_flags import GENERATION
+from model.training_flags import BATCH, CHECKPOINT, DATA, PLACEMENT
+from tasks.names import PROTOCOLS
+
+EVALUATION = (
+    Flag("--task", "WIKITEXT103", one_of(*PROTOCOLS), "what to evaluate on"),
+    Flag("--valid-data", None, PATH, "its file (default: the one that data/evaluation_download.sh leaves)"),
+    Flag("--text", None, PATH, "any text file: --task TEXT --valid-data FILE"),
+    Flag("--all", False, BOOLEAN, "every task whose file is there"),
+    Flag("--data-dir", "data", PATH, "the folder of data/evaluation_download.sh"),
+    Flag("--protocols", None, TEXT, "only these, of a task's protocols", True),
+    Flag("--seq-length", 128, whole(0), "window T in tokens; 0: the checkpoint's n_positions"),
+    Flag("--overlapping-eval", 32, whole(1), "tokens from one sliding window to the next"),
+    Flag("--eod-mask-loss", False, BOOLEAN, "leave out what follows <|endoftext|> in the sliding windows"),
+    Flag("--strict-lambada", False, BOOLEAN, "the last line is about the last word, not the last BPE token"),
+    Flag("--log-interval", 10, whole(1), "calls from one progress line to the next, where it is no terminal"),
+    Flag("--json", None, PATH, "file for all results"),
+)
+
+EVALUATE_GROUPS = {
+    "evaluation": EVALUATION + select(GENERATION, "tokenizer_type", "fp16") + select(DATA, "seed"),
+    "checkpoint": select(CHECKPOINT, "pretrained_checkpoint"),
+    "batch": select(BATCH, "batch_size", "device_iterations", "replication_factor"),
+    "placement and memory": select(
+        PLACEMENT,
+        *("layers_per_ipu", "ipus_per_replica", "matmul_proportion", "embedding_serialization_factor"),
+        *("enable_half_partials", "executable_cache_dir"),
+    ),
+}
