@@ -14,7 +14,11 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.record import speed_ups  # noqa: E402
 
 RECORDS = Path(__file__).resolve().parent / "records"
 RECORD = RECORDS / "benchmarks_yml.json"
@@ -69,33 +73,15 @@ def table(records: list[dict[str, Any]], news: list[dict[str, Any]]) -> list[str
     return lines
 
 
-def ratios(value: Any, path: str = "") -> Iterator[tuple[str, float]]:
-    """Every number called `ratio` in a record of a benchmark against an alternative, with the names above it."""
-    if isinstance(value, dict):
-        for name, item in value.items():
-            if name == "ratio" and isinstance(item, (int, float)):
-                yield path.strip(" "), item
-            else:
-                yield from ratios(item, path if name in ("results", "ratio") else f"{path} {name}")
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            label = (
-                next((f" {k} {item[k]}" for k in ("name", "dropout", "case") if k in item), f" {index}")
-                if isinstance(item, dict)
-                else ""
-            )
-            yield from ratios(item, path + label)
-
-
 def alternatives() -> list[str]:
-    """The recorded ratios of the benchmarks that measure an alternative in the same run."""
+    """The records of the benchmarks that measure an alternative in the same run, a line a figure."""
     lines = []
     for path in sorted(RECORDS.glob("*.json")):
         record = read(path)
         if path == RECORD or not isinstance(record, dict):
             continue
-        for name, ratio in ratios(record.get("results", {})):
-            lines.append(f"  {path.stem:<22} {name:<28} {ratio:6.2f} x   {record['date']}, {record['hardware']}")
+        for name, times in speed_ups(record.get("results")):
+            lines.append(f"  {path.stem:<22} {name:<46} {times:6.2f} x   {record['date']}, {record['hardware']}")
     return lines
 
 
@@ -115,7 +101,7 @@ def main(argv: list[str]) -> int:
     print(f"{'':<16} {'recorded':>12} {'now':>12}  now / recorded")
     print("\n".join(table(records, news) or ["no benchmark succeeded: there is nothing to compare"]))
     if others:
-        print("ratios to the alternatives, measured in one run with them (ours / theirs):")
+        print("beside the alternatives, measured in one run with them (above 1 ours is faster):")
         print("\n".join(others))
     if args.record and news:
         RECORD.write_text(json.dumps(records + news, indent=2) + "\n", encoding="utf-8")

@@ -12,7 +12,6 @@ the median of the ratios within a round.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -21,7 +20,7 @@ from typing import Any, Callable
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import train_step  # noqa: E402
+from benchmarks import record, train_step  # noqa: E402
 
 STRIDE = 32
 
@@ -91,7 +90,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "losses": losses,
         "rounds": rounds,
         "scored_tokens_per_second": {name: statistics.median(row[name] for row in rounds) for name in functions},
-        "ratio": statistics.median(row["ours"] / row["transformers"] for row in rounds),
+        "times_faster": statistics.median(row["ours"] / row["transformers"] for row in rounds),
     }
 
 
@@ -104,7 +103,6 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of both sides")
     parser.add_argument("--json", metavar="FILE", help="write the results there too")
     args = parser.parse_args(argv)
-    args.device = "cpu"
     print(f"{args.model}, T {args.length}, stride {STRIDE}, {args.windows} windows a round: ours and transformers")
     try:
         result = measure(args)
@@ -112,12 +110,10 @@ def main(argv: list[str]) -> int:
         print(f"evaluate: {error}", file=sys.stderr)
         return 1
     figures = result["scored_tokens_per_second"]
-    print(f"ours {figures['ours']:.1f}, transformers {figures['transformers']:.1f}, ratio {result['ratio']:.2f}")
+    print(f"ours {figures['ours']:.1f}, transformers {figures['transformers']:.1f}, ratio {result['times_faster']:.2f}")
     if args.json:
-        settings = {key: getattr(args, key) for key in ("model", "length", "windows")}
-        record = {**train_step.environment(args), **settings, "stride": STRIDE, **result}
-        Path(args.json).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        print(f"written to {args.json}")
+        settings = {key: getattr(args, key) for key in ("model", "length", "windows", "rounds", "threads")}
+        record.write(args.json, record.head("evaluate", argv), {**settings, "stride": STRIDE}, result)
     return 0
 
 

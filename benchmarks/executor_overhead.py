@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
-import json
 import statistics
 import subprocess
 import sys
@@ -65,7 +64,7 @@ def timed(step: Callable[[], float]) -> float:
 
 
 def measure_steps(args: argparse.Namespace, fused: bool) -> dict[str, Any]:
-    """Alternating rounds of both sides; seconds, and ours / by hand."""
+    """Alternating rounds of both sides; seconds, and by hand / ours."""
     import torch
 
     from model.config import GPT2Config
@@ -94,7 +93,7 @@ def measure_steps(args: argparse.Namespace, fused: bool) -> dict[str, Any]:
     return {
         "rounds": rows,
         "seconds": {side: statistics.median(row[side] for row in rows) for side in ("ours", "by_hand")},
-        "ratio": statistics.median(row["ours"] / row["by_hand"] for row in rows),
+        "times_faster": statistics.median(row["by_hand"] / row["ours"] for row in rows),
         "first_losses": losses,
     }
 
@@ -138,20 +137,19 @@ def main(argv: list[str] | None = None) -> int:
     for name, fused in (("contract alone", False), ("as programs run", True)):
         results[name] = found = measure_steps(args, fused)
         ours, by_hand = found["seconds"]["ours"], found["seconds"]["by_hand"]
-        print(f"{name:16} {ours * 1e3:7.1f} ms a call, by hand {by_hand * 1e3:7.1f} ms, ratio {found['ratio']:.3f}")
+        sides = f"{ours * 1e3:7.1f} ms a call, by hand {by_hand * 1e3:7.1f} ms"
+        print(f"{name:16} {sides}, {found['times_faster']:.3f} times as fast")
     if args.imports:
         results["imports"] = found = measure_imports(args.imports)
         print(
             f"import poptorch  {found['added_seconds']:.2f} s more than the {found['seconds']['torch']:.2f} s of torch"
         )
     if args.json is not None:
-        from benchmarks.train_step import environment
+        from benchmarks import record
 
-        args.device = "cpu"
-        command = "python -m benchmarks.executor_overhead " + " ".join(sys.argv[1:] if argv is None else argv)
-        args.json.write_text(
-            json.dumps({**environment(args), "command": command, **results}, indent=2) + "\n", encoding="utf-8"
-        )
+        keys = ("batch", "accumulation", "length", "rounds", "threads")
+        head = record.head("executor_overhead", sys.argv[1:] if argv is None else argv)
+        record.write(args.json, head, {key: getattr(args, key) for key in keys}, results)
     return 0
 
 

@@ -28,8 +28,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import generate_sides  # noqa: E402
-from benchmarks.train_step import environment  # noqa: E402
+from benchmarks import generate_sides, record  # noqa: E402
 
 # n_layer, n_embd, n_head, vocabulary
 MODELS = {"tiny": (2, 64, 2, 50257), "gpt2": (12, 768, 12, 50257)}
@@ -218,11 +217,9 @@ def main(argv: list[str]) -> int:
     print(report(results))
     if args.json:
         results.pop("texts")
-        where = environment(args)
-        where["command"] = " ".join(["python -m benchmarks.generate", *argv])
-        record = {**where, **vars(args), **results}
-        Path(args.json).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        print(f"written to {args.json}")
+        keys = ("model", "tokens", "rounds", "threads", "device")
+        head = record.head("generate", argv, ["xllamacpp"], args.device)
+        record.write(args.json, head, {key: getattr(args, key) for key in keys}, results)
     return 0
 
 

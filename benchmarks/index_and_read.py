@@ -5,7 +5,7 @@
     python -m benchmarks.index_and_read --json benchmarks/records/index_and_read_cpu.json
 
 Each side lives in a process of its own, one thread each, and they take turns; reported are medians over the rounds and
-the median of the ratios within a round. Both sides must build the same arrays and hand out the same samples.
+the median of the quotients within a round. Both sides must build the same arrays and hand out the same samples.
 
 `index` is the three arrays of one epoch in memory: megatron-core's C++ helper and numpy's shuffles, against
 build_order. `open` is a data set from its files, the first time and with its index cached. `read` hands out batches of
@@ -18,15 +18,11 @@ step (it sleeps) waits for the training program's loader: no device is measured.
 from __future__ import annotations
 
 import argparse
-import datetime
 import importlib.util
-import json
 import multiprocessing
 import os
-import platform
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
@@ -37,8 +33,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from benchmarks import index_and_read_sides as measured  # noqa: E402
+from benchmarks import record  # noqa: E402
 
-ROOT = Path(__file__).resolve().parents[1]
 SIDES = ("ours", "megatron")
 T = 1024
 MEAN = 100  # tokens in a document of the index
@@ -49,16 +45,17 @@ THEIR_LIMIT = 16_384  # samples: the package is slower by far
 
 
 def alternate(rounds: int, call: Callable[[str], dict[str, Any]], value: str) -> dict[str, Any]:
-    """`call` for both sides in turn: medians of `value`, the median of ours / megatron, and all that was answered."""
+    """`call` for both sides in turn: medians of `value` (a rate, or "seconds"), times_faster, and all the answers."""
     rows = []
     for index in range(rounds):
         rows.append({side: call(side) for side in (SIDES if index % 2 == 0 else SIDES[::-1])})
     for row in rows:
         for key in ("checksum", "checksums"):
             assert row["ours"].get(key) == row["megatron"].get(key), "the two sides have the same samples"
+    fast, slow = SIDES[::-1] if value == "seconds" else SIDES
     return {
         value: {side: statistics.median(row[side][value] for row in rows) for side in SIDES},
-        "ratio": statistics.median(row["ours"][value] / row["megatron"][value] for row in rows),
+        "times_faster": statistics.median(row[fast][value] / row[slow][value] for row in rows),
         "rounds": rows,
     }
 
@@ -147,28 +144,9 @@ def show(
     memory = f"   {peak['ours']:.2f} and {peak['megatron']:.2f} GB" if peak else ""
     print(
         f"{name:<24} {value['ours']:12,.{digits}f} {value['megatron']:12,.{digits}f} {unit:<2} "
-        f"ours / megatron {result['ratio']:7.2f}{memory}",
+        f"ours {result['times_faster']:7.2f} times as fast{memory}",
         flush=True,
     )
-
-
-def environment() -> dict[str, Any]:
-    """Where and with what it was measured."""
-    from importlib.metadata import version
-
-    from benchmarks.train_step_sides import hardware
-
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    changed = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    return {
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
-        "hardware": hardware("cpu"),
-        "versions": {name: version(name) for name in ("numpy", "torch", "megatron-core")}
-        | {"python": platform.python_version()},
-        "load": round(os.getloadavg()[0], 1),  # of the machine, others included, while it ended
-        "commit": commit + (" with changes" if changed else "") if commit else None,
-        "command": "python " + " ".join([os.path.relpath(__file__, ROOT), *sys.argv[1:]]),
-    }
 
 
 def main(argv: list[str]) -> int:
@@ -188,9 +166,8 @@ def main(argv: list[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         results = measure(args, Path(folder))
     if args.json:
-        record = {**environment(), "documents": args.documents, "results": results}
-        Path(args.json).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        print(f"written to {args.json}")
+        head = record.head("index_and_read", argv, ["megatron-core"])
+        record.write(args.json, head, {"documents": args.documents, "rounds": args.rounds}, results)
     return 0
 
 

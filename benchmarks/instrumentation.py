@@ -1,7 +1,7 @@
 """What watching a run costs: train_gpt2.py's loop without a log, with one that is silent, and with every line on.
 
-    python benchmarks/instrumentation.py                     # config_tiny.json, 1 x 32 tokens a step
-    python benchmarks/instrumentation.py --json benchmarks/records/instrumentation_cpu.json
+    python -m benchmarks.instrumentation                     # config_tiny.json, 1 x 32 tokens a step
+    python -m benchmarks.instrumentation --json benchmarks/records/instrumentation_cpu.json
 
 A step is a call of the training executor as in the loop: `bare` takes its loss and nothing more; `off` has the logger
 with --log-steps so high that it says nothing; `progress` draws the progress line for every step and prints a line every
@@ -19,12 +19,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
 import gc
 import importlib.util
 import io
 import itertools
-import json
 import os
 import statistics
 import sys
@@ -32,7 +30,7 @@ import tempfile
 import time
 import tracemalloc
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any, Callable
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -198,20 +196,6 @@ def memory(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
 
 
-def environment(args: argparse.Namespace) -> Iterator[tuple[str, Any]]:
-    """Where and with what it was measured."""
-    from model import machine
-
-    about = machine.describe()
-    command = "python " + " ".join([os.path.relpath(__file__, str(ROOT)), *sys.argv[1:]])
-    yield "date", datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d")
-    yield "hardware", f"{about['hardware']['processor']}, {about['hardware']['cores']} cores"
-    yield "versions", about["versions"]
-    yield "commit", about["commit"]
-    yield "command", command
-    yield "settings", {name: getattr(args, name) for name in ("model", "batch", "length", "steps", "threads")}
-
-
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="gpt2-tiny", help="a model of train_gpt2.py")
@@ -250,9 +234,12 @@ def main(argv: list[str]) -> int:
         f"{held['bytes_after_all']:,} after {held['steps']:,}"
     )
     if args.json:
-        record = {**dict(environment(args)), "results": results}
-        Path(args.json).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        print(f"written to {args.json}")
+        from benchmarks import record
+
+        keys = ("model", "batch", "length", "steps", "rounds", "threads")
+        record.write(
+            args.json, record.head("instrumentation", argv), {key: getattr(args, key) for key in keys}, results
+        )
     return 0
 
 

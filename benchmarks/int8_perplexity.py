@@ -10,14 +10,13 @@ text_generate_gpt2.py makes, with the cache of that precision.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.train_step import environment  # noqa: E402
+from benchmarks import record  # noqa: E402
 
 BATCH = 8  # samples side by side
 
@@ -114,10 +113,10 @@ def main(argv: list[str]) -> int:
     for precision, value in perplexity.items():
         print(f"{precision:<8} perplexity {value:10.4f}, {cost[precision]:+.4%}")
     if args.json:
-        where = environment(argparse.Namespace(device="cpu", threads=torch_threads()))
-        where["command"] = " ".join(["python -m benchmarks.int8_perplexity", *argv])
-        record = {**where, "nats_a_token": found, "perplexity": perplexity, "cost": cost}
-        Path(args.json).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        keys = ("checkpoint", "corpus", "max_len", "val_num", "seed")
+        settings = {**{key: getattr(args, key) for key in keys}, "threads": torch_threads()}
+        results = {"nats_a_token": found, "perplexity": perplexity, "cost": cost}
+        record.write(args.json, record.head("int8_perplexity", argv), settings, results)
     return 0
 
 

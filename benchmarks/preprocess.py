@@ -14,10 +14,8 @@ other, so that a cache of words does not see the same ones again and again.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
-import platform
 import random
 import re
 import shutil
@@ -177,7 +175,7 @@ def measure(args: argparse.Namespace, work: Path) -> dict[str, Any]:
         "megabytes": round(megabytes, 1),
         "rounds": rounds,
         "mb_per_second": {side: statistics.median(row[side] for row in rounds) for side in rounds[0]},
-        "ratio": {form: statistics.median(row[form] / row["tiktoken"] for row in rounds) for form in FORMATS},
+        "times_faster": {form: statistics.median(row[form] / row["tiktoken"] for row in rounds) for form in FORMATS},
         "tiktoken_encode_to_numpy_one_core_mb_per_second": statistics.median(numpy),
         "peak_gb": {form: max(values) for form, values in peaks.items()},
     }
@@ -201,36 +199,13 @@ def table(results: dict[str, Any]) -> str:
     lines.append(f"{'tiktoken':<10} {results['mb_per_second']['tiktoken']:7.1f}")
     for form in FORMATS:
         lines.append(
-            f"{form:<10} {results['mb_per_second'][form]:7.1f} {results['ratio'][form]:6.2f} "
+            f"{form:<10} {results['mb_per_second'][form]:7.1f} {results['times_faster'][form]:6.2f} "
             f"{results['peak_gb'][form]:8.2f}"
         )
         if "large" in results:
             large = results["large"][form]
             lines.append(f"{'  large':<10} {large['mb_per_second']:7.1f} {'':6} {large['peak_gb']:8.2f}")
     return "\n".join(lines)
-
-
-def environment(args: argparse.Namespace) -> dict[str, Any]:
-    """Where and with what it was measured."""
-    import numpy
-    import tiktoken
-
-    from benchmarks.train_step_sides import hardware
-    from tokenizer import Tokenizer
-
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    changed = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    versions = {"python": platform.python_version(), "numpy": numpy.__version__, "tiktoken": tiktoken.__version__}
-    return {
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
-        "hardware": hardware("cpu"),
-        "workers": args.workers,
-        "native_encoder": Tokenizer.gpt2().is_native,
-        "versions": versions,
-        "commit": commit + (" with changes" if changed else "") if commit else None,
-        "command": f"python -m benchmarks.preprocess --rounds {args.rounds} --megabytes {args.megabytes} --large "
-        f"{args.large}",
-    }
 
 
 def main(argv: list[str]) -> int:
@@ -253,8 +228,11 @@ def main(argv: list[str]) -> int:
         results = measure(args, args.work or Path(folder))
     print(table(results))
     if args.json:
-        Path(args.json).write_text(json.dumps({**environment(args), **results}, indent=2) + "\n", encoding="utf-8")
-        print(f"written to {args.json}")
+        from benchmarks import record
+        from tokenizer import Tokenizer
+
+        settings = {"workers": args.workers, "rounds": args.rounds, "native_encoder": Tokenizer.gpt2().is_native}
+        record.write(args.json, record.head("preprocess", argv, ["tiktoken"]), settings, results)
     return 0
 
 

@@ -11,14 +11,10 @@ samples, which the package cannot read.
 from __future__ import annotations
 
 import argparse
-import datetime
 import importlib.util
 import io
-import json
 import os
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -30,7 +26,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np  # noqa: E402
 
-ROOT = Path(__file__).resolve().parents[1]
+from benchmarks import record  # noqa: E402
+
 T = 1024
 VOCABULARY = 50257
 BATCH = 512  # samples asked for at once
@@ -110,7 +107,7 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
                 "rounds": rounds,
             }
             if len(calls) == 2:
-                results[what]["ratio"] = statistics.median(row["ours"] / row["tfrecord"] for row in rounds)
+                results[what]["times_faster"] = statistics.median(row["ours"] / row["tfrecord"] for row in rounds)
     return results
 
 
@@ -119,24 +116,9 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     lines = [f"{'':<16} {'ours':>12} {'tfrecord':>12} {'ratio':>6}   samples of {T + 1:,} ids a second"]
     for what, result in results.items():
         rates = result["samples_per_second"]
-        theirs = f"{rates['tfrecord']:12,.0f} {result['ratio']:6.1f}" if "tfrecord" in rates else ""
+        theirs = f"{rates['tfrecord']:12,.0f} {result['times_faster']:6.1f}" if "tfrecord" in rates else ""
         lines.append(f"{what:<16} {rates['ours']:12,.0f} {theirs}")
     return "\n".join(lines)
-
-
-def environment() -> dict[str, Any]:
-    """Where and with what it was measured."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    changed = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    from benchmarks.train_step_sides import hardware
-
-    return {
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
-        "hardware": hardware("cpu"),
-        "versions": {"python": platform.python_version(), "numpy": np.__version__},
-        "commit": commit + (" with changes" if changed else "") if commit else None,
-        "command": "python " + " ".join([os.path.relpath(__file__, ROOT), *sys.argv[1:]]),
-    }
 
 
 def main(argv: list[str]) -> int:
@@ -154,9 +136,8 @@ def main(argv: list[str]) -> int:
     results = measure(args)
     print(table(results))
     if args.json:
-        record = {**environment(), "samples": args.samples, "results": results}
-        Path(args.json).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        print(f"written to {args.json}")
+        head = record.head("tfrecord", argv, ["tfrecord"])
+        record.write(args.json, head, {"samples": args.samples, "rounds": args.rounds}, results)
     return 0
 
 

@@ -1,8 +1,8 @@
 """Training speed and memory: this program on PopTorch's portable runtime next to transformers' GPT2LMHeadModel.
 
-    python benchmarks/train_step.py                    # GPT-2 small, 4 x 256 tokens, float32, 2 threads
-    python benchmarks/train_step.py --model tiny --rounds 1     # a smoke run
-    python benchmarks/train_step.py --json benchmarks/records/train_step_cpu.json
+    python -m benchmarks.train_step                    # GPT-2 small, 4 x 256 tokens, float32, 2 threads
+    python -m benchmarks.train_step --model tiny --rounds 1     # a smoke run
+    python -m benchmarks.train_step --json benchmarks/records/train_step_cpu.json
 
 A step is forward, backward and AdamW on one micro-batch. Machines drift, so only ratios of runs next to each other
 count: each side lives in a process of its own, and the processes take turns, one step at a time, with a square matrix
@@ -14,11 +14,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
 import importlib.util
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -27,9 +25,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import train_step_sides  # noqa: E402
+from benchmarks import record, train_step_sides  # noqa: E402
 
-ROOT = Path(__file__).resolve().parents[1]
 SIDES = ("ours", "transformers")
 # n_layer, n_embd, n_head, vocabulary (transformers', ours is padded to a multiple of 16)
 MODELS = {"tiny": (2, 64, 2, 4096), "gpt2": (12, 768, 12, 50257)}
@@ -120,7 +117,7 @@ def measure(args: argparse.Namespace, dropout: float) -> dict[str, Any]:
         "dropout": dropout,
         "rounds": rounds,
         "tokens_per_second": {side: statistics.median(row[side] for row in rounds) for side in SIDES},
-        "ratio": statistics.median(row["ours"] / row["transformers"] for row in rounds),
+        "times_faster": statistics.median(row["ours"] / row["transformers"] for row in rounds),
         "matrix_product_gflops": gflops,
         "share_of_ceiling": {
             side: statistics.median(row[side] * flops_per_token(args) / (row["gflops"] * 1e9) for row in rounds)
@@ -147,33 +144,12 @@ def table(results: list[dict[str, Any]]) -> str:
     lines = [f"{'dropout':>7} {'side':<13} {'tokens/s':>9} {'of ceiling':>10} {'peak GB':>8} {'ratio':>6}"]
     for result in results:
         for side in SIDES:
-            ratio = f"{result['ratio']:6.2f}" if side == "ours" else ""
+            ratio = f"{result['times_faster']:6.2f}" if side == "ours" else ""
             lines.append(
                 f"{result['dropout']:7.1f} {side:<13} {result['tokens_per_second'][side]:9,.1f} "
                 f"{result['share_of_ceiling'][side]:10.0%} {result['peak_memory_gb'][side]:8.2f} {ratio:>6}"
             )
     return "\n".join(lines)
-
-
-def environment(args: argparse.Namespace) -> dict[str, Any]:
-    """Where and with what it was measured."""
-    import torch
-    import transformers
-
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    changed = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    return {
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
-        "hardware": train_step_sides.hardware(args.device),
-        "threads": args.threads,
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
-        "commit": commit + (" with changes" if changed else "") if commit else None,
-        "command": "python " + " ".join([os.path.relpath(__file__, ROOT), *sys.argv[1:]]),
-    }
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -227,10 +203,9 @@ def main(argv: list[str]) -> int:
         return 1
     print(table(results))
     if args.json:
-        settings = {key: getattr(args, key) for key in ("model", "batch", "length", "device", "half")}
-        record = {**environment(args), **settings, "results": results}
-        Path(args.json).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        print(f"written to {args.json}")
+        keys = ("model", "batch", "length", "rounds", "threads", "device", "half")
+        head = record.head("train_step", argv, device=args.device)
+        record.write(args.json, head, {key: getattr(args, key) for key in keys}, results)
     return 0
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import resource
 import sys
 import time
@@ -140,22 +139,6 @@ def peak_memory_gb(device: str) -> float:
         return torch.cuda.max_memory_allocated() / 1e9
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9
-
-
-def hardware(device: str) -> str:
-    """The processor's or the GPU's name."""
-    if device == "cuda":
-        import torch
-
-        return torch.cuda.get_device_name()
-    name = platform.processor() or platform.machine()
-    information = Path("/proc/cpuinfo")
-    if information.exists():
-        for line in information.read_text().splitlines():
-            if line.startswith("model name"):
-                name = line.split(":", 1)[1].strip()
-                break
-    return f"{name}, {os.cpu_count()} cores"
 
 
 def serve(side: str, settings: dict[str, Any]) -> None:

@@ -105,7 +105,7 @@ def test_the_other_programs_lines_give_the_figures():
 
     result = {
         "dropout": 0.0,
-        "ratio": 1.25,
+        "times_faster": 1.25,
         "tokens_per_second": {"ours": 1234.5, "transformers": 987.6},
         "share_of_ceiling": {"ours": 0.7, "transformers": 0.5},
         "peak_memory_gb": {"ours": 3.5, "transformers": 4.0},
@@ -174,7 +174,7 @@ def record(tmp_path, monkeypatch):
         {**old, "date": "2029-12-01", "hardware": "elsewhere", "metrics": {"throughput": 2.0}},
     ]
     compare.RECORD.write_text(json.dumps(rows))
-    other = {"date": "2029-02-02", "hardware": "there", "results": [{"dropout": 0.1, "ratio": 1.25}]}
+    other = {"date": "2029-02-02", "hardware": "there", "results": [{"dropout": 0.1, "times_faster": 1.25}]}
     (tmp_path / "records" / "other_cpu.json").write_text(json.dumps(other))
     return tmp_path
 
@@ -188,7 +188,7 @@ def test_a_result_beside_its_record_and_the_alternatives(record, capsys):
         "throughput 4 6 1.50 x",
         "y",
         "throughput no record 1",
-        "ratios to the alternatives, measured in one run with them (ours / theirs):",
+        "beside the alternatives, measured in one run with them (above 1 ours is faster):",
         "other_cpu dropout 0.1 1.25 x 2029-02-02, there",
     ]
 
