@@ -68,6 +68,7 @@ from .strategies import (
     Stage,
 )
 from .structure import ICustomArgParser, registerCustomArgParser, registerGeometricCustomArgParsers
+from .substitutions import _OverwriteContextManager
 
 __version__ = "3.4.0"
 
@@ -112,6 +113,7 @@ __all__ = [
     "TensorLocationSettings",
     "UnrecoverableError",
     "VariableRetrievalMode",
+    "_OverwriteContextManager",
     "attributes_lists",
     "cond",
     "createPoptorchError",

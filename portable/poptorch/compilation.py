@@ -21,6 +21,7 @@ from .options import Options
 from .poptorch_core import createPoptorchError
 from .signature import BoundCall, split_sizes
 from .structure import Structure
+from .substitutions import _OverwriteContextManager
 
 MAX_IPUS = 64  # of one process
 
@@ -90,12 +91,13 @@ def compile_model(
         blocks=blocks,
         io_tiles=locations.toDict().get("numIOTiles", 0),
         before_forward=compile_hooks.run_before,
+        around_forward=_OverwriteContextManager,
     )
     structure: list[Structure] = []
 
     def run(traced_model: torch.nn.Module, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
         rebuilt_args, rebuilt_kwargs = call.rebuild(tensors)
-        found, shape = Structure.of(traced_model(*rebuilt_args, **rebuilt_kwargs), _on_device)
+        found, shape = Structure.of(traced_model(*rebuilt_args, **rebuilt_kwargs), _on_device, objects=True)
         structure.append(shape)
         return found
 

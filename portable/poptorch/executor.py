@@ -36,10 +36,7 @@ class PoplarExecutor(ExecutorState):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run one call, compiling first if need be."""
-        assert not self._offline, (
-            "Trying to run a model on an offline device (ConnectionType.Never): use "
-            "options.connectionType(ConnectionType.Always) and no offline target to run it."
-        )
+        self._require_device()
         if self._compiled is None:
             self._compile(args, kwargs)
         if self._session is None:
@@ -133,6 +130,7 @@ class PoplarExecutor(ExecutorState):
     def attachToDevice(self) -> None:
         """Put program, weights (as the host has them now) and optimizer state on the device."""
         self._require_compiled()
+        self._require_device()
         if self._session is not None:
             raise createPoptorchError("Device is already attached")
         self._attach()

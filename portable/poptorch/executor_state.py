@@ -12,7 +12,7 @@ from .device import policy as device_policy
 from .engine import hyperparameters
 from .engine.probe import Probe
 from .engine.randomness import RandomStreams
-from .enums import ConnectionType
+from .enums import ConnectionType, MeanReductionStrategy
 from .options import Options, checked
 from .poptorch_core import createPoptorchError
 from .session import Session
@@ -53,13 +53,13 @@ class ExecutorState:
         self._optimizer = optimizer
         if training and optimizer is None:
             self._optimizer = torch.optim.SGD(self._user_model.parameters(), lr=0.01)
+        self._compiled: compilation.Compiled | None = None
         if training:
             self._check_optimizer(self._optimizer)
         self._source: hosting.WeightSource | None = None  # of this executor, if it trains
         if training:
             self._wrap()
         self._offline = self._options.connection_type is ConnectionType.Never
-        self._compiled: compilation.Compiled | None = None
         self._probe = Probe()  # a report, if one is asked for
         self._session: Session | None = None  # while attached to the device
         self._followed: hosting.WeightSource | None = None  # of the training executor whose weights were uploaded
@@ -73,6 +73,12 @@ class ExecutorState:
     def _require_compiled(self) -> None:
         if self._compiled is None:
             raise createPoptorchError(_NOT_COMPILED)
+
+    def _require_device(self) -> None:
+        assert not self._offline, (
+            "Trying to run a model on an offline device (ConnectionType.Never): use "
+            "options.connectionType(ConnectionType.Always) and no offline target to run it."
+        )
 
     def _require_session(self) -> Session:
         self._require_compiled()
@@ -170,9 +176,18 @@ class ExecutorState:
             self._upload(self._session)
 
     def _check_optimizer(self, optimizer: Any) -> None:
-        """AssertionError or ValueError for an optimizer that no program can be compiled with."""
-        relax = self._options.relax_optimizer_checks
-        hyperparameters.read(optimizer, dict(self._user_model.named_parameters()), relax)
+        """AssertionError or ValueError for an optimizer that no program can be compiled with.
+
+        Before compilation it may also decide how the mean over micro-batches is formed.
+        """
+        parameters = dict(self._user_model.named_parameters())
+        settings = hyperparameters.read(optimizer, parameters, self._options.relax_optimizer_checks)
+        dtypes = {parameter.dtype for parameter in parameters.values()}
+        if self._compiled is None and hyperparameters.keeps_running_mean(settings, dtypes):
+            # Frozen for the program, not for the executor.
+            self._options.Training._values["meanAccumulationAndReplicationReductionStrategy"] = (
+                MeanReductionStrategy.Running
+            )
 
     # -- optimizer state -----------------------------------------------------------------------------------------
 

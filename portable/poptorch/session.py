@@ -113,15 +113,12 @@ class Session:
                 "max_grad_norm do not support in this runtime: use another optimizer without clipping"
             )
         training = options.Training
-        dtypes = {name: self.optimizer.accum_dtype(name) for name in state.parameters}
-        half = any(dtype == torch.float16 for dtype in dtypes.values())
-        strategy = training.meanAccumulationAndReplicationReductionStrategy
         self._accumulator = GradientAccumulator(
             state.parameters,
-            dtypes,
+            {name: self.optimizer.accum_dtype(name) for name in state.parameters},
             compiled.counts.accumulation * compiled.counts.replicas,
             mean=training.accumulation_and_replication_reduction_type == ReductionType.Mean,
-            running=half or strategy == MeanReductionStrategy.Running,
+            running=training.meanAccumulationAndReplicationReductionStrategy == MeanReductionStrategy.Running,
         )
 
     def upload(self, masters: dict[str, torch.Tensor] | None = None) -> None:

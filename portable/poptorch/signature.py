@@ -6,6 +6,7 @@ flat list, everything else is a constant from the first call on.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from typing import Any
 
@@ -87,11 +88,9 @@ class BoundCall:
             if name not in compiled.arguments:
                 raise createPoptorchError(f"Unexpected argument {name}.{_HINT}")
         for index, (leaf, shape) in enumerate(zip(self.leaves, micro_batch, strict=True)):
-            expected = (shape[0] * multiplier, *shape[1:]) if len(shape) else shape
-            if tuple(leaf.shape) != tuple(expected):
-                raise createPoptorchError(
-                    f"Shape mismatch in tensor {index}: expected {tuple(expected)} but got {tuple(leaf.shape)}.{_HINT}"
-                )
+            expected = torch.Size((shape[0] * multiplier, *shape[1:])) if len(shape) else shape
+            if leaf.shape != expected:
+                raise _mismatch("Shape", _paths(self.arguments)[index], expected, leaf.shape)
 
 
 def _hollow(tensor: torch.Tensor) -> torch.Tensor:
@@ -142,14 +141,48 @@ def _compare(path: str, expected: Any, got: Any) -> None:
     elif isinstance(expected, dict):
         missing, unexpected = set(expected) - set(got), set(got) - set(expected)
         if missing or unexpected:
-            raise createPoptorchError(
-                f"Keys mismatch in {path}: Unexpected: {sorted(map(str, unexpected))}, "
-                f"Missing: {sorted(map(str, missing))}.{_HINT}"
-            )
+            names = f"{path}: Unexpected: {sorted(map(str, unexpected))}, Missing: {sorted(map(str, missing))}"
+            raise _mismatch("Keys", names, sorted(map(str, expected)), sorted(map(str, got)))
         for key, value in expected.items():
             _compare(f"{path}[{key!r}]", value, got[key])
-    elif isinstance(expected, (bool, int, float, str, bytes)) and expected != got:
+    elif dataclasses.is_dataclass(expected):
+        for field in dataclasses.fields(expected):
+            _compare(f"{path}.{field.name}", getattr(expected, field.name), getattr(got, field.name))
+    elif not _same_value(expected, got):
         raise _mismatch("Value", path, expected, got)
+
+
+def _same_value(expected: Any, got: Any) -> bool:
+    """Whether a constant is what it was; an object of a class that does not say when two are equal always is."""
+    if expected is got or type(expected).__eq__ is object.__eq__:
+        return True
+    equal = expected == got
+    return equal if isinstance(equal, bool) else True
+
+
+def _paths(arguments: dict[str, Any]) -> list[str]:
+    """Where each tensor of the arguments is: `x`, `x[1]`, `x['mask']`."""
+    found: list[str] = []
+
+    def walk(path: str, value: Any) -> None:
+        tensors = parsed_tensors(value)
+        if isinstance(value, torch.Tensor):
+            found.append(path)
+        elif tensors is not None:
+            found.extend(f"{path}'s tensors[{index}]" for index in range(len(tensors)))
+        elif isinstance(value, (list, tuple)):
+            for index, item in enumerate(value):
+                walk(f"{path}[{index}]", item)
+        elif isinstance(value, dict):
+            for key, item in value.items():
+                walk(f"{path}[{key!r}]", item)
+        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+            for field in dataclasses.fields(value):
+                walk(f"{path}.{field.name}", getattr(value, field.name))
+
+    for name, value in arguments.items():
+        walk(name, value)
+    return found
 
 
 def _mismatch(what: str, path: str, expected: Any, got: Any) -> Exception:

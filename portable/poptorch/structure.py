@@ -1,6 +1,6 @@
 """Nested arguments and outputs: taking the tensors out of a structure and putting others in their places.
 
-A structure is any nesting of tuples, lists, dicts, named tuples, classes with a registered
+A structure is any nesting of tuples, lists, dicts, named tuples, dataclasses, classes with a registered
 `poptorch.ICustomArgParser`, `None`, constants and tensors (spec sections 1 and 3).
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -73,6 +74,8 @@ def map_leaves(value: Any, function: Callable[[Any], Any], apart: bool = False) 
     """
     if isinstance(value, _Parsed):
         return value.parser.reconstruct(value.original, iter([function(item) for item in value.items]))
+    if isinstance(value, _Attributes):
+        return _with_attributes(value.original, map_leaves(value.values, function, apart))
     parser = _parser(value)
     if parser is not None:
         items = [function(tensor) for tensor in parser.yieldTensors(value)]
@@ -85,7 +88,21 @@ def map_leaves(value: Any, function: Callable[[Any], Any], apart: bool = False) 
     if isinstance(value, dict):
         items = {key: map_leaves(item, function, apart) for key, item in value.items()}
         return items if type(value) is dict else _like_dict(value, items)
+    if dataclasses.is_dataclass(value) and not isinstance(value, (type, _Slot)):
+        values = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        mapped = map_leaves(values, function, apart)
+        return _Attributes(value, mapped) if apart else _with_attributes(value, mapped)
     return function(value)
+
+
+def _with_attributes(original: Any, values: dict[str, Any]) -> Any:
+    """A copy of an object with other values in these attributes; itself if they are the same."""
+    if all(getattr(original, name) is value for name, value in values.items()):
+        return original
+    rebuilt = copy.copy(original)
+    for name, value in values.items():
+        object.__setattr__(rebuilt, name, value)  # dataclasses may be frozen
+    return rebuilt
 
 
 def parsed_tensors(value: Any) -> list[torch.Tensor] | None:
@@ -102,6 +119,17 @@ def _like_dict(value: dict, items: dict) -> dict:
     return rebuilt
 
 
+def _has_tensors(value: Any, seen: set[int]) -> bool:
+    """Whether there is a tensor in `value`: itself, an item, or in an attribute of what is no module."""
+    if isinstance(value, torch.Tensor):
+        return True
+    if id(value) in seen or isinstance(value, (torch.nn.Module, type, types.FunctionType, types.ModuleType)):
+        return False
+    seen.add(id(value))
+    items = value if isinstance(value, (list, tuple)) else value.values() if isinstance(value, dict) else ()
+    return any(_has_tensors(item, seen) for item in (*items, *getattr(value, "__dict__", {}).values()))
+
+
 @dataclasses.dataclass(frozen=True)
 class Structure:
     """A structure without its tensors."""
@@ -110,15 +138,26 @@ class Structure:
 
     @classmethod
     def of(
-        cls, value: Any, wanted: Callable[[torch.Tensor], bool] = lambda tensor: True
+        cls, value: Any, wanted: Callable[[torch.Tensor], bool] = lambda tensor: True, objects: bool = False
     ) -> tuple[list[torch.Tensor], Structure]:
-        """The tensors of `value` that are `wanted`, and what is left when they are taken out."""
+        """The tensors of `value` that are `wanted`, and what is left when they are taken out.
+
+        With `objects` those in the attributes of any object are, too (a cache that a model returns, say).
+        """
         leaves: list[torch.Tensor] = []
+        opened: set[int] = set()  # objects being taken apart: one may refer to itself
 
         def take(leaf: Any) -> Any:
-            if isinstance(leaf, torch.Tensor) and wanted(leaf):
+            if isinstance(leaf, torch.Tensor):
+                if not wanted(leaf):
+                    return leaf
                 leaves.append(leaf)
                 return _Slot(len(leaves) - 1)
+            if objects and id(leaf) not in opened and _has_tensors(leaf, set()):
+                opened.add(id(leaf))
+                apart = _Attributes(leaf, map_leaves(dict(vars(leaf)), take, apart=True))
+                opened.discard(id(leaf))
+                return apart
             return leaf
 
         return leaves, cls(map_leaves(value, take, apart=True))
@@ -146,3 +185,11 @@ class _Parsed:
     parser: ICustomArgParser
     original: Any
     items: list[Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Attributes:
+    """An object taken apart into attributes; `values` are what these were replaced by."""
+
+    original: Any
+    values: dict[str, Any]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 
-import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
@@ -50,11 +49,6 @@ def test_any_split_equals_one_plain_loop(iterations, accumulation, replicas, mea
     torch.testing.assert_close(found.double().reshape(-1), losses, rtol=1e-5, atol=1e-6)
     for (name, parameter), expected in zip(model.named_parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(parameter.detach().double(), expected, rtol=1e-5, atol=1e-6, msg=name)
-
-
-def test_no_reduction_is_refused():
-    with pytest.raises(ValueError):
-        poptorch.Options().Training.accumulationAndReplicationReductionType(Type.NoReduction)
 
 
 def accumulate(gradients, dtype, mean, running):

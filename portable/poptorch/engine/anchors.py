@@ -22,7 +22,7 @@ def tensor_names(program: Program, state: DeviceState, inputs: list[str], traini
     names += [f"output_{position}" for position in range(len(program.outputs))]
     if training:
         trained = [name for name, tensor in state.parameters.items() if tensor.requires_grad]
-        names += [GRADIENT + name for name in trained] + [UPDATED + name for name in trained] + ["loss"]
+        names += [GRADIENT + name for name in [*inputs, *trained]] + [UPDATED + name for name in trained] + ["loss"]
     return names
 
 
@@ -56,17 +56,35 @@ class Anchors:
         self._inputs = inputs
         self._sizes = sizes
         self._gradients: dict[str, torch.Tensor] = {}
+        self._shapes = dict(state.parameters)  # name -> what its gradient is like
         self._scale = 1.0
         self._collectors: dict[str, OutputCollector] = {}
         self._results: dict[str, torch.Tensor] = {}
-        for long_name in {name for name, _, _ in wanted.values() if name.startswith(GRADIENT)}:
-            self._watch(long_name.removeprefix(GRADIENT))
+        gradients = {name.removeprefix(GRADIENT) for name, _, _ in wanted.values() if name.startswith(GRADIENT)}
+        self._watched_inputs = [name for name in inputs if name in gradients]
+        for name in gradients.difference(inputs):
+            self._watch(name, self._state.parameters[name])
 
-    def _watch(self, name: str) -> None:
+    def _watch(self, name: str, tensor: torch.Tensor) -> None:
         def take(gradient: torch.Tensor) -> None:
             self._gradients[name] = gradient.detach() / self._scale
 
-        self._state.parameters[name].register_hook(take)
+        tensor.register_hook(take)
+
+    def inputs(self, slices: list[torch.Tensor]) -> list[torch.Tensor]:
+        """The inputs of a micro-batch, with gradients where these were asked for.
+
+        Raises poptorch.Error for one that has none, because it holds no floating-point numbers.
+        """
+        for name in self._watched_inputs:
+            position = self._inputs.index(name)
+            if not slices[position].is_floating_point():
+                raise createPoptorchError(f"anchorTensor: input {name} is of integers, which have no gradient.")
+            leaf = slices[position].detach().requires_grad_()
+            self._watch(name, leaf)
+            self._shapes[name] = leaf
+            slices[position] = leaf.clone()  # the program may write to its inputs, but not to a leaf
+        return slices
 
     def begin(self, scale: float) -> None:
         """A call begins; `scale` is what gradients are multiplied by for the sake of the mean over micro-batches."""
@@ -103,7 +121,7 @@ class Anchors:
         if long_name.startswith(GRADIENT):
             name = long_name.removeprefix(GRADIENT)
             gradient = self._gradients.get(name)
-            return torch.zeros_like(self._state.parameters[name]) if gradient is None else gradient
+            return torch.zeros_like(self._shapes[name]) if gradient is None else gradient
         if long_name in self._state.parameters:
             return self._state.parameters[long_name]
         if long_name in self._state.buffers:

@@ -9,7 +9,7 @@ import dataclasses
 import inspect
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -160,6 +160,19 @@ def read(
         second_type=_dtype(optimizer, "second_order_momentum_accum_type"),
         velocity_type=_dtype(optimizer, "velocity_accum_type"),
     )
+
+
+def accum_dtype(settings: Settings, param_dtype: torch.dtype) -> torch.dtype:
+    """The type in which the gradients of a parameter of type `param_dtype` are accumulated."""
+    if settings.accum_type is not None and not settings.use_combined_accum:
+        return settings.accum_type
+    return torch.float16 if param_dtype == torch.float16 else torch.float32
+
+
+def keeps_running_mean(settings: Settings, param_dtypes: Iterable[torch.dtype]) -> bool:
+    """Whether the mean over micro-batches is a running one though nobody asked for it: a half sum would overflow."""
+    halves = any(accum_dtype(settings, dtype) == torch.float16 for dtype in param_dtypes)
+    return halves and not settings.use_combined_accum
 
 
 def check_change(before: Settings, after: Settings) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 
 from .. import notices
 
@@ -68,3 +70,27 @@ def masks_taken_as_given() -> Iterator[None]:
         yield
     finally:
         setattr(module, name, original)
+
+
+def _gaussian_nll_loss(
+    input: torch.Tensor,
+    target: torch.Tensor,
+    var: torch.Tensor | float,
+    full: bool = False,
+    eps: float = 1e-6,
+    reduction: str = "mean",
+) -> torch.Tensor:
+    """torch's gaussian_nll_loss without its look at whether a variance is negative (Nix and Weigend, 1994)."""
+    if not isinstance(var, torch.Tensor):
+        var = torch.full_like(input, var)
+    if var.shape != input.shape and var.shape == input.shape[:-1]:
+        var = var.unsqueeze(-1)
+    var = var + (var.clamp(min=eps) - var).detach()  # clamped, but its gradient is not
+    loss = 0.5 * (torch.log(var) + (input - target) ** 2 / var)
+    if full:
+        loss = loss + 0.5 * math.log(2 * math.pi)
+    return {"mean": torch.mean, "sum": torch.sum, "none": torch.clone}[reduction](loss)
+
+
+# Functions of torch that look at values, and what tracing calls in their places.
+REPLACED = {F.gaussian_nll_loss: _gaussian_nll_loss}

@@ -14,10 +14,8 @@ from typing import Any
 
 import torch
 
-from ..poptorch_core import createPoptorchError
 from . import hyperparameters, update_rules
 from .device_states import DeviceStates, velocity_scale
-from .hyperparameters import Settings
 from .loss_scaling import AutomaticLossScaling
 from .pieces import Float32Views, Piece, buckets, chunk_elements, cut
 
@@ -86,23 +84,23 @@ class DeviceOptimizer(DeviceStates):
 
     def accum_dtype(self, name: str) -> torch.dtype:
         """The type in which the gradients of parameter `name` are to be accumulated."""
-        return self._accum_dtype(self._settings, name)
-
-    def _accum_dtype(self, settings: Settings, name: str) -> torch.dtype:
-        if settings.accum_type is not None and not settings.use_combined_accum:
-            return settings.accum_type
-        return torch.float16 if self._param_dtypes[name] == torch.float16 else torch.float32
+        return hyperparameters.accum_dtype(self._settings, self._param_dtypes[name])
 
     def set_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Take new hyper-parameters from `optimizer`; the states stay.
 
         Raises:
             poptorch.Error: another type of optimizer, or a changed constant attribute.
+            ValueError: accumulators of another type, and so another way to form the mean.
         """
         settings = self._scaled(hyperparameters.read(optimizer, self._host_params, self._relax))
         hyperparameters.check_change(self._settings, settings)
-        if any(self._accum_dtype(settings, name) != self.accum_dtype(name) for name in self._params):
-            raise createPoptorchError("accum_type of the optimizer may not change after compilation.")
+        dtypes = self._param_dtypes
+        if any(hyperparameters.accum_dtype(settings, dtypes[name]) != self.accum_dtype(name) for name in self._params):
+            raise ValueError(
+                "accum_type of the optimizer decides between meanAccumulationAndReplicationReductionStrategy Post and "
+                "Running, and cannot change any more: the model is already compiled."
+            )
         scales = self._velocity_scales()
         # What may change was settled at compilation, by the first optimizer.
         self._settings = hyperparameters.with_constants_of(settings, self._settings)

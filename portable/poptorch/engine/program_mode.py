@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch._subclasses import FakeTensor
 from torch.overrides import TorchFunctionMode
 
-from ..poptorch_core import createPoptorchError
-from . import functions, markers
+from ..poptorch_core import Error, createPoptorchError
+from . import devices, functions, lenient, markers
 
 # torch functions that are a loss by themselves (spec section 4).
 LOSS_FUNCTIONS = frozenset(
@@ -65,8 +65,14 @@ _METADATA |= {torch.Tensor.storage_offset, torch.Tensor.is_contiguous, torch.Ten
 _DROPOUT = frozenset(
     {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout}
 )
-# A host tensor becomes one of the device's by these.
-_MOVES = frozenset({torch.Tensor.to, torch.Tensor.type_as, torch.as_tensor, torch.tensor})
+
+
+def value_unknown(what: str) -> Error:
+    """The error for a program whose Python asks for `what` of a tensor."""
+    return createPoptorchError(
+        f"{what} of a tensor was asked for in forward(), but the value is only known when the compiled program runs. "
+        "Use tensor operations (such as torch.where) instead."
+    )
 
 
 class ProgramMode(TorchFunctionMode):
@@ -84,10 +90,7 @@ class ProgramMode(TorchFunctionMode):
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = dict(kwargs or {})
         if func in _HOST_VALUES:
-            raise createPoptorchError(
-                f"{_HOST_VALUES[func]} of a tensor was asked for in forward(), but the value is only known when the "
-                "compiled program runs. Use tensor operations (such as torch.where) instead."
-            )
+            raise value_unknown(_HOST_VALUES[func])
         if func is torch._C._set_grad_enabled:
             # torch.no_grad() in forward(): recorded it would become a submodule, out of reach of blocks and losses.
             with torch._C.DisableTorchFunction():
@@ -105,11 +108,10 @@ class ProgramMode(TorchFunctionMode):
 
     def _call(self, func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         self._check_active()
-        if func not in _MOVES:
-            _check_on_device(func, args, kwargs)
-        args = tuple(_host_device(value) for value in args)
-        if "device" in kwargs:
-            kwargs["device"] = _host_device(kwargs["device"])
+        made = devices.on_host(func, args, kwargs)
+        if made is not None:
+            return made
+        args, kwargs = devices.operands(func, args, kwargs)
         if func in _LONG_INDEX:
             args, kwargs = _with_long_index(_LONG_INDEX[func], args, kwargs)
         elif func in _ACTIVATION_TYPED and len(args) > _ACTIVATION_TYPED[func]:
@@ -122,25 +124,13 @@ class ProgramMode(TorchFunctionMode):
             result = functions.ctc_loss(*args, **kwargs) if func is F.ctc_loss else func(*args, **kwargs)
             markers.MARK_LOSS(result, str(kwargs.get("reduction", "mean")))
             return result
-        result = func(*args, **kwargs)
+        result = lenient.REPLACED.get(func, func)(*args, **kwargs)
         _check_not_empty(result, args)
-        if func in _MOVES and isinstance(result, torch.Tensor) and not isinstance(result, FakeTensor):
-            return result.clone()  # which makes a constant of a host tensor that was there already
-        return result
+        return devices.adopted(func, result)
 
 
 def _weight(args: tuple) -> bool:
     return len(args) > 2 and args[2] is not None
-
-
-def _check_on_device(func: Callable, args: tuple, kwargs: dict[str, Any]) -> None:
-    for value in torch.utils._pytree.tree_leaves((args, kwargs)):
-        if isinstance(value, torch.Tensor) and not isinstance(value, FakeTensor):
-            raise createPoptorchError(
-                f"Expected an IPU tensor but got tensor(device=cpu) of shape {tuple(value.shape)} in "
-                f"{getattr(func, '__name__', func)}. A tensor that forward() takes from outside the model is not on "
-                'the device: pass it as an input, register it as a buffer, or move it with .to("ipu").'
-            )
 
 
 def _check_not_empty(result: Any, args: tuple) -> None:
@@ -166,13 +156,6 @@ def _detached(result: Any, args: tuple) -> Any:
         return value.detach() if isinstance(value, torch.Tensor) and id(value) not in inputs else value
 
     return torch.utils._pytree.tree_map(detach, result)
-
-
-def _host_device(value: Any) -> Any:
-    """`device="ipu"` as user programs write it; the engine moves the graph to its device later."""
-    if isinstance(value, str) and (value == "ipu" or value.startswith("ipu:")):
-        return "cpu"
-    return torch.device("cpu") if isinstance(value, torch.device) and value.type == "ipu" else value
 
 
 def _with_long_index(position: int, args: tuple, kwargs: dict) -> tuple[tuple, dict]:

@@ -17,6 +17,8 @@ from torch._subclasses import FakeTensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils.stateless import _reparametrize_module
 
+from ..poptorch_core import createPoptorchError
+
 _CONTAINERS = (list, dict, set)
 
 
@@ -61,6 +63,8 @@ def _lift_constants(module: torch.fx.GraphModule) -> dict[str, torch.Tensor]:
         value = getattr(module, node.target, None) if node.op == "get_attr" else None
         if not isinstance(value, torch.Tensor):
             continue
+        if torch._C._functorch.is_functorch_wrapped_tensor(value):
+            raise createPoptorchError("torch.vmap in forward() goes only with what torch.export accepts.")
         if node.target not in placeholders:
             with module.graph.inserting_before(first):
                 placeholders[node.target] = module.graph.placeholder(node.target)

@@ -51,6 +51,10 @@ class Counts:
         group = r // self.input_group_size if consecutive else r % groups
         return (s * self.accumulation + a) * groups + group
 
+    def last_of_group(self, r: int) -> bool:
+        """Whether no later replica shares the inputs of replica r."""
+        return all(self.position(0, 0, other) != self.position(0, 0, r) for other in range(r + 1, self.replicas))
+
 
 class Runner:
     """Runs a program, and for training updates the device's parameters once an iteration.
@@ -129,13 +133,19 @@ class Runner:
         """Micro-batch (s, a, r), and what becomes of its outputs."""
         position = self._counts.position(s, a, r)
         self.timings.input.append(self.timings.now())
-        slices = [self._slice(leaf, position) for leaf in leaves]
+        slices = [
+            self._slice(leaf, position, name in self._program.written_inputs)
+            for name, leaf in zip(self._program.inputs, leaves, strict=True)
+        ]
         self.timings.input_complete.append(self.timings.now())
+        if self._anchors is not None:
+            slices = self._anchors.inputs(slices)
         outputs, loss = self._micro_batch(slices, r)
         available = self.timings.now()
-        for name, leaf, part in zip(self._program.inputs, leaves, slices, strict=True):
-            if name in self._program.written_inputs:
-                self._write_back(leaf, position, part)
+        if self._counts.last_of_group(r):
+            for name, leaf, part in zip(self._program.inputs, leaves, slices, strict=True):
+                if name in self._program.written_inputs:
+                    self._write_back(leaf, position, part)
         if self._stop_at_invalid:
             self._check_valid(outputs, loss)
         if self._anchors is not None:
@@ -200,10 +210,14 @@ class Runner:
         size = leaf.shape[0] // self._counts.fed
         return leaf.narrow(0, position * size, size).detach()
 
-    def _slice(self, leaf: torch.Tensor, position: int) -> torch.Tensor:
-        """Micro-batch `position` of an input, on the device; a view of the input where it is there already."""
+    def _slice(self, leaf: torch.Tensor, position: int, written: bool) -> torch.Tensor:
+        """Micro-batch `position` of an input, on the device; a view of the input where it is there already.
+
+        Not where the program writes to it and other replicas read it, too.
+        """
         part = self._part(leaf, position)
-        return part.to(self._policy.device, self._policy.compute_dtype(part.dtype), non_blocking=True)
+        copy = written and self._counts.input_group_size > 1
+        return part.to(self._policy.device, self._policy.compute_dtype(part.dtype), non_blocking=True, copy=copy)
 
     def _write_back(self, leaf: torch.Tensor, position: int, changed: torch.Tensor) -> None:
         """What the program wrote to an input reaches the caller's tensor, if it is not in its memory already."""

@@ -11,15 +11,17 @@ import dataclasses
 import logging
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch.export.graph_signature import InputKind
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from .. import notices
 from ..poptorch_core import Error, createPoptorchError
-from . import functions, lenient, opaque
-from .program_mode import ProgramMode
+from . import devices, functions, lenient, opaque
+from .program_mode import ProgramMode, value_unknown
 from .recording import PythonState, record, silent_repetition
 
 
@@ -31,6 +33,7 @@ class TraceContext:
     blocks: Any  # contract: poptorch.blocks.BlockTracker
     io_tiles: int = 0  # tiles set aside for transfers
     before_forward: Callable[[], None] = lambda: None  # called inside the trace
+    around_forward: Callable[[], AbstractContextManager] = contextlib.nullcontext  # in force inside the trace
     functions: list[Any] = dataclasses.field(default_factory=list)  # torch.autograd.Functions met, in order
     at_end: list[Callable[[], None]] = dataclasses.field(default_factory=list)  # called when the trace is over
     input_ids: set[int] = dataclasses.field(default_factory=set)  # id() of the tensors that forward() is given
@@ -113,10 +116,15 @@ class _Entry(torch.nn.Module):
             lenient.mixed_types(),
             lenient.unvalidated(),
             lenient.masks_taken_as_given(),
+            devices.host_constructors(),
+            self._context.around_forward(),
             ProgramMode(self._context),
             functions.recorded(self._context.functions),
         ):
-            outputs = tuple(self._call(self.model, list(leaves)))
+            try:
+                outputs = tuple(self._call(self.model, list(leaves)))
+            except GuardOnDataDependentSymNode as error:  # of a torch function that looks at values itself
+                raise value_unknown("The value") from error
         _check_not_reassigned(self.model, before)
         if self._context.left_behind is None:
             self._context.left_behind = PythonState(self.model)
@@ -241,12 +249,20 @@ def _check_not_reassigned(model: torch.nn.Module, before: dict[str, tuple[str, t
     for name, (kind, tensor) in before.items():
         if name not in after:
             raise createPoptorchError(f"{kind} {name} is removed from the model when calling the forward method.")
-        if after[name][1] is not tensor:
+        if not _same_memory(after[name][1], tensor):
             raise createPoptorchError(
                 f"{kind} {name} is reassigned within the model when calling the forward method. This is not "
                 f"supported. Consider using self.{name}.copy_(src) to copy data from a source tensor, where src is "
                 "the name of the source tensor."
             )
+
+
+def _same_memory(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether both are the same values in the same place: `self.buffer = torch.mul(x, y, out=self.buffer)`."""
+    if one is other:
+        return True
+    layout = [(t.untyped_storage()._cdata, t.dtype, t.shape, t.stride(), t.storage_offset()) for t in (one, other)]
+    return layout[0] == layout[1]
 
 
 def _lifted(exported: torch.export.ExportedProgram, model: torch.nn.Module) -> TracedGraph:

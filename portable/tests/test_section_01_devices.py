@@ -1,0 +1,181 @@
+"""Where tensors are while forward() is traced (spec section 1)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from programs import Body, assert_trains_like, infer, parameter
+
+import poptorch
+from poptorch import notices
+
+X = torch.ones(2, 3)
+
+
+FACTORIES = {
+    "arange": lambda: torch.arange(3),
+    "empty": lambda: torch.empty(3).fill_(1),
+    "full": lambda: torch.full((3,), 2.0),
+    "linspace": lambda: torch.linspace(0, 1, 3),
+    "logspace": lambda: torch.logspace(0, 1, 3),
+    "ones": lambda: torch.ones(3),
+    "rand": lambda: torch.rand(3),
+    "randint": lambda: torch.randint(0, 5, (3,)),
+    "randn": lambda: torch.randn(3),
+    "randperm": lambda: torch.randperm(3),
+    "tensor": lambda: torch.tensor([1.0, 2.0, 3.0]),
+    "zeros": lambda: torch.zeros(3),
+    "normal": lambda: torch.normal(0.0, 1.0, (3,)),
+}
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+def test_section1_factories_without_a_device_make_device_tensors_and_say_so(name, monkeypatch, capsys):
+    monkeypatch.setattr(notices, "_said", set())
+    made = FACTORIES[name]
+    found = infer(lambda m, x: x * 0 + made(), X)
+    assert found.shape == (2, 3)
+    assert f"No device set in torch.{name}()" in capsys.readouterr().err
+
+
+def test_section1_like_factories_and_explicit_devices_are_silent(monkeypatch, capsys):
+    monkeypatch.setattr(notices, "_said", set())
+
+    def forward(m, x):
+        like = torch.zeros_like(x) + torch.full_like(x, 2)
+        return like + torch.ones(3, device="ipu") + torch.ones(3, device="ipu:0") + torch.ones(3, device=x.device)
+
+    assert torch.equal(infer(forward, X), torch.full((2, 3), 5.0))
+    assert "No device set" not in capsys.readouterr().err
+
+
+HOST = {
+    'device="cpu"': lambda x: x + torch.ones(3, device="cpu"),
+    "LongTensor": lambda x: x + torch.LongTensor([1, 2, 3]),
+    "captured": lambda x: x + X,
+    "in a method": lambda x: x.add(X),
+}
+
+
+@pytest.mark.parametrize("name", HOST)
+def test_section1_host_tensors_are_no_operands(name):
+    with pytest.raises(poptorch.Error, match=r"Expected an IPU tensor but got tensor\(device=cpu\)"):
+        infer(lambda m, x: HOST[name](x), X)
+
+
+def test_section1_host_tensors_may_be_moved_or_returned():
+    moved = infer(lambda m, x: x + torch.ones(3, device="cpu").to("ipu") + X.to(x.device), X)
+    assert torch.equal(moved, 3 * X)
+    _, made = infer(lambda m, x: (x, torch.ones(3, device="cpu")), X)
+    assert torch.equal(made, torch.ones(3))
+
+
+class _Doubled:
+    """Replaces torch.special.expit inside the trace."""
+
+    entered = 0
+
+    def __enter__(self):
+        type(self).entered += 1
+        self.original = torch.special.expit
+        torch.special.expit = lambda x: x * 2
+
+    def __exit__(self, *error):
+        torch.special.expit = self.original
+
+
+@pytest.fixture
+def substitutions(monkeypatch):
+    manager = poptorch._OverwriteContextManager
+    monkeypatch.setattr(manager, "_subsitution_manager_types", [])
+    return manager
+
+
+def test_section1_others_may_add_patches(substitutions):
+    original, before = torch.special.expit, _Doubled.entered
+    substitutions.registerSubsitutionManager(_Doubled)
+    substitutions.registerSubsitutionManager(_Doubled)  # once is enough
+    executor = poptorch.inferenceModel(Body(lambda m, x: torch.special.expit(x)))
+    assert torch.special.expit is original
+    assert torch.equal(executor(X), 2 * X) and torch.equal(executor(3 * X), 6 * X)
+    assert torch.special.expit is original and _Doubled.entered == before + 1
+    for wrong in (3, _Doubled(), int):
+        with pytest.raises(RuntimeError, match="substitution manager"):
+            substitutions.registerSubsitutionManager(wrong)
+
+
+def test_section1_patches_are_taken_back_when_forward_fails(substitutions):
+    original = torch.special.expit
+    substitutions.registerSubsitutionManager(_Doubled)
+
+    def forward(m, x):
+        raise ValueError("the program's")
+
+    with pytest.raises(ValueError, match="the program's"):
+        infer(forward, X)
+    assert torch.special.expit is original
+
+
+def test_vmap_in_forward():
+    layer = torch.nn.Linear(3, 2)
+    mapped = infer(lambda m, x: torch.vmap(lambda row: m.layer(row))(x), X, layer=layer)
+    torch.testing.assert_close(mapped, layer(X))
+
+    def loss(m, x):
+        return poptorch.identity_loss(torch.vmap(lambda row: (m.w * row).square())(x), "sum")
+
+    assert_trains_like(loss, lambda m, x: (m.w * x).square().sum(), torch.randn(4, 3), w=parameter(3))
+
+
+def test_vmap_in_what_export_refuses(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise torch._dynamo.exc.Unsupported("refused")
+
+    monkeypatch.setattr(torch.export, "export", refuse)
+    with pytest.raises(poptorch.Error, match="torch.vmap in forward"):
+        infer(lambda m, x: torch.vmap(lambda row: row * 2)(x), X)
+
+
+def test_derivatives_of_torch_func_are_refused():
+    with pytest.raises(poptorch.Error, match=r"use torch.autograd.grad\(\)"):
+        infer(lambda m, x: torch.func.grad(lambda v: v.square().sum())(x), X)
+
+
+def test_gradients_within_forward():
+    """A penalty on the input's gradient: the double backward pass reaches the weight."""
+    weight = parameter(3)
+
+    def forward(m, x):
+        x = x.detach().requires_grad_()
+        (slope,) = torch.autograd.grad((m.w * x).pow(2).sum(), x, create_graph=True)
+        return poptorch.identity_loss(slope.pow(2).sum(), "none")
+
+    before = weight.detach().clone()
+    model = Body(forward, w=weight)
+    loss = poptorch.trainingModel(model, None, torch.optim.SGD(model.parameters(), lr=0.01))(X)
+    expected = before.clone().requires_grad_()
+    reference = (2 * expected.pow(2) * X).pow(2).sum()  # slope of (w x)^2 is 2 w^2 x
+    reference.backward()
+    torch.testing.assert_close(loss, reference.detach())
+    torch.testing.assert_close(model.w.detach(), before - 0.01 * expected.grad)
+
+
+def test_section1_values_that_a_torch_function_looks_at(capfd):
+    def forward(m, x):
+        return torch.nn.utils.rnn.pad_sequence([x, x]) if torch.any(x > 0) else x
+
+    with pytest.raises(poptorch.Error, match="only known when the compiled program runs"):
+        infer(forward, X)
+    assert "def forward" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_a_function_that_only_checks_its_values_is_computed(reduction):
+    variance = torch.full((2, 1), 1e-8)
+    variance[1] = 0.5
+
+    def loss(x, variance):
+        return F.gaussian_nll_loss(x, 2 * x, variance, full=True, reduction=reduction)
+
+    torch.testing.assert_close(infer(lambda m, x, v: loss(x, v), X, variance), loss(X, variance))
