@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.documents import document_numbers
 from model.gpt2 import GPT2LMHeadModel
 from model.pretraining import IGNORED
 
@@ -25,11 +26,13 @@ class ScoringModel(nn.Module):
 
     Args:
         gpt2: the language model; its placement and serialisation hooks stay in force.
+        end_id: the token that ends a document, where the documents of a row are isolated (model/documents.py). None:
+            a row is one text.
     """
 
-    def __init__(self, gpt2: GPT2LMHeadModel) -> None:
+    def __init__(self, gpt2: GPT2LMHeadModel, end_id: int | None = None) -> None:
         super().__init__()
-        self.gpt2 = gpt2
+        self.gpt2, self.end_id = gpt2, end_id
 
     def forward(self, input_ids: Tensor, targets: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Score `targets`, the tokens that follow the inputs at `positions`.
@@ -43,7 +46,9 @@ class ScoringModel(nn.Module):
             Negative log-likelihoods in nats, (B, P) float32, 0 where nothing is scored; and 1 where the target is the
             likeliest token, (B, P) int32.
         """
-        hidden = self.gpt2.transformer(input_ids, wanted=None if positions is None else positions.long())  # (B, P, C)
+        documents = None if self.end_id is None else document_numbers(input_ids, self.end_id)
+        wanted = None if positions is None else positions.long()
+        hidden = self.gpt2.transformer(input_ids, wanted=wanted, documents=documents)  # (B, P, C)
         step = max(1, _LOGIT_ROWS // targets.shape[0])
         blocks = [slice(start, start + step) for start in range(0, targets.shape[1], step)]
         losses, hits = zip(*(self._block(hidden[:, block], targets[:, block]) for block in blocks))
@@ -103,6 +108,9 @@ class Scorer:
         make_options: gives the options of a forward-only model, anew for each program.
         batch_size: rows of a micro-batch.
         part: (i, n): of the batches, those with number i modulo n are this process's; it leaves the others out.
+        end_id: as for ScoringModel.
+
+    Dropout is off whatever mode the model is in: PopTorch's forward-only programs have none.
     """
 
     def __init__(
@@ -111,9 +119,10 @@ class Scorer:
         make_options: Callable[[], poptorch.Options],
         batch_size: int,
         part: tuple[int, int] = (0, 1),
+        end_id: int | None = None,
     ) -> None:
         self.config = gpt2.config
-        self._model = ScoringModel(gpt2).eval()
+        self._model = ScoringModel(gpt2, end_id)
         self._make_options, self._batch_size, self._part = make_options, batch_size, part
         self._executor: poptorch.PoplarExecutor | None = None
         self._shape: tuple[int, int | None] | None = None
@@ -136,7 +145,7 @@ class Scorer:
         index, count = self._part
         starts = range(index * self._rows, len(items), count * self._rows)
         for number, start in enumerate(starts, start=1):
-            batch = [items[i] for i in range(start, min(start + self._rows, len(items)))]
+            batch = items[start : start + self._rows]
             losses, hits = self._executor(*self._batch(batch, length, width))
             for row, item in enumerate(batch):
                 targets = len(item.targets)
@@ -156,6 +165,11 @@ class Scorer:
         self._rows = self._batch_size * options.device_iterations * options.replication_factor
         self._executor = poptorch.inferenceModel(self._model, options)
         self._shape = (length, width)
+
+    def load_weights(self) -> None:
+        """The program on the device, if there is one, gets the weights that the host has now."""
+        if self._executor is not None:
+            self._executor.copyWeightsToDevice()
 
     def close(self) -> None:
         """Take the program off the device."""

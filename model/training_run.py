@@ -211,7 +211,9 @@ class TrainingRun:
             raise BadFlags(f"the runtime refuses these flags or its environment variables: {error}") from error
         self.validator: Validator | None = None
         if held_out is not None:
-            self.validator = Validator(self.model, held_out, forward_options(args), args.batch_size)
+            self.validator = Validator(
+                self.model, held_out, lambda: forward_options(args), args.batch_size, self.executor
+            )
 
     def _planned_calls(self) -> int:
         """The calls that --epochs asks for."""

@@ -1,52 +1,65 @@
-"""Validation loss: the training objective on held-out samples, forward only."""
+"""Validation loss: held-out samples, scored by the scorer of the evaluation programs (model/scoring.py)."""
 
 from __future__ import annotations
 
-import poptorch
-import torch
+from typing import Callable, Sequence
 
-from data.batches import Pair, SampleDataset
+import numpy as np
+import poptorch
+
+from data.batches import SampleDataset
 from model.pretraining import IGNORED, PretrainingModel
+from model.scoring import Item, Scorer
+
+
+class HeldOut(Sequence[Item]):
+    """Samples as items to score: the targets are the labels that count in `model`'s loss."""
+
+    def __init__(self, samples: SampleDataset, model: PretrainingModel) -> None:
+        self._samples, self._counted = samples, model.counted
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index):
+        """Item number `index`, or a list of those of a slice. Raises IndexError."""
+        if not isinstance(index, slice):
+            return self[index : index + 1 or None][0]
+        numbers = range(*index.indices(len(self)))
+        if not numbers:
+            return []
+        inputs, labels = self._samples.__getitems__(list(numbers))  # (n, T) each
+        labels = self._counted(inputs, labels).numpy()
+        ats = [np.flatnonzero(row != IGNORED) for row in labels]
+        return [Item(ids, at, row[at]) for ids, at, row in zip(inputs.numpy(), ats, labels)]
 
 
 class Validator:
     """Runs the model that is being trained over held-out samples.
 
     Args:
-        model: the module that the training executor has; its newest weights are used.
-        samples: the held-out samples.
-        options: of a forward-only model; batch_size: its micro-batch.
+        model: the module of the training executor.
+        samples: the held-out samples, at least one.
+        make_options: gives the options of a forward-only model; batch_size: its micro-batch.
+        trained: the training executor, which has the newest weights; None: `model` has them.
     """
 
     def __init__(
-        self, model: PretrainingModel, samples: SampleDataset, options: poptorch.Options, batch_size: int
+        self,
+        model: PretrainingModel,
+        samples: SampleDataset,
+        make_options: Callable[[], poptorch.Options],
+        batch_size: int,
+        trained: poptorch.PoplarExecutor | None = None,
     ) -> None:
-        self.samples = samples
-        self.rows = batch_size * options.device_iterations * options.replication_factor
-        self._counted = model.counted
-        self._executor = poptorch.inferenceModel(model, options)
+        self.items = HeldOut(samples, model)
+        self._length, self._trained = samples.max_len, trained
+        self._scorer = Scorer(model.gpt2, make_options, batch_size, end_id=model.end_id)
 
     def loss(self) -> float:
-        """Mean cross-entropy in nats over all labels of all samples, of which there is at least one."""
-        total, labels = 0.0, 0
-        for start in range(0, len(self.samples), self.rows):
-            indices = list(range(start, min(start + self.rows, len(self.samples))))
-            inputs, targets = self._padded(self.samples.__getitems__(indices))
-            losses, _ = self._executor(input_ids=inputs, labels=targets)  # (iterations x replicas,)
-            # Each micro-batch gives the mean over its own labels.
-            counts = (self._counted(inputs, targets) != IGNORED).reshape(losses.numel(), -1).sum(dim=1)
-            total += float((losses.double().reshape(-1) * counts).sum())
-            labels += int(counts.sum())
-        return total / labels
-
-    def _padded(self, batch: Pair) -> Pair:
-        """The last batch filled up with rows that have no labels."""
-        inputs, targets = batch
-        missing = self.rows - inputs.shape[0]
-        if not missing:
-            return inputs, targets
-        length = inputs.shape[1]
-        return (
-            torch.cat([inputs, inputs.new_zeros(missing, length)]),
-            torch.cat([targets, targets.new_full((missing, length), IGNORED)]),
-        )
+        """Mean cross-entropy in nats over all labels of all samples."""
+        if self._trained is not None and self._trained.isCompiled():
+            self._trained.copyWeightsToHostIfNeeded()
+        self._scorer.load_weights()
+        loss, labels = self._scorer.score(self.items, self._length, None).total()
+        return loss / labels

@@ -159,7 +159,7 @@ def test_the_validation_loss_is_a_mean_over_the_labels_that_count():
     """Its micro-batches have one row and unequally many labels: the ends' are not among them."""
     model = new_model()
     expected, _ = loss_by_document(new_model().gpt2, IDS, LABELS)
-    loss = Validator(model, Rows(), poptorch.Options(), batch_size=1).loss()
+    loss = Validator(model, Rows(), poptorch.Options, batch_size=1).loss()
     assert loss == pytest.approx(expected.item(), rel=1e-5)
 
 
