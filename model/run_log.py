@@ -22,6 +22,7 @@ from model.clock import Clock, time_text
 from model.config import GPT2Config
 from model.curves import CurveFile, ReferenceCurve, Row, draw
 from model.gradient_norm import GradientNorm
+from model.ipu_options import instance
 from model.log_sinks import TensorBoard, WeightsAndBiases
 
 _REDRAW = 0.1  # seconds between two drawings of the progress line
@@ -34,7 +35,8 @@ class RunLog:
         args: the flags. config: the model's. calls, first_step: the calls planned, and those done before this start.
         samples_a_call: samples of a call. optimizer: for the loss scale and the gradient norm.
 
-    Used in `with`; what ends it is noted. Raises BadFlags for flags about the log that cannot be followed.
+    Used in `with`; what ends it is noted. Of the processes of one run only the first writes files, sends figures and
+    compares; all of them print. Raises BadFlags for flags about the log that cannot be followed.
     """
 
     def __init__(
@@ -50,8 +52,13 @@ class RunLog:
         self._args, self._calls, self._samples, self._optimizer = args, calls, samples_a_call, optimizer
         self._flops_a_sample = machine.flops_per_token(config, args.max_len) * args.max_len
         self._peak = machine.device_peak(args.peak_tflops)
-        self._folder = Path(args.save_model_path or args.log_dir) if args.save_model_path or args.log_dir else None
-        self._reference = self._use(ReferenceCurve, "--reference-curve", args.reference_curve)
+        index, processes = instance()
+        self._tokens_a_step = samples_a_call * args.max_len * processes
+        self._writes = index == 0
+        folder = args.save_model_path or args.log_dir
+        self._folder = Path(folder) if folder and self._writes else None
+        curve = args.reference_curve if self._writes else None
+        self._reference = self._use(ReferenceCurve, "--reference-curve", curve)
         self._curves: CurveFile | None = None
         self._sinks: list[TensorBoard | WeightsAndBiases] = []
         self._norm = GradientNorm(optimizer, args.device_iterations) if args.log_gradient_norm else None
@@ -95,7 +102,7 @@ class RunLog:
         )
         calls = step - int(self._row["step"])
         self._row = {
-            "step": step, "epoch": epoch, "tokens": step * self._samples * self._args.max_len, "loss": loss,
+            "step": step, "epoch": epoch, "tokens": step * self._tokens_a_step, "loss": loss,
             "accuracy": accuracy, "learning_rate": learning_rate, "samples_per_second": speed,
         }  # fmt: skip
         with self.clock.paused():
@@ -107,9 +114,7 @@ class RunLog:
         perplexity = math.exp(loss) if loss < 700.0 else math.inf
         self._print(f"validation after step {step}, held-out perplexity: {perplexity:.2f}, held-out loss: {loss:.4f}")
         if self._curves is not None:
-            self._curves.add(
-                {"step": step, "tokens": step * self._samples * self._args.max_len, "validation_loss": loss}
-            )
+            self._curves.add({"step": step, "tokens": step * self._tokens_a_step, "validation_loss": loss})
         for sink in self._sinks:
             sink.record(step, {"validation/loss": loss})
 
@@ -138,6 +143,8 @@ class RunLog:
 
     def _open(self, first_step: int) -> None:
         args = self._args
+        if not self._writes:
+            return
         if args.log_dir:
             self._sinks.append(TensorBoard(Path(args.log_dir)))
         if args.use_wandb:
