@@ -108,6 +108,11 @@ def test_every_problem_is_told_at_once_and_one_in_a_template_once(runner):
     assert [line.split(": ")[0] for line in lines] == ["FILE:3", "FILE:3", "FILE:3", "FILE:9"]
 
 
+def test_a_problem_that_variants_share_is_told_once(runner):
+    lines = refusal(runner, "x:\n  cmd: echo {a} $NOT_SET_ANYWHERE\n  parameters: {a: [1, 2, 3]}\n")
+    assert len(lines) == 1 and lines[0].startswith("FILE:2: x: the environment variable NOT_SET_ANYWHERE")
+
+
 def test_a_file_that_is_not_there_or_not_text(runner, tmp_path):
     assert refusal(runner, None) == [
         "FILE: cannot be read (No such file or directory); check the path given with --spec"

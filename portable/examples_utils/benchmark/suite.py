@@ -70,7 +70,7 @@ def prepare(
         twice = next(variant.benchmark for variant in prepared if variant.name == name)
         problems.append(f"{twice.where('parameters')}: two variants are called {name}; their logs would mix")
     if problems:
-        raise SpecError(*problems)
+        raise SpecError(*dict.fromkeys(problems))  # variants of a benchmark share most of theirs
     return prepared
 
 
