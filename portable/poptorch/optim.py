@@ -14,7 +14,8 @@ import torch
 
 from . import notices
 from .engine import update_rules
-from .engine.hyperparameters import DEFAULT_MAX_WEIGHT_NORM, LAMBValues, max_weight_norm
+from .engine.hyperparameters import DEFAULT_MAX_WEIGHT_NORM, max_weight_norm
+from .engine.optimizer_values import LAMBValues
 from .optimizer_base import Optimizer, VariableAttributes, given
 
 __all__ = ["LAMB", "SGD", "Adam", "AdamW", "Optimizer", "RMSprop", "VariableAttributes"]

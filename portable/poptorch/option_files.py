@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from . import enums, option_groups, strategies
+from . import enums, strategies, tensor_locations
 
 # What a line may name besides literals.
 _TORCH_NAMES = {name: getattr(torch, name) for name in ("float16", "half", "float32", "float")}
 _STRATEGIES = ("PipelinedExecution", "ShardedExecution", "ParallelPhasedExecution", "SerialPhasedExecution")
 _MAKERS = {f"poptorch.{name}": getattr(strategies, name) for name in ("Stage", "Phase", *_STRATEGIES)}
-_MAKERS["poptorch.TensorLocationSettings"] = option_groups.TensorLocationSettings
+_MAKERS["poptorch.TensorLocationSettings"] = tensor_locations.TensorLocationSettings
 _GROUPS = ("Training", "Distributed", "Jit", "Precision", "TensorLocations", "_Popart")
 
 

@@ -23,21 +23,19 @@ from typing import Any
 import torch
 
 from . import notices, option_effects, option_files
-from .enums import AutoStage, CommGroupType, ConnectionType, OutputMode, SyncPattern
+from .enums import CommGroupType, OutputMode
 from .option_files import ConfigFileError
 from .option_groups import (
     DistributedOptions,
     JitOptions,
     PopartOptions,
     PrecisionOptions,
-    TensorLocationOptions,
-    TensorLocationSettings,
     TrainingOptions,
 )
-from .option_reporting import ReportingOptions
+from .option_placement import PlacementOptions
 from .options_dict import option, require, require_positive_int
 from .poptorch_core import createPoptorchError
-from .strategies import ExecutionStrategy, PipelinedExecution
+from .tensor_locations import TensorLocationOptions, TensorLocationSettings
 
 __all__ = ["ConfigFileError", "Options", "TensorLocationSettings", "checked"]
 
@@ -45,7 +43,7 @@ __all__ = ["ConfigFileError", "Options", "TensorLocationSettings", "checked"]
 _HOST_ONLY = {"module_namescope_enabled", "relax_optimizer_checks", "show_progress_bar", "source_location_excludes"}
 
 
-class Options(ReportingOptions):
+class Options(PlacementOptions):
     """All options of a model. Defaults come from the environment variable POPTORCH_DEFAULT_OPTIONS if it is set:
     a JSON object (see from_json) or the path of a file (see loadFromFile).
     """
@@ -57,20 +55,15 @@ class Options(ReportingOptions):
             input_cgt=CommGroupType.Consecutive,
             broadcast_buffers=True,
             device_iterations=1,
-            auto_round_num_ipus=False,
             anchored_tensors={},
             output_mode=OutputMode.Default,
             output_return_period=1,
-            connection_type=ConnectionType.Always,
-            sync_pattern=SyncPattern.Full,
-            available_memory_proportion={},
         )
         self._training = TrainingOptions(self._popart)
         self._distributed = DistributedOptions()
         self._jit = JitOptions()
         self._precision = PrecisionOptions(self._popart)
         self._tensor_locations = TensorLocationOptions()
-        self._execution_strategy: ExecutionStrategy = PipelinedExecution(AutoStage.SameAsIpu)
         option_files.apply_defaults(self, os.environ.get("POPTORCH_DEFAULT_OPTIONS", ""))
 
     @property
@@ -101,11 +94,6 @@ class Options(ReportingOptions):
     @property
     def _Popart(self) -> PopartOptions:
         return self._popart
-
-    @property
-    def execution_strategy(self) -> ExecutionStrategy:
-        """The strategy that assigns blocks to stages."""
-        return self._execution_strategy
 
     @property
     def updatable_named_buffers(self) -> list[str]:
@@ -200,73 +188,6 @@ class Options(ReportingOptions):
         random_normal = 2  # popart.SyntheticDataMode.RandomNormal
         mode = (random_normal if enabled else 0) if isinstance(enabled, bool) else int(enabled)
         self._popart.store("syntheticDataMode", mode)
-
-    # -- devices and placement
-
-    @option
-    def setExecutionStrategy(self, strategy: ExecutionStrategy | AutoStage) -> Options:
-        """How blocks become stages; an AutoStage means PipelinedExecution with it."""
-        if isinstance(strategy, AutoStage):
-            strategy = PipelinedExecution(strategy)
-        require(
-            isinstance(strategy, ExecutionStrategy),
-            f"setExecutionStrategy() expects an execution strategy or a poptorch.AutoStage, got {strategy!r}",
-        )
-        self._execution_strategy = strategy
-
-    @option
-    def autoRoundNumIPUs(self, auto_round_num_ipus: bool = True) -> Options:
-        """Whether to reserve the next power of two of IPUs. AssertionError unless a bool."""
-        self.set(auto_round_num_ipus=auto_round_num_ipus)
-
-    @option
-    def setAvailableMemoryProportion(self, available_memory_proportion: dict[str, float]) -> Options:
-        """Share of each IPU's memory for temporaries, as {"IPU0": 0.2, ...}.
-
-        AssertionError unless keys are "IPU<n>" and values from 0 to 1.
-        """
-        require(
-            isinstance(available_memory_proportion, dict),
-            f"setAvailableMemoryProportion() expects a dictionary, got {available_memory_proportion!r}",
-        )
-        proportions = {}
-        for name, share in available_memory_proportion.items():
-            valid = isinstance(name, str) and name.startswith("IPU") and name[3:].isdigit()
-            require(valid, f'available_memory_proportion: {name!r} is no IPU, expected "IPU" and a number, as "IPU0"')
-            fits = isinstance(share, (int, float)) and 0 <= share <= 1
-            require(fits, f"available_memory_proportion of {name} must be from 0 to 1, got {share!r}")
-            proportions[int(name[3:])] = float(share)
-        self.set(available_memory_proportion=proportions)
-
-    @option
-    def connectionType(self, connection_type: ConnectionType) -> Options:
-        """When to attach to a device. AssertionError unless a ConnectionType."""
-        self.set(connection_type=connection_type)
-
-    @option
-    def syncPattern(self, sync_pattern: SyncPattern) -> Options:
-        """How IPUs synchronise. AssertionError unless a SyncPattern."""
-        self.set(sync_pattern=sync_pattern)
-
-    @option
-    def useIpuId(self, ipu_id: int) -> Options:
-        """The device to use, by number. AssertionError unless an int >= 0."""
-        valid = isinstance(ipu_id, int) and not isinstance(ipu_id, bool) and ipu_id >= 0
-        require(valid, f"ipu_id must be an integer of at least 0, got {ipu_id!r}")
-        self.createOrSet(ipu_id=ipu_id)
-
-    @option
-    def useIpuModel(self, use_model: bool) -> Options:
-        """Simulate an IPU. AssertionError unless a bool."""
-        require(isinstance(use_model, bool), f"useIpuModel() expects a bool, got {use_model!r}")
-        self.createOrSet(use_model=use_model)
-
-    @option
-    def useOfflineIpuTarget(self, ipu_version: int = 2) -> Options:
-        """Compile without a device: implies ConnectionType.Never. AssertionError unless an int > 0."""
-        require_positive_int("ipu_version", ipu_version)
-        self.set(connection_type=ConnectionType.Never)
-        self.createOrSet(ipu_version=ipu_version)
 
     # -- reading, writing, checking
 

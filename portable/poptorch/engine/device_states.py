@@ -10,8 +10,9 @@ import torch
 
 from .. import notices
 from . import optimizer_state
-from .hyperparameters import Settings, Values
+from .hyperparameters import Settings
 from .loss_scaling import AutomaticLossScaling
+from .optimizer_values import Values
 
 _UPDATE_FACTOR = "lossScaleUpdateFactor"
 

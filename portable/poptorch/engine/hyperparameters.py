@@ -16,62 +16,12 @@ import torch
 
 from .. import notices
 from ..poptorch_core import createPoptorchError
+from .optimizer_values import VALUES, AdamValues, LAMBValues, RMSpropValues, SGDValues, Values
 
 KINDS = {"SGD": torch.optim.SGD, "Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW, "RMSprop": torch.optim.RMSprop}
 SUPPORTED = (*KINDS, "LAMB")
 DEFAULT_MAX_WEIGHT_NORM = 65500.0
 
-
-@dataclasses.dataclass(frozen=True)
-class SGDValues:
-    """What SGD updates a parameter with."""
-
-    lr: float
-    momentum: float
-    dampening: float
-    weight_decay: float
-    nesterov: bool
-    velocity_scaling: float
-
-
-@dataclasses.dataclass(frozen=True)
-class AdamValues:
-    """What Adam and AdamW update a parameter with; `decoupled` is AdamW's weight decay, otherwise L2."""
-
-    lr: float
-    beta1: float
-    beta2: float
-    eps: float
-    weight_decay: float
-    decoupled: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class LAMBValues:
-    """What LAMB updates a parameter with; `max_weight_norm` 0 switches the trust ratio off."""
-
-    lr: float
-    beta1: float
-    beta2: float
-    eps: float
-    weight_decay: float
-    max_weight_norm: float
-
-
-@dataclasses.dataclass(frozen=True)
-class RMSpropValues:
-    """What RMSprop updates a parameter with."""
-
-    lr: float
-    alpha: float
-    eps: float
-    weight_decay: float
-    momentum: float
-    centered: bool
-
-
-Values = SGDValues | AdamValues | LAMBValues | RMSpropValues
-VALUES = {"SGD": SGDValues, "Adam": AdamValues, "AdamW": AdamValues, "RMSprop": RMSpropValues, "LAMB": LAMBValues}
 
 # Never variable: they change the program, not a number in it.
 _STRUCTURAL = frozenset({"nesterov", "centered", "decoupled"})

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 
 import torch
 
-from .hyperparameters import Settings, Values
+from .hyperparameters import Settings
+from .optimizer_values import Values
 
 POPART_NAMES = {
     "lr": "learningRate",

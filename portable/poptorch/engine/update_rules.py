@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from .hyperparameters import AdamValues, LAMBValues, RMSpropValues, SGDValues
+from .optimizer_values import AdamValues, LAMBValues, RMSpropValues, SGDValues
 
 Tensors = list[torch.Tensor]
 
