@@ -15,13 +15,15 @@ from typing import Any
 
 import torch
 
-from . import async_worker, batch_ring
+from . import async_worker, batch_ring, notices
 from .enums import SharingStrategy
 from .options_dict import require, require_positive_int
 from .poptorch_core import createPoptorchError
 
 _GRACE = 1.0  # seconds in which the process has to end by itself
 _CHECK = 1.0  # seconds between looks at whether it still lives, should nothing else tell
+
+_MISS_SLEEP_TIME = 0.1  # milliseconds, PopTorch's default
 
 _START_METHODS = {
     SharingStrategy.SharedMemory: "spawn",
@@ -45,7 +47,7 @@ class AsynchronousDataAccessor:
         dataset: anything that can be iterated, usually a DataLoader, and be sent to another process. Empty ones are
             refused.
         buffer_size: batches in the ring, the one in use included.
-        miss_sleep_time_in_ms: has no effect: the process is woken up when there is room, it does not look repeatedly.
+        miss_sleep_time_in_ms: has no effect (said once if it is given): the process is woken up when there is room.
         load_indefinitely: go on with the next epoch as soon as one is loaded, before it is asked for.
         early_preload: begin to load at once instead of with the first iterator.
         sharing_strategy: how the process is started and gets the data set: forked with it, forked from a server or
@@ -61,7 +63,7 @@ class AsynchronousDataAccessor:
         self,
         dataset: Any,
         buffer_size: int = 3,
-        miss_sleep_time_in_ms: float = 0.1,
+        miss_sleep_time_in_ms: float = _MISS_SLEEP_TIME,
         load_indefinitely: bool = True,
         early_preload: bool = False,
         sharing_strategy: SharingStrategy = SharingStrategy.ForkServer,
@@ -72,6 +74,12 @@ class AsynchronousDataAccessor:
             isinstance(sharing_strategy, SharingStrategy),
             f"sharing_strategy must be a poptorch.SharingStrategy, got {sharing_strategy!r}",
         )
+        if miss_sleep_time_in_ms != _MISS_SLEEP_TIME:
+            notices.once(
+                "miss_sleep_time_in_ms",
+                "miss_sleep_time_in_ms of AsynchronousDataAccessor has no effect off-IPU: nobody sleeps between looks, "
+                "the process is woken up.",
+            )
         if _length(dataset) == 0:
             raise createPoptorchError("The Dataset is empty")
         if rebatched_size is not None:
@@ -134,6 +142,8 @@ class AsynchronousDataAccessor:
         ours, theirs = context.Pipe()
         _open.add(ours)
         inherited = list(_open) if strategy is SharingStrategy.Fork else []
+        # A data loader in the process starts its workers as it would in this one. None: as Python does by default.
+        start_method = multiprocessing.get_start_method(allow_none=True)
         sent, path = self._dataset, None
         try:
             if strategy is SharingStrategy.FileSystem:
@@ -143,7 +153,7 @@ class AsynchronousDataAccessor:
                 sent = bytes(ForkingPickler.dumps(self._dataset))
             process = context.Process(
                 target=async_worker.serve,
-                args=(theirs, sent, async_worker.random_states(), inherited, *settings),
+                args=(theirs, sent, async_worker.random_states(), start_method, inherited, *settings),
                 name="poptorch.AsynchronousDataAccessor",
             )
             process.start()

@@ -9,6 +9,7 @@ Skeletons are those of batch_ring.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pickle
 import random
@@ -20,7 +21,7 @@ import traceback
 from collections.abc import Iterable, Iterator
 from multiprocessing import connection as mp_connection
 from multiprocessing import parent_process
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.multiprocessing  # noqa: F401  (teaches multiprocessing to hand over tensors)
@@ -84,9 +85,9 @@ class _Loader:
         try:
             message, *details = self._connection.recv()
         except (EOFError, OSError):
-            raise Stopped from None
+            message, details = "stop", []
         if message == "stop":
-            raise Stopped
+            _stop()
         if message == "free":
             self._free.append(details[0])
         else:
@@ -96,7 +97,7 @@ class _Loader:
         try:
             self._connection.send(message)
         except OSError:
-            raise Stopped from None
+            _stop()
 
 
 def random_states() -> tuple[Any, ...]:
@@ -126,14 +127,35 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
+_ending = False  # this process is on its way out
+
+
 def _exit_on_sigterm(number: int, frame: Any) -> None:
-    raise SystemExit(0)  # so that a data loader in this process ends its own workers
+    ending = _ending
+    _end_workers()
+    if not ending:  # otherwise it may be in a destructor, which would print what is raised
+        raise SystemExit(0)
+
+
+def _stop() -> NoReturn:
+    _end_workers()  # before the exception makes the data loader's destructor run
+    raise Stopped from None
+
+
+def _end_workers() -> None:
+    """Ends the processes of a data loader in this one, which would wait seconds for those that do not listen."""
+    global _ending
+    _ending = True
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would call it a failure
+    for worker in multiprocessing.active_children():
+        worker.terminate()
 
 
 def serve(
     connection: Any,
     dataset: Any,
     states: tuple[Any, ...],
+    start_method: str | None,
     inherited: list[Any],
     buffer_size: int,
     load_indefinitely: bool,
@@ -141,9 +163,10 @@ def serve(
 ) -> None:
     """The main function of the process.
 
-    `dataset` is what to iterate, or its pickle (bytes), or the path of a file with it (str); `inherited` are
-    connections to close, which a fork copied.
+    `dataset` is what to iterate, or its pickle (bytes), or the path of a file with it (str); `start_method` is how a
+    data loader in this process starts its own; `inherited` are connections to close, which a fork copied.
     """
+    multiprocessing.set_start_method(start_method, force=True)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C reaches every process; the main one decides
     signal.signal(signal.SIGTERM, _exit_on_sigterm)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -162,6 +185,7 @@ def serve(
         pass
     except Exception as error:
         _report(connection, error)
+        _end_workers()
 
 
 def _report(connection: Any, error: Exception) -> None:

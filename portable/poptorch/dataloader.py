@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch.utils.data import IterableDataset, Sampler
+from torch.utils.data import Dataset, IterableDataset, Sampler
 
 from . import auto_report, batch_ring
 from .async_data import AsynchronousDataAccessor
@@ -21,30 +21,49 @@ from .options_dict import require
 from .poptorch_core import createPoptorchError
 
 
-class Partition:
+class _SubDataset(Dataset):
     """One process's share of a data set: a contiguous slice of the epoch's global order, of the same length each time.
 
     With drop_last every process has the same number of whole combined batches; what is left over at the end of an
     epoch comes first in the next one (swap_range). Without it the processes' lengths differ by at most one.
     """
 
-    def __init__(
-        self, length: int, processes: int, process: int, batch_size: int, drop_last: bool, seed: int | None
-    ) -> None:
-        """`seed` draws a new global permutation each epoch, the same in all processes; None keeps the order."""
-        self._total = length
-        self._seed = seed
+    def __init__(self, dataset: Any, options: Options, step: int, drop_last: bool, shuffle: bool = False) -> None:
+        """`step` is the combined batch size. With `shuffle` Options.randomSeed() draws a new global permutation each
+        epoch, the same in all processes.
+
+        Raises AssertionError for an IterableDataset, and for `shuffle` without a random seed.
+        """
+        require(
+            not isinstance(dataset, IterableDataset),
+            "auto_distributed_partitioning must be False for an IterableDataset: each process selects its own data",
+        )
+        require(
+            not shuffle or options.exists("random_seed"),
+            "Options.randomSeed() must be set to shuffle a data set that is shared by several processes: "
+            "all of them must draw the same order",
+        )
+        self._dataset = dataset
+        self._total = len(dataset)
+        self._seed = options.random_seed if shuffle else None
         self._epoch = 0
         self._rotation = 0
+        processes, process = options.Distributed.numProcesses, options.Distributed.processId
         if drop_last:
-            self.length = length // (processes * batch_size) * batch_size
-            self._first = process * self.length
-            self._left_over = length - processes * self.length
+            self._length = self._total // (processes * step) * step
+            self._first = process * self._length
+            self._left_over = self._total - processes * self._length
         else:
-            share, rest = divmod(length, processes)
-            self.length = share + (process < rest)
+            share, rest = divmod(self._total, processes)
+            self._length = share + (process < rest)
             self._first = process * share + min(process, rest)
             self._left_over = 0
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Any:
+        return self._dataset[self.indices()[index]]
 
     def swap_range(self) -> None:
         """Goes on to the next epoch: rotates the order, so that the elements left over are used first."""
@@ -52,31 +71,31 @@ class Partition:
         self._rotation = (self._rotation - self._left_over) % max(self._total, 1)
 
     def indices(self) -> Sequence[int]:
-        """This epoch's indices into the data set, `length` of them."""
+        """This epoch's indices into the data set, as many as this process has."""
         if self._seed is not None:
             generator = torch.Generator().manual_seed((self._seed + self._epoch) % 2**63)
             order = torch.randperm(self._total, generator=generator)
-            return order[self._first : self._first + self.length].tolist()
+            return order[self._first : self._first + self._length].tolist()
         start = self._rotation + self._first
-        return [(start + i) % self._total for i in range(self.length)]
+        return [(start + i) % self._total for i in range(self._length)]
 
 
 class _PartitionSampler(Sampler):
-    """The indices of a partition, a new epoch at each iteration; in the order of `local` (0 .. length-1) if given."""
+    """The indices of a process's share, a new epoch at each iteration; in the order of `local` (0 …) if given."""
 
-    def __init__(self, partition: Partition, local: Any = None) -> None:
-        self._partition = partition
+    def __init__(self, share: _SubDataset, local: Any = None) -> None:
+        self._share = share
         self._local = local
         self._started = False
 
     def __len__(self) -> int:
-        return self._partition.length if self._local is None else len(self._local)
+        return len(self._share) if self._local is None else len(self._local)
 
     def __iter__(self) -> Iterator[int]:
         if self._started:
-            self._partition.swap_range()
+            self._share.swap_range()
         self._started = True
-        indices = self._partition.indices()
+        indices = self._share.indices()
         return iter(indices) if self._local is None else self._mapped(indices)
 
     def _mapped(self, indices: Sequence[int]) -> Iterator[int]:
@@ -173,8 +192,8 @@ class DataLoader(torch.utils.data.DataLoader):
             drop_last = drop_last and batch_size is not None
             batching = {"batch_size": self._combined_batch_size, "drop_last": drop_last}
             if partitioned:
-                sampler = kwargs.pop("sampler", None)
-                batching["sampler"] = self._partition_sampler(dataset, bool(shuffle), drop_last, sampler)
+                share = _SubDataset(dataset, options, self._combined_batch_size or 1, drop_last, bool(shuffle))
+                batching["sampler"] = _PartitionSampler(share, kwargs.pop("sampler", None))
             elif shuffle is not None:
                 batching["shuffle"] = shuffle
         if persistent_workers is None:
@@ -223,24 +242,6 @@ class DataLoader(torch.utils.data.DataLoader):
         smaller = {**batching, "batch_size": worker_size or combined, "drop_last": False}
         loader = torch.utils.data.DataLoader(self.dataset, **smaller, **kwargs)
         return batch_ring.Rebatched(loader, combined, self.drop_last)
-
-    def _partition_sampler(self, dataset: Any, shuffle: bool, drop_last: bool, sampler: Any) -> _PartitionSampler:
-        require(
-            not isinstance(dataset, IterableDataset),
-            "auto_distributed_partitioning must be False for an IterableDataset: each process selects its own data",
-        )
-        seed = None
-        if shuffle:
-            require(
-                self._options.exists("random_seed"),
-                "Options.randomSeed() must be set to shuffle a data set that is shared by several processes: "
-                "all of them must draw the same order",
-            )
-            seed = self._options.random_seed
-        distributed = self._options.Distributed
-        step = self._combined_batch_size or 1
-        partition = Partition(len(dataset), distributed.numProcesses, distributed.processId, step, drop_last, seed)
-        return _PartitionSampler(partition, sampler)
 
 
 def _check_mode(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import itertools
+import multiprocessing
 import os
 import pickle
 import signal
@@ -137,6 +138,28 @@ def test_section12_a_batch_is_valid_until_the_next_one(running):
 
 
 Pair = collections.namedtuple("Pair", "left right")
+
+
+class StartMethod(Dataset):
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> str:
+        return multiprocessing.get_start_method()
+
+
+def test_workers_of_the_loading_process_are_started_as_in_this_one(running):
+    """The loading process comes from a fork server; a server of its own for its workers would take seconds."""
+    loader = DataLoader(make_options(), StartMethod(), batch_size=None, mode=DataLoaderMode.Async)
+    running.append(loader)
+    assert list(loader) == [multiprocessing.get_start_method()]
+
+
+def test_section12_the_sleeping_time_has_no_effect_and_that_is_said_once(running, capsys, monkeypatch):
+    monkeypatch.setattr(poptorch.notices, "_said", set())
+    for _ in range(2):
+        running.append(AsynchronousDataAccessor([1], miss_sleep_time_in_ms=3, **FORK))
+    assert capsys.readouterr().err.count("miss_sleep_time_in_ms of AsynchronousDataAccessor has no effect") == 1
 
 
 class Structured(Dataset):
@@ -316,7 +339,7 @@ def test_section12_a_data_set_that_cannot_be_sent(strategy):
 
 
 class Failing(Dataset):
-    """Fails at index 2 in the way given: an exception, a signal to its process, or never coming back."""
+    """Fails at index 2 in the way given: by an exception, or a signal to its process."""
 
     def __init__(self, how: str) -> None:
         self.how = how
@@ -329,8 +352,6 @@ class Failing(Dataset):
             raise ValueError("sample 2 is damaged")
         if index == 2 and self.how == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
-        if index == 2:
-            threading.Event().wait()
         return torch.tensor([index])
 
 
@@ -353,6 +374,21 @@ def test_section12_a_process_that_fails_or_dies(how, workers, text):
     assert not loader._accessor._finalizer.still_active()
     with pytest.raises(Error, match="has been terminated"):
         iter(loader)
+
+
+class Busy(Dataset):
+    """The number of the loading process; from `index` on it never comes back."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        if index >= self.index:
+            threading.Event().wait()
+        return torch.tensor([os.getpid()])
 
 
 class Unknown(Exception):
@@ -394,16 +430,30 @@ def test_section12_a_process_killed_from_outside(running):
         list(iterator)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_section12_terminate_ends_a_loader_that_is_busy(workers):
+@pytest.mark.parametrize(
+    ("workers", "index"),
+    [
+        (0, 2),
+        (2, 2),  # the loading process waits for a worker
+        (2, 3),  # it waits for room in the ring, its workers are busy
+    ],
+)
+def test_section12_terminate_ends_a_loader_that_is_busy(workers, index, capfd, monkeypatch):
+    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)  # pytest's keeps what destructors raise
     loader = DataLoader(
-        make_options(), Failing("hang"), mode=DataLoaderMode.Async, num_workers=workers, async_options=FORK
+        make_options(),
+        Busy(index),
+        mode=DataLoaderMode.Async,
+        num_workers=workers,
+        persistent_workers=False,
+        async_options={**FORK, "buffer_size": 1},
     )
     batches = iter(loader)
-    assert next(batches).item() == 0
-    pid = loader._accessor._process.pid
+    pids = {loader._accessor._process.pid, *(next(batches).item() for _ in range(2))}
+    assert len(pids) == workers + 1
     loader.terminate()
-    assert not lives(pid)
+    wait_until(lambda: not any(map(lives, pids)))
+    assert capfd.readouterr().err == ""  # nothing is told of how they ended
     with pytest.raises(Error, match="has been terminated"):  # not the end of an epoch
         next(batches)
     loader.terminate()  # nothing left to do
