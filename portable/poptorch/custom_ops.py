@@ -6,13 +6,15 @@ for tests and prototypes.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import DynamicOutputShapeException, UnsupportedOperatorException
+from torch._subclasses.fake_tensor import DynamicOutputShapeException
 
+from . import notices
 from .engine import opaque, tracing
 from .poptorch_core import createPoptorchError
 
@@ -57,17 +59,27 @@ def custom_op(
     if tracing.current() is None:
         return [torch.zeros_like(example) for example in example_outputs]
     label = f"{domain}.{name}"
-    kernel = _KERNELS.get((name, domain, domain_version)) or _compiled_kernel(name, domain, domain_version)
+    inputs = list(inputs)
+    kernel, context = _KERNELS.get((name, domain, domain_version)), contextlib.nullcontext()
+    if kernel is None:
+        kernel, context = _compiled_kernel(name, domain, domain_version), torch._C.DisableTorchFunction()
+        if tracing.current().training and not _has_gradient(kernel):
+            notices.once(
+                ("custom op without a gradient", kernel),
+                f"The custom op {label} has no gradient (its library registers no autograd kernel): none passes it.",
+            )
+            inputs = [tensor.detach() for tensor in inputs]
     try:
-        outputs = _as_list(kernel(*inputs, **attributes))
-    except (UnsupportedOperatorException, DynamicOutputShapeException):
-        # The library says nothing about shapes: the example outputs do.
-        return opaque.record(
-            lambda *tensors: _as_list(kernel(*tensors, **attributes)),
-            list(inputs),
-            [(example.shape, example.dtype) for example in example_outputs],
-        )
+        with context:  # a kernel in Python is traced like the program, a native one is left as it is
+            outputs = _as_list(kernel(*inputs, **attributes))
     except (RuntimeError, TypeError) as error:
+        if opaque.lacks_shapes(error) or isinstance(error, DynamicOutputShapeException):
+            # The library says nothing about shapes: the example outputs do.
+            return opaque.record(
+                lambda *tensors: _as_list(kernel(*tensors, **attributes)),
+                inputs,
+                [(example.shape, example.dtype) for example in example_outputs],
+            )
         raise createPoptorchError(f"The custom op {label} could not be traced: {error}") from error
     _compare(label, outputs, example_outputs)
     return outputs
@@ -84,6 +96,15 @@ def _compiled_kernel(name: str, domain: str, domain_version: int) -> Callable[..
             f"{namespace}::{operator_name} is registered. Load the library that defines it first "
             "(torch.ops.load_library)."
         ) from error
+
+
+def _has_gradient(operator: torch._ops.OpOverloadPacket) -> bool:
+    keys = ("Autograd", "AutogradCPU", "AutogradCUDA", "CompositeImplicitAutograd")
+    return any(
+        torch._C._dispatch_has_kernel_for_dispatch_key(getattr(operator, name).name(), key)
+        for name in operator.overloads()
+        for key in keys
+    )
 
 
 def _as_list(outputs: Any) -> list[torch.Tensor]:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import _disable_current_modes
 
 from . import print_format
 from .engine import opaque, tracing
@@ -37,9 +36,7 @@ class CPU:
         tensors, structure = Structure.of((input, kwargs))
         if not tensors:
             raise createPoptorchError(f"poptorch.CPU {self._id!r} was called without a tensor.")
-        with _disable_current_modes(), torch._C.DisableTorchFunction(), torch.no_grad():
-            ones = [torch.ones(tensor.shape, dtype=tensor.dtype) for tensor in tensors]
-            examples, result = Structure.of(self._run(structure, ones))
+        examples, result = Structure.of(opaque.on_ones(lambda *ones: self._run(structure, list(ones)), tensors))
         shapes = [(example.shape, example.dtype) for example in examples]
 
         def call(*inputs: torch.Tensor) -> list[torch.Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from programs import Body, assert_trains_like, infer, make_options, parameter
+from programs import Body, assert_trains_like, gradient_of, infer, make_options, parameter
 
 import poptorch
 
@@ -81,6 +81,35 @@ def test_in_a_plain_call_it_gives_zeros_like_the_examples():
     assert [tensor.tolist() for tensor in out] == [[0.0] * 5, [0]] and out[1].dtype == torch.int32
 
 
+def test_example_outputs_are_the_shapes_of_an_op_without_a_shape_function():
+    def forward(m, x):
+        return poptorch.custom_op([x], "NoShape", "com.example.test", 1, [x])[0] * 2
+
+    assert infer(forward, torch.ones(4), options=make_options(2)).tolist() == [2.0] * 4
+
+
+@pytest.mark.parametrize("call_it", [lambda x: torch.ops.com_example_test.NoShape(x), lambda x: no_shape(x)])
+def test_an_op_without_a_shape_function_may_be_called_directly(call_it):
+    RUNS.clear()
+    out = infer(lambda m, x: call_it(x).sum() + call_it(x[:1]), torch.ones(4), options=make_options(2))
+    assert out.tolist() == [3.0, 3.0]
+
+
+def test_no_gradient_passes_through_an_op_that_has_none(capsys):
+    library = torch.library.Library("com_example_test", "FRAGMENT")
+    library.define("Twice(Tensor x) -> Tensor")
+    library.impl("Twice", lambda x: x * 2, "CPU")
+    torch.library.register_fake("com_example_test::Twice", torch.empty_like, lib=library)
+
+    def forward(m, x):
+        return poptorch.identity_loss(
+            poptorch.custom_op([x * m.w], "Twice", "com.example.test", 1, [x])[0] + m.w * 3, "sum"
+        )
+
+    assert gradient_of(forward, torch.ones(2), w=torch.nn.Parameter(torch.ones(2)))["w"].tolist() == [3, 3]
+    assert "com.example.test.Twice has no gradient" in capsys.readouterr().err
+
+
 def test_what_is_refused_while_tracing():
     x = torch.ones(2)
     text = "No kernel for the custom op com.example.test.Missing version 1: no torch operator com_example_test::Missing"
@@ -88,8 +117,8 @@ def test_what_is_refused_while_tracing():
         infer(lambda m, x: call(x, x, name="Missing"), x)
     with pytest.raises(poptorch.Error, match="returned \\(2,\\) torch.float32, but its example output is \\(3,\\)"):
         infer(lambda m, x: call(x, x, examples=[torch.ones(3), torch.ones(3)]), x)
-    with pytest.raises(poptorch.Error, match="could not be traced"):
-        infer(lambda m, x: poptorch.custom_op([x], "NoShape", "com.example.test", 1, [x]), x)
+    with pytest.raises(poptorch.Error, match="could not be traced: .*missing value for argument 'y'"):
+        infer(lambda m, x: poptorch.custom_op([x], "ScaleTwice", "com.example.test", 1, [x]), x)
     with pytest.raises(poptorch.Error, match="has 2 outputs, but 1 example outputs were given"):
         infer(lambda m, x: call(x, x, examples=[x]), x)
 

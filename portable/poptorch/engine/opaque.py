@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import UnsupportedOperatorException
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 _LIBRARY = torch.library.Library("poptorch_opaque", "FRAGMENT")
 _LIBRARY.define("call(int number, Tensor[] inputs) -> Tensor[]")
@@ -35,6 +39,53 @@ def record(
     number = next(_numbers)
     _pending[number] = (function, outputs)
     return list(_CALL(number, inputs))
+
+
+def lacks_shapes(error: Exception) -> bool:
+    """Whether tracing failed because the library of an operator registers no shape function for it."""
+    return isinstance(error, UnsupportedOperatorException) or "no fake impl" in str(error)
+
+
+def on_ones(function: Callable[..., Any], tensors: list[torch.Tensor]) -> Any:
+    """`function` of ones like `tensors`, computed outside the trace: its results' shapes and types are those wanted."""
+    with _disable_current_modes(), torch._C.DisableTorchFunction(), torch.no_grad():
+        return function(*[torch.ones(tensor.shape, dtype=tensor.dtype) for tensor in tensors])
+
+
+def call_native(operator: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """`operator(*args, **kwargs)`, an operator of some library; where it has no shape function, ones tell the shapes.
+
+    Raises what the operator raises if it gives anything but tensors, or changes its arguments.
+    """
+    try:
+        return operator(*args, **kwargs)
+    except RuntimeError as error:
+        if not lacks_shapes(error) or _changes_arguments(operator):
+            raise
+        refusal = error
+    leaves, structure = tree_flatten((args, kwargs))
+    tensors = {position: leaf for position, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)}
+    constants = [None if position in tensors else leaf for position, leaf in enumerate(leaves)]
+
+    def run(*values: torch.Tensor) -> Any:
+        filled = constants.copy()
+        for position, value in zip(tensors_at, values, strict=True):
+            filled[position] = value
+        filled_args, filled_kwargs = tree_unflatten(filled, structure)
+        return operator(*filled_args, **filled_kwargs)
+
+    tensors_at, inputs = list(tensors), list(tensors.values())
+    examples, result = tree_flatten(on_ones(run, inputs))
+    if not all(isinstance(example, torch.Tensor) for example in examples):
+        raise refusal
+    shapes = [(example.shape, example.dtype) for example in examples]
+    return tree_unflatten(record(lambda *values: tree_flatten(run(*values))[0], inputs, shapes), result)
+
+
+def _changes_arguments(operator: Any) -> bool:
+    packet = isinstance(operator, torch._ops.OpOverloadPacket)
+    overloads = [getattr(operator, name) for name in operator.overloads()] if packet else [operator]
+    return any(overload._schema.is_mutable for overload in overloads)
 
 
 def replace_calls(graph: torch.fx.Graph) -> None:

@@ -14,7 +14,7 @@ from torch._subclasses import FakeTensor
 from torch.overrides import TorchFunctionMode
 
 from ..poptorch_core import Error, createPoptorchError
-from . import devices, functions, lenient, markers
+from . import devices, functions, lenient, markers, opaque
 
 # torch functions that are a loss by themselves (spec section 4).
 LOSS_FUNCTIONS = frozenset(
@@ -65,6 +65,8 @@ _METADATA |= {torch.Tensor.storage_offset, torch.Tensor.is_contiguous, torch.Ten
 _DROPOUT = frozenset(
     {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout}
 )
+# Namespaces of torch's own operators: what has no shape function there has shapes that depend on values.
+_OWN = frozenset({"aten", "prim", "prims"})
 
 
 def value_unknown(what: str) -> Error:
@@ -102,7 +104,7 @@ class ProgramMode(TorchFunctionMode):
         if getattr(func, "__name__", "") == "__get__" or func in _METADATA:
             return func(*args, **kwargs)
         if isinstance(func, torch._ops.OpOverload):  # a step of tracing itself, or a native operator
-            return func(*args, **kwargs)
+            return func(*args, **kwargs) if func.namespace in _OWN else opaque.call_native(func, args, kwargs)
         result = self._call(func, args, kwargs)
         return result if torch.is_grad_enabled() else _detached(result, args)
 
@@ -124,6 +126,8 @@ class ProgramMode(TorchFunctionMode):
             result = functions.ctc_loss(*args, **kwargs) if func is F.ctc_loss else func(*args, **kwargs)
             markers.MARK_LOSS(result, str(kwargs.get("reduction", "mean")))
             return result
+        if isinstance(func, torch._ops.OpOverloadPacket):
+            return opaque.call_native(func, args, kwargs)
         result = lenient.REPLACED.get(func, func)(*args, **kwargs)
         _check_not_empty(result, args)
         return devices.adopted(func, result)
