@@ -459,6 +459,7 @@ def test_the_serialisation_factor_bounds_the_block():
 COPIES = torch.library.Library("com_example_copies", "DEF")
 COPIES.define("Copy(Tensor x) -> Tensor", tags=(torch.Tag.view_copy,))
 COPIES.impl("Copy", lambda x: x.clone(), "CompositeExplicitAutograd")
+torch.library.register_autograd("com_example_copies::Copy", lambda context, gradient: gradient, lib=COPIES)
 
 
 def test_a_custom_op_that_says_it_copies_is_looked_through():
