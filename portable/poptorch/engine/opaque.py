@@ -60,7 +60,7 @@ def call_native(operator: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     try:
         return operator(*args, **kwargs)
     except RuntimeError as error:
-        if not lacks_shapes(error) or _changes_arguments(operator):
+        if not lacks_shapes(error) or not _is_foreign_function(operator):
             raise
         refusal = error
     leaves, structure = tree_flatten((args, kwargs))
@@ -82,10 +82,14 @@ def call_native(operator: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     return tree_unflatten(record(lambda *values: tree_flatten(run(*values))[0], inputs, shapes), result)
 
 
-def _changes_arguments(operator: Any) -> bool:
+def _is_foreign_function(operator: Any) -> bool:
+    """Whether an operator is none of torch's, where shapes may depend on values, and leaves its arguments as they are.
+
+    One call tells nothing of others otherwise.
+    """
     packet = isinstance(operator, torch._ops.OpOverloadPacket)
     overloads = [getattr(operator, name) for name in operator.overloads()] if packet else [operator]
-    return any(overload._schema.is_mutable for overload in overloads)
+    return not any(each.namespace in ("aten", "prim", "prims") or each._schema.is_mutable for each in overloads)
 
 
 def replace_calls(graph: torch.fx.Graph) -> None:

@@ -65,8 +65,6 @@ _METADATA |= {torch.Tensor.storage_offset, torch.Tensor.is_contiguous, torch.Ten
 _DROPOUT = frozenset(
     {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout}
 )
-# Namespaces of torch's own operators: what has no shape function there has shapes that depend on values.
-_OWN = frozenset({"aten", "prim", "prims"})
 
 
 def value_unknown(what: str) -> Error:
@@ -104,7 +102,7 @@ class ProgramMode(TorchFunctionMode):
         if getattr(func, "__name__", "") == "__get__" or func in _METADATA:
             return func(*args, **kwargs)
         if isinstance(func, torch._ops.OpOverload):  # a step of tracing itself, or a native operator
-            return func(*args, **kwargs) if func.namespace in _OWN else opaque.call_native(func, args, kwargs)
+            return opaque.call_native(func, args, kwargs)
         result = self._call(func, args, kwargs)
         return result if torch.is_grad_enabled() else _detached(result, args)
 
