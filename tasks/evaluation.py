@@ -42,7 +42,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     planned = session.plan()
     with Interruption(_NOTICE) as interruption:
         results = run_all(planned, lambda: interruption.asked)
-    if ranks.part()[0] == 0:
+    if ranks.is_first():
         print(report.table(results, session.config))
         if args.json:
             report.write_json(args.json, report.as_json(results, args.pretrained_checkpoint, session.config))

@@ -19,6 +19,7 @@ from arguments import parse_evaluate_args
 from model.argument_checks import refuse
 from model.scoring import Item, Scorer
 from tasks.lambada import item_of, score_bucketed
+from tasks.ranks import combine, is_first
 from tasks.windows import RollingWindows
 from tokenizer import Tokenizer
 
@@ -46,7 +47,7 @@ class HarnessModel(LM):
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         """(log-likelihood in nats, whether it is the greedy one) of each continuation after its context."""
         items = [self._item(*request.args) for request in requests]
-        found = score_bucketed(self._scorer, items)
+        found = combine(score_bucketed(self._scorer, items))
         losses = found.losses.sum(axis=1, dtype=np.float64)
         return [(-float(loss), bool(hits[:count].all())) for loss, hits, count in zip(losses, found.hits, found.counts)]
 
@@ -56,7 +57,7 @@ class HarnessModel(LM):
         cuts = [RollingWindows([text], self._window, self._tokenizer.eot_id) for text in texts]
         length = max(cut.length for cut in cuts)
         items = [item for cut in cuts for item in cut]
-        losses = self._scorer.score(items, length, None).losses.sum(axis=1, dtype=np.float64)
+        losses = combine(self._scorer.score(items, length, None)).losses.sum(axis=1, dtype=np.float64)
         ends = np.cumsum([len(cut) for cut in cuts])
         return [-float(part.sum()) for part in np.split(losses, ends[:-1])]
 
@@ -118,8 +119,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     except ValueError as error:
         refuse(PROGRAM, [str(error)])
-    print(make_table(found))
-    if args.json:
+    if is_first():
+        print(make_table(found))
+    if args.json and is_first():
         write_json(args.json, json.loads(json.dumps(found["results"], default=str)))
     return 0
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import popdist
+from typing import Sequence
 
+import numpy as np
+
+from model.ipu_options import instance
 from model.scoring import Scores
 
 
-def part() -> tuple[int, int]:
-    """(number of this process, number of processes)."""
-    return (popdist.getInstanceIndex(), popdist.getNumInstances()) if popdist.isPopdistEnvSet() else (0, 1)
+def is_first() -> bool:
+    """Whether this process is the one that prints and writes."""
+    return instance()[0] == 0
 
 
 def combine(scores: Scores) -> Scores:
@@ -17,21 +20,35 @@ def combine(scores: Scores) -> Scores:
 
     Every process must call it. Raises RuntimeError if the processes cannot reach each other.
     """
-    if part()[1] == 1:
-        return scores
+    _add_up(scores)
+    return scores
+
+
+def agree(asked: bool) -> bool:
+    """Whether any process asks. Every process must call it. Raises RuntimeError as `combine`."""
+    votes = np.asarray([asked], np.int64)
+    _add_up([votes])
+    return bool(votes[0])
+
+
+def _add_up(arrays: Sequence[np.ndarray]) -> None:
+    """Each array becomes the sum over all processes of what they have there."""
+    index, count = instance()
+    if count == 1:
+        return
     import torch
     import torch.distributed as dist
 
-    if not dist.is_initialized():
-        try:
-            dist.init_process_group("gloo")
-        except (ValueError, RuntimeError) as error:
-            raise RuntimeError(
-                f"the processes of this run cannot exchange their results ({error})\n"
-                "HINT: start them with torchrun, or set MASTER_ADDR and MASTER_PORT for all of them"
-            ) from error
-    for array in scores:
-        tensor = torch.from_numpy(array).to(torch.float64)
-        dist.all_reduce(tensor)
-        array[...] = tensor.numpy()
-    return scores
+    try:
+        if not dist.is_initialized():
+            dist.init_process_group("gloo", rank=index, world_size=count)
+        for array in arrays:
+            tensor = torch.from_numpy(array).to(torch.float64)  # exact for counts below 2^53
+            dist.all_reduce(tensor)
+            array[...] = tensor.numpy()
+    except (ValueError, RuntimeError) as error:
+        raise RuntimeError(
+            f"the processes of this run cannot exchange their results ({str(error).splitlines()[0]})\n"
+            "HINT: start them with torchrun, or set MASTER_ADDR and MASTER_PORT for all of them; if one has ended with "
+            "an error of its own, correct that first"
+        ) from error

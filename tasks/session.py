@@ -13,7 +13,7 @@ import poptorch
 from model.checkpoint import load_pretrained
 from model.config import GPT2Config
 from model.gpt2 import GPT2LMHeadModel
-from model.ipu_options import forward_options, join_instances
+from model.ipu_options import forward_options, instance, join_instances
 from model.placement import outline, place, serialize_head
 from model.scoring import Scorer
 from tasks import ranks, texts
@@ -35,7 +35,7 @@ def fitting_tokenizer(args: argparse.Namespace, config: GPT2Config) -> Tokenizer
             f"entries, the tokenizer {tokenizer.vocab_size:,}. Put the tokenizer.json it was trained with into that "
             "folder"
         )
-    if tokenizer.vocab_size < config.real_vocab_size:
+    if tokenizer.vocab_size < config.real_vocab_size and ranks.is_first():
         print(f"the tokenizer has {tokenizer.vocab_size:,} entries, the vocabulary {config.real_vocab_size:,}")
     return tokenizer
 
@@ -71,11 +71,12 @@ class Session:
         gpt2 = load_model(args)
         self.config = gpt2.config
         self.tokenizer = fitting_tokenizer(args, self.config)
-        for line in place(gpt2, args.layers_per_ipu, training=False) if len(args.layers_per_ipu) > 1 else ():
-            print(line)
+        placement = place(gpt2, args.layers_per_ipu, training=False) if len(args.layers_per_ipu) > 1 else []
+        if placement and ranks.is_first():
+            print("\n".join(placement))
         serialize_head(gpt2, args.embedding_serialization_factor)
         outline(gpt2)
-        self.scorer = Scorer(gpt2, lambda: forward_options(args), args.batch_size, ranks.part())
+        self.scorer = Scorer(gpt2, lambda: forward_options(args), args.batch_size, instance())
         self._planner = Planner(self.tokenizer, args.seq_length, args.overlapping_eval, args.eod_mask_loss)
 
     def plan(self) -> list[Evaluation]:
@@ -101,7 +102,7 @@ class Session:
     def progress(self, name: str, items: int, tokens: int) -> Progress:
         """Silent in all processes but the first."""
         interval = self.args.log_interval
-        return Progress(name, items, tokens, interval, quiet=ranks.part()[0] > 0)
+        return Progress(name, items, tokens, interval, quiet=not ranks.is_first())
 
 
 class Evaluation:
@@ -172,7 +173,7 @@ def run_all(planned: Sequence[Evaluation], asked: Asked) -> list[Result]:
     """The results of all evaluations; of those reached when `asked` became true."""
     results: list[Result] = []
     for evaluation in planned:
-        if asked():
+        if ranks.agree(asked()):  # the other processes would wait for one that has gone
             break
         results += evaluation.run(asked)
     return results

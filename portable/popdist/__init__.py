@@ -10,21 +10,14 @@ import os
 from collections.abc import Callable, Collection
 from typing import Any
 
-from poptorch.poptorch_core import createPoptorchError
-
 
 def init() -> None:
     """Joins the processes of the run.
 
-    Raises:
-        poptorch.Error: there is more than one process, which this runtime cannot do yet.
+    Forward-only programs need nothing of each other; training as one of several is refused by poptorch.trainingModel.
+    ValueError if RANK and WORLD_SIZE do not go together.
     """
-    processes = getNumInstances()
-    if processes > 1:
-        raise createPoptorchError(
-            f"running as {processes} processes (WORLD_SIZE={processes}) is not available yet in this runtime: start "
-            "the program as one process, without torchrun, or unset WORLD_SIZE and RANK"
-        )
+    getInstanceIndex()
 
 
 def isPopdistEnvSet() -> bool:

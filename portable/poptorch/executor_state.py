@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from . import auto_report, compilation, compile_hooks, engine_options, hosting, notices, optim
+from . import auto_report, compilation, compile_hooks, engine_options, hosting, notices, optim, option_effects
 from .device import policy as device_policy
 from .engine import hyperparameters
 from .engine.probe import Probe
@@ -46,6 +46,8 @@ class ExecutorState:
                 "You must set poptorch.Options().Training.gradientAccumulation to 1 or leave it as its default (1) "
                 "when running inference."
             )
+        if training:
+            option_effects.refuse_training(self._options)
         notices.report_without_effect(self._options)
         engine_options.report_folder(self._options)  # a mistake in it is told now, not after tracing
         self._model = hosting.executor_copy(self._user_model)

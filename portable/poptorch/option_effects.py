@@ -21,7 +21,7 @@ REFUSED = "refused"  # for the values that `refuses` picks out; the others ask f
 
 @dataclass(frozen=True)
 class Effect:
-    """Fate of one option; `refuses(options)` tells whether the value set is one that is refused, `why` the reason."""
+    """Fate of one option; `refuses(options)` tells whether training refuses the value that is set, `why` the reason."""
 
     kind: str
     refuses: Callable[[Any], bool] | None = None
@@ -39,7 +39,8 @@ def _without_effect(*names: str) -> dict[str, Effect]:
 _ONE_PROCESS = Effect(
     REFUSED,
     lambda options: options.Distributed.numProcesses > 1,
-    "more than one process is not available yet in this runtime: start a single one, or call Distributed.disable()",
+    "training as more than one process is not available yet in this runtime: start a single one, without a launcher, "
+    "or call Distributed.disable()",
 )
 
 EFFECTS: dict[str, Effect] = {
@@ -115,18 +116,29 @@ def without_effect(options: Any) -> list[str]:
     return sorted(names) + sorted(f"_Popart.set({key!r})" for key in keys)
 
 
-def refuse(options: Any) -> None:
-    """Raises poptorch.Error naming every option whose value is refused, with the remedy.
+def refuse_training(options: Any) -> None:
+    """Raises poptorch.Error naming every option whose value is refused for training, with the remedy.
 
-    Not only options that the program set: the number of processes may come from the environment.
+    Not only options that the program set: the number of processes may come from the environment. Forward-only programs
+    need nothing of the other processes.
     """
     problems = {}
     for name, effect in EFFECTS.items():
         if effect.refuses is not None and effect.refuses(options):
             problems.setdefault(effect.why, f"{name}: {effect.why}")
+    _raise(problems)
+
+
+def refuse_keys(options: Any) -> None:
+    """Raises poptorch.Error naming every PopART key whose value is refused, with the reason."""
+    problems = {}
     for key in sorted(options._Popart.keys_set & popart_keys.REFUSED.keys()):
         refuses, why = popart_keys.REFUSED[key]
         if refuses(options._Popart.get(key)):
             problems[key] = f"_Popart.set({key!r}): {why}"
+    _raise(problems)
+
+
+def _raise(problems: dict[str, str]) -> None:
     if problems:
         raise createPoptorchError("These options cannot be honoured. " + "; ".join(problems.values()) + ".")

@@ -222,7 +222,7 @@ class Options(PlacementOptions):
         """The checks that need all options together; the executor calls it when it compiles.
 
         Raises:
-            poptorch.Error: unknown PopART key or wrong type; an option that this runtime refuses; EveryN with a
+            poptorch.Error: unknown PopART key or wrong type; one that this runtime refuses; EveryN with a
                 period that does not divide the device iterations.
             ValueError: an input group size that does not divide the replication factor.
         """
@@ -233,7 +233,7 @@ class Options(PlacementOptions):
                 f"OutputMode.EveryN: deviceIterations ({self.device_iterations}) must be a multiple of "
                 f"output_return_period ({self.output_return_period})"
             )
-        option_effects.refuse(self)
+        option_effects.refuse_keys(self)
 
 
 def checked(options: Any) -> Options:

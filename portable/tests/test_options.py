@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from poptorch import enums, notices, option_effects, popart_keys
+from poptorch import enums, inferenceModel, notices, option_effects, popart_keys, trainingModel
 from poptorch.options import ConfigFileError, Options, TensorLocationSettings, checked
 from poptorch.poptorch_core import Error
 from poptorch.strategies import PipelinedExecution, ShardedExecution
@@ -486,18 +486,26 @@ def test_nothing_is_swallowed(name):
     assert reported == ([name] if effect.kind == option_effects.WITHOUT_EFFECT else [])
     if effect.kind == option_effects.REFUSED and not name.endswith("setEnvVarNames"):  # its variables are not set
         with pytest.raises(Error, match=effect.why.split(":")[0]):
-            options.validate()
-    else:
-        options.validate()
+            trainingModel(torch.nn.Linear(1, 1), options)
+    options.validate()
+
+
+def test_a_process_of_several_runs_forward_only(monkeypatch):
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "1")
+    model = torch.nn.Linear(1, 1)
+    assert torch.equal(inferenceModel(model, Options())(torch.ones(3, 1)), model(torch.ones(3, 1)))
+    with pytest.raises(Error, match="training as more than one process is not available yet"):
+        trainingModel(model, Options())
 
 
 def test_refusals_are_told_together():
     options = Options()
-    options.Distributed.configureProcessId(0, 2)
+    options._Popart.set("globalReplicationFactor", 2)
     options._Popart.set("compileEngine", False)
     with pytest.raises(Error) as caught:
         options.validate()
-    assert "configureProcessId" in str(caught.value) and "compileEngine" in str(caught.value)
+    assert "globalReplicationFactor" in str(caught.value) and "compileEngine" in str(caught.value)
 
 
 def example_of(kind: str):
