@@ -56,12 +56,17 @@ class ScoringModel(nn.Module):
 
     def _block(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """(B, t, C), (B, t) -> (B, t), (B, t)"""
-        target = targets.flatten().long()
-        logits = self.gpt2.lm_head(hidden).flatten(0, 1)  # (B t, V)
-        # Half logits are summed up as float32: exp and sum over 50,272 entries need the range.
-        loss = F.cross_entropy(logits.float(), target, ignore_index=IGNORED, reduction="none")
-        hits = (logits.argmax(dim=-1) == target).int()  # -100 is nobody's argmax
-        return loss.view_as(targets), hits.view_as(targets)
+        return token_scores(self.gpt2.lm_head(hidden), targets)
+
+
+def token_scores(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, P, V), (B, P) -> losses (B, P) float32, 0 where the target is -100; hits (B, P) int32."""
+    target = targets.flatten().long()
+    logits = logits.flatten(0, 1)  # (B P, V)
+    # Half logits are summed up as float32: exp and sum over 50,272 entries need the range.
+    loss = F.cross_entropy(logits.float(), target, ignore_index=IGNORED, reduction="none")
+    hits = (logits.argmax(dim=-1) == target).int()  # -100 is nobody's argmax
+    return loss.view_as(targets), hits.view_as(targets)
 
 
 class Item(NamedTuple):
@@ -97,17 +102,64 @@ def go_on(done: int) -> bool:
     return False
 
 
-class Scorer:
-    """Feeds items to the device in batches of one shape. Whatever the batch, every item is scored once.
+class ItemScorer:
+    """Feeds items to a model in batches of one shape. Whatever the batch, every item is scored once.
 
-    The last batch is filled up with rows that have no target. One program is on the device at a time: a new shape
-    takes the place of the last one.
+    The last batch is filled up with rows that have no target. A subclass says how a batch is run.
+
+    Args:
+        window: inputs that the model can see at most.
+        part: (i, n): of the batches, those with number i modulo n are this process's; it leaves the others out.
+    """
+
+    def __init__(self, window: int, part: tuple[int, int] = (0, 1)) -> None:
+        self.window, self._part = window, part
+
+    def score(self, items: Sequence[Item], length: int, width: int | None, stop: Stop = go_on) -> Scores:
+        """Score `items` of up to `length` inputs and `width` targets; None: as many as inputs, where most are scored.
+
+        `stop` is told after each call how many items were dealt with and ends the work by returning True.
+
+        Raises ValueError if an item, or the model, is too small.
+        """
+        if length > self.window:
+            raise ValueError(
+                f"a window of {length} tokens, but the model sees {self.window}; use --seq-length {self.window} or less"
+            )
+        rows = self._prepare(length, width)
+        found = Scores.empty(len(items), width or length)
+        index, count = self._part
+        starts = range(index * rows, len(items), count * rows)
+        for number, start in enumerate(starts, start=1):
+            batch = items[start : start + rows]
+            losses, hits = self._run(batch, rows, length, width)
+            for row, item in enumerate(batch):
+                targets = len(item.targets)
+                at = item.positions if width is None else slice(targets)
+                found.losses[start + row, :targets] = losses[row].numpy()[at]
+                found.hits[start + row, :targets] = hits[row].numpy()[at] != 0
+                found.counts[start + row] = targets
+            if stop(min(len(items), number * count * rows)):
+                break
+        return found
+
+    def _prepare(self, length: int, width: int | None) -> int:
+        """Make ready for batches of this shape; how many rows they have."""
+        raise NotImplementedError
+
+    def _run(self, items: Sequence[Item], rows: int, length: int, width: int | None) -> tuple[Tensor, Tensor]:
+        """Losses and hits of a batch, (rows, width) each: at the front of a row, or if None at the targets' places."""
+        raise NotImplementedError
+
+
+class Scorer(ItemScorer):
+    """Scores with a GPT-2 on the device. One program is there at a time: a new shape takes the place of the last one.
 
     Args:
         gpt2: the placed model, in the precision to compute in.
         make_options: gives the options of a forward-only model, anew for each program.
         batch_size: rows of a micro-batch.
-        part: (i, n): of the batches, those with number i modulo n are this process's; it leaves the others out.
+        part: as for ItemScorer.
         end_id: as for ScoringModel.
 
     Dropout is off whatever mode the model is in: PopTorch's forward-only programs have none.
@@ -121,50 +173,25 @@ class Scorer:
         part: tuple[int, int] = (0, 1),
         end_id: int | None = None,
     ) -> None:
-        self.config = gpt2.config
+        super().__init__(gpt2.config.n_positions, part)
         self._model = ScoringModel(gpt2, end_id)
-        self._make_options, self._batch_size, self._part = make_options, batch_size, part
+        self._make_options, self._batch_size = make_options, batch_size
         self._executor: poptorch.PoplarExecutor | None = None
         self._shape: tuple[int, int | None] | None = None
         self._rows = 0
 
-    def score(self, items: Sequence[Item], length: int, width: int | None, stop: Stop = go_on) -> Scores:
-        """Score `items` of up to `length` inputs and `width` targets; None: as many as inputs, where most are scored.
-
-        `stop` is told after each call how many items were dealt with and ends the work by returning True.
-
-        Raises ValueError if an item, or the model, is too small.
-        """
-        if length > self.config.n_positions:
-            raise ValueError(
-                f"a window of {length} tokens, but the checkpoint has n_positions {self.config.n_positions}; use "
-                f"--seq-length {self.config.n_positions} or less"
-            )
-        self._prepare(length, width)
-        found = Scores.empty(len(items), width or length)
-        index, count = self._part
-        starts = range(index * self._rows, len(items), count * self._rows)
-        for number, start in enumerate(starts, start=1):
-            batch = items[start : start + self._rows]
-            losses, hits = self._executor(*self._batch(batch, length, width))
-            for row, item in enumerate(batch):
-                targets = len(item.targets)
-                at = item.positions if width is None else slice(targets)
-                found.losses[start + row, :targets] = losses[row].numpy()[at]
-                found.hits[start + row, :targets] = hits[row].numpy()[at] != 0
-                found.counts[start + row] = targets
-            if stop(min(len(items), number * count * self._rows)):
-                break
-        return found
-
-    def _prepare(self, length: int, width: int | None) -> None:
+    def _prepare(self, length: int, width: int | None) -> int:
         if self._shape == (length, width):
-            return
+            return self._rows
         self.close()
         options = self._make_options()
         self._rows = self._batch_size * options.device_iterations * options.replication_factor
         self._executor = poptorch.inferenceModel(self._model, options)
         self._shape = (length, width)
+        return self._rows
+
+    def _run(self, items: Sequence[Item], rows: int, length: int, width: int | None) -> tuple[Tensor, Tensor]:
+        return self._executor(*batch_of(items, rows, length, width))
 
     def load_weights(self) -> None:
         """The program on the device, if there is one, gets the weights that the host has now."""
@@ -177,20 +204,24 @@ class Scorer:
             self._executor.destroy()
         self._executor = self._shape = None
 
-    def _batch(self, items: list[Item], length: int, width: int | None) -> list[Tensor]:
-        """Inputs, targets and, unless all are scored, positions: int32, (rows, length), (rows, P), (rows, P)."""
-        ids = np.zeros((self._rows, length), np.int32)  # causality keeps what is behind an item out of it
-        targets = np.full((self._rows, width or length), IGNORED, np.int32)
-        positions = np.zeros((self._rows, width or length), np.int32)
-        for row, item in enumerate(items):
-            count = len(item.positions)
-            if len(item.ids) > length or count > targets.shape[1]:
-                raise ValueError(
-                    f"an item of {len(item.ids)} inputs and {count} targets does not fit into {length} and "
-                    f"{targets.shape[1]}"
-                )
-            ids[row, : len(item.ids)] = item.ids
-            positions[row, :count] = item.positions
-            targets[row, item.positions if width is None else slice(count)] = item.targets
-        arrays = [ids, targets] if width is None else [ids, targets, positions]
-        return [torch.from_numpy(array) for array in arrays]
+
+def batch_of(items: Sequence[Item], rows: int, length: int, width: int | None) -> list[Tensor]:
+    """Inputs, targets and, unless all are scored, positions: int32, (rows, length), (rows, P), (rows, P).
+
+    Raises ValueError for an item that is larger.
+    """
+    ids = np.zeros((rows, length), np.int32)  # causality keeps what is behind an item out of it
+    targets = np.full((rows, width or length), IGNORED, np.int32)
+    positions = np.zeros((rows, width or length), np.int32)
+    for row, item in enumerate(items):
+        count = len(item.positions)
+        if len(item.ids) > length or count > targets.shape[1]:
+            raise ValueError(
+                f"an item of {len(item.ids)} inputs and {count} targets does not fit into {length} and "
+                f"{targets.shape[1]}"
+            )
+        ids[row, : len(item.ids)] = item.ids
+        positions[row, :count] = item.positions
+        targets[row, item.positions if width is None else slice(count)] = item.targets
+    arrays = [ids, targets] if width is None else [ids, targets, positions]
+    return [torch.from_numpy(array) for array in arrays]

@@ -3,7 +3,10 @@
     pip install -r requirements-evaluation.txt
     python -m tasks.harness --pretrained-checkpoint DIR --tasks piqa,winogrande --limit 100
 
-Tasks are the harness's own, by name, and YAML files of one's own in the folder --include-path.
+Tasks are the harness's own, by name, and YAML files of one's own in the folder --include-path. A PopTorch model that is
+running in a program of one's own is evaluated there:
+
+    lm_eval.simple_evaluate(HarnessModel(LogitsScorer(executor, rows, window), tokenizer), tasks=["piqa"])
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import numpy as np
 
 from arguments import parse_evaluate_args
 from model.argument_checks import refuse
-from model.scoring import Item, Scorer
+from model.scoring import Item, ItemScorer
 from tasks.lambada import item_of, score_bucketed
 from tasks.ranks import combine, is_first
 from tasks.windows import RollingWindows
@@ -32,17 +35,17 @@ PROGRAM = "tasks/harness.py"
 
 
 class HarnessModel(LM):
-    """A Scorer as a model of the harness: log-likelihoods. Text generation is refused.
+    """A scorer as a model of the harness: log-likelihoods. Text generation is refused.
 
     Args:
-        scorer: of the placed model; its window is the model's n_positions.
+        scorer: a Scorer of a checkpoint (model/scoring.py), or the LogitsScorer of a PopTorch model that is running.
         tokenizer: of the checkpoint; a context that is empty becomes <|endoftext|>.
     """
 
-    def __init__(self, scorer: Scorer, tokenizer: Tokenizer) -> None:
+    def __init__(self, scorer: ItemScorer, tokenizer: Tokenizer) -> None:
         super().__init__()
         self._scorer, self._tokenizer = scorer, tokenizer
-        self._window = scorer.config.n_positions
+        self._window = scorer.window
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         """(log-likelihood in nats, whether it is the greedy one) of each continuation after its context."""

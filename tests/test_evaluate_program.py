@@ -101,7 +101,7 @@ def test_any_text(folder, tmp_path):
 def test_ctrl_c_keeps_what_was_scored(folder, tmp_path, monkeypatch):
     from model.scoring import Scorer
 
-    batch, calls = Scorer._batch, []
+    batch, calls = Scorer._run, []
 
     def interrupted(self, *arguments):
         calls.append(None)
@@ -109,7 +109,7 @@ def test_ctrl_c_keeps_what_was_scored(folder, tmp_path, monkeypatch):
             os.kill(os.getpid(), signal.SIGINT)
         return batch(self, *arguments)
 
-    monkeypatch.setattr(Scorer, "_batch", interrupted)
+    monkeypatch.setattr(Scorer, "_run", interrupted)
     path = tmp_path / "partial.json"
     words = ("--protocols", "adjusted", "--overlapping-eval", 4, "--device-iterations", 1, "--json", path)
     status, out, err = run(folder, *words)

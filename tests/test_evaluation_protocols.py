@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from model.scoring import Scorer
 from tasks import detokenizer, texts
 from tasks.lambada import bucket_lengths, encode_rows, item_of, score_bucketed
+from tasks.logits_scorer import LogitsScorer
 from tasks.protocols import Planner, count_words
 from tasks.windows import DisjointWindows, RollingWindows, SlidingWindows
 from tokenizer import Tokenizer
@@ -172,6 +173,24 @@ def test_lambada_against_transformers():
         assert found.losses[number, :count] == pytest.approx(-picked.numpy(), rel=1e-4)
         assert found.hits[number, :count].tolist() == (logs.argmax(-1).numpy() == item.targets).tolist()
         assert not found.losses[number, count:].any() and found.counts[number] == count
+
+
+def test_a_running_model_scores_as_the_scorer_does():
+    """transformers' GPT-2 as a PopTorch program, with a window of its own, next to the scorer of our model."""
+    bpe = tiny_checkpoint.tokenizer()
+    gpt2 = tiny_checkpoint.model(bpe.vocab_size)
+    theirs = tiny_checkpoint.reference(gpt2).float()
+    running = poptorch.inferenceModel(theirs, options(iterations=2))
+    other = LogitsScorer(running, 4, 24, lambda output: output["logits"])
+    ids = np.asarray(bpe.encode(tiny_checkpoint.TEXT))
+    for cut in (SlidingWindows(ids, 20, 5), DisjointWindows(ids, 24)):
+        ours, found = (one.score(cut, cut.length, cut.width) for one in (scorer(gpt2), other))
+        np.testing.assert_allclose(found.losses, ours.losses, rtol=1e-4, atol=1e-5)
+        assert (found.hits == ours.hits).all() and (found.counts == ours.counts).all()
+    with pytest.raises(ValueError, match="a window of 25 tokens, but the model sees 24"):
+        other.score(DisjointWindows(ids, 26), 25, None)
+    with pytest.raises(ValueError, match="expected logits .4, 24, V.: check rows and window"):
+        LogitsScorer(running, 4, 24, lambda output: output["logits"][:1]).score(cut, cut.length, None)
 
 
 def test_a_context_longer_than_the_window_loses_its_beginning():

@@ -2,6 +2,7 @@
 
 import json
 
+import poptorch
 import pytest
 import tiny_checkpoint
 
@@ -48,6 +49,7 @@ def test_log_likelihoods_are_those_of_the_harness_own_model(tmp_path, monkeypatc
     from test_evaluation_protocols import scorer
 
     from tasks.harness import HarnessModel
+    from tasks.logits_scorer import LogitsScorer
 
     gpt2 = tiny_checkpoint.write(tmp_path)
     (tmp_path / "tasks").mkdir()
@@ -61,16 +63,18 @@ def test_log_likelihoods_are_those_of_the_harness_own_model(tmp_path, monkeypatc
         batch_size=1, max_length=32,
     )  # fmt: skip
     ours = HarnessModel(scorer(gpt2), tiny_checkpoint.tokenizer())
+    executor = poptorch.inferenceModel(gpt2, poptorch.Options().deviceIterations(2))
+    running = HarnessModel(LogitsScorer(executor, 6, 32), tiny_checkpoint.tokenizer())
     manager = TaskManager(include_path=str(tmp_path / "tasks"), include_defaults=False)
     names = ["words", "choices", "rolling"]
     found = [
         simple_evaluate(model, tasks=names, task_manager=manager, log_samples=True, bootstrap_iters=0)
-        for model in (ours, theirs)
+        for model in (ours, running, theirs)
     ]
     for name in names:
-        ours_samples, their_samples = (sorted(one["samples"][name], key=lambda s: s["doc_id"]) for one in found)
-        assert len(ours_samples) == 4
-        for our, their in zip(ours_samples, their_samples):
+        *mine_twice, their_samples = (sorted(one["samples"][name], key=lambda s: s["doc_id"]) for one in found)
+        assert [len(samples) for samples in mine_twice] == [4, 4]
+        for our, their in (pair for samples in mine_twice for pair in zip(samples, their_samples)):
             assert len(our["resps"]) == (3 if name == "choices" else 1)
             for (mine,), (other,) in zip(our["resps"], their["resps"]):
                 if name == "rolling":
