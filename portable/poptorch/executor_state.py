@@ -160,9 +160,7 @@ class ExecutorState:
 
     def _sync_host(self) -> None:
         """The host's weights are about to be used: those of a training executor's device may be newer."""
-        source = hosting.source_of(self._user_model)
-        if source is not None:
-            source.sync()
+        hosting.sync(self._user_model)
 
     def _mark_seen(self) -> None:
         self._followed = hosting.source_of(self._user_model) or self._followed

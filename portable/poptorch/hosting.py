@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import copyreg
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -33,17 +34,21 @@ class WeightSource:
     `version` counts the changes of the weights on the device; `dirty` says that the host has not got the last one.
     """
 
+    _changes = itertools.count(1)
+
     def __init__(self, fetch: Callable[[], None]):
         self._fetch = fetch
         self._suspended = 0
         self.used = False  # a program was compiled for the weights
         self.version = 0
         self.dirty = False
+        self.last_change = 0  # among those of all sources
 
     def changed(self) -> None:
         """The device has new weights."""
         self.version += 1
         self.dirty = True
+        self.last_change = next(self._changes)
 
     def sync(self) -> None:
         """Bring the weights to the host if they are newer on the device."""
@@ -67,7 +72,20 @@ def source_of(model: torch.nn.Module) -> WeightSource | None:
     source = getattr(type(model), "_poptorch_source", None)
     if source is not None:
         return source
-    return next((_source(tensor) for tensor in _tensors(model) if type(tensor) in _HOSTED), None)
+    return next((_sources(tensor)[0] for tensor in _tensors(model) if type(tensor) in _HOSTED), None)
+
+
+def sync(model: torch.nn.Module) -> None:
+    """Bring the weights of `model` to the host from every device that has newer ones."""
+    sources = {source for tensor in _tensors(model) if type(tensor) in _HOSTED for source in _sources(tensor)}
+    source = source_of(model)
+    _sync(sources if source is None else sources | {source})
+
+
+def _sync(sources: Iterable[WeightSource]) -> None:
+    """The weights of several executors that share them are those of the one that trained last."""
+    for source in sorted(sources, key=lambda source: source.last_change):
+        source.sync()
 
 
 def _tensors(model: torch.nn.Module) -> Iterator[torch.Tensor]:
@@ -75,8 +93,9 @@ def _tensors(model: torch.nn.Module) -> Iterator[torch.Tensor]:
     yield from model.buffers()
 
 
-def _source(tensor: torch.Tensor) -> WeightSource:
-    return tensor.__dict__["_poptorch_source"]
+def _sources(tensor: torch.Tensor) -> tuple[WeightSource, ...]:
+    """Of a hosted tensor; several training executors may share it (as parts of different models)."""
+    return tensor.__dict__["_poptorch_sources"]
 
 
 class _HostedParameter(torch.nn.Parameter):
@@ -102,7 +121,7 @@ class _HostedParameter(torch.nn.Parameter):
             isinstance(variable_retrieval_mode, VariableRetrievalMode),
             f"variable_retrieval_mode must be a poptorch.VariableRetrievalMode, got {variable_retrieval_mode!r}",
         )
-        if _source(self).used:
+        if any(source.used for source in _sources(self)):
             raise createPoptorchError("replicaGrouping() must be called before the model is compiled.")
         grouping = replica_groups.ReplicaGrouping(comm_group_type, shards, variable_retrieval_mode)
         replica_groups.set_grouping(self, grouping)
@@ -148,7 +167,7 @@ def _read(func: Callable, args: tuple, kwargs: dict | None) -> Any:
         for value in (*args, *(kwargs or {}).values()):
             for item in value if isinstance(value, (list, tuple)) else (value,):
                 if type(item) in _HOSTED:
-                    _source(item).sync()
+                    _sync(_sources(item))
     with torch._C.DisableTorchFunctionSubclass():
         return func(*args, **(kwargs or {}))
 
@@ -223,47 +242,52 @@ def _copies(state: Any) -> Any:
 
 
 def host(model: torch.nn.Module, source: WeightSource) -> None:
-    """From now on reading a parameter or a buffer of `model` brings the weights back from the device."""
+    """From now on reading a parameter or a buffer of `model` brings the weights back from the device of `source`."""
     for tensor in _tensors(model):
-        hosted = next((hosted for hosted, usual in _HOSTED.items() if type(tensor) is usual), None)
+        before = _sources(tensor) if type(tensor) in _HOSTED else ()
+        if source not in before:
+            _set_sources(tensor, (*before, source))
+
+
+def _set_sources(tensor: torch.Tensor, sources: tuple[WeightSource, ...]) -> None:
+    if type(tensor) in _HOSTED and not sources:
+        del tensor.__dict__["_poptorch_sources"]
+        tensor.__class__ = _HOSTED[type(tensor)]
+    elif sources:
+        hosted = next((hosted for hosted, usual in _HOSTED.items() if type(tensor) in (hosted, usual)), None)
         if hosted is not None:
             tensor.__class__ = hosted
-            tensor.__dict__["_poptorch_source"] = source
+            tensor.__dict__["_poptorch_sources"] = sources
 
 
-def unhost(model: torch.nn.Module) -> None:
-    """The parameters and buffers of `model` are ordinary tensors again."""
+def _unhost(model: torch.nn.Module, source: WeightSource) -> None:
+    """`source` is none of the sources of `model`'s tensors any more."""
     for tensor in _tensors(model):
         if type(tensor) in _HOSTED:
-            del tensor.__dict__["_poptorch_source"]
-            tensor.__class__ = _HOSTED[type(tensor)]
+            _set_sources(tensor, tuple(other for other in _sources(tensor) if other is not source))
 
 
 def unwrap(model: torch.nn.Module) -> None:
     """`model` is what it was before `wrap`."""
-    unhost(model)
+    _unhost(model, type(model)._poptorch_source)
     for parameter in model.parameters():
         replica_groups.forget(parameter)
-    user_class = getattr(type(model), "_poptorch_user_class", None)
-    if user_class is not None:
-        model.__class__ = user_class
+    model.__class__ = type(model)._poptorch_user_class
 
 
 @contextlib.contextmanager
 def plain(model: torch.nn.Module) -> Iterator[None]:
     """Inside this context `model`'s tensors are ordinary ones, for tracing and copying."""
+    hosted = [(tensor, _sources(tensor)) for tensor in _tensors(model) if type(tensor) in _HOSTED]
     source = source_of(model)
-    if source is None:
-        yield
-        return
-    hosted = any(type(tensor) in _HOSTED for tensor in _tensors(model))
-    with source.suspended():
-        unhost(model)
+    with source.suspended() if source is not None else contextlib.nullcontext():
+        for tensor, _ in hosted:
+            _set_sources(tensor, ())
         try:
             yield
         finally:
-            if hosted:
-                host(model, source)
+            for tensor, sources in hosted:
+                _set_sources(tensor, sources)
 
 
 def executor_copy(model: torch.nn.Module) -> torch.nn.Module:

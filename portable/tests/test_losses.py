@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
-from programs import assert_trains_like, gradient_of, parameter, train
+from programs import Body, assert_trains_like, gradient_of, parameter, train
 
 import poptorch
 
@@ -101,9 +101,47 @@ def test_two_losses_even_if_one_is_only_a_metric(used):
         train(forward, X)
 
 
-def test_huber_is_no_loss():
+NOT_LOSSES = {
+    "huber": lambda h, y: F.huber_loss(h, 2 * h),
+    "gaussian_nll": lambda h, y: F.gaussian_nll_loss(h, 2 * h, torch.ones_like(h)),
+    "multi_margin": lambda h, y: F.multi_margin_loss(h, y),
+}
+
+
+@pytest.mark.parametrize("name", NOT_LOSSES)
+def test_some_functions_of_torch_are_losses_only_through_identity_loss(name):
     with pytest.raises(poptorch.Error, match="Couldn't find a loss"):
-        train(lambda m, x: F.huber_loss(x * m.w, x), X)
+        train(lambda m, x, y: NOT_LOSSES[name](x * m.w, y), X, CLASSES.clamp(min=0))
+
+    def forward(m, x, y):
+        return poptorch.identity_loss(NOT_LOSSES[name](x @ m.w, y), "none")
+
+    assert_trains_like(
+        forward, lambda m, x, y: NOT_LOSSES[name](x @ m.w, y), X, CLASSES.clamp(min=0), w=parameter(4, 4)
+    )
+
+
+def test_losses_are_found_when_the_model_is_compiled():
+    model = Body(lambda m, x: (x * m.w).mean(), w=parameter(4))
+    with pytest.raises(poptorch.Error, match="Couldn't find a loss in graph!"):
+        poptorch.trainingModel(model).compile(X)
+    assert poptorch.inferenceModel(model)(X).dim() == 0  # inference needs none
+
+
+def test_any_other_reduction_is_refused_while_tracing():
+    with pytest.raises(AssertionError, match="Unsupported reduction type!"):
+        train(lambda m, x: poptorch.identity_loss(x * m.w, "max"), X)
+
+
+def test_a_loss_module_with_settings():
+    smooth = torch.nn.CrossEntropyLoss(label_smoothing=0.1, ignore_index=2)
+    assert_trains_like(
+        lambda m, x, y: smooth(x @ m.w, y),
+        lambda m, x, y: smooth(x @ m.w, y),
+        X,
+        CLASSES.clamp(min=0),
+        w=parameter(4, 4),
+    )
 
 
 def test_a_loss_that_feeds_a_loss_is_an_ordinary_value():
