@@ -191,7 +191,8 @@ def test_the_list_ends_at_ninety_percent(folder):
     rows = re.findall(r"^ +[\d.]+ +([\d.]+)% +([\d.]+)% +[\d,]+  \S", text, re.MULTILINE)
     shares, running = zip(*((float(a), float(b)) for a, b in rows), strict=True)
     assert list(shares) == sorted(shares, reverse=True)
-    assert running[-1] >= 90.0 and all(value < 90.0 for value in running[:-1])
+    # Figures are rounded: 89.96 reads 90.0 and is not the end yet.
+    assert running[-1] >= 90.0 and all(value <= 90.0 for value in running[:-1])
     covered = float(re.search(r"ms in all, ([\d.]+)% of the wall time", text).group(1))
     assert 95 <= covered <= 105
 

@@ -289,6 +289,25 @@ def test_an_autograd_function_that_returns_its_input():
     assert_trains_like(forward, forward, X, Y, w=parameter(4, 4))
 
 
+class _Sparse(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return None, x * 2, "note"
+
+    @staticmethod
+    def backward(ctx, _, grad, note):
+        return 5 * grad
+
+
+def test_an_autograd_function_that_returns_more_than_tensors():
+    def forward(m, x, y):
+        nothing, doubled, note = _Sparse.apply(x @ m.w)
+        assert nothing is None and note == "note"
+        return F.mse_loss(doubled, y)
+
+    assert_trains_like(forward, forward, X, Y, w=parameter(4, 4))
+
+
 def test_frozen_parameters_do_not_move():
     found = gradient_of(
         lambda m, x, y: F.mse_loss(x @ m.w @ m.frozen, y),

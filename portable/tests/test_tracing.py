@@ -321,3 +321,26 @@ def test_a_transformer_takes_its_mask_as_given():
     later = target.clone()
     later[:, -1] += 1
     assert torch.equal(infer(forward, source, later, layers=layers)[:, :-1], found[:, :-1])
+
+
+def test_backward_hooks_of_modules_have_no_effect_and_say_so(monkeypatch, capsys):
+    monkeypatch.setattr(notices, "_said", set())
+    layer, seen = torch.nn.Linear(2, 2), []
+    layer.register_full_backward_hook(lambda *given: seen.append(given))
+    train(lambda m, x: poptorch.identity_loss(m.layer(x) * m.w, "sum"), torch.ones(2, 2), layer=layer)
+    assert not seen and "Backward hooks" in capsys.readouterr().err
+    layer(torch.ones(1, 2)).sum().backward()  # on the host they do
+    assert seen
+
+
+def test_shapes_that_depend_on_values_are_refused():
+    for forward in (lambda m, x: x[x > 0], lambda m, x: torch.nonzero(x)):
+        with pytest.raises(poptorch.Error, match="shape of output 0 of .* depends on the values"):
+            infer(forward, torch.ones(2, 2))
+    assert infer(lambda m, x: x[x > 0].sum(), torch.ones(2, 2)).item() == 4
+
+
+def test_a_module_of_torchscript_is_refused():
+    scripted = torch.jit.script(torch.nn.Linear(2, 2))
+    with pytest.raises(poptorch.Error, match="TorchScript .layer."):
+        infer(lambda m, x: m.layer(x), torch.ones(2, 2), layer=scripted)

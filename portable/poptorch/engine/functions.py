@@ -30,6 +30,7 @@ class FunctionCall:
     function: type[torch.autograd.Function]
     arguments: tuple[Any, ...]
     single: bool  # it returns one tensor, not a tuple
+    positions: tuple[int, ...] = (0,)  # of the tensors in what it returns; the rest is constants
 
     def target(self, number: int) -> Callable[..., Any]:
         """A function of the tensors alone, to be called by a graph."""
@@ -67,11 +68,11 @@ def recorded(calls: list[FunctionCall]) -> Iterator[None]:
         result = super(_SingleLevelFunction, cls).apply(*args, **kwargs)
         calls[number].single = isinstance(result, torch.Tensor)
         outputs = [result] if isinstance(result, torch.Tensor) else list(result)
-        if not all(isinstance(output, torch.Tensor) for output in outputs):
-            raise createPoptorchError(f"{cls.__name__}.forward() must return tensors to be compiled.")
-        # Nodes of their own even where forward() returns what it was given.
-        outputs = [output.clone() for output in outputs]
-        markers.END_FUNCTION(number, outputs)
+        positions = tuple(i for i, output in enumerate(outputs) if isinstance(output, torch.Tensor))
+        for position in positions:  # nodes of their own even where forward() returns what it was given
+            outputs[position] = outputs[position].clone()
+        calls[number].positions = positions
+        markers.END_FUNCTION(number, [outputs[position] for position in positions])
         return outputs[0] if calls[number].single else tuple(outputs)
 
     _SingleLevelFunction.apply = classmethod(apply)
@@ -121,7 +122,7 @@ def _replace(
         last = node = graph.call_function(call.target(number), tuple(inputs))
     for position, output in enumerate(end.args[1]):
         with graph.inserting_after(last):
-            last = graph.call_function(operator.getitem, (node, position))
+            last = graph.call_function(operator.getitem, (node, call.positions[position]))
         last.meta.update(output.meta)
         output.replace_all_uses_with(last, delete_user_cb=lambda user: user is not end)
     for erased in [end, *reversed(region), begin]:

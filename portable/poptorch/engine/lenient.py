@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -70,6 +71,23 @@ def masks_taken_as_given() -> Iterator[None]:
         yield
     finally:
         setattr(module, name, original)
+
+
+@contextlib.contextmanager
+def without_backward_hooks() -> Iterator[None]:
+    """Inside this context the backward hooks of modules are left alone: no backward pass of Python's is ever run."""
+    kind = torch.utils.hooks.BackwardHook
+    before = kind.setup_input_hook, kind.setup_output_hook
+
+    def ignored(self: torch.utils.hooks.BackwardHook, values: Any) -> Any:
+        notices.once("backward hook", "Backward hooks of modules have no effect in a PopTorch model.")
+        return values
+
+    kind.setup_input_hook = kind.setup_output_hook = ignored
+    try:
+        yield
+    finally:
+        kind.setup_input_hook, kind.setup_output_hook = before
 
 
 def _gaussian_nll_loss(

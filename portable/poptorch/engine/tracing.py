@@ -20,7 +20,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from .. import notices
 from ..poptorch_core import Error, createPoptorchError
-from . import devices, functions, lenient, opaque
+from . import devices, functions, lenient, members, opaque
 from .program_mode import ProgramMode, value_unknown
 from .recording import PythonState, record, silent_repetition
 
@@ -107,7 +107,7 @@ class _Entry(torch.nn.Module):
     def forward(self, *leaves: torch.Tensor) -> tuple[torch.Tensor, ...]:
         # Callables of module attributes may not keep state across export (it rolls attributes back), so `_call`
         # writes what it learns into its own closure.
-        before = _tensors(self.model)
+        before = members.held_tensors(self.model)
         self._context.input_ids.clear()
         self._context.input_ids.update(map(id, leaves))
         self._context.before_forward()
@@ -116,6 +116,7 @@ class _Entry(torch.nn.Module):
             lenient.mixed_types(),
             lenient.unvalidated(),
             lenient.masks_taken_as_given(),
+            lenient.without_backward_hooks(),
             devices.host_constructors(),
             self._context.around_forward(),
             ProgramMode(self._context),
@@ -125,7 +126,7 @@ class _Entry(torch.nn.Module):
                 outputs = tuple(self._call(self.model, list(leaves)))
             except GuardOnDataDependentSymNode as error:  # of a torch function that looks at values itself
                 raise value_unknown("The value") from error
-        _check_not_reassigned(self.model, before)
+        members.check_not_reassigned(self.model, before)
         if self._context.left_behind is None:
             self._context.left_behind = PythonState(self.model)
         return outputs
@@ -168,6 +169,7 @@ def trace(
     `leaves` are the tensors of one micro-batch; `call` returns the output tensors. Errors of the contract that
     `forward` meets pass through; anything else torch cannot trace becomes a poptorch.Error that says where.
     """
+    members.check_not_scripted(model)
     entry = _Entry(model, call, context)
     with _tracing(context), torch.enable_grad():
         # PopTorch never calls train() or eval(): each submodule is traced in the mode it is in.
@@ -230,41 +232,6 @@ def _recorded(
     return _traced(module.graph, parameters, buffers, constants, inputs, model)
 
 
-def _tensors(model: torch.nn.Module) -> dict[str, tuple[str, torch.Tensor]]:
-    """{name: (kind, tensor)} of what forward() may not reassign; BatchNorm's statistics are its own affair."""
-    found = {}
-    for prefix, module in model.named_modules():
-        if isinstance(module, torch.nn.modules.batchnorm._NormBase):
-            continue
-        for kind, members in (("Parameter", module._parameters), ("Buffer", module._buffers)):
-            for name, tensor in members.items():
-                if tensor is not None:
-                    found[f"{prefix}.{name}" if prefix else name] = (kind, tensor)
-    return found
-
-
-def _check_not_reassigned(model: torch.nn.Module, before: dict[str, tuple[str, torch.Tensor]]) -> None:
-    """Export would turn `self.buffer = …` silently into a copy: refuse it, as the contract does (section 9)."""
-    after = _tensors(model)
-    for name, (kind, tensor) in before.items():
-        if name not in after:
-            raise createPoptorchError(f"{kind} {name} is removed from the model when calling the forward method.")
-        if not _same_memory(after[name][1], tensor):
-            raise createPoptorchError(
-                f"{kind} {name} is reassigned within the model when calling the forward method. This is not "
-                f"supported. Consider using self.{name}.copy_(src) to copy data from a source tensor, where src is "
-                "the name of the source tensor."
-            )
-
-
-def _same_memory(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether both are the same values in the same place: `self.buffer = torch.mul(x, y, out=self.buffer)`."""
-    if one is other:
-        return True
-    layout = [(t.untyped_storage()._cdata, t.dtype, t.shape, t.stride(), t.storage_offset()) for t in (one, other)]
-    return layout[0] == layout[1]
-
-
 def _lifted(exported: torch.export.ExportedProgram, model: torch.nn.Module) -> TracedGraph:
     """The exported graph with its placeholders told apart."""
     signature, graph = exported.graph_signature, exported.graph_module.graph
@@ -303,7 +270,14 @@ def _traced(
     inputs: list[str],
     model: torch.nn.Module,
 ) -> TracedGraph:
-    dtypes = [node.meta["val"].dtype for node in graph.output_node().args[0]]
+    values = [node.meta["val"] for node in graph.output_node().args[0]]
+    for position, value in enumerate(values):
+        if not all(isinstance(size, int) for size in value.shape):
+            raise createPoptorchError(
+                f"The shape of output {position} of forward() depends on the values of tensors, as after indexing with "
+                "a mask or nonzero(). The shapes of a compiled program are fixed: use torch.where, for instance."
+            )
+    dtypes = [value.dtype for value in values]
     host_buffers = dict(model.named_buffers(remove_duplicate=False))
-    values = {placeholder: host_buffers[name].detach() for placeholder, name in buffers.items()}
-    return TracedGraph(graph, parameters, buffers, constants, inputs, dtypes, values)
+    buffer_values = {placeholder: host_buffers[name].detach() for placeholder, name in buffers.items()}
+    return TracedGraph(graph, parameters, buffers, constants, inputs, dtypes, buffer_values)
