@@ -23,13 +23,13 @@ def for_loop(count: int, body: Callable[..., Any], inputs: list[torch.Tensor]) -
     _check_inputs("for_loop", inputs)
     trace = tracing.current()
     if trace is None:
-        return _as_list(body(*[tensor.clone() for tensor in inputs]))
+        return _as_list("for_loop", body(*[tensor.clone() for tensor in inputs]))
     if trace.training:
         raise createPoptorchError("poptorch.for_loop() is only supported in inference.")
     number = trace.number()
     arguments = [tensor.clone() for tensor in inputs]
     markers.BEGIN_LOOP(number, int(count), arguments)
-    outputs = [tensor.clone() for tensor in _as_list(body(*arguments))]
+    outputs = [tensor.clone() for tensor in _as_list("for_loop", body(*arguments))]
     if len(outputs) != len(inputs):
         raise createPoptorchError(
             f"poptorch.for_loop(): the body returns {len(outputs)} tensors but takes {len(inputs)}."
@@ -67,7 +67,7 @@ def cond(
     trace = tracing.current()
     if trace is None:
         body, inputs = (then_body, then_inps) if bool(condition) else (else_body, else_inps)
-        return _as_list(body(*[tensor.clone() for tensor in inputs]))
+        return _as_list("cond", body(*[tensor.clone() for tensor in inputs]))
     if trace.training:
         raise createPoptorchError("poptorch.cond() is only supported in inference.")
     number = trace.number()
@@ -75,7 +75,7 @@ def cond(
     for branch, (body, inputs) in enumerate(((then_body, then_inps), (else_body, else_inps))):
         arguments = [tensor.clone() for tensor in inputs]
         markers.BEGIN_BRANCH(number, branch, arguments)
-        outputs = [tensor.clone() for tensor in _as_list(body(*arguments))]
+        outputs = [tensor.clone() for tensor in _as_list("cond", body(*arguments))]
         markers.END_BRANCH(number, branch, outputs)
         results.append(outputs)
     shapes = [[(tuple(tensor.shape), tensor.dtype) for tensor in outputs] for outputs in results]
@@ -94,5 +94,11 @@ def _check_inputs(function: str, inputs: Any) -> None:
         raise ValueError(f"poptorch.{function}() object inputs must be of type list of tensors.")
 
 
-def _as_list(outputs: Any) -> list[torch.Tensor]:
-    return [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
+def _as_list(function: str, outputs: Any) -> list[torch.Tensor]:
+    outputs = list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
+    if not all(isinstance(output, torch.Tensor) for output in outputs):
+        kinds = ", ".join(type(output).__name__ for output in outputs)
+        raise createPoptorchError(
+            f"poptorch.{function}(): a body must return a tensor, or a list or tuple of tensors, not {kinds}."
+        )
+    return outputs

@@ -63,6 +63,8 @@ class CPU:
 class _Printed(torch.autograd.Function):
     """The identity, which prints what passes through it in either direction."""
 
+    DROPPED_UNUSED = True  # by the engine: what it gives must be used
+
     @staticmethod
     def forward(ctx: Any, tensor: torch.Tensor, title: str, print_gradient: bool, layout: Any) -> torch.Tensor:
         ctx.title, ctx.print_gradient, ctx.layout = title, print_gradient, layout

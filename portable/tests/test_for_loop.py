@@ -166,3 +166,10 @@ def test_what_is_refused():
         train(
             lambda m, x: poptorch.identity_loss(poptorch.for_loop(2, lambda a: a * m.w, [x])[0], "sum"), torch.ones(1)
         )
+
+
+@pytest.mark.parametrize("result", [3, None, [torch.ones(1), "text"]])
+def test_a_body_returns_tensors(result):
+    for run in (infer, lambda forward, x: forward(None, x)):
+        with pytest.raises(poptorch.Error, match=r"poptorch.for_loop\(\): a body must return a tensor"):
+            run(lambda m, x: poptorch.for_loop(2, lambda a: result, [x]), torch.ones(1))

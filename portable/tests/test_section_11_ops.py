@@ -157,6 +157,15 @@ def test_a_host_callback_is_a_plain_call_outside():
     assert poptorch.CPU(lambda a, b: a - b, "minus")(torch.tensor(3), b=torch.tensor(1)).item() == 2
 
 
+def test_execute_calls_a_host_callback_once_more():
+    calls = []
+    host = poptorch.CPU(lambda y: calls.append(y.item()) or y * 2, "double")
+    infer(lambda m, x: host(x) + 1, torch.tensor([4.0]))
+    host.execute()
+    assert calls[1:] == [4.0, 4.0] and host.outputs[0].item() == 8.0
+    host.registerPersistentData()
+
+
 def test_a_module_can_be_a_host_callback():
     layer = torch.nn.Linear(2, 3)
     model = Body(lambda m, x: m.host[0](x))
@@ -187,6 +196,19 @@ def test_printing_without_the_gradient_and_nothing_at_compilation(capsys):
     assert capsys.readouterr().err == ""
     executor(torch.ones(1))
     assert capsys.readouterr().err == "p: (1.0000)\n"
+
+
+def test_what_is_printed_must_be_used(capsys):
+    def forward(m, x):
+        poptorch.ipu_print_tensor(x, "unused")
+        poptorch.CPU(lambda y: print("called") or y, "unused")(x)
+        return poptorch.ipu_print_tensor(x, "used") + 1
+
+    executor = poptorch.inferenceModel(Body(forward))
+    executor.compile(torch.ones(1))
+    capsys.readouterr()
+    executor(torch.ones(1))
+    assert capsys.readouterr() == ("", "used: (1.0000)\n")
 
 
 def test_printing_outside_an_executor_is_the_identity(capsys):

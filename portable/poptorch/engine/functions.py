@@ -118,6 +118,10 @@ def _replace(
             raise createPoptorchError(
                 f"{call.function.__name__}.forward() reads a tensor that is none of its arguments: pass it to apply()."
             )
+    if getattr(call.function, "DROPPED_UNUSED", False) and not _used(end):
+        for erased in [end, *reversed(region), begin]:
+            graph.erase_node(erased)
+        return
     with graph.inserting_after(end):
         last = node = graph.call_function(call.target(number), tuple(inputs))
     for position, output in enumerate(end.args[1]):
@@ -127,6 +131,10 @@ def _replace(
         output.replace_all_uses_with(last, delete_user_cb=lambda user: user is not end)
     for erased in [end, *reversed(region), begin]:
         graph.erase_node(erased)
+
+
+def _used(end: torch.fx.Node) -> bool:
+    return any(user is not end for output in end.args[1] for user in output.users)
 
 
 _LIBRARY = torch.library.Library("poptorch_engine", "FRAGMENT")

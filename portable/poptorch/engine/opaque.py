@@ -6,6 +6,7 @@ A stub with the right output shapes is recorded; afterwards the real function ta
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -52,15 +53,15 @@ def on_ones(function: Callable[..., Any], tensors: list[torch.Tensor]) -> Any:
         return function(*[torch.ones(tensor.shape, dtype=tensor.dtype) for tensor in tensors])
 
 
-def call_native(operator: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
-    """`operator(*args, **kwargs)`, an operator of some library; where it has no shape function, ones tell the shapes.
+def call_native(native: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """`native(*args, **kwargs)`, an operator of some library; where it has no shape function, ones tell the shapes.
 
     Raises what the operator raises if it gives anything but tensors, or changes its arguments.
     """
     try:
-        return operator(*args, **kwargs)
+        return native(*args, **kwargs)
     except RuntimeError as error:
-        if not lacks_shapes(error) or not _is_foreign_function(operator):
+        if not lacks_shapes(error) or not _is_foreign_function(native):
             raise
         refusal = error
     leaves, structure = tree_flatten((args, kwargs))
@@ -72,7 +73,7 @@ def call_native(operator: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         for position, value in zip(tensors_at, values, strict=True):
             filled[position] = value
         filled_args, filled_kwargs = tree_unflatten(filled, structure)
-        return operator(*filled_args, **filled_kwargs)
+        return native(*filled_args, **filled_kwargs)
 
     tensors_at, inputs = list(tensors), list(tensors.values())
     examples, result = tree_flatten(on_ones(run, inputs))
@@ -82,22 +83,36 @@ def call_native(operator: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     return tree_unflatten(record(lambda *values: tree_flatten(run(*values))[0], inputs, shapes), result)
 
 
-def _is_foreign_function(operator: Any) -> bool:
+def _is_foreign_function(native: Any) -> bool:
     """Whether an operator is none of torch's, where shapes may depend on values, and leaves its arguments as they are.
 
     One call tells nothing of others otherwise.
     """
-    packet = isinstance(operator, torch._ops.OpOverloadPacket)
-    overloads = [getattr(operator, name) for name in operator.overloads()] if packet else [operator]
+    packet = isinstance(native, torch._ops.OpOverloadPacket)
+    overloads = [getattr(native, name) for name in native.overloads()] if packet else [native]
     return not any(each.namespace in ("aten", "prim", "prims") or each._schema.is_mutable for each in overloads)
 
 
 def replace_calls(graph: torch.fx.Graph) -> None:
-    """Put the real functions in the stubs' places."""
-    for node in graph.nodes:
-        if node.target is _CALL:
+    """Put the real functions in the stubs' places; a call whose results nobody uses is dropped."""
+    for node in reversed(list(graph.nodes)):
+        if node.target is not _CALL:
+            continue
+        if drop_unused(graph, node):
+            _pending.pop(node.args[0])
+        else:
             node.target = _applied(_pending.pop(node.args[0])[0], node.args[0])
             node.args = (node.args[1],)
+
+
+def drop_unused(graph: torch.fx.Graph, node: torch.fx.Node) -> bool:
+    """Take `node`, whose results are a list, out of the graph if none of them is used; whether it was."""
+    if any(user.target is not operator.getitem or user.users for user in node.users):
+        return False
+    for user in list(node.users):
+        graph.erase_node(user)
+    graph.erase_node(node)
+    return True
 
 
 def forget() -> None:
