@@ -27,7 +27,7 @@ def ours(settings: dict[str, Any]) -> dict[str, Answer]:
     import torch
 
     from arguments import parse_generate_args
-    from model.generation import generate, new_text
+    from model.generation import new_text
     from model.text_generator import TextGenerator
 
     flags = {"float32": [], "float16": ["--fp16"], "int8": ["--int8"]}[settings["precision"]]
@@ -38,7 +38,6 @@ def ours(settings: dict[str, Any]) -> dict[str, Answer]:
     if settings["way"] == "modules":
         words += ["--custom-ops", "false"]
     generator = TextGenerator(parse_generate_args([*words, "--batch-size", str(settings["batch"])]))
-    vocab_size = generator.config.real_vocab_size
 
     def continuation() -> dict[str, Any]:
         texts = [new_text(PROMPT, settings["tokens"], 0) for _ in range(settings["batch"])]
@@ -46,8 +45,7 @@ def ours(settings: dict[str, Any]) -> dict[str, Answer]:
         if settings["way"] == "loop":
             tokens = [text.tokens for text in generator._generate(texts)]
             return {"milliseconds": 1000 * (time.perf_counter() - start) / settings["tokens"], "tokens": tokens[0]}
-        shape = (generator.batch, generator.width, generator.config.n_positions, vocab_size)
-        times = [time.perf_counter() for text in generate(generator._step, texts, *shape, generator.sampling)]
+        times = [time.perf_counter() for text in generator._generate(texts)]
         return {"milliseconds": between(times[:: settings["batch"]]), "tokens": texts[0].tokens}
 
     def prefill() -> dict[str, Any]:
@@ -55,7 +53,7 @@ def ours(settings: dict[str, Any]) -> dict[str, Answer]:
         product = min(_seconds(lambda: torch.mm(square, square)) for _ in range(5))
         ids = torch.zeros(1, 512, dtype=torch.int32)
         count = torch.tensor([512], dtype=torch.int32)
-        seconds = _seconds(lambda: generator.executor(ids, count * 0, count))
+        seconds = _seconds(lambda: generator.executor(ids, count * 0, count, torch.zeros(1)))
         return {"seconds": seconds, "gflops": 2e-9 * 1536**3 / product}
 
     return {"generate": continuation, "prefill": prefill}

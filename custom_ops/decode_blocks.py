@@ -30,7 +30,8 @@ VECTORS = (
 
 def available() -> bool:
     """Whether the library that was loaded has these operators (the one for IPUs has not)."""
-    return hasattr(getattr(torch.ops, NAMESPACE), "DecodeBlocks")
+    namespace = getattr(torch.ops, NAMESPACE)
+    return hasattr(namespace, "DecodeBlocks") and hasattr(namespace, "TopScores")
 
 
 def quantise(matrix: Tensor) -> tuple[Tensor, Tensor]:

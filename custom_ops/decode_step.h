@@ -49,11 +49,6 @@ inline int64_t part_rows(const Matrix& matrix, int threads) {
   return std::max<int64_t>(12, rows / 12 * 12);
 }
 
-// How many threads a step over so many bytes of weights is worth.
-inline int useful_threads(int64_t bytes, int threads) {
-  return static_cast<int>(std::clamp<int64_t>(bytes >> 19, 1, threads));
-}
-
 class DecodeStep final : public Job {
 public:
   // hidden: (tokens, n_embd), changed in place. Tokens of one batch row follow each other.

@@ -235,7 +235,7 @@ void to_half(const float* x, int64_t count, uint16_t* out) {
   }
 }
 
-const Kernels fast_kernels = {product, weighted_sum, softmax, activate, layer_norm, quantise, to_half};
+const Kernels fast_kernels = {product, weighted_sum, softmax, activate, layer_norm, quantise, to_half, largest, sum_of_exp};
 
 } // namespace
 } // namespace few_rows

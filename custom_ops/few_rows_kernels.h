@@ -44,6 +44,8 @@ struct Kernels {
   void (*layer_norm)(const float* x, int64_t count, const float* weight, const float* bias, float epsilon, float* out);
   void (*quantise)(const float* x, int64_t count, int8_t* quantised, float* scales);
   void (*to_half)(const float* x, int64_t count, uint16_t* out);
+  float (*largest)(const float* x, int64_t count);
+  float (*sum_of_exp)(const float* x, int64_t count, float shift); // of exp(x - shift)
 };
 
 // The fastest implementation that this processor runs. The environment variable CUSTOM_OPS_PORTABLE=1 takes the one

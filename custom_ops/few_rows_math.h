@@ -106,6 +106,25 @@ void layer_norm(const float* x, int64_t count, const float* weight, const float*
   }
 }
 
+float largest(const float* x, int64_t count) {
+  float found[kLanes];
+  std::fill_n(found, kLanes, x[0]);
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      found[lane] = x[i + lane] > found[lane] ? x[i + lane] : found[lane];
+    }
+  }
+  for (; i < count; ++i) {
+    found[0] = x[i] > found[0] ? x[i] : found[0];
+  }
+  return *std::max_element(found, found + kLanes);
+}
+
+float sum_of_exp(const float* x, int64_t count, float shift) {
+  return sum_of(count, [x, shift](int64_t i) { return fast_exp(x[i] - shift); });
+}
+
 // Groups of kGroup: x is about quantised * scale, scale = largest / 127.
 void quantise(const float* x, int64_t count, int8_t* quantised, float* scales) {
   for (int64_t group = 0; group < count / kGroup; ++group, x += kGroup, quantised += kGroup) {

@@ -1,4 +1,4 @@
-// Threads that work on one operator together: woken once, in step by spinning, asleep afterwards.
+// Threads that work on one operator together: woken once, in step by spinning, asleep soon afterwards.
 //
 // A decode step is dozens of short phases, each of which needs the one before. A parallel loop of torch costs
 // microseconds for each of them, a phase here about a tenth of one. Nobody waits for a thread that does not run:
@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <memory>
@@ -18,6 +19,17 @@
 #include <unistd.h>
 
 namespace few_rows {
+
+inline void pause_briefly() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
+
+// How many threads a job that reads so many bytes is worth.
+inline int useful_threads(int64_t bytes, int threads) {
+  return static_cast<int>(std::clamp<int64_t>(bytes >> 19, 1, threads));
+}
 
 // One phase of a job: [0, total) in parts.
 class Phase {
@@ -39,9 +51,7 @@ public:
     }
     for (int spins = 0; done_.load(std::memory_order_acquire) < total; ++spins) {
       if (spins < 4000) {
-#if defined(__x86_64__)
-        __builtin_ia32_pause();
-#endif
+        pause_briefly();
       } else {
         sched_yield(); // more threads than free cores: let the one that is waited for run
       }
@@ -82,26 +92,40 @@ public:
     if (threads > 1) {
       std::lock_guard<std::mutex> lock(mutex_);
       while (workers_ < threads - 1) {
-        std::thread([this, index = ++workers_, seen = generation_] { work(index, seen); }).detach();
+        std::thread([this, index = ++workers_, seen = generation_.load()] { work(index, seen); }).detach();
       }
       job_ = job;
       threads_ = threads;
-      ++generation_;
-      wake_.notify_all();
+      generation_.fetch_add(1, std::memory_order_release);
+      if (asleep_ > 0) {
+        wake_.notify_all();
+      }
     }
     job->run();
   }
 
 private:
+  // The operators of a step follow each other within microseconds, and a thread that sleeps needs dozens to wake up.
+  static constexpr std::chrono::microseconds kPatience{200};
+
   WorkerPool() = default;
 
   void work(int index, int64_t seen) {
     while (true) {
+      const auto begin = std::chrono::steady_clock::now();
+      while (generation_.load(std::memory_order_acquire) == seen &&
+             std::chrono::steady_clock::now() - begin < kPatience) {
+        for (int spins = 0; spins < 16; ++spins) {
+          pause_briefly();
+        }
+      }
       std::shared_ptr<Job> job;
       {
         std::unique_lock<std::mutex> lock(mutex_);
-        wake_.wait(lock, [&] { return generation_ != seen; });
-        seen = generation_;
+        ++asleep_;
+        wake_.wait(lock, [&] { return generation_.load() != seen; });
+        --asleep_;
+        seen = generation_.load();
         if (index < threads_) {
           job = job_;
         }
@@ -117,7 +141,8 @@ private:
   std::shared_ptr<Job> job_;
   int threads_ = 0;
   int workers_ = 0;
-  int64_t generation_ = 0;
+  int asleep_ = 0;
+  std::atomic<int64_t> generation_{0};
 };
 
 } // namespace few_rows

@@ -16,7 +16,7 @@ from custom_ops import decode_blocks as native
 from model.gpt2 import GPT2LMHeadModel, at_positions
 from model.kv_cache import layer_caches, token_positions
 from model.placement import place
-from model.sampling import Sampling, choose
+from model.sampling import Sampling, best_scores, choose
 
 
 class ModuleSteps(nn.Module):
@@ -27,11 +27,13 @@ class ModuleSteps(nn.Module):
         place(gpt2, layers_per_ipu, training=False)
         self.gpt2 = gpt2
 
-    def new_caches(self, batch: int, slots: int) -> list[Tensor]:
+    best = staticmethod(best_scores)
+
+    def new_caches(self, batch: int, slots: int, device: torch.device | None = None) -> list[Tensor]:
         """Zeros for keys and values of each layer: (B, H, slots + 1, D), the last slot for padding."""
         config, dtype = self.gpt2.config, self.gpt2.lm_head.weight.dtype
         shape = (batch, config.n_head, slots + 1, config.head_size)
-        return [torch.zeros(shape, dtype=dtype) for _ in range(2 * config.n_layer)]
+        return [torch.zeros(shape, dtype=dtype, device=device) for _ in range(2 * config.n_layer)]
 
     def forward(self, input_ids: Tensor, start: Tensor, count: Tensor, caches: Sequence[Tensor]) -> Tensor:
         """Logits behind the last token of each row, over the real vocabulary, in float32.
@@ -88,9 +90,9 @@ class _NativeEmbedding(nn.Module):
 
     def forward(self, input_ids: Tensor, start: Tensor, count: Tensor) -> Tensor:
         """(B, T) -> (B, T, C)"""
-        shape = (*input_ids.shape, self.wte.shape[1])
+        example = self.wte[0].expand(*input_ids.shape, -1)  # a view: its shape is all that is wanted
         inputs = [input_ids, start, count, self.wte, self.wpe]
-        return poptorch.custom_op(inputs, "EmbedTokens", native.DOMAIN, 1, example_outputs=[torch.zeros(shape)])[0]
+        return poptorch.custom_op(inputs, "EmbedTokens", native.DOMAIN, 1, example_outputs=[example])[0]
 
 
 class _NativeHead(nn.Module):
@@ -110,7 +112,7 @@ class _NativeHead(nn.Module):
     def forward(self, hidden: Tensor, count: Tensor) -> Tensor:
         """(B, T, C) -> (B, V)"""
         inputs = [hidden, count, self.norm, self.norm_bias, self.weights]
-        example = torch.zeros(hidden.shape[0], self.attributes["vocab_size"])
+        example = hidden[:, 0, :1].expand(-1, self.attributes["vocab_size"])
         return poptorch.custom_op(
             inputs, "NextLogits", native.DOMAIN, 1, example_outputs=[example], attributes=self.attributes
         )[0]
@@ -137,11 +139,23 @@ class NativeSteps(nn.Module):
             first += layers
         self.head = poptorch.BeginBlock(_NativeHead(gpt2, precision), "head", ipu_id=0)
 
-    def new_caches(self, batch: int, slots: int) -> list[Tensor]:
+    @staticmethod
+    def best(logits: Tensor, seen: Tensor | None, sampling: Sampling) -> tuple[Tensor, Tensor, Tensor]:
+        """As sampling.best_scores."""
+        k = sampling.top_k
+        told = logits[:, :1] > 0 if seen is None else seen  # without a penalty nobody looks at it
+        examples = [logits[:, :k], logits[:, :k].to(torch.int32), logits[:, :k]]
+        attributes = {"k": k, "penalty": sampling.repetition_penalty}
+        scores, ids, log_probs = poptorch.custom_op(
+            [logits, told], "TopScores", native.DOMAIN, 1, example_outputs=examples, attributes=attributes
+        )
+        return scores, ids, log_probs
+
+    def new_caches(self, batch: int, slots: int, device: torch.device | None = None) -> list[Tensor]:
         """Zeros for keys and values of each operator: (layers, B, H, S, D); int16 holds float16."""
         dtype = torch.float32 if self.precision == "float32" else torch.int16
         shapes = [(part.layers, batch, part.n_head, slots, part.head_size) for part in self.blocks]
-        return [torch.zeros(shape, dtype=dtype) for shape in shapes * 2]
+        return [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes * 2]
 
     def forward(self, input_ids: Tensor, start: Tensor, count: Tensor, caches: Sequence[Tensor]) -> Tensor:
         """As ModuleSteps.forward."""
@@ -152,19 +166,32 @@ class NativeSteps(nn.Module):
 
 
 class OneStep(nn.Module):
-    """A step a call; the cache stays on the device, in buffers."""
+    """A step a call; the cache stays on the device, in buffers, and of the logits comes back what was chosen."""
 
-    def __init__(self, steps: nn.Module, batch: int, slots: int) -> None:
+    def __init__(self, steps: nn.Module, batch: int, slots: int, sampling: Sampling) -> None:
         super().__init__()
-        self.steps = steps
+        self.steps, self.sampling = steps, sampling
         self.names = []
         for index, cache in enumerate(steps.new_caches(batch, slots)):
             self.names.append(f"cache_{index}")
             self.register_buffer(self.names[-1], cache)
 
-    def forward(self, input_ids: Tensor, start: Tensor, count: Tensor) -> Tensor:
-        """As ModuleSteps.forward."""
-        return self.steps(input_ids, start, count, [getattr(self, name) for name in self.names])
+    def forward(
+        self, input_ids: Tensor, start: Tensor, count: Tensor, uniform: Tensor, seen: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The token behind the last one of each row.
+
+        Args:
+            input_ids, start, count: as in ModuleSteps.forward.
+            uniform: (B,) random numbers.
+            seen: (B, V) bool, the tokens in each text, if the sampling asks for it.
+
+        Returns:
+            (B,) int32 tokens, (B,) float32 logarithms of their probabilities.
+        """
+        logits = self.steps(input_ids, start, count, [getattr(self, name) for name in self.names])
+        token, log_prob = choose(logits, seen, uniform, self.sampling, self.steps.best)
+        return token.to(torch.int32), log_prob
 
 
 class WholeText(nn.Module):
@@ -185,24 +212,25 @@ class WholeText(nn.Module):
         Returns:
             (B, length) int32 tokens, (B, length) float32 logarithms of their probabilities.
         """
-        caches = self.steps.new_caches(input_ids.shape[0], self.slots)
+        device = input_ids.device
+        caches = self.steps.new_caches(input_ids.shape[0], self.slots, device)
         logits = self.steps(input_ids, torch.zeros_like(count), count, caches)
-        column = torch.arange(self.length)
+        column = torch.arange(self.length, device=device)
         text: list[Tensor] = []  # (B, V) bool, the tokens in each row, if the sampling asks for it
         if self.sampling.needs_text:
-            real = torch.arange(input_ids.shape[1]) < count[:, None]
+            real = torch.arange(input_ids.shape[1], device=device) < count[:, None]
             ids = torch.where(real, input_ids.long(), self.vocab_size)  # padding goes to a column of its own
-            seen = torch.zeros(input_ids.shape[0], self.vocab_size + 1).scatter(1, ids, 1.0)
+            seen = torch.zeros(input_ids.shape[0], self.vocab_size + 1, device=device).scatter(1, ids, 1.0)
             text = [seen[:, : self.vocab_size] > 0]
 
         def choice(logits: Tensor, step: Tensor, tokens: Tensor, log_probs: Tensor, text: list[Tensor]) -> list[Tensor]:
             """The state after one more token."""
             number = uniform.gather(1, step.long().expand(uniform.shape[0], 1)).squeeze(1)
-            token, log_prob = choose(logits, text[0] if text else None, number, self.sampling)
+            token, log_prob = choose(logits, text[0] if text else None, number, self.sampling, self.steps.best)
             here = column == step
             tokens = torch.where(here, token[:, None].to(torch.int32), tokens)
             log_probs = torch.where(here, log_prob[:, None], log_probs)
-            text = [seen | (torch.arange(self.vocab_size) == token[:, None]) for seen in text]
+            text = [seen | (torch.arange(self.vocab_size, device=device) == token[:, None]) for seen in text]
             return [token[:, None].to(torch.int32), step + 1, tokens, log_probs, *text]
 
         def body(token: Tensor, step: Tensor, tokens: Tensor, log_probs: Tensor, *rest: Tensor) -> list[Tensor]:
@@ -212,8 +240,8 @@ class WholeText(nn.Module):
             return [*choice(logits, step, tokens, log_probs, seen), *cached]
 
         shape = (input_ids.shape[0], self.length)
-        blank = (torch.zeros(shape, dtype=torch.int32), torch.zeros(shape))
-        state = [*choice(logits, torch.zeros(1, dtype=torch.int32), *blank, text), *caches]
+        blank = (torch.zeros(shape, dtype=torch.int32, device=device), torch.zeros(shape, device=device))
+        state = [*choice(logits, torch.zeros(1, dtype=torch.int32, device=device), *blank, text), *caches]
         if self.length > 1:
             state = poptorch.for_loop(self.length - 1, body, state)
         return state[2], state[3]

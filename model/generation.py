@@ -1,4 +1,4 @@
-"""From prompts to texts: which tokens go into each call, and what is drawn from the logits that come back."""
+"""From prompts to texts: which tokens go into each call, and what becomes of those that come back."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from model.sampling import Sampling, choose, stream
+from model.sampling import stream
 
-# A call of the program: (B, T) int32 ids, (B,) int32 first positions, (B,) int32 numbers of tokens -> (B, V) logits.
-Step = Callable[[Tensor, Tensor, Tensor], Tensor]
+# A call of decoding.OneStep: (B, T) int32 ids, (B,) int32 first positions, (B,) int32 numbers of tokens, (B,) random
+# numbers and, if the sampling asks for it, (B, V) bool of the tokens in each text -> (B,) tokens, (B,) logarithms of
+# probabilities.
+Step = Callable[..., "tuple[Tensor, Tensor]"]
 
 
 @dataclasses.dataclass
@@ -63,8 +65,7 @@ def generate(
     batch: int,
     width: int,
     n_positions: int,
-    vocab_size: int,
-    sampling: Sampling,
+    vocab_size: int | None = None,
     stop_ids: Sequence[int] = (),
     overflowed: Callable[[], None] = lambda: None,
 ) -> Iterator[Text]:
@@ -75,15 +76,18 @@ def generate(
 
     Args:
         texts: at most `batch`.
+        vocab_size: V if `step` wants to know the tokens of each text.
     """
     rows = [_Row(text, list(text.prompt)) for text in texts]
-    seen = torch.zeros(batch, vocab_size, dtype=torch.bool) if sampling.needs_text else None
+    seen = torch.zeros(batch, vocab_size, dtype=torch.bool) if vocab_size else None
+    told = () if seen is None else (seen,)
     for number, row in enumerate(rows):
         if seen is not None:
             seen[number, row.pending] = True
     while any(not row.text.ended for row in rows):
         ids = torch.zeros(batch, width, dtype=torch.int32)
         start, count = torch.zeros(batch, dtype=torch.int32), torch.zeros(batch, dtype=torch.int32)
+        uniform = torch.zeros(batch)
         ready = []  # rows whose next token this call decides
         for number, row in enumerate(rows):
             if row.text.ended:
@@ -97,17 +101,14 @@ def generate(
             row.pending, row.start = row.pending[width:], row.start + len(part)
             if not row.pending:
                 ready.append(number)
-        logits = step(ids, start, count)
-        if not ready:
-            continue
-        numbers = torch.stack([rows[number].text.uniform[len(rows[number].text.tokens)] for number in ready])
-        tokens, log_probs = choose(logits[ready], None if seen is None else seen[ready], numbers, sampling)
-        for number, token, log_prob in zip(ready, tokens.tolist(), log_probs.tolist()):
+                uniform[number] = row.text.uniform[len(row.text.tokens)]
+        tokens, log_probs = (each.tolist() for each in step(ids, start, count, uniform, *told))
+        for number in ready:
             row = rows[number]
-            if row.text.take(token, log_prob, stop_ids):
-                row.pending = [token]
+            if row.text.take(tokens[number], log_probs[number], stop_ids):
+                row.pending = [tokens[number]]
                 if seen is not None:
-                    seen[number, token] = True
+                    seen[number, tokens[number]] = True
             yield row.text
 
 

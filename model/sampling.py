@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from typing import Sequence
+from typing import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from custom_ops.top_scores import penalised, top_scores
+
+# (B, V) logits, seen, sampling -> what top_scores gives for them.
+BestScores = Callable[[Tensor, "Tensor | None", "Sampling"], "tuple[Tensor, Tensor, Tensor]"]
 NEVER = float("-inf")  # score of what may not be drawn
 
 
@@ -21,8 +25,7 @@ class Sampling:
     """How to draw, applied in this order; the defaults leave the model's distribution as it is.
 
     Attributes:
-        repetition_penalty: divides positive logits of tokens in the text so far, prompt included, and multiplies
-            negative ones (Keskar et al. 2019, CTRL, section 4.1).
+        repetition_penalty: on the logits of tokens in the text so far, prompt included (custom_ops/top_scores.py).
         top_k: the k likeliest tokens only; 0: all of them; 1: greedy, and nothing below matters.
         temperature: divides the logits, > 0.
         top_p: the fewest likeliest tokens whose probabilities add up to this (Holtzman et al. 2020, nucleus sampling).
@@ -59,21 +62,13 @@ def stream(seed: int, prompt: Sequence[int], sample: int, length: int) -> Tensor
     return torch.rand(length, generator=generator)
 
 
-def penalised(logits: Tensor, seen: Tensor | None, sampling: Sampling) -> Tensor:
-    """(B, V) logits and (B, V) bool of the tokens in each text -> (B, V)."""
-    if seen is None or not sampling.needs_text:
-        return logits
-    penalty = sampling.repetition_penalty
-    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+def best_scores(logits: Tensor, seen: Tensor | None, sampling: Sampling) -> tuple[Tensor, Tensor, Tensor]:
+    """What the k best tokens are, by torch: see custom_ops/top_scores.py."""
+    return top_scores(logits, seen, sampling.top_k, sampling.repetition_penalty)
 
 
-def candidates(scores: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor | None]:
-    """What may be drawn: (B, K) scores, NEVER for what may not, and their (B, K) token ids, None for 0 ... V - 1."""
-    ids = None
-    if 0 < sampling.top_k < scores.shape[-1]:
-        scores, ids = scores.topk(sampling.top_k)
-    elif sampling.top_p < 1.0:
-        scores, ids = scores.sort(dim=-1, descending=True)
+def candidates(scores: Tensor, sampling: Sampling) -> Tensor:
+    """(B, K) scores of what may be drawn, NEVER for what may not. For top_p, `scores` has the largest first."""
     scores = scores / sampling.temperature
     if sampling.top_p < 1.0:  # sorted: keep what has less than top_p before it, the first one always
         probs = torch.softmax(scores, -1)
@@ -90,29 +85,39 @@ def candidates(scores: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor | Non
         sorted_probs = probs.gather(-1, order)
         kept = sorted_probs.cumsum(-1) - sorted_probs < sampling.typical_p
         scores = torch.where(torch.zeros_like(kept).scatter(-1, order, kept), scores, NEVER)
-    return scores, ids
+    return scores
 
 
-def choose(logits: Tensor, seen: Tensor | None, uniform: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+def draw(scores: Tensor, uniform: Tensor) -> Tensor:
+    """(B, K) scores, (B,) numbers in [0, 1) -> (B, 1) int64: where their cumulated softmax reaches the number."""
+    cumulated = torch.softmax(scores, -1).cumsum(-1)
+    total = cumulated[:, -1:]
+    place = (cumulated <= uniform[:, None] * total).sum(-1, keepdim=True)
+    return torch.minimum(place, (cumulated < total).sum(-1, keepdim=True))  # rounding may have reached the total
+
+
+def choose(
+    logits: Tensor, seen: Tensor | None, uniform: Tensor, sampling: Sampling, best: BestScores = best_scores
+) -> tuple[Tensor, Tensor]:
     """Draw one token a row.
 
     Args:
         logits: (B, V) float32.
         seen: (B, V) bool, the tokens in each row's text; None if the sampling does not ask.
         uniform: (B,) numbers in [0, 1): the cumulated probabilities are cut there.
+        best: finds the top_k tokens.
 
     Returns:
         (B,) int64 tokens, (B,) float32 logarithms of their probabilities in the model's own distribution.
     """
-    scores = penalised(logits, seen, sampling)
-    if sampling.greedy:
-        token = scores.argmax(-1)
-    else:
-        scores, ids = candidates(scores, sampling)
-        cumulated = torch.softmax(scores, -1).cumsum(-1)
-        total = cumulated[:, -1:]
-        place = (cumulated <= uniform[:, None] * total).sum(-1)
-        place = torch.minimum(place, (cumulated < total).sum(-1))  # rounding may have reached the total
-        token = place if ids is None else ids.gather(-1, place[:, None]).squeeze(-1)
-    log_probs = logits.gather(-1, token[:, None]).squeeze(-1) - logits.logsumexp(-1)
-    return token, log_probs
+    if 0 < sampling.top_k < logits.shape[-1]:
+        scores, ids, log_probs = best(logits, seen, sampling)  # (B, K) each
+        place = uniform[:, None].long() if sampling.greedy else draw(candidates(scores, sampling), uniform)
+        return ids.gather(-1, place).squeeze(-1).long(), log_probs.gather(-1, place).squeeze(-1)
+    scores, ids = penalised(logits, seen, sampling.repetition_penalty), None
+    if sampling.top_p < 1.0:
+        scores, ids = scores.sort(dim=-1, descending=True)
+    token = draw(candidates(scores, sampling), uniform)  # (B, 1)
+    token = token if ids is None else ids.gather(-1, token)
+    log_probs = logits.gather(-1, token) - logits.logsumexp(-1, keepdim=True)
+    return token.squeeze(-1), log_probs.squeeze(-1)

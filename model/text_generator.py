@@ -10,7 +10,6 @@ from typing import Callable, Iterator, Sequence
 
 import poptorch
 import torch
-from torch import Tensor
 
 import custom_ops
 from custom_ops import decode_blocks as native
@@ -143,8 +142,10 @@ class TextGenerator:
             model = WholeText(self.steps, args.output_len, self.slots, self.config.real_vocab_size, self.sampling)
             example = (ids, one, torch.zeros(self.batch, args.output_len))
         else:
-            model = OneStep(self.steps, self.batch, self.slots)
-            example = (ids, one * 0, one)
+            model = OneStep(self.steps, self.batch, self.slots, self.sampling)
+            example = (ids, one * 0, one, torch.zeros(self.batch))
+            if self.sampling.needs_text:
+                example += (torch.zeros(self.batch, self.config.real_vocab_size, dtype=torch.bool),)
         executor = poptorch.inferenceModel(model.eval(), options)
         executor.compile(*example)
         return executor
@@ -190,13 +191,9 @@ class TextGenerator:
     def _generate(self, texts: Sequence[Text]) -> Iterator[Text]:
         if self.args.poptorch_loop:
             return generate_at_once(self.executor, texts, self.batch, self.width, self.stop_ids)
-        config = self.config
-        vocab_size = config.real_vocab_size
-        shape = (self.batch, self.width, config.n_positions, vocab_size)
-        return generate(self._step, texts, *shape, self.sampling, self.stop_ids, self._say_overflow)
-
-    def _step(self, ids: Tensor, start: Tensor, count: Tensor) -> Tensor:
-        return self.executor(ids, start, count)
+        vocab_size = self.config.real_vocab_size if self.sampling.needs_text else None
+        shape = (self.batch, self.width, self.config.n_positions, vocab_size)
+        return generate(self.executor, texts, *shape, self.stop_ids, self._say_overflow)
 
     def _say_overflow(self) -> None:
         if not self._overflow_said:

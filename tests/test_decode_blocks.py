@@ -14,6 +14,7 @@ import torch
 
 import custom_ops
 from custom_ops import decode_blocks as native
+from custom_ops.top_scores import top_scores
 from model.config import GPT2Config
 from model.gpt2 import GPT2LMHeadModel
 
@@ -123,6 +124,23 @@ def check_head():
         )
 
 
+def check_top_scores():
+    """Against a stable sort in float64: ties, penalties either way, more rows than threads, one and many of them."""
+    for rows, vocabulary, k in ((1, 700, 1), (9, 700, 4), (3, 1031, 300), (2, 5, 5)):
+        for penalty in (1.0, 2.0, 0.5):  # exact in float32
+            logits = torch.randn(rows, vocabulary).mul(20).round().div(4)  # many are equal
+            seen = torch.rand(rows, vocabulary) < 0.3
+            scores, ids, log_probs = operators().TopScores(logits, seen, k=k, penalty=penalty)
+            wide = logits.double()
+            changed = torch.where(seen, torch.where(wide > 0, wide / penalty, wide * penalty), wide).float()
+            expected, order = changed.sort(dim=-1, descending=True, stable=True)
+            assert torch.equal(ids.long(), order[:, :k])
+            torch.testing.assert_close(scores, expected[:, :k])
+            torch.testing.assert_close(
+                log_probs.double(), wide.log_softmax(-1).gather(1, ids.long()), atol=2e-6, rtol=1e-6
+            )
+
+
 def check_embedding():
     case = Case("float32")
     wte, wpe = case.model.transformer.wte.weight.detach(), case.model.transformer.wpe.weight.detach()
@@ -169,6 +187,31 @@ def test_reference_is_the_model(kind):
             hidden, count, norm.weight, norm.bias, head, 41, native.PRECISIONS.index(kind), 1e-5
         )[0]
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=2e-5)
+
+
+def test_top_scores_is_its_meaning():
+    logits, seen = torch.randn(4, 90), torch.rand(4, 90) < 0.5  # no two are equal
+    for k in (1, 6):
+        for theirs, ours in zip(
+            top_scores(logits, seen, k, 1.3), operators().TopScores(logits, seen, k=k, penalty=1.3)
+        ):
+            torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"k": 0}, "k must be 1 to 8, not 0"),
+        ({"k": 9}, "k must be 1 to 8, not 9"),
+        ({"penalty": 0.0}, "penalty must be above 0"),
+        ({"seen": torch.zeros(2, 7, dtype=torch.bool)}, "seen must be bool"),
+        ({"logits": torch.zeros(2, 8, dtype=torch.float64)}, "in float32"),
+    ],
+)
+def test_top_scores_refuses(change, said):
+    inputs = dict(logits=torch.zeros(2, 8), seen=torch.zeros(2, 8, dtype=torch.bool), k=2, penalty=2.0)
+    with pytest.raises((ValueError, RuntimeError), match=said):
+        operators().TopScores(**{**inputs, **change})
 
 
 def test_int8_rounds_each_group_to_its_own_scale():

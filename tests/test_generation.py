@@ -58,15 +58,16 @@ def options():
 
 
 @functools.lru_cache(maxsize=None)
-def one_step(kind, layers=(3,), batch=1):
-    return poptorch.inferenceModel(OneStep(steps(kind, layers), batch, POSITIONS).eval(), options())
+def one_step(kind, sampling, layers=(3,), batch=1):
+    return poptorch.inferenceModel(OneStep(steps(kind, layers), batch, POSITIONS, sampling).eval(), options())
 
 
 def texts_of(kind, sampling, layers=(3,), batch=1, prompts=PROMPTS, length=LENGTH, stop_ids=(), said=lambda: None):
-    executor, done = one_step(kind, layers, batch), []
+    executor, done = one_step(kind, sampling, layers, batch), []
+    vocab_size = VOCABULARY if sampling.needs_text else None
     for first in range(0, len(prompts), batch):
         texts = [new_text(prompt, length, seed=1) for prompt in prompts[first : first + batch]]
-        for _ in generate(executor, texts, batch, WIDTH, POSITIONS, VOCABULARY, sampling, stop_ids, said):
+        for _ in generate(executor, texts, batch, WIDTH, POSITIONS, vocab_size, stop_ids, said):
             pass
         done += texts
     return done
@@ -186,9 +187,9 @@ def test_a_row_that_ended_leaves_the_others_alone():
 
 
 def test_reader_ends_a_text():
-    executor = one_step("modules")
+    executor = one_step("modules", GREEDY)
     text = new_text(PROMPTS[0], LENGTH, seed=1)
-    for seen in generate(executor, [text], 1, WIDTH, POSITIONS, VOCABULARY, GREEDY):
+    for seen in generate(executor, [text], 1, WIDTH, POSITIONS):
         if len(seen.tokens) == 4:
             seen.ended = "stop_string"
     assert len(text.tokens) == 4
@@ -197,9 +198,10 @@ def test_reader_ends_a_text():
 def test_half_modules_generate():
     """On a CPU half is computed in float32: the text is that of weights rounded to half."""
     rounded = fresh_model().half().float()
-    executor = poptorch.inferenceModel(OneStep(ModuleSteps(fresh_model().half(), (3,)), 1, POSITIONS).eval(), options())
+    half = ModuleSteps(fresh_model().half(), (3,))
+    executor = poptorch.inferenceModel(OneStep(half, 1, POSITIONS, GREEDY).eval(), options())
     text = new_text(PROMPTS[0], 5, seed=1)
-    for _ in generate(executor, [text], 1, WIDTH, POSITIONS, VOCABULARY, GREEDY):
+    for _ in generate(executor, [text], 1, WIDTH, POSITIONS):
         pass
     ids = list(PROMPTS[0])
     for _ in range(5):

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.sampling import NEVER, Sampling, candidates, choose, penalised, stream
+from custom_ops.top_scores import penalised
+from model.sampling import NEVER, Sampling, best_scores, candidates, choose, stream
 
 transformers = pytest.importorskip("transformers")
 processors = transformers.generation.logits_process
@@ -15,9 +16,12 @@ processors = transformers.generation.logits_process
 
 def distribution(logits, sampling, seen=None):
     """(B, V) probabilities that choose() draws from."""
-    scores, ids = candidates(penalised(logits, seen, sampling), sampling)
-    probs = torch.softmax(scores, -1)
-    return probs if ids is None else torch.zeros_like(logits).scatter(-1, ids, probs)
+    if sampling.top_k:
+        scores, ids, _ = best_scores(logits, seen, sampling)
+    else:
+        scores, ids = penalised(logits, seen, sampling.repetition_penalty).sort(dim=-1, descending=True)
+    probs = torch.softmax(candidates(scores, sampling), -1)
+    return torch.zeros_like(logits).scatter(-1, ids.long(), probs)
 
 
 def reference(logits, sampling, text):
