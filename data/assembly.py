@@ -7,18 +7,13 @@ made them and when, so that the output does not depend on the number of workers 
 from __future__ import annotations
 
 import collections
-import concurrent.futures
 import contextlib
 import dataclasses
 import fcntl
 import hashlib
-import multiprocessing
-import multiprocessing.connection
 import os
 import re
 import shutil
-import signal
-import threading
 import time
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -30,6 +25,7 @@ from data import pieces
 from data.duplicates import TRAIN, VALIDATION, Selector
 from data.parts import Encoder, Part, Recipe, make_part, read_part
 from data.pieces import Piece
+from data.worker_pool import worker_pool
 from tokenizer import Tokenizer
 
 _FORMAT = 1  # of the parts
@@ -183,22 +179,13 @@ class Assembly:
                 there_already = part is not None
                 yield number, part or self._made(number, piece), there_already
             return
-        pool = concurrent.futures.ProcessPoolExecutor(
-            self.workers,
-            multiprocessing.get_context("spawn"),
-            initializer=_start_worker,
-            initargs=(self.recipe, self.encoder),
-        )
-        submitted = 0
+        pool = worker_pool(self.workers, _start_worker, self.recipe, self.encoder)
         waiting: collections.deque[tuple[int, Piece, Any]] = collections.deque()
         try:
             for number, piece in enumerate(self.corpus.pieces()):
                 future = None
                 if not self._path(number).exists():
-                    # Workers are started by the first calls, and ignore Ctrl-C from their first moment on.
-                    with _sigint_ignored() if submitted < self.workers else contextlib.nullcontext():
-                        future = pool.submit(_make_part, piece, self._path(number))
-                    submitted += 1
+                    future = pool.submit(_make_part, piece, self._path(number))
                 waiting.append((number, piece, future))
                 if len(waiting) > 3 * self.workers:
                     yield self._finished(*waiting.popleft())
@@ -244,18 +231,6 @@ def _locked(path: Path) -> BinaryIO:
         file.close()
 
 
-@contextlib.contextmanager
-def _sigint_ignored() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 _of_worker: tuple[Recipe, Encoder] | None = None  # sent once: it holds the whole vocabulary
 
 
@@ -265,19 +240,10 @@ def _make_part(piece: Piece, path: Path) -> None:
 
 
 def _start_worker(recipe: Recipe, encoder: Encoder) -> None:
-    """Ctrl-C is the parent's to handle; without a parent there is nothing to do; one thread each is enough."""
+    """One thread each is enough."""
     global _of_worker
     _of_worker = recipe, encoder
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
 
 
 def available_cores() -> int:

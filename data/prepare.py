@@ -93,6 +93,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def prepare(args: argparse.Namespace, stream: TextIO) -> None:
     """Write the corpus that the flags ask for. Raises ValueError, RuntimeError, OSError."""
+    if args.workers != 1:
+        from data.worker_pool import start_server
+
+        start_server()
     from data.building import build, worker_count
     from data.duplicates import Selector
     from data.parts import Recipe

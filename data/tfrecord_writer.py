@@ -119,7 +119,7 @@ class TFRecordWriter:
                 yield self._long_article(group[0])
                 continue
             # Short articles are encoded together.
-            data, bounds = varint.encode(np.concatenate(group).astype(np.int32, copy=False))
+            data, bounds = varint.encode(np.concatenate(group))
             encoded, begin = data.tobytes(), 0
             for length in map(len, group):
                 if self._count(length):
@@ -154,7 +154,7 @@ class TFRecordWriter:
         while len(starts):
             some = starts[: max(1, int(np.searchsorted(starts, starts[0] + _CHUNK)))]
             begin, end = int(some[0]), int(some[-1]) + self.window
-            data, bounds = varint.encode(np.asarray(ids[begin:end], np.int32))
+            data, bounds = varint.encode(np.asarray(ids[begin:end]))
             yield from self._examples(data.tobytes(), bounds, some - begin, end - begin)
             starts = starts[len(some) :]
 

@@ -5,13 +5,23 @@ https://protobuf.dev/programming-guides/encoding/#varints
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 _LONGEST = 10  # bytes of a 64-bit number; a negative one always takes all of them
 
 
 def encode(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Ids of 0..2^31-1, shape (n,), as bytes: uint8 (total,) and the place of each number in them, int64 (n + 1,)."""
+    """Ids of 0..2^31-1, shape (n,), as bytes: uint8 (total,) and the place of each number in them, int64 (n + 1,).
+
+    Ids in a uint16 array take a third of the time.
+    """
+    bounds = np.zeros(len(ids) + 1, np.int64)
+    if ids.dtype == np.uint16:
+        data, used, lengths = _tables()
+        np.cumsum(lengths.take(ids), out=bounds[1:])
+        return np.compress(used.take(ids).view(bool), data.take(ids).view(np.uint8)), bounds
     lengths = np.ones(len(ids), np.int64)
     longer = []  # for the second byte and each further one: the numbers that have it
     rest = ids >> 7
@@ -19,7 +29,6 @@ def encode(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         longer.append(np.flatnonzero(rest))
         lengths += rest != 0
         rest = ids >> 7 * len(longer) + 7
-    bounds = np.zeros(len(ids) + 1, np.int64)
     np.cumsum(lengths, out=bounds[1:])
     data = np.empty(int(bounds[-1]), np.uint8)
     data[bounds[:-1]] = ids & 0x7F
@@ -28,6 +37,18 @@ def encode(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         data[places] = ids[numbers] >> 7 * byte & 0x7F
         data[places - 1] |= 0x80  # goes on
     return data, bounds
+
+
+@functools.lru_cache(maxsize=None)
+def _tables() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each 16-bit number its bytes, which of the four count (both as uint32), and how many do (int64)."""
+    numbers = np.arange(1 << 16, dtype=np.int32)
+    encoded, bounds = encode(numbers)
+    lengths = np.diff(bounds)
+    used = np.arange(4) < lengths[:, None]
+    data = np.zeros((len(numbers), 4), np.uint8)
+    data[used] = encoded
+    return data.view(np.uint32)[:, 0], used.view(np.uint32)[:, 0], lengths
 
 
 def decode(data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -60,6 +60,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def preprocess(args: argparse.Namespace) -> None:
     """Write the corpus. Raises ValueError for a source without articles, RuntimeError without GPT-2's vocabulary."""
     # Imported where they are used: --help and bad flags need not wait for them.
+    if args.workers != 1:
+        from data.worker_pool import start_server
+
+        start_server()
     from data.building import build, learn_vocabulary, worker_count
     from data.corpus_formats import PickleWriter
     from data.duplicates import Selector

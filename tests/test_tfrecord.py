@@ -36,6 +36,14 @@ def test_encode(ids):
     assert [data[a:b].tobytes() for a, b in zip(bounds, bounds[1:])] == pieces
 
 
+def test_encode_every_16_bit_number():
+    numbers = np.arange(1 << 16, dtype=np.uint16)
+    data, bounds = varint.encode(numbers)
+    pieces = [varint_bytes(number) for number in range(1 << 16)]
+    assert data.tobytes() == b"".join(pieces)
+    assert bounds.tolist() == [0, *np.cumsum([len(piece) for piece in pieces]).tolist()]
+
+
 @given(numbers=ANY_INT64 | IDS, rest=st.sampled_from([b"", b"\x80", b"\xff\xff"]))
 def test_decode(numbers, rest):
     pieces = [varint_bytes(number) for number in numbers]
