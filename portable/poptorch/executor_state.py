@@ -49,6 +49,7 @@ class ExecutorState:
         if training:
             option_effects.refuse_training(self._options)
         notices.report_without_effect(self._options)
+        notices.report_environment()
         engine_options.report_folder(self._options)  # a mistake in it is told now, not after tracing
         self._model = hosting.executor_copy(self._user_model)
         self._policy = device_policy.choose()

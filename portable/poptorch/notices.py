@@ -18,6 +18,20 @@ OFF = logging.CRITICAL + 10
 LEVELS = {"TRACE": TRACE, "DEBUG": logging.DEBUG, "INFO": logging.INFO, "WARN": logging.WARNING}
 LEVELS.update({"ERR": logging.ERROR, "OFF": OFF})
 NUMBERED_LEVELS = {0: "TRACE", 1: "DEBUG", 2: "INFO", 3: "WARN", 4: "ERR", 6: "OFF"}
+VARIABLES_WITHOUT_EFFECT = (
+    "POPTORCH_CACHE_DIR",
+    "POPTORCH_EXPORT_PROTO_AS_BINARY",
+    "POPTORCH_EXPORT_PROTO_FILE",
+    "POPTORCH_IPU_MODEL",
+    "POPTORCH_IPU_MODEL_VERSION",
+    "POPTORCH_LOG_DEST",
+    "POPTORCH_MAX_GRAPH_LEN",
+    "POPTORCH_SMALL_IPU_MODEL",
+    "POPTORCH_TRACEPOINT",
+    "POPTORCH_TRACEPOINT_WITH_DEBUG_INFO",
+    "POPTORCH_WAIT_FOR_IPU",
+    "PVTI_OPTIONS",
+)
 
 logger = logging.getLogger("poptorch")
 _said: set[Any] = set()
@@ -51,6 +65,14 @@ def once(key: Any, message: str, level: int = logging.WARNING) -> bool:
     _said.add(key)
     logger.log(level, message)
     return True
+
+
+def report_environment() -> list[str]:
+    """Names, in one log line, PopTorch's environment variables that are set and that change nothing off-IPU."""
+    names = [name for name in VARIABLES_WITHOUT_EFFECT if name in os.environ]
+    if names:
+        once(("environment", tuple(names)), f"These environment variables have no effect off-IPU: {', '.join(names)}.")
+    return names
 
 
 def report_without_effect(options: Any) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import pytest
 import torch
@@ -211,6 +212,25 @@ def test_a_recorded_program_trains_like_torch(monkeypatch):
         optimizer.step()
     for name, value in reference.state_dict().items():
         torch.testing.assert_close(model.state_dict()[name], value, msg=name)
+
+
+def test_a_recorded_program_has_the_operations_of_an_exported_one(monkeypatch):
+    """Composite operations stay whole, so that the passes recognise them."""
+
+    def forward(m, x, y):
+        q, k, v = m.projection(m.norm(x)).view(2, 3, 3, 2, 2).permute(2, 0, 3, 1, 4)
+        x = F.gelu(x + F.dropout(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(2, 3, 4), 0.1))
+        return F.cross_entropy(m.projection(m.lstm(x)[0]).flatten(0, 1), y.flatten())
+
+    x, y = torch.randn(2, 3, 4), torch.ones(2, 3, dtype=torch.int64)
+    found = []
+    for export in (EXPORT, refuse_after_forward):
+        monkeypatch.setattr(torch.export, "export", export)
+        members = {"projection": torch.nn.Linear(4, 12), "norm": torch.nn.LayerNorm(4), "lstm": torch.nn.LSTM(4, 4)}
+        executor = poptorch.trainingModel(Body(forward, **members))
+        executor.compile(x, y)
+        found.append([node["type"] for node in json.loads(executor._debugGetPopartIR())["maingraph"]])
+    assert found[0] == found[1] and "aten.scaled_dot_product_attention.default" in found[0]
 
 
 def test_what_nobody_can_trace_says_why():

@@ -1,8 +1,8 @@
 """A second way to a graph, for programs that torch.export refuses though nothing is wrong with them.
 
 Operations are recorded one by one, as they meet fake tensors, without export's rules on what a program may capture,
-return or leave behind. Parameters and buffers are placeholders here too. Composite operations are recorded in parts,
-which is slower and hides some patterns from the passes: hence only the second way.
+return or leave behind. Parameters and buffers are placeholders here too, and composite operations stay whole.
+Export is torch's documented way and comes first.
 """
 
 from __future__ import annotations

@@ -226,7 +226,7 @@ def _recorded(
     notices.once(
         ("recorded", type(model)),
         f"torch.export refuses forward() of {type(model).__name__} ({reason}): it was recorded operation by operation "
-        "instead, which gives the same results, a little slower.",
+        "instead, which gives the same program.",
     )
     _drop_checks(module.graph)
     return _traced(module.graph, parameters, buffers, constants, inputs, model)
