@@ -228,7 +228,19 @@ def test_the_share_of_the_peak(folder):
 
 def test_no_share_of_a_cpu_that_is_slower_than_the_device(folder, monkeypatch):
     monkeypatch.setattr(machine, "_measured", lambda: 1.0)
+    monkeypatch.setattr(machine, "_time_products", lambda: 1.0)
     assert "of peak" not in finished(flags(folder, training_steps=1)).out
+
+
+def test_a_peak_that_a_run_exceeds_was_measured_on_a_busy_cpu(folder, monkeypatch):
+    monkeypatch.setattr(machine, "_measured", lambda: 1.0)
+    found = iter([0.5, 1e15])
+    monkeypatch.setattr(machine, "_time_products", lambda: next(found))
+    done = finished(flags(folder, training_steps=3, epochs=2))
+    said = [line.split(" TFLOP/s")[0] for line in done.out.splitlines() if line.startswith("peak: ")]
+    assert said == ["peak: 1e-12", "peak: 1e+03"]
+    shares = ["of peak" in line for line in done.out.splitlines() if line.startswith("step ")]
+    assert shares == [False, True, True]
 
 
 def test_data_sheets(monkeypatch):
