@@ -82,7 +82,10 @@ def build_order(sizes: np.ndarray, documents: range, rule: OrderRule) -> Order:
 
 
 def _shuffled_documents(documents: range, epochs: int, separate: bool, rng: np.random.RandomState) -> np.ndarray:
-    index = np.tile(np.arange(documents.start, documents.stop, dtype=np.int32), epochs)
+    index = np.empty(epochs * len(documents), dtype=np.int32)
+    for first in range(0, len(documents), _BLOCK):  # numpy's arange and tile hold the documents twice
+        some = documents[first : first + _BLOCK]
+        index.reshape(epochs, -1)[:, first : first + _BLOCK] = np.arange(some.start, some.stop, dtype=np.int32)
     boundary = (epochs - separate) * len(documents)
     megatron_native.shuffle(rng, index[:boundary])
     if separate:
