@@ -26,6 +26,7 @@ class BlockTracker:
         self._strategy = strategy
         self._numbers: dict[str, int] = {}  # block id -> position among those entered so far
         self._closed = False
+        self._first_auto_id = _auto_id
         self.met: list[tuple[str, int]] = []  # (block id, ipu) of every beginning, in order
 
     def begin(self, user_id: BlockId, ipu_id: int | None) -> None:
@@ -38,6 +39,8 @@ class BlockTracker:
 
     def forget(self) -> None:
         """The trace begins again."""
+        global _auto_id
+        _auto_id = self._first_auto_id
         self._numbers.clear()
         self._closed = False
         self.met.clear()

@@ -184,6 +184,28 @@ def test_automatic_ids_start_again():
     assert summary(executor) == [(0, ("0", "1"))]
 
 
+def test_automatic_ids_are_the_same_if_the_trace_begins_again(monkeypatch):
+    """For a program that torch.export refuses forward() runs a second time."""
+    export = torch.export.export
+
+    def refuse(entry, args, strict):
+        export(entry, args, strict=strict)
+        raise RuntimeError("no fake impl")
+
+    def forward(m, x):
+        with poptorch.Block():
+            x = x + 1
+        with poptorch.Block():
+            return x * 2
+
+    monkeypatch.setattr(torch.export, "export", refuse)
+    poptorch.Block.useAutoId()
+    options = make_options(2).setExecutionStrategy(poptorch.PipelinedExecution("0", "1"))
+    executor = poptorch.inferenceModel(Body(forward), options)
+    assert executor(torch.ones(2)).tolist() == [4, 4]
+    assert summary(executor) == [(0, ("0",)), (1, ("1",))]
+
+
 def test_operations_outside_every_block_are_refused_but_not_before_the_first():
     def forward(m, x):
         x = x * 3
