@@ -1,6 +1,21 @@
-"""Settings of the whole test run."""
+"""Settings and fixtures of the whole test run."""
 
+import pytest
 import torch
 
 # The tests' tensors are tiny: a second thread would only wait, and on a busy machine be waited for.
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def running():
+    """Loaders and accessors put in here are terminated after the test, and no process may be left."""
+    started: list = []
+    yield started
+    accessors = [getattr(item, "_accessor", item) for item in started]
+    processes = [accessor._process for accessor in accessors if accessor is not None]
+    for item in started:
+        item.terminate()
+    for process in processes:
+        with pytest.raises(ValueError, match="closed"):  # ended and waited for
+            process.is_alive()

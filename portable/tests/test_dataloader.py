@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import BatchSampler, Dataset, IterableDataset, SequentialSampler, TensorDataset
 
-from poptorch import dataloader
+from poptorch import dataloader, inferenceModel
 from poptorch.dataloader import AsynchronousDataAccessor, DataLoader
 from poptorch.enums import CommGroupType, DataLoaderMode
 from poptorch.options import Options
@@ -257,3 +257,12 @@ def test_section12_a_share_covers_everything_over_the_epochs():
     assert len(share) == 8 and "".join(share) == "abcdefgh"
     share.swap_range()
     assert "".join(share[i] for i in range(len(share))) == "ijabcdef"
+
+
+def test_section12_an_incomplete_last_batch_does_not_fit_the_program():
+    options = shaped(2)
+    executor = inferenceModel(torch.nn.Identity(), options.clone())
+    batches = list(DataLoader(options, torch.ones(7, 1), batch_size=2, drop_last=False))
+    executor(batches[0])
+    with pytest.raises(Error, match=r"Shape mismatch.*\[4, 1\]\) but got .*\[3, 1\]"):
+        executor(batches[1])
