@@ -151,3 +151,43 @@ def test_it_keeps_its_place_between_blocks():
     executor = poptorch.inferenceModel(Body(forward), make_options(2))
     assert executor(torch.zeros(2)).tolist() == [3, 3]
     assert [stage.blocks for stage in executor.program.stages] == [("a",), ("b",)]
+
+
+# -- kernels in Python
+
+
+def test_a_kernel_in_python_with_attributes_of_every_type():
+    seen = {}
+
+    @poptorch.ops.register_custom_op("Mix", "com.example.python", 3)
+    def mix(x, y, **attributes):
+        seen.update(attributes)
+        return x * attributes["factor"] + y, x - y
+
+    attributes = dict(factor=2.0, count=3, word="a", factors=[1.0, 2.0], counts=(1, 2), words=["b", "c"])
+
+    def forward(m, x, y):
+        return poptorch.custom_op([x, y], "Mix", "com.example.python", 3, [x, y], attributes)
+
+    out = infer(forward, torch.ones(1), torch.ones(1) * 5)
+    assert [t.item() for t in out] == [7, -4] and seen == attributes
+    with pytest.raises(poptorch.Error, match="No kernel"):
+        infer(lambda m, x: poptorch.custom_op([x], "Mix", "com.example.python", 2, [x])[0], torch.ones(1))
+
+
+def test_a_kernel_in_python_says_how_it_is_differentiated():
+    class Cube(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x**3
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient * 100
+
+    poptorch.ops.register_custom_op("Cube", "com.example.python")(Cube.apply)
+
+    def forward(m, x):
+        return poptorch.identity_loss(poptorch.custom_op([x * m.w], "Cube", "com.example.python", 1, [x])[0], "sum")
+
+    assert gradient_of(forward, torch.ones(1), w=torch.nn.Parameter(torch.full((1,), 2.0)))["w"].item() == 100
