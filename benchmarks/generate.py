@@ -15,12 +15,8 @@ batches of 8, and a prompt of 512 tokens against a matrix product just before. l
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib.util
-import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -29,47 +25,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import generate_sides, record  # noqa: E402
+from benchmarks.side_process import SideProcess  # noqa: E402
 
 # n_layer, n_embd, n_head, vocabulary
 MODELS = {"tiny": (2, 64, 2, 50257), "gpt2": (12, 768, 12, 50257)}
 PREFILL = 512  # tokens
-
-
-class Worker:
-    """One side in a process of its own."""
-
-    def __init__(self, settings: dict[str, Any], device: str) -> None:
-        variables = dict(
-            os.environ,
-            OMP_NUM_THREADS=str(settings["threads"]),
-            POPTORCH_PORTABLE_DEVICE=device,
-            TRANSFORMERS_VERBOSITY="error",
-        )
-        self._process = subprocess.Popen(
-            [sys.executable, generate_sides.__file__, json.dumps(settings)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=variables,
-            text=True,
-        )
-
-    def ask(self, request: str) -> dict[str, Any]:
-        """One answer. RuntimeError if the process has died."""
-        answer = ""
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(request + "\n")
-            self._process.stdin.flush()
-            answer = self._process.stdout.readline()
-        if not answer:
-            raise RuntimeError(
-                "a side ended early\nHINT: its own message is above; --model tiny shows whether it works"
-            )
-        return json.loads(answer)
-
-    def close(self) -> None:
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
-        self._process.wait()
 
 
 def write_checkpoint(folder: Path, model: str) -> None:
@@ -127,7 +87,9 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         settings["folder"] = str(folder)
         if settings["side"] == "llama.cpp":
             generate_sides.write_gguf(folder, settings["precision"])
-    workers = {name: Worker(settings, args.device) for name, settings in chosen.items()}
+    workers = {
+        name: SideProcess(generate_sides.__file__, name, settings, args.device) for name, settings in chosen.items()
+    }
     try:
         texts = {name: worker.ask("generate")["tokens"] for name, worker in workers.items()}  # the first one warms up
         rounds: list[dict[str, float]] = []

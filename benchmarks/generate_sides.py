@@ -7,11 +7,14 @@ Requests, a line each: "generate" -> {"milliseconds" from token to token, "token
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from pathlib import Path
 from typing import Any, Callable
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.side_process import serve  # noqa: E402
 
 PROMPT = list(range(100, 132))  # 32 token ids; what they are does not matter with random weights
 Answer = Callable[[], dict[str, Any]]
@@ -174,20 +177,11 @@ def write_gguf(folder: Path, precision: str) -> None:
     writer.close()
 
 
-def main() -> None:
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    settings = json.loads(sys.argv[1])
-    answers = os.fdopen(os.dup(1), "w")  # libraries print; only this is read
-    os.dup2(2, 1)
-    import torch
-
-    torch.set_num_threads(settings["threads"])
+def requests(settings: dict[str, Any]) -> dict[str, Answer]:
+    """What answers each request."""
     sides = {"ours": ours, "transformers": transformers, "llama.cpp": llama_cpp}
-    requests = sides[settings["side"]](settings)
-    for line in sys.stdin:
-        answers.write(json.dumps(requests[line.strip()]()) + "\n")
-        answers.flush()
+    return sides[settings["side"]](settings)
 
 
 if __name__ == "__main__":
-    main()
+    serve(requests)

@@ -13,12 +13,8 @@ median of the ratios within a round, and the peak memory of each process.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib.util
-import json
-import os
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,61 +22,27 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import record, train_step_sides  # noqa: E402
+from benchmarks.side_process import SideProcess  # noqa: E402
 
 SIDES = ("ours", "transformers")
 # n_layer, n_embd, n_head, vocabulary (transformers', ours is padded to a multiple of 16)
 MODELS = {"tiny": (2, 64, 2, 4096), "gpt2": (12, 768, 12, 50257)}
 
 
-class Worker:
-    """One side in a process of its own, which makes a step whenever it is asked to."""
-
-    def __init__(self, side: str, args: argparse.Namespace, dropout: float) -> None:
-        layers, width, heads, vocabulary = MODELS[args.model]
-        settings = dict(
-            layers=layers, width=width, heads=heads, vocabulary=vocabulary, batch=args.batch, length=args.length,
-            device=args.device, half=args.half, threads=args.threads, dropout=dropout,
-        )  # fmt: skip
-        environment = dict(
-            os.environ,
-            POPTORCH_PORTABLE_DEVICE=args.device,
-            OMP_NUM_THREADS=str(args.threads),
-            TRANSFORMERS_VERBOSITY="error",
-        )
-        self.side = side
-        self._process = subprocess.Popen(
-            [sys.executable, train_step_sides.__file__, side, json.dumps(settings)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-            text=True,
-        )
-
-    def ask(self, request: str) -> dict[str, float]:
-        """One answer. RuntimeError if the process has died."""
-        try:
-            self._process.stdin.write(request + "\n")
-            self._process.stdin.flush()
-            answer = self._process.stdout.readline()
-        except BrokenPipeError:
-            answer = ""
-        if not answer:
-            raise RuntimeError(
-                f"the process that measures '{self.side}' ended early.\n"
-                "HINT: its own message is above; --model tiny needs little memory and shows whether it works at all."
-            )
-        return json.loads(answer)
-
-    def close(self) -> None:
-        with contextlib.suppress(BrokenPipeError):  # it may have died, which ask() has told then
-            self._process.stdin.close()
-        self._process.wait()
+def start(side: str, args: argparse.Namespace, dropout: float) -> SideProcess:
+    """A side, which makes a step whenever it is asked to."""
+    layers, width, heads, vocabulary = MODELS[args.model]
+    settings = dict(
+        side=side, layers=layers, width=width, heads=heads, vocabulary=vocabulary, batch=args.batch,
+        length=args.length, device=args.device, half=args.half, threads=args.threads, dropout=dropout,
+    )  # fmt: skip
+    return SideProcess(train_step_sides.__file__, side, settings, args.device)
 
 
 def compile_only(args: argparse.Namespace) -> None:
     """Start each side and make a step, which compiles. Nothing is measured."""
     for side in SIDES:
-        worker = Worker(side, args, args.dropout[0])
+        worker = start(side, args, args.dropout[0])
         try:
             worker.ask("step")
         finally:
@@ -90,7 +52,7 @@ def compile_only(args: argparse.Namespace) -> None:
 
 def measure(args: argparse.Namespace, dropout: float) -> dict[str, Any]:
     """Alternating rounds of both sides with this dropout: their medians, ratio and peak memory."""
-    workers = {side: Worker(side, args, dropout) for side in SIDES}
+    workers = {side: start(side, args, dropout) for side in SIDES}
     try:
         tokens = args.batch * args.length
         for worker in workers.values():

@@ -5,13 +5,15 @@ Requests, a line each: "step" -> {"seconds"}, "product" -> {"gflops"}, "memory" 
 
 from __future__ import annotations
 
-import json
-import os
 import resource
 import sys
 import time
 from pathlib import Path
 from typing import Any, Callable
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.side_process import serve  # noqa: E402
 
 LOSS_SCALING = 1024.0
 RATE = 1e-4
@@ -141,33 +143,29 @@ def peak_memory_gb(device: str) -> float:
     return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9
 
 
-def serve(side: str, settings: dict[str, Any]) -> None:
-    """Answer requests until the input ends."""
-    # Whatever the libraries print goes to the errors' stream: the answers stand alone.
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+def requests(settings: dict[str, Any]) -> dict[str, Callable[[], dict[str, Any]]]:
+    """What answers each request."""
     import torch
 
-    torch.set_num_threads(settings["threads"])
     torch.manual_seed(0)
     device = settings["device"]
-    step = {"ours": our_step, "transformers": transformers_step}[side](settings)
+    step = {"ours": our_step, "transformers": transformers_step}[settings["side"]](settings)
     loss = float("nan")
-    for line in sys.stdin:
-        request = line.strip()
-        if request == "step":
-            _wait(device)
-            start = time.perf_counter()
-            loss = step()
-            _wait(device)
-            answer = {"seconds": time.perf_counter() - start}
-        elif request == "product":
-            answer = {"gflops": product_speed(device, settings["half"])}
-        else:
-            answer = {"peak_gb": peak_memory_gb(device), "loss": loss}
-        print(json.dumps(answer), file=answers, flush=True)
+
+    def timed() -> dict[str, float]:
+        nonlocal loss
+        _wait(device)
+        start = time.perf_counter()
+        loss = step()
+        _wait(device)
+        return {"seconds": time.perf_counter() - start}
+
+    return {
+        "step": timed,
+        "product": lambda: {"gflops": product_speed(device, settings["half"])},
+        "memory": lambda: {"peak_gb": peak_memory_gb(device), "loss": loss},
+    }
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    serve(sys.argv[1], json.loads(sys.argv[2]))
+    serve(requests)

@@ -1,6 +1,7 @@
 """benchmarks.yml: every entry there, with the flags of the run scripts, and recorded figures that belong to entries."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,12 @@ def test_the_other_programs_lines_give_the_figures():
     data = ENTRIES["pytorch_gpt2_small_vs_transformers_cpu_2core"].data
     found = metrics.collect(data, {}, [train_step.table([result]), ""])
     assert found == ({"ours": 1234.5, "transformers": 987.6, "ratio": 1.25}, [])
+
+
+def test_bench_compare_runs_every_entry_of_a_cpu():
+    done = subprocess.run(["make", "-n", "bench-compare"], cwd=str(ROOT), capture_output=True, text=True, check=True)
+    words = done.stdout.split(" --benchmark ")[1].split("--log-dir")[0].replace("\\", " ").split()
+    assert sorted(words) == sorted(name for name in ENTRIES if name.endswith("_cpu_2core"))
 
 
 def test_all_of_them_can_be_prepared(tmp_path):

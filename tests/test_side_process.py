@@ -1,0 +1,38 @@
+"""benchmarks/side_process.py: a side of a comparison answers from a process of its own, and its death is told."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.side_process import SideProcess
+
+ROOT = Path(__file__).resolve().parent.parent
+
+SIDE = f"""
+import os, sys
+sys.path.insert(0, {str(ROOT)!r})
+from benchmarks.side_process import serve
+
+def requests(settings):
+    import torch
+
+    print("noise of a library")
+    variables = [os.environ["POPTORCH_PORTABLE_DEVICE"], os.environ["OMP_NUM_THREADS"], torch.get_num_threads()]
+    return {{"add": lambda: {{"sum": settings["a"] + 1, "variables": variables}}, "die": lambda: os._exit(1)}}
+
+serve(requests)
+"""
+
+
+def test_answers_and_an_early_end(tmp_path, capfd):
+    program = tmp_path / "side.py"
+    program.write_text(SIDE)
+    side = SideProcess(str(program), "ours", {"a": 2, "threads": 1}, "cpu")
+    try:
+        assert [side.ask("add") for _ in range(2)] == [{"sum": 3, "variables": ["cpu", "1", 1]}] * 2
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="process that measures 'ours' ended early.\nHINT: "):
+                side.ask("die")
+    finally:
+        side.close()
+    assert capfd.readouterr().err == "noise of a library\n"
