@@ -184,6 +184,18 @@ def test_automatic_ids_start_again():
     assert summary(executor) == [(0, ("0", "1"))]
 
 
+def test_a_block_that_a_function_begins():
+    double = poptorch.BeginBlock(lambda x: x * 2, "double", ipu_id=1)
+
+    def forward(m, x):
+        poptorch.Block.start("start", ipu_id=0)
+        return double(x + 1) + 1
+
+    executor = poptorch.inferenceModel(Body(forward), make_options(2))
+    assert executor(torch.ones(2)).tolist() == [5, 5]
+    assert summary(executor) == [(0, ("start",)), (1, ("double",))] and double(torch.ones(1)).item() == 2
+
+
 def test_automatic_ids_are_the_same_if_the_trace_begins_again(monkeypatch):
     """For a program that torch.export refuses forward() runs a second time."""
     export = torch.export.export

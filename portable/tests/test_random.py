@@ -32,6 +32,16 @@ def test_every_micro_batch_draws_its_own():
     assert len({tuple(part.tolist()) for part in parts}) == 4
 
 
+def test_each_replica_has_a_stream_of_its_own():
+    def drawn():
+        options = poptorch.Options().replicationFactor(2).randomSeed(5)
+        options.inputReplicaGrouping(2, poptorch.CommGroupType.Consecutive)
+        return poptorch.inferenceModel(Body(noise), options)(torch.zeros(3)).view(2, 3)
+
+    first = drawn()
+    assert not torch.equal(first[0], first[1]) and torch.equal(first, drawn())
+
+
 @pytest.mark.parametrize("seed", [None, 5])
 def test_the_random_numbers_of_the_user_are_left_alone(seed):
     model = executor(seed)

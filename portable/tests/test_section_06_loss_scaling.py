@@ -1,4 +1,4 @@
-"""Static loss scaling, as an executor's program sees it (section 6). Automatic scaling: test_section_10_executor.py."""
+"""Loss scaling as a program sees it (section 6). More of automatic scaling: test_section_10_executor.py."""
 
 from __future__ import annotations
 
@@ -60,3 +60,49 @@ def test_it_decides_whether_a_small_half_gradient_is_seen(monkeypatch):
 
     assert velocity(1.0).tolist() == [0.0] * 4  # the gradient has underflown
     assert velocity(1024.0).tolist() == [SMALL] * 4
+
+
+def automatic(gradients: list[float], settings: dict[str, float]) -> float:
+    """The factor after one step whose half gradients are these times a loss scaling of 2."""
+    model = Body(
+        lambda m, x: poptorch.identity_loss((m.w * x).sum(), "sum"),
+        w=torch.nn.Parameter(torch.zeros(len(gradients)).half()),
+    )
+    options = poptorch.Options()
+    options.Training.setAutomaticLossScaling(True)
+    for name, value in settings.items():
+        options._Popart.set(f"automaticLossScalingSettings.{name}", value)
+    optimizer = poptorch.optim.SGD(model.parameters(), lr=0.0, loss_scaling=2.0)
+    executor = poptorch.trainingModel(model, options, optimizer)
+    executor(torch.tensor(gradients).half())
+    return optimizer.state_dict()["ipu_state"]["lossScaleUpdateFactor"].item()
+
+
+@pytest.mark.parametrize(
+    ("largest", "settings", "factor"),
+    [
+        (4093.0, {}, 2.0),  # 8186 is below 0.125 * 65504 = 8188
+        (4096.0, {}, 0.5),
+        (4096.0, {"binEdgeLocation": 0.25}, 2.0),
+        (4096.0, {"thresholdUpperCountProportion": 0.25}, 2.0),  # a quarter is not more than that
+        (4096.0, {"thresholdUpperCountProportion": 0.2}, 0.5),
+    ],
+)
+def test_a_share_of_gradients_above_the_edge_halves_the_automatic_factor(largest, settings, factor):
+    assert automatic([largest, 1.0, -2.0, 3.0], settings) == factor
+
+
+@pytest.mark.parametrize("enabled", [False, True])
+def test_automatic_loss_scaling_makes_the_attribute_variable(enabled):
+    model = Body(lambda m, x: poptorch.identity_loss(m.w * x, "sum"), w=torch.nn.Parameter(torch.ones(1)))
+    options = poptorch.Options()
+    options.Training.setAutomaticLossScaling(enabled)
+    executor = poptorch.trainingModel(model, options, poptorch.optim.SGD(model.parameters(), lr=0.5))
+    executor(torch.ones(1))
+    changed = poptorch.optim.SGD(model.parameters(), lr=0.5, loss_scaling=8.0)
+    if enabled:
+        executor.setOptimizer(changed)
+        assert changed.state_dict()["ipu_param"]["lossScaling_FLOAT"].item() == 8.0
+    else:
+        with pytest.raises(poptorch.Error, match="loss_scaling of the optimizer is constant"):
+            executor.setOptimizer(changed)

@@ -116,6 +116,13 @@ def test_options_without_effect_are_named_once_in_one_line(lines):
     assert notices.report_without_effect(Options()) == [] and len(lines) == 1
 
 
+def test_half_float_casting_is_deprecated(lines):
+    notices._said.clear()
+    for _ in range(2):
+        Options().Precision.halfFloatCasting(enums.HalfFloatCastingBehavior.HalfUpcastToFloat)
+    assert lines == ["Precision.halfFloatCasting is deprecated and has no effect."]
+
+
 def test_environment_variables_without_effect_are_named_once(lines, monkeypatch):
     variables = json.loads(pathlib.Path(__file__).with_name("poptorch_api.json").read_text())["environment_variables"]
     elsewhere = {"POPLAR_ENGINE_OPTIONS", "POPTORCH_DEFAULT_OPTIONS", "POPTORCH_LOG_LEVEL"}
