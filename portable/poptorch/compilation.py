@@ -11,7 +11,7 @@ from torch._subclasses import FakeTensor
 from . import compile_hooks, notices
 from .blocks import BlockTracker
 from .device.policy import Policy
-from .engine import passes, replica_groups, tracing
+from .engine import passes, replica_groups, scope_names, tracing
 from .engine.losses import erase_marks, find_loss
 from .engine.regions import extract_regions
 from .engine.runner import Counts
@@ -106,6 +106,7 @@ def compile_model(
         traced = tracing.trace(model, run, leaves, context)
     check_stages(blocks.met, options, counts, training)
     extract_regions(traced)
+    scope_names.watch(traced, [long_name for long_name, _, _ in options.anchored_tensors.values()])
     if training:
         find_loss(traced)
     else:

@@ -1,4 +1,4 @@
-"""Tensors that a program asked for by name: parameters, buffers, gradients, inputs, outputs, the loss (section 3)."""
+"""Tensors that a program asked for by name: parameters, gradients, inputs, outputs, intermediate ones (section 3)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def tensor_names(program: Program, state: DeviceState, inputs: list[str], traini
     if training:
         trained = [name for name, tensor in state.parameters.items() if tensor.requires_grad]
         names += [GRADIENT + name for name in [*inputs, *trained]] + [UPDATED + name for name in trained] + ["loss"]
-    return names
+    return [*names, *program.scope_names]
 
 
 class Anchors:
@@ -48,7 +48,8 @@ class Anchors:
         for long_name, _, _ in wanted.values():
             if long_name not in known:
                 raise createPoptorchError(
-                    f"anchorTensor: the program has no tensor {long_name!r}. It has: {', '.join(known)}."
+                    f"anchorTensor: the program has no tensor {long_name!r}. It has: {', '.join(known[:20])}"
+                    f"{', … (getTensorNames() lists them all)' if len(known) > 20 else ''}."
                 )
         self._wanted = dict(wanted)
         self._program = program
@@ -92,7 +93,7 @@ class Anchors:
         self._collectors.clear()
 
     def micro_batch(self, s: int, a: int, r: int, values: Mapping[str, torch.Tensor]) -> None:
-        """Micro-batch (s, a, r) is done; `values` holds its inputs, outputs and loss."""
+        """Micro-batch (s, a, r) is done; `values` holds its inputs, outputs, intermediate tensors and loss."""
         for short, (long_name, mode, period) in self._wanted.items():
             if not long_name.startswith(UPDATED):
                 self._add(short, mode, period, (s, a, r), self._sizes, self._read(long_name, values))
@@ -126,8 +127,8 @@ class Anchors:
             return self._state.parameters[long_name]
         if long_name in self._state.buffers:
             return self._state.buffers[long_name]
-        if long_name == "loss":
-            return values["loss"]
+        if long_name == "loss" or long_name in self._program.watched:
+            return values[long_name]
         if long_name in self._inputs:
             return values[self._program.inputs[self._inputs.index(long_name)]]
         return values[self._program.outputs[int(long_name.removeprefix("output_"))]]

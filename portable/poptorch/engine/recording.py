@@ -65,6 +65,10 @@ def _lift_constants(module: torch.fx.GraphModule) -> dict[str, torch.Tensor]:
             continue
         if torch._C._functorch.is_functorch_wrapped_tensor(value):
             raise createPoptorchError("torch.vmap in forward() goes only with what torch.export accepts.")
+        if isinstance(value, FakeTensor):  # it has no values to make a constant of
+            raise createPoptorchError(
+                f"forward() uses a tensor of shape {tuple(value.shape)} whose origin tracing cannot follow."
+            )
         if node.target not in placeholders:
             with module.graph.inserting_before(first):
                 placeholders[node.target] = module.graph.placeholder(node.target)

@@ -140,7 +140,7 @@ class Runner:
         self.timings.input_complete.append(self.timings.now())
         if self._anchors is not None:
             slices = self._anchors.inputs(slices)
-        outputs, loss = self._micro_batch(slices, r)
+        outputs, watched, loss = self._micro_batch(slices, r)
         available = self.timings.now()
         if self._counts.last_of_group(r):
             for name, leaf, part in zip(self._program.inputs, leaves, slices, strict=True):
@@ -150,7 +150,7 @@ class Runner:
             self._check_valid(outputs, loss)
         if self._anchors is not None:
             values = dict(zip([*self._program.inputs, *self._program.outputs], [*slices, *outputs], strict=True))
-            self._anchors.micro_batch(s, a, r, {**values, "loss": loss})
+            self._anchors.micro_batch(s, a, r, {**values, **watched, "loss": loss})
         if collector.add(s, a, r, outputs):
             self.timings.output.append(available)
             self.timings.output_complete.append(self.timings.now())
@@ -178,8 +178,13 @@ class Runner:
                     "(Precision.enableFloatingPointExceptions)."
                 )
 
-    def _micro_batch(self, slices: list[torch.Tensor], replica: int) -> tuple[list[torch.Tensor], torch.Tensor | None]:
-        """The outputs of one micro-batch, and its loss in training, when its gradients have been accumulated."""
+    def _micro_batch(
+        self, slices: list[torch.Tensor], replica: int
+    ) -> tuple[list[torch.Tensor], dict[str, torch.Tensor], torch.Tensor | None]:
+        """The outputs of one micro-batch, anchored intermediate tensors by name, and in training its loss.
+
+        Its gradients have been accumulated then.
+        """
         program = self._program
         with torch.set_grad_enabled(self._optimizer is not None):
             values = self._state.values_of(replica)
@@ -189,6 +194,7 @@ class Runner:
                 with self.probe.forward(stage, values):
                     stage.run(values)
         outputs = [values[name] for name in program.outputs]
+        watched = {name: values[value].detach() for name, value in program.watched.items()}
         loss = None
         if self._optimizer is not None:
             loss = values.pop(program.loss)
@@ -201,7 +207,7 @@ class Runner:
             self._accumulator.micro_batch_done()
             for buffer in written_buffers:
                 buffer.detach_()  # the next micro-batch must not differentiate through this one
-        return outputs, loss
+        return outputs, watched, loss
 
     def _part(self, leaf: torch.Tensor, position: int) -> torch.Tensor:
         """Micro-batch `position` of an input: a view."""

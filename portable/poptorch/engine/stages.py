@@ -83,6 +83,8 @@ class Program:
     written_inputs: frozenset[str]
     written_parameters: frozenset[str]  # names in the module
     folded: dict[str, torch.Tensor]  # buffers (by name in the module) that are compiled in with these values
+    watched: dict[str, str]  # anchored intermediate tensors: name -> value name
+    scope_names: tuple[str, ...]  # intermediate tensors that may be anchored
 
 
 def ipu_switches(blocks: list[tuple[str, int]]) -> int:
@@ -131,7 +133,9 @@ def build_program(traced: TracedGraph) -> Program:
     graph, loss = traced.graph, traced.loss
     writes = written(graph.nodes, traced.modules)
     cuts, stages = _cut(graph)
-    kept = {node.name for node in traced.outputs} | ({loss.name} if loss is not None else set())
+    watched = {name: node.name for name, node in traced.watched.items()}
+    kept = {node.name for node in traced.outputs} | set(watched.values())
+    kept |= {loss.name} if loss is not None else set()
     used_later = _names_read_after(cuts)
     segments: list[Segment] = []
     repeatable = _repeatable(cuts, origins(graph.nodes), traced)
@@ -165,6 +169,8 @@ def build_program(traced: TracedGraph) -> Program:
         written_inputs=frozenset(node.name for node in writes if node.name in traced.inputs),
         written_parameters=frozenset(traced.parameters[node.name] for node in writes if node.name in traced.parameters),
         folded=dict(traced.folded),
+        watched=watched,
+        scope_names=traced.scope_names,
     )
 
 

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch.export.graph_signature import InputKind
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from .. import notices
 from ..poptorch_core import Error, createPoptorchError
@@ -62,7 +61,7 @@ class TracedGraph:
 
     Every parameter, buffer and constant is a placeholder. `inputs` are the placeholders of the user's tensors in
     order; `output_dtypes` are the types the program gave its output tensors. The arguments of the graph's output node
-    are these tensors and, behind them, the loss if one was found.
+    are these tensors, those that are watched and, behind them, the loss if one was found.
     """
 
     graph: torch.fx.Graph
@@ -74,6 +73,8 @@ class TracedGraph:
     buffer_values: dict[str, torch.Tensor]  # placeholder -> the host's tensor at compilation
     modules: dict[str, torch.nn.Module] = dataclasses.field(default_factory=dict)  # bodies of loops
     folded: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)  # buffers compiled in as constants
+    watched: dict[str, torch.fx.Node] = dataclasses.field(default_factory=dict)  # name -> intermediate tensor to keep
+    scope_names: tuple[str, ...] = ()  # of intermediate tensors that could be
 
     @property
     def outputs(self) -> list[torch.fx.Node]:
@@ -84,7 +85,7 @@ class TracedGraph:
     def loss(self) -> torch.fx.Node | None:
         """The node to differentiate, in a training program."""
         results = self._results()
-        return results[-1] if len(results) > len(self.output_dtypes) else None
+        return results[-1] if len(results) > len(self.output_dtypes) + len(self.watched) else None
 
     def set_loss(self, loss: torch.fx.Node) -> None:
         """Make `loss` a result of the graph, so that no pass drops it."""
@@ -124,8 +125,10 @@ class _Entry(torch.nn.Module):
         ):
             try:
                 outputs = tuple(self._call(self.model, list(leaves)))
-            except GuardOnDataDependentSymNode as error:  # of a torch function that looks at values itself
-                raise value_unknown("The value") from error
+            except RuntimeError as error:
+                if type(error).__name__ != "GuardOnDataDependentSymNode":  # whose module takes long to import
+                    raise
+                raise value_unknown("The value") from error  # a function of torch's looked at it itself
         members.check_not_reassigned(self.model, before)
         if self._context.left_behind is None:
             self._context.left_behind = PythonState(self.model)
