@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import pathlib
+import subprocess
 import sys
 
 import pytest
@@ -65,3 +66,11 @@ def test_devices_do_not_import_the_engine():
     for path in sorted((ROOT / "poptorch" / "device").rglob("*.py")):
         above = {name for name in imported(path) if name.startswith("poptorch.engine")}
         assert not above, f"{path.name} imports {sorted(above)}"
+
+
+def test_importing_poptorch_leaves_what_takes_long_to_import_for_later():
+    code = "import sys, torch; before = set(sys.modules); import poptorch; print(*sorted(set(sys.modules) - before))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "poptorch" in found
+    heavy = {"sympy", "torch.fx.experimental.symbolic_shapes", "torch._dynamo", "torch._inductor", "numpy.testing"}
+    assert not heavy & set(found)
