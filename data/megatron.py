@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, Iterator
 import numpy as np
 
 from data.atomic import atomic_file
+from data.bad_data import BadData
 
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
@@ -61,6 +62,23 @@ class MmapCorpus:
         if total == 0:
             raise ValueError(f"{self.idx_path}: no token in {sequences:,} documents; give a corpus with text")
         self.tokens = np.memmap(self.bin_path, dtype=dtype.newbyteorder("<"), mode="r").view(np.ndarray)
+        # Of the mapped files, whatever has their names by then.
+        self._open = [(os.open(str(path), os.O_RDONLY), path) for path in (self.bin_path, self.idx_path)]
+        self._whole = [os.fstat(descriptor).st_size for descriptor, _ in self._open]
+
+    def __del__(self) -> None:
+        for descriptor, _ in self.__dict__.get("_open", []):
+            os.close(descriptor)
+
+    def check_size(self) -> None:
+        """Raise BadData if a file has become shorter since: reading what is mapped and gone ends the process."""
+        for (descriptor, path), whole in zip(self._open, self._whole):
+            size = os.fstat(descriptor).st_size
+            if size < whole:
+                raise BadData(
+                    f"{path}: {size:,} bytes, where there were {whole:,} when it was opened; it is being overwritten: "
+                    f"make {self.prefix} again with data/preprocess_megatron.py"
+                )
 
     def __len__(self) -> int:
         return len(self.sizes)

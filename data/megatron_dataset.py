@@ -93,9 +93,10 @@ class MmapDataset(SampleDataset):
     def read(self, indices: np.ndarray, ids: np.ndarray) -> None:
         """Write the samples `indices` (int64 (n,)) to `ids` (int32 (n, T + 1)).
 
-        Raises BadData naming sample and token for an id outside the vocabulary.
+        Raises BadData naming sample and token for an id outside the vocabulary, or a file that has become shorter.
         """
         order, corpus = self.order, self.corpus
+        corpus.check_size()
         begins = order.samples[order.shuffle[indices]].astype(np.int64)
         arrays = (corpus.tokens, corpus.sizes, corpus.pointers, order.documents, begins)
         if megatron_native.read_samples(*arrays, self.real_vocab_size, ids):

@@ -480,6 +480,21 @@ def test_damaged_data_end_the_program_with_status_2(tmp_path):
     assert done.status == 2 and "c.bin: 100 bytes, where c.idx describes 400" in done.err
 
 
+@pytest.mark.parametrize("name", ["c.bin", "c.idx"])
+def test_a_file_that_shrinks_while_it_is_read(tmp_path, name):
+    """Touching what is gone of a mapped file would end the process with a signal."""
+    prefix = write(tmp_path / "c", [[60] * 5000] * 3)
+    dataset, _ = opened(prefix)
+    whole = (tmp_path / name).read_bytes()
+    (tmp_path / "new").write_bytes(b"another corpus")
+    os.rename(str(tmp_path / name), str(tmp_path / "old"))
+    os.rename(str(tmp_path / "new"), str(tmp_path / name))
+    dataset[0]  # what was mapped is still there
+    os.truncate(str(tmp_path / "old"), 50)
+    with pytest.raises(BadData, match=f"{name}: 50 bytes, where there were {len(whole):,} when"):
+        dataset[0]
+
+
 def test_documents_that_are_isolated_end_in_the_end_token(tmp_path):
     dataset, _ = opened(write(tmp_path / "c", [[1, 2, 3, 9], [], [4] * 20 + [9]] * 400))
     dataset.check_document_ends(9)
