@@ -13,6 +13,7 @@ from .blocks import module_repr
 from .engine.timings import Latency, Timings
 from .executor_state import ExecutorState
 from .options import Options
+from .options_dict import require
 from .poptorch_core import createPoptorchError
 from .synthetic import replaced
 
@@ -209,7 +210,7 @@ class PoplarExecutor(ExecutorState):
     def getAnchoredTensor(self, short_name: str) -> torch.Tensor:
         """The tensor anchored under `short_name` in the last call. AssertionError if there is none."""
         anchors = self._require_session().anchors
-        assert anchors is not None, f"No tensor with name {short_name} found."
+        require(anchors is not None, f"No tensor with name {short_name} found.")
         return anchors.result(short_name)
 
     def _debugGetPopartIR(self) -> str:

@@ -14,6 +14,7 @@ from .engine.probe import Probe
 from .engine.randomness import RandomStreams
 from .enums import ConnectionType, MeanReductionStrategy
 from .options import Options, checked
+from .options_dict import require
 from .poptorch_core import createPoptorchError
 from .session import Session
 
@@ -78,9 +79,10 @@ class ExecutorState:
             raise createPoptorchError(_NOT_COMPILED)
 
     def _require_device(self) -> None:
-        assert not self._offline, (
+        require(
+            not self._offline,
             "Trying to run a model on an offline device (ConnectionType.Never): use "
-            "options.connectionType(ConnectionType.Always) and no offline target to run it."
+            "options.connectionType(ConnectionType.Always) and no offline target to run it.",
         )
 
     def _require_session(self) -> Session:

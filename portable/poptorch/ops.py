@@ -15,6 +15,7 @@ from .custom_ops import custom_op, register_custom_op
 from .engine import markers, serialized, tracing
 from .enums import MatMulSerializationMode, OverlapMode
 from .host_ops import CPU, ipu_print_tensor
+from .options_dict import require
 from .poptorch_core import createPoptorchError
 from .scopes import Attribute, MultiConv, NameScope, attributes_lists
 from .structure import Structure
@@ -50,7 +51,7 @@ def identity_loss(x: torch.Tensor, reduction: str) -> torch.Tensor:
 
     Outside an executor it is the reduction alone. Raises AssertionError for another reduction.
     """
-    assert reduction in ("sum", "mean", "none"), "Unsupported reduction type!"
+    require(reduction in ("sum", "mean", "none"), "Unsupported reduction type!")
     loss = {"sum": torch.sum, "mean": torch.mean, "none": torch.clone}[reduction](x)
     if tracing.current() is not None:
         markers.MARK_LOSS(loss, reduction)
@@ -81,13 +82,13 @@ def recomputationCheckpoint(*tensors: Any) -> Any:
 
 def nop(tensor: torch.Tensor) -> torch.Tensor:
     """`tensor` itself, as an operation of its own. Raises AssertionError if it is no tensor."""
-    assert isinstance(tensor, torch.Tensor), "nop expects a torch.Tensor."
+    require(isinstance(tensor, torch.Tensor), "nop expects a torch.Tensor.")
     return tensor.view_as(tensor)
 
 
 def set_available_memory(tensor: torch.Tensor, available_memory_proportion: float) -> torch.Tensor:
     """`tensor` itself: the proportion of an IPU's memory means nothing elsewhere."""
-    assert isinstance(tensor, torch.Tensor), "set_available_memory expects a torch.Tensor."
+    require(isinstance(tensor, torch.Tensor), "set_available_memory expects a torch.Tensor.")
     if not 0 < float(available_memory_proportion) <= 1:
         raise ValueError(f"available_memory_proportion must be in (0, 1], not {available_memory_proportion}.")
     return tensor
@@ -110,10 +111,10 @@ def serializedMatMul(
     Raises:
         AssertionError for wrong types, poptorch.Error if `factor` does not divide the dimension.
     """
-    assert isinstance(lhs, torch.Tensor) and isinstance(rhs, torch.Tensor), "serializedMatMul expects two tensors."
-    assert isinstance(mode, MatMulSerializationMode), "mode must be a poptorch.MatMulSerializationMode."
-    assert isinstance(factor, int), "factor must be an int."
-    assert rhs.dim() > 1, "serializedMatMul expects a matrix on the right."
+    require(isinstance(lhs, torch.Tensor) and isinstance(rhs, torch.Tensor), "serializedMatMul expects two tensors.")
+    require(isinstance(mode, MatMulSerializationMode), "mode must be a poptorch.MatMulSerializationMode.")
+    require(isinstance(factor, int), "factor must be an int.")
+    require(rhs.dim() > 1, "serializedMatMul expects a matrix on the right.")
     if mode is MatMulSerializationMode.Disabled or factor <= 1:
         return torch.matmul(lhs, rhs)
     size = {

@@ -17,6 +17,7 @@ from .engine import update_rules
 from .engine.hyperparameters import DEFAULT_MAX_WEIGHT_NORM, max_weight_norm
 from .engine.optimizer_values import LAMBValues
 from .optimizer_base import Optimizer, VariableAttributes, given
+from .options_dict import require
 
 __all__ = ["LAMB", "SGD", "Adam", "AdamW", "Optimizer", "RMSprop", "VariableAttributes"]
 
@@ -63,7 +64,9 @@ class SGD(Optimizer, torch.optim.SGD):
         self.use_combined_accum = bool(use_combined_accum)
         if self.use_combined_accum:
             for name, dtype in dtypes.items():
-                assert dtype is None, f"{name} is only for separate accumulators: leave it out with use_combined_accum"
+                require(
+                    dtype is None, f"{name} is only for separate accumulators: leave it out with use_combined_accum"
+                )
         elif velocity_scaling is not None:
             notices.logger.warning(
                 "velocity_scaling of SGD is ignored without use_combined_accum: it is tied to loss_scaling there."
@@ -288,7 +291,7 @@ def _default(optimizer: torch.optim.Optimizer, name: str, value: float) -> None:
 
 def _max_grad_norm(value: float | None) -> float:
     value = math.inf if value is None else float(value)
-    assert value > 0.0, f"max_grad_norm must be positive, not {value}"
+    require(value > 0.0, f"max_grad_norm must be positive, not {value}")
     return value
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from .options_dict import require
+
 _ACCUM_TYPES = (
     "accum_type",
     "first_order_momentum_accum_type",
@@ -56,7 +58,7 @@ class VariableAttributes:
         self._variable.add(attr)
 
     def _check(self, attr: str) -> None:
-        assert attr in self._allowed, f"Unknown attribute {attr!r}: it must be one of {list(self._allowed)}"
+        require(attr in self._allowed, f"Unknown attribute {attr!r}: it must be one of {list(self._allowed)}")
 
 
 class Optimizer:
@@ -79,13 +81,13 @@ class Optimizer:
         self.given_attributes = frozenset(given(**numbers, **dtypes))
         for name, dtype in dtypes.items():
             dtype = torch.float32 if dtype is None else dtype
-            assert dtype in (torch.float16, torch.float32), (
-                f"{name} must be torch.float16 or torch.float32, not {dtype}"
+            require(
+                dtype in (torch.float16, torch.float32), f"{name} must be torch.float16 or torch.float32, not {dtype}"
             )
             setattr(self, name, dtype)
         loss_scaling = numbers["loss_scaling"]
         self.loss_scaling = 1.0 if loss_scaling is None else float(loss_scaling)
-        assert self.loss_scaling > 0.0, f"loss_scaling must be positive, not {loss_scaling}"
+        require(self.loss_scaling > 0.0, f"loss_scaling must be positive, not {loss_scaling}")
         self.variable_attrs = VariableAttributes([name for name in allowed if numbers.get(name) is not None], allowed)
 
     def has_state(self) -> bool:

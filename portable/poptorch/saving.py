@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from . import notices
+from .options_dict import require
 from .poptorch_core import createPoptorchError
 
 _FORMAT = "poptorch-portable executor"
@@ -98,8 +99,9 @@ def load_executable(executor: Any, filename: str | os.PathLike) -> None:
     """Compile `executor` for the call in the file. Raises poptorch.Error "Invalid file …"."""
     try:
         contents = read(filename)
-        assert contents["training"] == executor._training, (
-            f"Invalid file {filename}: it was made for {'training' if contents['training'] else 'inference'}."
+        require(
+            contents["training"] == executor._training,
+            f"Invalid file {filename}: it was made for {'training' if contents['training'] else 'inference'}.",
         )
     except AssertionError as error:
         raise createPoptorchError(str(error)) from error

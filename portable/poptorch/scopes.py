@@ -11,6 +11,7 @@ import torch
 
 from .engine import tracing
 from .enums import MultiConvPlanType
+from .options_dict import require
 from .poptorch_core import createPoptorchError
 
 # Attribute dictionaries in force, outermost first.
@@ -35,7 +36,7 @@ class NameScope:
     """`with poptorch.NameScope("name"):` — names for profiles. AssertionError unless the name is a string."""
 
     def __init__(self, name: str):
-        assert isinstance(name, str), "Parameter to NameScope must be a string"
+        require(isinstance(name, str), "Parameter to NameScope must be a string")
         self._name = name
 
     def __enter__(self) -> None:
@@ -75,7 +76,7 @@ class MultiConv:
     def availableMemoryProportions(self, value: float | tuple[float, ...] | list[float]) -> MultiConv:
         """Share of a tile's memory for each convolution, from 0 to 1."""
         for share in self._store("availableMemoryProportions", value, (float, int)):
-            assert 0 <= share <= 1, f"availableMemoryProportions must be from 0 to 1, got {share}"
+            require(0 <= share <= 1, f"availableMemoryProportions must be from 0 to 1, got {share}")
         return self
 
     def partialsTypes(self, value: torch.dtype | tuple[torch.dtype, ...] | list[torch.dtype]) -> MultiConv:
@@ -87,19 +88,21 @@ class MultiConv:
 
     def planType(self, value: MultiConvPlanType) -> MultiConv:
         """Side by side, or one after the other."""
-        assert isinstance(value, MultiConvPlanType), f"planType expects a poptorch.MultiConvPlanType, got {type(value)}"
+        require(
+            isinstance(value, MultiConvPlanType), f"planType expects a poptorch.MultiConvPlanType, got {type(value)}"
+        )
         self._settings["planType"] = value
         return self
 
     def perConvReservedTiles(self, value: int) -> MultiConv:
         """Tiles reserved for each convolution in a parallel plan."""
-        assert type(value) is int, f"perConvReservedTiles expects an int, got {type(value)}"
+        require(type(value) is int, f"perConvReservedTiles expects an int, got {type(value)}")
         self._settings["perConvReservedTiles"] = value
         return self
 
     def cycleBackOff(self, value: float) -> MultiConv:
         """How much slower a convolution may become for the sake of the others."""
-        assert isinstance(value, float), f"cycleBackOff expects a float, got {type(value)}"
+        require(isinstance(value, float), f"cycleBackOff expects a float, got {type(value)}")
         self._settings["cycleBackOff"] = value
         return self
 
@@ -112,7 +115,7 @@ class MultiConv:
         items = tuple(value) if isinstance(value, (list, tuple)) else (value,)
         for item in items:
             fits = isinstance(item, kinds) and isinstance(item, bool) == (bool in kinds)
-            assert fits, f"{name} expects {' or '.join(kind.__name__ for kind in kinds)}, got {type(item)}"
+            require(fits, f"{name} expects {' or '.join(kind.__name__ for kind in kinds)}, got {type(item)}")
         self._settings[name] = items
         return items
 

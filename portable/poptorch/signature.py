@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from .options_dict import require
 from .poptorch_core import createPoptorchError
 from .structure import Structure, map_leaves, parsed_tensors
 
@@ -106,8 +107,9 @@ def _bind(signature: inspect.Signature, args: tuple, kwargs: dict[str, Any]) -> 
     """{parameter name: value}, defaults filled in, with the errors of the contract."""
     variadic = any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in signature.parameters.values())
     positional = _positional(signature)
-    assert variadic or len(args) <= len(positional), (
-        f"Too many arguments provided: expected {[p.name for p in positional]} ({len(positional)}) but got {len(args)}"
+    require(
+        variadic or len(args) <= len(positional),
+        f"Too many arguments provided: expected {[p.name for p in positional]} ({len(positional)}) but got {len(args)}",
     )
     try:
         bound = signature.bind(*args, **kwargs)
@@ -198,9 +200,10 @@ def split_sizes(leaves: list[torch.Tensor], multiplier: int, explanation: str) -
     shapes = []
     for leaf in leaves:
         size = leaf.shape[0] if leaf.dim() else 1
-        assert size % multiplier == 0, (
+        require(
+            size % multiplier == 0,
             f"Invalid batch dimension: In the input {leaf.shape}, the batch dimension ({size}) must be a multiple of "
-            f"{explanation} = {multiplier}"
+            f"{explanation} = {multiplier}",
         )
         shapes.append(torch.Size((size // multiplier, *leaf.shape[1:])) if leaf.dim() else leaf.shape)
     return shapes

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from .options_dict import require
 from .structure import Structure
 
 
@@ -15,6 +16,6 @@ def allclose(ref: Any, other: Any) -> bool:
     Raises AssertionError if the structures are of different types or lengths.
     """
     left, right = Structure.of(ref)[0], Structure.of(other)[0]
-    assert type(ref) is type(other), f"allclose compares {type(ref)} with {type(other)}"
-    assert len(left) == len(right), f"allclose compares {len(left)} tensors with {len(right)}"
+    require(type(ref) is type(other), f"allclose compares {type(ref)} with {type(other)}")
+    require(len(left) == len(right), f"allclose compares {len(left)} tensors with {len(right)}")
     return all(a.shape == b.shape and torch.allclose(a, b, equal_nan=True) for a, b in zip(left, right, strict=True))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import enum
 import logging
 import os
+import pathlib
 import pickle
 import subprocess
 import sys
@@ -111,3 +113,15 @@ def test_the_environment_sets_the_level(value, level):
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     assert int(done.stdout) == level
     assert ("POPTORCH_LOG_LEVEL" in done.stderr) == (value == "noise")
+
+
+def test_checks_of_the_contract_survive_optimised_python():
+    """`python -O` drops assert statements: what the contract promises is raised by options_dict.require."""
+    invariants = {"engine/optimizer.py"}  # of the runtime itself
+    package = pathlib.Path(notices.__file__).parent
+    found = {
+        str(path.relative_to(package))
+        for path in package.rglob("*.py")
+        if any(isinstance(node, ast.Assert) for node in ast.walk(ast.parse(path.read_text())))
+    }
+    assert found == invariants

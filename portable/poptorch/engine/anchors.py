@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from ..enums import OutputMode
+from ..options_dict import require
 from ..poptorch_core import createPoptorchError
 from .outputs import OutputCollector
 from .stages import Program
@@ -115,7 +116,7 @@ class Anchors:
 
     def result(self, short_name: str) -> torch.Tensor:
         """The tensor anchored as `short_name` in the last call. AssertionError if there is none."""
-        assert short_name in self._results, f"No tensor with name {short_name} found."
+        require(short_name in self._results, f"No tensor with name {short_name} found.")
         return self._results[short_name]
 
     def _read(self, long_name: str, values: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from .. import notices
+from ..options_dict import require
 from ..poptorch_core import createPoptorchError
 from .optimizer_values import VALUES, AdamValues, LAMBValues, RMSpropValues, SGDValues, Values
 
@@ -78,7 +79,7 @@ def read(
         raise ValueError("Only non-amsgrad Adam/AdamW optimizers are supported: leave amsgrad out.")
     if kind == "RMSprop":
         agree = len({bool(group.get("centered")) for group in groups}) == 1
-        assert agree, "All parameter groups of RMSprop must have the same value for the centered attribute."
+        require(agree, "All parameter groups of RMSprop must have the same value for the centered attribute.")
     _report_ignored(optimizer, kind, relax_attribute_checks)
 
     of_group = [_group_values(kind, group, optimizer.defaults) for group in groups]
@@ -165,9 +166,10 @@ def _kind(optimizer: torch.optim.Optimizer) -> str:
             if isinstance(optimizer, KINDS[name]):
                 kind = name
                 break
-    assert kind in SUPPORTED, (
+    require(
+        kind in SUPPORTED,
         f"Unsupported optimizer type. Types supported {list(SUPPORTED)}, of torch.optim or poptorch.optim; "
-        f"this one is {type(optimizer).__name__}."
+        f"this one is {type(optimizer).__name__}.",
     )
     cls = type(optimizer)
     if "ipu_kind" not in vars(cls) and not cls.__module__.startswith("torch.optim"):
