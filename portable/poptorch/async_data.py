@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from . import async_worker, batch_ring, notices
+from .checks import require, require_positive_int
 from .enums import SharingStrategy
-from .options_dict import require, require_positive_int
 from .poptorch_core import createPoptorchError
 
 _GRACE = 1.0  # seconds in which the process has to end by itself

@@ -15,9 +15,9 @@ from torch.utils.data import Dataset, IterableDataset, Sampler
 
 from . import auto_report, batch_ring
 from .async_data import AsynchronousDataAccessor
+from .checks import require
 from .enums import DataLoaderMode
 from .options import Options, checked
-from .options_dict import require
 from .poptorch_core import createPoptorchError
 
 

@@ -10,10 +10,10 @@ import torch
 
 from . import hosting, introspection, notices, optim, saving
 from .blocks import module_repr
+from .checks import require
 from .engine.timings import Latency, Timings
 from .executor_state import ExecutorState
 from .options import Options
-from .options_dict import require
 from .poptorch_core import createPoptorchError
 from .synthetic import replaced
 

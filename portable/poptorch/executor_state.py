@@ -8,13 +8,13 @@ from typing import Any
 import torch
 
 from . import auto_report, compilation, compile_hooks, engine_options, hosting, notices, optim, option_effects
+from .checks import require
 from .device import policy as device_policy
 from .engine import hyperparameters
 from .engine.probe import Probe
 from .engine.randomness import RandomStreams
 from .enums import ConnectionType, MeanReductionStrategy
 from .options import Options, checked
-from .options_dict import require
 from .poptorch_core import createPoptorchError
 from .session import Session
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
+from .checks import require, require_positive_int
 from .engine import replica_groups
 from .enums import CommGroupType, VariableRetrievalMode
-from .options_dict import require, require_positive_int
 from .poptorch_core import createPoptorchError
 
 # Reading one of these from the model means reading weights.

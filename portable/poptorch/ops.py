@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from .array_ops import ctc_beam_search_decoder, dynamic_slice, dynamic_update, fps, nearest
+from .checks import require
 from .control_flow import cond, for_loop
 from .custom_ops import custom_op, register_custom_op
 from .engine import markers, serialized, tracing
 from .enums import MatMulSerializationMode, OverlapMode
 from .host_ops import CPU, ipu_print_tensor
-from .options_dict import require
 from .poptorch_core import createPoptorchError
 from .scopes import Attribute, MultiConv, NameScope, attributes_lists
 from .structure import Structure

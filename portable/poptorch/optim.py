@@ -13,11 +13,11 @@ from typing import Any
 import torch
 
 from . import notices
+from .checks import require
 from .engine import update_rules
 from .engine.hyperparameters import DEFAULT_MAX_WEIGHT_NORM, max_weight_norm
 from .engine.optimizer_values import LAMBValues
 from .optimizer_base import Optimizer, VariableAttributes, given
-from .options_dict import require
 
 __all__ = ["LAMB", "SGD", "Adam", "AdamW", "Optimizer", "RMSprop", "VariableAttributes"]
 

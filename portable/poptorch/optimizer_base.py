@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .options_dict import require
+from .checks import require
 
 _ACCUM_TYPES = (
     "accum_type",

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from . import notices, popart_keys
+from .checks import require, require_positive_int
 from .enums import HalfFloatCastingBehavior, MeanReductionStrategy, ReductionType
-from .options_dict import Freezable, OptionsDict, option, require, require_positive_int, to_plain
+from .options_dict import Freezable, OptionsDict, option, to_plain
 from .poptorch_core import createPoptorchError
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from .checks import require, require_positive_int
 from .enums import AutoStage, ConnectionType, SyncPattern
 from .option_reporting import ReportingOptions
-from .options_dict import option, require, require_positive_int
+from .options_dict import option
 from .strategies import ExecutionStrategy, PipelinedExecution
 
 

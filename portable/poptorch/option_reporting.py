@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from .checks import require, require_positive_int
 from .option_groups import PopartOptions
-from .options_dict import OptionsDict, option, require, require_positive_int
+from .options_dict import OptionsDict, option
 
 _LOCATION_EXCLUDES = ["/torch/", "/poptorch/"]
 

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from . import notices, option_effects, option_files
+from .checks import require, require_positive_int
 from .enums import CommGroupType, OutputMode
 from .option_files import ConfigFileError
 from .option_groups import (
@@ -33,7 +34,7 @@ from .option_groups import (
     TrainingOptions,
 )
 from .option_placement import PlacementOptions
-from .options_dict import option, require, require_positive_int
+from .options_dict import option
 from .poptorch_core import createPoptorchError
 from .tensor_locations import TensorLocationOptions, TensorLocationSettings
 

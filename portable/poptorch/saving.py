@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from . import notices
-from .options_dict import require
+from .checks import require
 from .poptorch_core import createPoptorchError
 
 _FORMAT = "poptorch-portable executor"

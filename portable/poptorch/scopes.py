@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
+from .checks import require
 from .engine import tracing
 from .enums import MultiConvPlanType
-from .options_dict import require
 from .poptorch_core import createPoptorchError
 
 # Attribute dictionaries in force, outermost first.

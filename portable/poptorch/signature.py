@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from .options_dict import require
+from .checks import require
 from .poptorch_core import createPoptorchError
 from .structure import Structure, map_leaves, parsed_tensors
 

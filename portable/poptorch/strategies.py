@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from .checks import require
 from .enums import AutoStage, Liveness
-from .options_dict import require
 
 
 class Stage:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .options_dict import OptionsDict, option, require, require_positive_int
+from .checks import require, require_positive_int
+from .options_dict import OptionsDict, option
 
 
 class TensorLocationSettings(OptionsDict):

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .options_dict import require
+from .checks import require
 from .structure import Structure
 
 

@@ -22,7 +22,7 @@ ALLOWED = {
 }  # the last is optional
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 # What the engine and the devices may take from the package above them: names and messages, no behaviour.
-SHARED = {"poptorch.enums", "poptorch.poptorch_core", "poptorch.notices"}
+SHARED = {"poptorch.checks", "poptorch.enums", "poptorch.poptorch_core", "poptorch.notices"}
 
 
 def imported(path: pathlib.Path) -> set[str]:

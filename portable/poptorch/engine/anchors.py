@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import torch
 
+from ..checks import require
 from ..enums import OutputMode
-from ..options_dict import require
 from ..poptorch_core import createPoptorchError
 from .outputs import OutputCollector
 from .stages import Program

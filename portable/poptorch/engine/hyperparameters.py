@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from .. import notices
-from ..options_dict import require
+from ..checks import require
 from ..poptorch_core import createPoptorchError
 from .optimizer_values import VALUES, AdamValues, LAMBValues, RMSpropValues, SGDValues, Values
 
