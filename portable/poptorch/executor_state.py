@@ -94,8 +94,10 @@ class ExecutorState:
     def _compile(self, args: tuple, kwargs: dict[str, Any]) -> None:
         start = time.perf_counter()
         self._options.validate()
-        if self._training and self._source is None:  # destroyed and called again
-            self._wrap()
+        if self._training:
+            self._check_optimizer(self._optimizer)  # the model may have become half since
+            if self._source is None:  # destroyed and called again
+                self._wrap()
         self._sync_host()
         try:
             with torch.inference_mode(False), hosting.plain(self._user_model):

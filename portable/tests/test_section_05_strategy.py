@@ -54,6 +54,13 @@ def test_section5_the_program_may_choose_the_running_mean_itself():
     assert executor.model.w.item() == pytest.approx(-2)
 
 
+def test_section5_a_model_may_become_half_before_it_is_compiled():
+    executor = trainer()
+    executor.model.half()
+    executor(X)
+    assert strategy(executor) is Strategy.Running and executor.model.w.dtype == torch.float16
+
+
 def test_section5_the_choice_is_made_until_compilation():
     executor = trainer()
     half = poptorch.optim.SGD(executor.model.parameters(), lr=1.0, accum_type=torch.float16)
