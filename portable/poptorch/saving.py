@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -45,6 +46,11 @@ def save(executor: Any, filename: str | os.PathLike, export_model: bool, save_rn
     try:
         torch.save(contents, temporary)
         os.replace(temporary, path)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:  # what unpicklable objects raise
+        raise createPoptorchError(
+            f"The model cannot be written to {path} ({error}): define its classes and hooks at the top of a module, or "
+            "save with export_model=False."
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -107,3 +107,14 @@ def test_what_is_refused(tmp_path):
     torch.save({**contents, "format_version": 99}, tmp_path / "newer")
     with pytest.raises(AssertionError, match="Invalid file .*newer: format version 99"):
         poptorch.load(tmp_path / "newer")
+
+
+def test_a_model_that_cannot_be_pickled_says_what_to_do(tmp_path):
+    model = Regression()
+    model.first.register_forward_hook(lambda module, inputs, output: output)
+    executor = poptorch.inferenceModel(model)
+    executor(X, Y)
+    with pytest.raises(poptorch.Error, match="cannot be written to .*lambda.*export_model=False"):
+        executor.save(tmp_path / "file")
+    assert not list(tmp_path.iterdir())
+    executor.save(tmp_path / "file", export_model=False)
