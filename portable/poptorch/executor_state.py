@@ -58,6 +58,7 @@ class ExecutorState:
         if training and optimizer is None:
             self._optimizer = torch.optim.SGD(self._user_model.parameters(), lr=0.01)
         self._compiled: compilation.Compiled | None = None
+        self._strategy_asked_for = self._options.Training.meanAccumulationAndReplicationReductionStrategy
         if training:
             self._check_optimizer(self._optimizer)
         self._source: hosting.WeightSource | None = None  # of this executor, if it trains
@@ -188,10 +189,11 @@ class ExecutorState:
         parameters = dict(self._user_model.named_parameters())
         settings = hyperparameters.read(optimizer, parameters, self._options.relax_optimizer_checks)
         dtypes = {parameter.dtype for parameter in parameters.values()}
-        if self._compiled is None and hyperparameters.keeps_running_mean(settings, dtypes):
+        if self._compiled is None:
+            running = hyperparameters.keeps_running_mean(settings, dtypes)
             # Frozen for the program, not for the executor.
             self._options.Training._values["meanAccumulationAndReplicationReductionStrategy"] = (
-                MeanReductionStrategy.Running
+                MeanReductionStrategy.Running if running else self._strategy_asked_for
             )
 
     # -- optimizer state -----------------------------------------------------------------------------------------

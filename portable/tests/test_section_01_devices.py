@@ -71,6 +71,19 @@ def test_section1_host_tensors_may_be_moved_or_returned():
     assert torch.equal(made, torch.ones(3))
 
 
+def test_section1_constructors_of_host_tensors_still_name_types():
+    seen = []
+
+    def forward(m, x):
+        made = torch.LongTensor([1, 2])
+        seen.append((isinstance(made, torch.LongTensor), isinstance(made, (torch.FloatTensor, torch.HalfTensor))))
+        return x.type(torch.LongTensor), x.type(torch.HalfTensor), x.type("torch.IntTensor")
+
+    kinds = [tensor.dtype for tensor in infer(forward, X)]
+    assert kinds == [torch.int32, torch.float16, torch.int32] and seen == [(True, False)]
+    assert isinstance(torch.LongTensor, type)  # outside it is what it was
+
+
 class _Doubled:
     """Replaces torch.special.expit inside the trace."""
 

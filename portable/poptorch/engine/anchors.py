@@ -63,8 +63,9 @@ class Anchors:
         self._collectors: dict[str, OutputCollector] = {}
         self._results: dict[str, torch.Tensor] = {}
         gradients = {name.removeprefix(GRADIENT) for name, _, _ in wanted.values() if name.startswith(GRADIENT)}
-        self._watched_inputs = [name for name in inputs if name in gradients]
-        for name in gradients.difference(inputs):
+        of_parameters = gradients.intersection(state.parameters)
+        self._watched_inputs = sorted(gradients - of_parameters)
+        for name in of_parameters:
             self._watch(name, self._state.parameters[name])
 
     def _watch(self, name: str, tensor: torch.Tensor) -> None:

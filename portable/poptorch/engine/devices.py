@@ -26,8 +26,6 @@ _FACTORIES = frozenset(
 )
 # A host tensor becomes one of the device's by these.
 _MOVES = frozenset({torch.Tensor.to, torch.Tensor.type_as, torch.as_tensor, torch.tensor})
-
-
 # Constructors of host tensors.
 _HOST_TYPES = ("LongTensor", "IntTensor", "ShortTensor", "CharTensor", "ByteTensor", "BoolTensor", "HalfTensor")
 _HOST_TYPES += ("FloatTensor", "DoubleTensor")
@@ -37,17 +35,17 @@ class _HostType:
     """torch.LongTensor and its like while tracing: makes a tensor outside the trace."""
 
     def __init__(self, kind: Any):
-        self._kind = kind
+        self.kind = kind
 
     def __call__(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         with _disable_current_modes():
-            return self._kind(*args, **kwargs)
+            return self.kind(*args, **kwargs)
 
     def __instancecheck__(self, value: Any) -> bool:
-        return isinstance(value, self._kind)
+        return isinstance(value, self.kind)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._kind, name)
+        return getattr(self.kind, name)
 
 
 @contextlib.contextmanager
@@ -119,6 +117,8 @@ def _check_on_device(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Non
 
 def _as_traced(value: Any) -> Any:
     """A device of the program's ("ipu", "ipu:1", torch.device("ipu")) as tracing has it; other values as they are."""
+    if isinstance(value, _HostType):  # x.type(torch.LongTensor) names a type
+        return value.kind
     if isinstance(value, str) and (value == "ipu" or value.startswith("ipu:")):
         return "cpu"
     return torch.device("cpu") if isinstance(value, torch.device) and value.type == "ipu" else value
