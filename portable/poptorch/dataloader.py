@@ -76,7 +76,9 @@ class _SubDataset(Dataset):
             generator = torch.Generator().manual_seed((self._seed + self._epoch) % 2**63)
             order = torch.randperm(self._total, generator=generator)
             return order[self._first : self._first + self._length].tolist()
-        start = self._rotation + self._first
+        start = (self._rotation + self._first) % max(self._total, 1)
+        if start + self._length <= self._total:
+            return range(start, start + self._length)  # millions of samples are no list of numbers
         return [(start + i) % self._total for i in range(self._length)]
 
 
