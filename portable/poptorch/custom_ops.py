@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import DynamicOutputShapeException
 
 from . import notices
 from .engine import opaque, tracing
@@ -62,7 +61,8 @@ def custom_op(
     inputs = list(inputs)
     kernel, context = _KERNELS.get((name, domain, domain_version)), contextlib.nullcontext()
     if kernel is None:
-        kernel, context = _compiled_kernel(name, domain, domain_version), torch._C.DisableTorchFunction()
+        kernel = _compiled_kernel(name, domain, domain_version)
+        context = opaque.shapes_known([(example.shape, example.dtype) for example in example_outputs])
         if tracing.current().training and not _has_gradient(kernel):
             notices.once(
                 ("custom op without a gradient", kernel),
@@ -70,16 +70,9 @@ def custom_op(
             )
             inputs = [tensor.detach() for tensor in inputs]
     try:
-        with context:  # a kernel in Python is traced like the program, a native one is left as it is
+        with context:
             outputs = _as_list(kernel(*inputs, **attributes))
     except (RuntimeError, TypeError) as error:
-        if opaque.lacks_shapes(error) or isinstance(error, DynamicOutputShapeException):
-            # The library says nothing about shapes: the example outputs do.
-            return opaque.record(
-                lambda *tensors: _as_list(kernel(*tensors, **attributes)),
-                inputs,
-                [(example.shape, example.dtype) for example in example_outputs],
-            )
         raise createPoptorchError(f"The custom op {label} could not be traced: {error}") from error
     _compare(label, outputs, example_outputs)
     return outputs

@@ -141,6 +141,26 @@ def test_attributes_are_checked(attributes, error):
         poptorch.custom_op([torch.ones(1)], "Any", "any", 1, [torch.ones(1)], attributes)
 
 
+@pytest.mark.parametrize("name", ["ScaleTwice_v2", "NoShape"])
+def test_it_is_checked_like_every_operation(name):
+    """Compiled kernels, with and without a shape function, outside of every block and with a tensor of the host's."""
+    version = 2 if name.endswith("_v2") else 1
+    elsewhere = torch.ones(2)
+
+    def op(x):
+        return poptorch.custom_op([x], name.removesuffix("_v2"), "com.example.test", version, [x])[0]
+
+    def after_a_block(m, x):
+        with poptorch.Block("a", ipu_id=0):
+            x = x + 1
+        return op(x)
+
+    with pytest.raises(poptorch.Error, match="No active Block"):
+        infer(after_a_block, torch.ones(2))
+    with pytest.raises(poptorch.Error, match=r"Expected an IPU tensor but got tensor\(device=cpu\)"):
+        infer(lambda m, x: x + op(elsewhere), torch.ones(2))
+
+
 def test_it_keeps_its_place_between_blocks():
     def forward(m, x):
         poptorch.Block.start("a", ipu_id=0)

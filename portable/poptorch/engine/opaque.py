@@ -5,13 +5,14 @@ A stub with the right output shapes is recorded; afterwards the real function ta
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import UnsupportedOperatorException
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, UnsupportedOperatorException
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
@@ -22,6 +23,8 @@ _CALL = torch.ops.poptorch_opaque.call.default
 _numbers = itertools.count()
 # Calls of the trace in progress: number -> (function of the inputs, [(shape, dtype) of each output]).
 _pending: dict[int, tuple[Callable[..., list[torch.Tensor]], list[tuple[torch.Size, torch.dtype]]]] = {}
+
+_known_shapes: list[tuple[torch.Size, torch.dtype]] | None = None
 
 
 def _shapes(number: int, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -47,6 +50,17 @@ def lacks_shapes(error: Exception) -> bool:
     return isinstance(error, UnsupportedOperatorException) or "no fake impl" in str(error)
 
 
+@contextlib.contextmanager
+def shapes_known(shapes: list[tuple[torch.Size, torch.dtype]]) -> Iterator[None]:
+    """Inside this context a native operator without a shape function has outputs of these shapes and types."""
+    global _known_shapes
+    _known_shapes = shapes
+    try:
+        yield
+    finally:
+        _known_shapes = None
+
+
 def on_ones(function: Callable[..., Any], tensors: list[torch.Tensor]) -> Any:
     """`function` of ones like `tensors`, computed outside the trace: its results' shapes and types are those wanted."""
     with _disable_current_modes(), torch._C.DisableTorchFunction(), torch.no_grad():
@@ -56,12 +70,14 @@ def on_ones(function: Callable[..., Any], tensors: list[torch.Tensor]) -> Any:
 def call_native(native: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     """`native(*args, **kwargs)`, an operator of some library; where it has no shape function, ones tell the shapes.
 
-    Raises what the operator raises if it gives anything but tensors, or changes its arguments.
+    Inside shapes_known() those are taken. Raises what the operator raises if it gives anything but tensors, or changes
+    its arguments.
     """
     try:
         return native(*args, **kwargs)
     except RuntimeError as error:
-        if not lacks_shapes(error) or not _is_foreign_function(native):
+        known = _known_shapes is not None and (lacks_shapes(error) or isinstance(error, DynamicOutputShapeException))
+        if not known and not (lacks_shapes(error) and _is_foreign_function(native)):
             raise
         refusal = error
     leaves, structure = tree_flatten((args, kwargs))
@@ -76,11 +92,17 @@ def call_native(native: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         return native(*filled_args, **filled_kwargs)
 
     tensors_at, inputs = list(tensors), list(tensors.values())
+    if known:
+        return record(lambda *values: _as_list(run(*values)), inputs, _known_shapes)
     examples, result = tree_flatten(on_ones(run, inputs))
     if not all(isinstance(example, torch.Tensor) for example in examples):
         raise refusal
     shapes = [(example.shape, example.dtype) for example in examples]
     return tree_unflatten(record(lambda *values: tree_flatten(run(*values))[0], inputs, shapes), result)
+
+
+def _as_list(outputs: Any) -> list[torch.Tensor]:
+    return [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
 
 
 def _is_foreign_function(native: Any) -> bool:
@@ -96,16 +118,15 @@ def _is_foreign_function(native: Any) -> bool:
 def replace_calls(graph: torch.fx.Graph) -> None:
     """Put the real functions in the stubs' places; a call whose results nobody uses is dropped."""
     for node in reversed(list(graph.nodes)):
-        if node.target is not _CALL:
-            continue
-        if drop_unused(graph, node):
-            _pending.pop(node.args[0])
-        else:
-            node.target = _applied(_pending.pop(node.args[0])[0], node.args[0])
-            node.args = (node.args[1],)
+        if node.target is _CALL:
+            number, inputs = node.args
+            function, _ = _pending.pop(number)
+            if not _dropped_unused(graph, node):
+                node.target = _applied(function, number)
+                node.args = (inputs,)
 
 
-def drop_unused(graph: torch.fx.Graph, node: torch.fx.Node) -> bool:
+def _dropped_unused(graph: torch.fx.Graph, node: torch.fx.Node) -> bool:
     """Take `node`, whose results are a list, out of the graph if none of them is used; whether it was."""
     if any(user.target is not operator.getitem or user.users for user in node.users):
         return False
