@@ -230,13 +230,13 @@ Tensor decode_blocks_shape(const Tensor& hidden, const Tensor&, const Tensor&, c
 class HeadProduct final : public few_rows::Job {
 public:
   HeadProduct(Matrix head, const Tensor& normed, float* logits, int threads)
-      : head_(head), space_(normed.size(0), normed.size(1), 1), logits_(logits), threads_(threads),
+      : Job(threads), head_(head), space_(normed.size(0), normed.size(1), 1), logits_(logits), threads_(threads),
         inputs_(space_.inputs(normed.data_ptr<float>(), normed.size(0), normed.size(1), head.precision)) {
   }
 
   void run() override {
     phase_.share(
-        head_.n, few_rows::part_rows(head_, threads_), [] { return 0; },
+        place(), head_.n, few_rows::part_rows(head_, threads_), [] { return 0; },
         [this](int, int64_t first, int64_t last) {
           few_rows::kernels().product(head_, inputs_, first, last, logits_, head_.n);
         });

@@ -54,8 +54,8 @@ public:
   // hidden: (tokens, n_embd), changed in place. Tokens of one batch row follow each other.
   DecodeStep(std::vector<Layer> layers, std::vector<Token> tokens, float* hidden, Cache cache, int64_t n_head,
              int64_t n_embd, int64_t inner, Activation activation, float epsilon, int threads)
-      : layers_(std::move(layers)), tokens_(std::move(tokens)), hidden_(hidden), cache_(cache), n_head_(n_head),
-        n_embd_(n_embd), inner_(inner), activation_(activation), epsilon_(epsilon), threads_(threads),
+      : Job(threads), layers_(std::move(layers)), tokens_(std::move(tokens)), hidden_(hidden), cache_(cache),
+        n_head_(n_head), n_embd_(n_embd), inner_(inner), activation_(activation), epsilon_(epsilon), threads_(threads),
         phases_(5 * layers_.size()), projected_(tokens_.size() * 3 * n_embd), context_(tokens_.size() * n_embd),
         active_(tokens_.size() * inner), update_(tokens_.size() * n_embd) {
     for (size_t token = 0; token < tokens_.size(); ++token) {
@@ -74,33 +74,34 @@ public:
       }
       return *own;
     };
+    const Place begin = place();
     auto phase = phases_.begin();
     for (size_t index = 0; index < layers_.size(); ++index) {
       const Layer& layer = layers_[index];
       product(
-          *phase++, layer.attention_in,
+          *phase++, begin, layer.attention_in,
           [&] { return normed(workspace(), layer.norm_1, layer.norm_1_bias, layer.attention_in); }, projected_,
           [&](float* out, int64_t first, int64_t size) { add(out, layer.attention_in_bias + first, size); });
       const int64_t sequences = first_tokens_.size() - 1;
       phase++->share(
-          sequences * n_head_, 1, [&] { return &workspace(); },
+          begin, sequences * n_head_, 1, [&] { return &workspace(); },
           [&](Workspace* space, int64_t task, int64_t) {
             const int64_t sequence = task / n_head_;
             attend(*space, index, first_tokens_[sequence], first_tokens_[sequence + 1], task % n_head_);
           });
       residual(
-          *phase++, layer.attention_out,
+          *phase++, begin, layer.attention_out,
           [&] { return workspace().inputs(context_.data(), count(), n_embd_, layer.attention_out.precision); },
           layer.attention_out_bias);
       product(
-          *phase++, layer.mlp_in, [&] { return normed(workspace(), layer.norm_2, layer.norm_2_bias, layer.mlp_in); },
-          active_,
+          *phase++, begin, layer.mlp_in,
+          [&] { return normed(workspace(), layer.norm_2, layer.norm_2_bias, layer.mlp_in); }, active_,
           [&](float* out, int64_t first, int64_t size) {
             add(out, layer.mlp_in_bias + first, size);
             kernels().activate(out, size, activation_);
           });
       residual(
-          *phase++, layer.mlp_out,
+          *phase++, begin, layer.mlp_out,
           [&] { return workspace().inputs(active_.data(), count(), inner_, layer.mlp_out.precision); },
           layer.mlp_out_bias);
     }
@@ -128,20 +129,21 @@ private:
 
   // out (tokens, n) = inputs times matrix; `finish` is given each row's part.
   template <typename Prepare, typename Finish>
-  void product(Phase& phase, const Matrix& matrix, const Prepare& inputs, std::vector<float>& out,
+  void product(Phase& phase, Place begin, const Matrix& matrix, const Prepare& inputs, std::vector<float>& out,
                const Finish& finish) {
-    phase.share(matrix.n, part_rows(matrix, threads_), inputs, [&](const Inputs& in, int64_t first, int64_t last) {
-      kernels().product(matrix, in, first, last, out.data(), matrix.n);
-      for (int64_t token = 0; token < count(); ++token) {
-        finish(out.data() + token * matrix.n + first, first, last - first);
-      }
-    });
+    phase.share(begin, matrix.n, part_rows(matrix, threads_), inputs,
+                [&](const Inputs& in, int64_t first, int64_t last) {
+                  kernels().product(matrix, in, first, last, out.data(), matrix.n);
+                  for (int64_t token = 0; token < count(); ++token) {
+                    finish(out.data() + token * matrix.n + first, first, last - first);
+                  }
+                });
   }
 
   // hidden += inputs times matrix + bias.
   template <typename Prepare>
-  void residual(Phase& phase, const Matrix& matrix, const Prepare& inputs, const float* bias) {
-    product(phase, matrix, inputs, update_, [&](float* out, int64_t first, int64_t size) {
+  void residual(Phase& phase, Place begin, const Matrix& matrix, const Prepare& inputs, const float* bias) {
+    product(phase, begin, matrix, inputs, update_, [&](float* out, int64_t first, int64_t size) {
       float* hidden = hidden_ + (out - update_.data());
       add(hidden, out, size);
       add(hidden, bias + first, size);

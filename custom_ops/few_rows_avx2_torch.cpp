@@ -43,6 +43,32 @@ inline float one(const uint16_t* weights) {
   return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(*weights)));
 }
 
+// One matrix row times one input row, in chains of additions that do not wait for each other.
+//
+// The memory is the limit here, and it is fastest when read as a single stream: the processor follows that by itself,
+// while several rows at a time, or instructions that prefetch, cost up to a third of the speed.
+template <typename T> inline float dot(const T* w, int64_t k, const float* x) {
+  constexpr int kChains = 4;
+  __m256 sum[kChains];
+  for (int chain = 0; chain < kChains; ++chain) {
+    sum[chain] = _mm256_setzero_ps();
+  }
+  int64_t i = 0;
+  for (; i + 8 * kChains <= k; i += 8 * kChains) {
+    for (int chain = 0; chain < kChains; ++chain) {
+      sum[chain] = _mm256_fmadd_ps(eight(w + i + 8 * chain), _mm256_loadu_ps(x + i + 8 * chain), sum[chain]);
+    }
+  }
+  for (; i + 8 <= k; i += 8) {
+    sum[0] = _mm256_fmadd_ps(eight(w + i), _mm256_loadu_ps(x + i), sum[0]);
+  }
+  float total = horizontal_sum(_mm256_add_ps(_mm256_add_ps(sum[0], sum[1]), _mm256_add_ps(sum[2], sum[3])));
+  for (; i < k; ++i) {
+    total += one(w + i) * x[i];
+  }
+  return total;
+}
+
 // R matrix rows times M input rows: R M sums, each over k in one order.
 template <int R, int M, typename T>
 inline void block(const T* w, int64_t k, const float* x, int64_t x_stride, float* out, int64_t out_stride) {
@@ -101,6 +127,12 @@ inline void rows(const T* w, int64_t k, int64_t first, int64_t last, const float
 template <typename T>
 void floating_product(const T* w, int64_t k, const Inputs& in, int64_t first, int64_t last, float* out,
                       int64_t out_stride) {
+  if (in.rows == 1) {
+    for (int64_t n = first; n < last; ++n) {
+      out[n] = dot(w + n * k, k, in.x);
+    }
+    return;
+  }
   // A part of the matrix that stays in the cache while all rows of x go over it, four at a time.
   const int64_t part = std::max<int64_t>(12, (128 << 10) / (k * static_cast<int64_t>(sizeof(T))) / 12 * 12);
   for (int64_t n = first; n < last; n += part) {
@@ -235,7 +267,8 @@ void to_half(const float* x, int64_t count, uint16_t* out) {
   }
 }
 
-const Kernels fast_kernels = {product, weighted_sum, softmax, activate, layer_norm, quantise, to_half, largest, sum_of_exp};
+const Kernels fast_kernels = {product,  weighted_sum, softmax, activate,  layer_norm,
+                              quantise, to_half,      largest, sum_of_exp};
 
 } // namespace
 } // namespace few_rows

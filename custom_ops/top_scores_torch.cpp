@@ -29,14 +29,14 @@ bool better(const Scored& a, const Scored& b) {
 class TopScores final : public few_rows::Job {
 public:
   TopScores(const Tensor& logits, const bool* seen, int64_t k, double penalty, const Tensor& scores, const Tensor& ids,
-            const Tensor& log_probs)
-      : logits_(logits.data_ptr<float>()), seen_(seen), rows_(logits.size(0)), vocab_(logits.size(1)), k_(k),
-        penalty_(static_cast<float>(penalty)), scores_(scores.data_ptr<float>()), ids_(ids.data_ptr<int32_t>()),
+            const Tensor& log_probs, int threads)
+      : Job(threads), logits_(logits.data_ptr<float>()), seen_(seen), rows_(logits.size(0)), vocab_(logits.size(1)),
+        k_(k), penalty_(static_cast<float>(penalty)), scores_(scores.data_ptr<float>()), ids_(ids.data_ptr<int32_t>()),
         log_probs_(log_probs.data_ptr<float>()) {
   }
 
   void run() override {
-    phase_.share(rows_, 1, [] { return 0; }, [this](int, int64_t row, int64_t) { one_row(row); });
+    phase_.share(place(), rows_, 1, [] { return 0; }, [this](int, int64_t row, int64_t) { one_row(row); });
   }
 
 private:
@@ -50,7 +50,7 @@ private:
     const float* logits = logits_ + row * vocab_;
     const bool* seen = seen_ == nullptr ? nullptr : seen_ + row * vocab_;
     const bool only_lowered = seen == nullptr || penalty_ >= 1.0f; // no score is above its logit
-    std::vector<Scored> heap; // the worst of the best in front
+    std::vector<Scored> heap;                                      // the worst of the best in front
     heap.reserve(k_ + 1);
     float largest = -std::numeric_limits<float>::infinity();
     for (int64_t first = 0; first < vocab_; first += kBlock) {
@@ -119,7 +119,7 @@ Outputs top_scores(const Tensor& logits, const Tensor& seen, int64_t k, double p
   const int threads = few_rows::useful_threads(rows.nbytes(), at::get_num_threads());
   few_rows::WorkerPool::instance().run(threads,
                                        std::make_shared<TopScores>(rows, flags, k, penalty, std::get<0>(found),
-                                                                   std::get<1>(found), std::get<2>(found)));
+                                                                   std::get<1>(found), std::get<2>(found), threads));
   return found;
 }
 

@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <thread>
 #include <vector>
 
@@ -31,22 +32,39 @@ inline int useful_threads(int64_t bytes, int threads) {
   return static_cast<int>(std::clamp<int64_t>(bytes >> 19, 1, threads));
 }
 
+// Where a thread begins to help, of how many places: each thread of a job has another one.
+struct Place {
+  int64_t index, count;
+};
+
 // One phase of a job: [0, total) in parts.
 class Phase {
 public:
   // Takes part in the phase and returns when all of it is done. `prepare` runs before the first part that this thread
   // gets, if it gets one; what it returns is handed to work(prepared, first, last).
+  //
+  // [0, total) falls into a stretch for each place. A thread takes the parts of its own one after the other, which
+  // makes a single stream of memory, and then what is left of the others'.
   template <typename Prepare, typename Work>
-  void share(int64_t total, int64_t size, const Prepare& prepare, const Work& work) {
-    int64_t first = next_.fetch_add(size, std::memory_order_relaxed);
-    if (first < total) {
-      const auto prepared = prepare();
-      int64_t own = 0;
-      for (; first < total; first = next_.fetch_add(size, std::memory_order_relaxed)) {
-        const int64_t last = std::min(total, first + size);
-        work(prepared, first, last);
+  void share(Place place, int64_t total, int64_t size, const Prepare& prepare, const Work& work) {
+    const int64_t count = std::min(place.count, kStretches);
+    const int64_t length = ((total + size - 1) / size + count - 1) / count * size; // a multiple of `size`
+    std::optional<decltype(prepare())> prepared;
+    int64_t own = 0;
+    for (int64_t turn = 0; turn < count; ++turn) {
+      const int64_t stretch = (place.index + turn) % count, begin = stretch * length;
+      const int64_t end = std::min(total, begin + length);
+      std::atomic<int64_t>& next = stretches_[stretch].next;
+      for (int64_t first; (first = begin + next.fetch_add(size, std::memory_order_relaxed)) < end;) {
+        if (!prepared) {
+          prepared.emplace(prepare());
+        }
+        const int64_t last = std::min(end, first + size);
+        work(*prepared, first, last);
         own += last - first;
       }
+    }
+    if (own > 0) {
       done_.fetch_add(own, std::memory_order_acq_rel);
     }
     for (int spins = 0; done_.load(std::memory_order_acquire) < total; ++spins) {
@@ -59,15 +77,33 @@ public:
   }
 
 private:
-  alignas(64) std::atomic<int64_t> next_{0};
+  static constexpr int64_t kStretches = 8;
+
+  struct alignas(64) Stretch {
+    std::atomic<int64_t> next{0}; // from its beginning
+  };
+
+  Stretch stretches_[kStretches];
   alignas(64) std::atomic<int64_t> done_{0};
 };
 
 // Work for several threads. Each of them calls run(), some perhaps only after the work is done.
 class Job {
 public:
+  explicit Job(int threads) : threads_(threads) {
+  }
   virtual ~Job() = default;
   virtual void run() = 0; // must not throw
+
+protected:
+  // Asked for once by each thread.
+  Place place() {
+    return {arrived_.fetch_add(1, std::memory_order_relaxed), threads_};
+  }
+
+private:
+  const int64_t threads_;
+  std::atomic<int64_t> arrived_{0};
 };
 
 // Runs jobs on the calling thread and on threads of its own.
