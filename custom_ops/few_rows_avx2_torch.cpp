@@ -22,8 +22,6 @@
 namespace few_rows {
 namespace {
 
-constexpr int64_t kAhead = 1024; // bytes that are fetched ahead of a sum of int8 products
-
 inline float horizontal_sum(__m256 v) {
   __m128 sum = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
   sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
@@ -166,26 +164,41 @@ inline __m256i dot32(__m256i weights, __m256i absolute, __m256i inputs) {
 template <int M>
 inline void int8_row(const int8_t* w, const uint16_t* w_scales, int64_t k, const int8_t* x, const float* x_scales,
                      float* out, int64_t out_stride) {
+  constexpr int64_t kTogether = 8; // groups whose scales are multiplied at once
   const int64_t groups = k / kGroup;
-  __m256 sum[M];
+  __m256 sum[M][2]; // of even and of odd groups: one addition does not wait for the one before
   for (int m = 0; m < M; ++m) {
-    sum[m] = _mm256_setzero_ps();
+    sum[m][0] = sum[m][1] = _mm256_setzero_ps();
   }
-  for (int64_t group = 0; group < groups; ++group) {
+  alignas(32) float factors[M][kTogether];
+  const auto add = [&](int64_t group, int64_t place) {
     const __m256i weights = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w + group * kGroup));
-    if (group % 2 == 0) {
-      _mm_prefetch(reinterpret_cast<const char*>(w + group * kGroup) + kAhead, _MM_HINT_T0);
-    }
     const __m256i absolute = _mm256_abs_epi8(weights);
-    const float scale = one(w_scales + group);
     for (int m = 0; m < M; ++m) {
       const __m256i inputs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + m * k + group * kGroup));
-      const __m256 factor = _mm256_set1_ps(scale * x_scales[m * groups + group]);
-      sum[m] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot32(weights, absolute, inputs)), factor, sum[m]);
+      const __m256 factor = _mm256_broadcast_ss(&factors[m][place]);
+      __m256& part = sum[m][place % 2];
+      part = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot32(weights, absolute, inputs)), factor, part);
+    }
+  };
+  int64_t group = 0;
+  for (; group + kTogether <= groups; group += kTogether) {
+    const __m256 scales = eight(w_scales + group);
+    for (int m = 0; m < M; ++m) {
+      _mm256_store_ps(factors[m], _mm256_mul_ps(scales, _mm256_loadu_ps(x_scales + m * groups + group)));
+    }
+    for (int64_t place = 0; place < kTogether; ++place) {
+      add(group + place, place);
     }
   }
+  for (; group < groups; ++group) {
+    for (int m = 0; m < M; ++m) {
+      factors[m][0] = one(w_scales + group) * x_scales[m * groups + group];
+    }
+    add(group, 0);
+  }
   for (int m = 0; m < M; ++m) {
-    out[m * out_stride] = horizontal_sum(sum[m]);
+    out[m * out_stride] = horizontal_sum(_mm256_add_ps(sum[m][0], sum[m][1]));
   }
 }
 
