@@ -146,6 +146,16 @@ def test_nothing_of_the_pattern_is_left_behind(dropout):
     assert not any(left in names for left in ("softmax", "where", "matmul", "dropout"))
 
 
+@pytest.mark.parametrize("mode", [True, False])
+def test_attention_with_dropout_is_fused_in_a_forward_only_program(mode):
+    """Whatever mode the model is in: torch traces a dropout that is off as a copy."""
+    model = Attention(masked, dropout=0.3).train(mode)
+    executor = poptorch.inferenceModel(model)
+    context, _ = executor(sample())
+    assert targets(executor).count(SDPA) == 1
+    torch.testing.assert_close(context, model.eval()(sample())[0].detach(), rtol=1e-5, atol=1e-6)
+
+
 def test_dropout_on_a_cpu_has_a_kernel_of_its_own():
     model = Attention(masked, dropout=0.5)
     executor = executor_of(model)

@@ -7,7 +7,9 @@ import torch
 from ...device.policy import Policy
 from ..tracing import TracedGraph
 from .attention import fuse_attention
+from .copies import drop_copies
 from .fused_loss import fuse_losses
+from .packing import pack_weights
 from .retarget import retarget
 
 aten = torch.ops.aten
@@ -33,8 +35,12 @@ def run(traced: TracedGraph, training: bool, policy: Policy) -> None:
                 _disable_dropout(body.graph)
                 body.recompile()
     retarget(traced, policy)
+    if not training:
+        drop_copies(traced)
     fuse_attention(traced, policy.device)
     fuse_losses(traced)
+    if not training:
+        pack_weights(traced, policy.device)
 
 
 def _disable_dropout(graph: torch.fx.Graph) -> None:
