@@ -1,7 +1,13 @@
 """Settings and fixtures of the whole test run."""
 
+import signal
+
 import pytest
 import torch
+
+# Shells start what runs in the background with Ctrl-C ignored, and processes that tests interrupt would inherit that.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The tests' tensors are tiny: a second thread would only wait, and on a busy machine be waited for.
 torch.set_num_threads(1)
