@@ -7,7 +7,8 @@ usage() {
 usage: evaluation_download.sh [DIR] [SET...]
   DIR   folder for the files (default: data/ of the repository)
   SET   wikitext lambada ptb enwik8 text8 (default: wikitext lambada)
-What is there already is kept. MIRROR=URL takes the files, by their published names, from there instead.
+What is there already is kept, and a download that broke off goes on. MIRROR=URL takes the files, by their published
+names, from there instead.
 TEXT
 }
 
@@ -40,18 +41,33 @@ command -v "$PYTHON" >/dev/null || fail 2 "$PYTHON not found; set PYTHON to a Py
 mkdir -p "$dir" || fail 2 "cannot make the folder $dir"
 
 fetch() { # TARGET URL...: the first that answers; the target appears only when it is whole
-    local target=$1 url
+    local target=$1 url status
     shift
     if [ -n "${MIRROR:-}" ]; then set -- "${MIRROR%/}/$(basename "$1")"; fi
     for url in "$@"; do
-        echo "fetching $url"
-        if curl --fail --location --silent --show-error --output "$target.part" "$url"; then
+        status=0
+        if [ -s "$target.part" ]; then
+            echo "fetching $url, the part that is missing"
+            get "$url" "$target.part" --continue-at - || status=$?
+        fi
+        # 22 and 33: there is nothing behind that part, or the server sends files whole
+        if [ ! -s "$target.part" ] || [ "$status" = 22 ] || [ "$status" = 33 ]; then
+            rm -f "$target.part"
+            echo "fetching $url"
+            status=0
+            get "$url" "$target.part" || status=$?
+        fi
+        if [ "$status" = 0 ]; then
             mv "$target.part" "$target"
             return
         fi
     done
-    rm -f "$target.part"
+    [ ! -s "$target.part" ] || echo "$target.part is kept: started again, the download goes on from there" >&2
     fail 1 "none of these could be fetched: $*; check the connection, or MIRROR=URL"
+}
+
+get() { # URL FILE [FLAG...]
+    curl --fail --location --silent --show-error --output "$2" "${@:3}" "$1"
 }
 
 unzip_member() { # ARCHIVE MEMBER TARGET [SHA256]
@@ -65,8 +81,10 @@ try:
 except (OSError, KeyError, zipfile.BadZipFile) as error:
     sys.exit("{}: {}".format(archive, error))
 with open(part, "rb") as file:
-    if sha256 and hashlib.sha256(file.read()).hexdigest() != sha256:
-        sys.exit("{}: wrong sha256".format(member))
+    found = hashlib.sha256(file.read()).hexdigest()
+if sha256 and found != sha256:
+    os.remove(part)
+    sys.exit("{}: wrong sha256".format(member))
 os.replace(part, target)
 CODE
     echo "wrote $3"
