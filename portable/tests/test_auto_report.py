@@ -120,7 +120,7 @@ def test_the_sum_is_the_wall_time_of_an_independent_clock(folder, monkeypatch):
     executor = train(1)
     start = time.perf_counter()
     for _ in range(5):
-        time.sleep(0.01)  # the program, between calls
+        time.sleep(0.1)  # the program, between calls
         executor(torch.randn(4, 4), torch.zeros(4))
     measured = time.perf_counter() - start
     executor._probe.write()
@@ -133,8 +133,8 @@ def test_the_sum_is_the_wall_time_of_an_independent_clock(folder, monkeypatch):
     }
     assert sum(phases.values()) == pytest.approx(found["wall time"], abs=0.005)
     left_out = float(re.search(r"left out: profiler and report ([\d.]+) s", text).group(1))
-    assert found["wall time"] + left_out == pytest.approx(measured, rel=0.05)
-    assert phases["program between calls"] >= 0.04 and "5 calls after the first one" in text
+    assert found["wall time"] + left_out == pytest.approx(measured, abs=0.1)  # a busy machine
+    assert phases["program between calls"] >= 0.4 and "5 calls after the first one" in text
     assert "4 micro-batches of the second call" in text and "20 micro-batches" in text
 
 
