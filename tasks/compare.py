@@ -3,7 +3,7 @@
     python -m tasks.compare CHECKPOINT CHECKPOINT … --valid-data FILE [--protocols adjusted] [--png FILE]
 
 Checkpoints of equal size named step_N are drawn over their steps, others over their parameters. Further flags are
-those of evaluate_wiki.py; the first protocol named is the one compared (default: adjusted).
+those of evaluate_wiki.py; the first protocol named is the one compared (default: adjusted, or the task's first).
 """
 
 from __future__ import annotations
@@ -16,8 +16,12 @@ from typing import NamedTuple, Sequence
 
 from arguments import parse_evaluate_args
 from model.argument_checks import refuse
+from model.interruption import INTERRUPTED
+from tasks.names import PROTOCOLS
 
 PROGRAM = "tasks/compare.py"
+# What is compared: the first that a result has. Lower is better in all of them.
+_MEASURES = ("adjusted ppl", "word ppl", "bits per byte", "bits per character", "ppl")
 
 
 class Point(NamedTuple):
@@ -33,6 +37,16 @@ def step_of(checkpoint: str) -> int | None:
     """The N of a folder named step_N."""
     match = re.fullmatch(r"step_(\d+)", Path(checkpoint).name)
     return int(match.group(1)) if match else None
+
+
+def short_names(checkpoints: Sequence[str]) -> list[str]:
+    """The ends of these paths, as long as they must be to differ."""
+    parts = [Path(checkpoint).parts for checkpoint in checkpoints]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(set(checkpoints)):
+            break
+    return names
 
 
 def axis(points: Sequence[Point]) -> str:
@@ -58,8 +72,9 @@ def draw(points: Sequence[Point], measure: str, path: str) -> None:
     figure = Figure(figsize=(7, 4.5))
     axes = figure.add_subplot()
     axes.plot([getattr(point, over) for point in ordered], [point.value for point in ordered], "o-")
-    for point in ordered:
-        axes.annotate(Path(point.checkpoint).name, (getattr(point, over), point.value))
+    for point, name in zip(ordered, short_names([point.checkpoint for point in ordered])):
+        place = (getattr(point, over), point.value)
+        axes.annotate(name, place, xytext=(4, 4), textcoords="offset points", fontsize=8)
     axes.set(xlabel=over, ylabel=measure, xscale="log" if over == "parameters" else "linear")
     axes.grid(alpha=0.3)
     try:
@@ -68,23 +83,38 @@ def draw(points: Sequence[Point], measure: str, path: str) -> None:
         raise ValueError(f"--png {path}: cannot be written ({error.strerror}); choose another file") from error
 
 
-def evaluate(argv: Sequence[str], checkpoints: Sequence[str]) -> tuple[list[Point], str]:
-    """The points and what they measure. Raises ValueError for checkpoints and files that cannot be used."""
+def parse(argv: Sequence[str], checkpoints: Sequence[str]) -> list[argparse.Namespace]:
+    """The flags of each checkpoint, all checked before the first is evaluated. SystemExit(2) if one cannot be used."""
+    parsed = []
+    for checkpoint in checkpoints:
+        args = parse_evaluate_args([*argv, "--pretrained-checkpoint", checkpoint], PROGRAM, "WIKITEXT103")
+        if args.all:
+            refuse(PROGRAM, ["--all: one task is compared; name it with --task"])
+        known = PROTOCOLS[args.task]
+        args.protocols = (args.protocols or ["adjusted" if "adjusted" in known else known[0]])[:1]
+        parsed.append(args)
+    return parsed
+
+
+def evaluate(parsed: Sequence[argparse.Namespace], points: list[Point]) -> str:
+    """Adds the checkpoints' figures to `points`, as they come; what they measure.
+
+    Raises ValueError for checkpoints and files that cannot be used.
+    """
     from model.config import parameter_count
     from tasks.session import Session, run_all
 
-    points = []
-    measure = ""
-    for checkpoint in checkpoints:
-        args = parse_evaluate_args([*argv, "--pretrained-checkpoint", checkpoint], PROGRAM, "WIKITEXT103")
-        args.protocols = (args.protocols or ["adjusted"])[:1]
+    title = ""
+    for args in parsed:
         session = Session(args)
-        result = run_all(session.plan(), lambda: False)[-1]
+        results = run_all(session.plan(), lambda: False)
         session.scorer.close()
-        measure = next(name for name in ("adjusted ppl", "word ppl", "ppl") if name in result.values)
-        count = parameter_count(session.config)
-        points.append(Point(checkpoint, count, step_of(checkpoint), result.values[measure]))
-    return points, f"{measure} ({result.protocol}, {Path(result.files[0]).name}, T {result.window})"
+        result = next(result for result in results if result.protocol == args.protocols[0])
+        measure = next(name for name in _MEASURES if name in result.values)
+        checkpoint = args.pretrained_checkpoint
+        points.append(Point(checkpoint, parameter_count(session.config), step_of(checkpoint), result.values[measure]))
+        title = f"{measure} ({result.protocol}, {Path(result.files[0]).name}, T {result.window})"
+    return title
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -100,12 +130,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if len(checkpoints) < 2:
         refuse(PROGRAM, ["name two checkpoints or more, before the flags"])
+    if known.png and not Path(known.png).resolve().parent.is_dir():
+        refuse(PROGRAM, [f"--png {known.png}: its folder does not exist; create it first"])
+    parsed = parse(rest, checkpoints)
+    from tasks.ranks import is_first
+
+    points: list[Point] = []
     try:
-        points, measure = evaluate(rest, checkpoints)
-        print(table(points, measure))
-        if known.png:
+        measure = evaluate(parsed, points)
+        if is_first():
+            print(table(points, measure))
+        if known.png and is_first():
             draw(points, measure, known.png)
             print(f"wrote {known.png}")
+    except KeyboardInterrupt:
+        print(table(points, "result"))
+        print(f"{PROGRAM}: stopped, {len(points)} of {len(parsed)} checkpoints were evaluated", file=sys.stderr)
+        return INTERRUPTED
     except ModuleNotFoundError as error:
         refuse(PROGRAM, [f"{error}: the picture needs matplotlib; pip install -r requirements-plots.txt"])
     except ValueError as error:

@@ -39,3 +39,36 @@ def test_one_checkpoint_is_not_compared(capsys):
     with pytest.raises(SystemExit) as end:
         compare.main(["one"])
     assert end.value.code == 2 and "name two checkpoints" in capsys.readouterr().err
+
+
+def test_every_checkpoint_and_the_picture_are_looked_at_before_anything_is_done(tmp_path, capsys):
+    tiny_checkpoint.write(tmp_path / "a")
+    there, absent = str(tmp_path / "a" / "checkpoint"), str(tmp_path / "absent" / "checkpoint")
+    for words, said in (
+        ([there, absent], f"--pretrained-checkpoint {absent}: there is no such folder"),
+        ([there, there, "--png", str(tmp_path / "no" / "a.png")], "its folder does not exist"),
+        ([there, there, "--all"], "--all: one task is compared"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            compare.main([*words, "--data-dir", str(tmp_path / "a" / "data")])
+        captured = capsys.readouterr()
+        assert end.value.code == 2 and said in captured.err and captured.out == "", captured.err
+
+
+@pytest.mark.parametrize(
+    ("words", "measure"),
+    [(["--task", "ENWIK8"], "bits per byte (bits-per-byte"), (["--task", "LAMBADA"], "ppl (last-bpe")],
+)
+def test_a_task_without_the_adjusted_protocol(tmp_path, capsys, words, measure):
+    tiny_checkpoint.write(tmp_path, layers=1)
+    name = "lambada_test.jsonl" if "LAMBADA" in words else "wikitext-103/wiki.test.raw"
+    checkpoint = str(tmp_path / "checkpoint")
+    assert compare.main([checkpoint, checkpoint, *words, "--valid-data", str(tmp_path / "data" / name)]) == 0
+    head, first, second = capsys.readouterr().out.splitlines()
+    assert measure in head and first == second
+
+
+def test_names_in_the_picture_differ():
+    assert compare.short_names(["a/step_1", "a/step_2"]) == ["step_1", "step_2"]
+    assert compare.short_names(["runs/a/step_1", "runs/b/step_1"]) == ["a/step_1", "b/step_1"]
+    assert compare.short_names(["a", "a"]) == ["a", "a"]
