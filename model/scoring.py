@@ -195,7 +195,7 @@ class Scorer(ItemScorer):
 
     def load_weights(self) -> None:
         """The program on the device, if there is one, gets the weights that the host has now."""
-        if self._executor is not None:
+        if self._executor is not None and self._executor.isCompiled():
             self._executor.copyWeightsToDevice()
 
     def close(self) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 
 from arguments import parse_evaluate_args
 from model.argument_checks import refuse
+from model.interruption import INTERRUPTED
 from model.scoring import Item, ItemScorer
 from tasks.lambada import item_of, score_bucketed
 from tasks.ranks import combine, is_first
@@ -122,6 +123,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     except ValueError as error:
         refuse(PROGRAM, [str(error)])
+    except OSError as error:  # a data set that is not there, or a network that is not
+        reason = f"{PROGRAM}: the data of a task cannot be had ({error})"
+        print(
+            f"{reason}\nHINT: the harness's own tasks are fetched from the Hugging Face hub; --include-path DIR takes "
+            "task files with data of this machine",
+            file=sys.stderr,
+        )
+        return 1
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: stopped, nothing was written", file=sys.stderr)
+        return INTERRUPTED
     if is_first():
         print(make_table(found))
     if args.json and is_first():

@@ -82,3 +82,18 @@ def test_log_likelihoods_are_those_of_the_harness_own_model(tmp_path, monkeypatc
                 else:
                     assert float(mine[0]) == pytest.approx(float(other[0]), rel=1e-4)
                     assert mine[1] == other[1]
+
+
+def test_data_that_cannot_be_had_are_an_error_without_a_traceback(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    from tasks import harness
+
+    tiny_checkpoint.write(tmp_path)
+    (tmp_path / "tasks").mkdir()
+    write_tasks(tmp_path / "tasks")
+    (tmp_path / "tasks" / "rows.jsonl").unlink()
+    words = ["--pretrained-checkpoint", str(tmp_path / "checkpoint"), "--include-path", str(tmp_path / "tasks")]
+    assert harness.main([*words, "--tasks", "words"]) == 1
+    error = capsys.readouterr().err
+    assert "the data of a task cannot be had" in error and "HINT: " in error and "Traceback" not in error
