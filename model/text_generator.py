@@ -148,6 +148,8 @@ class TextGenerator:
                 example += (torch.zeros(self.batch, self.config.real_vocab_size, dtype=torch.bool),)
         executor = poptorch.inferenceModel(model.eval(), options)
         executor.compile(*example)
+        if not args.compile_only and not args.poptorch_loop:
+            executor(*example)  # the first call also lays the weights out, a second that is no text's latency
         return executor
 
     def encode(self, text: str) -> list[int]:
