@@ -165,6 +165,14 @@ def test_a_hub_name_is_downloaded_unless_it_is_a_directory(model, saved, monkeyp
     assert asked == ["some/model"]
 
 
+def test_the_folder_that_checkpoints_are_saved_to_is_none(model, tmp_path):
+    for step in (9, 10):
+        save_pretrained(model, tmp_path / f"step_{step}")
+        os.utime(str(tmp_path / f"step_{step}" / "config.json"), (step, step))
+    with pytest.raises(ValueError, match=f"{tmp_path}: holds checkpoints .* the latest is {tmp_path / 'step_10'}"):
+        load_pretrained(tmp_path)
+
+
 def test_a_bin_on_the_hub_is_fetched_when_there_is_no_safetensors(model, saved, monkeypatch):
     as_bin(saved)
     hidden = saved.with_name("pytorch_model.bin")
