@@ -274,6 +274,25 @@ def test_an_interrupted_session_leaves_results_and_no_process(runner, number):
     assert ends(int(log.read_text().split()[1]))
 
 
+def test_an_interruption_while_a_program_starts_ends_it(runner, monkeypatch):
+    started, real = [], subprocess.Popen
+
+    def interrupted_popen(*arguments, **keywords):
+        started.append(real(*arguments, **keywords))
+        signal.raise_signal(signal.SIGINT)
+        return started[0]
+
+    monkeypatch.setattr(process.subprocess, "Popen", interrupted_popen)
+    out, err = runner.folder / "out", runner.folder / "err"
+    with pytest.raises(KeyboardInterrupt):
+        process.run(["sleep", "600"], runner.folder, os.environ, out, err)
+    try:
+        assert started[0].poll() == -signal.SIGTERM
+    finally:
+        started[0].kill()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_logs_of_an_earlier_session_are_replaced(runner):
     runner(SIMPLE)
     (runner.folder / "logs" / "fast" / "mine.txt").write_text("kept")

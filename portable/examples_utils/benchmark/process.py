@@ -6,8 +6,9 @@ import contextlib
 import os
 import signal
 import subprocess
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,17 +43,18 @@ def run(
     However this function is left, KeyboardInterrupt included, the process group is gone.
     """
     start = time.monotonic()
-    with stdout.open("ab") as out, stderr.open("ab") as err:
-        try:
-            process = subprocess.Popen(
-                words, cwd=folder, env=dict(environment), stdin=subprocess.DEVNULL, stdout=out, stderr=err,
-                start_new_session=True,
-            )  # fmt: skip
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            return Outcome(None, 0.0, f"{words[0]} cannot be started ({reason})")
-    timed_out = False
+    timed_out, process = False, None
     try:
+        with stdout.open("ab") as out, stderr.open("ab") as err:
+            try:
+                with _signals_held_back():
+                    process = subprocess.Popen(
+                        words, cwd=folder, env=dict(environment), stdin=subprocess.DEVNULL, stdout=out, stderr=err,
+                        start_new_session=True,
+                    )  # fmt: skip
+            except (OSError, ValueError) as error:
+                reason = getattr(error, "strerror", None) or str(error)
+                return Outcome(None, 0.0, f"{words[0]} cannot be started ({reason})")
         while process.poll() is None:
             seconds = time.monotonic() - start
             watch(seconds, stdout, stderr)
@@ -62,11 +64,32 @@ def run(
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(_LOOK if timeout is None else min(_LOOK, max(timeout - seconds, 0.01)))
     finally:
-        _end_group(process)
+        if process is not None:
+            _end_group(process)
     seconds = time.monotonic() - start
     if timed_out:
         return Outcome(process.returncode, seconds, f"timed out after {timeout:g} s")
     return Outcome(process.returncode, seconds, _describe(process.returncode))
+
+
+@contextlib.contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Python handles no signal in here, but after it: a process that Popen has just started would be nobody's."""
+    if threading.current_thread() is not threading.main_thread():  # signals do not come here
+        yield
+        return
+    came: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: handler for number, handler in before.items() if callable(handler)}
+    for number in before:
+        signal.signal(number, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if came:
+            before[came[0]](came[0], None)
 
 
 def _describe(code: int) -> str:
