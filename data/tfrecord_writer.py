@@ -93,10 +93,11 @@ class TFRecordWriter:
     def summary(self) -> str:
         """What became of the articles, in one line."""
         times = (self.records * self.window - self.padded_ids) / max(self.kept_ids, 1)
+        once = "" if self.stride >= self.window - 1 else f" (--stride {self.window - 1}: in about one)"
         return (
             f"{self.articles:,} articles in records; {self.padded_articles:,} of them padded by {self.padded_ids:,} "
             f"ids; {self.dropped_articles:,} articles too short, {self.dropped_ids:,} ids dropped; with --stride "
-            f"{self.stride} an id is in {times:.1f} records on average (--stride {self.window - 1}: in one)"
+            f"{self.stride} an id is in {times:.1f} records on average{once}"
         )
 
     def _check(self, shards: list[_Shard]) -> None:

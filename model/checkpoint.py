@@ -91,14 +91,15 @@ def load_pretrained(path_or_name: PathLike, n_positions: int | None = None) -> G
 def _checkpoint_directory(path_or_name: PathLike) -> Path:
     """The local directory of a checkpoint, downloaded if it is a name on the hub."""
     path = Path(path_or_name)
+    remedy = "give a directory with config.json and model.safetensors"
     if path.is_dir():
-        if not (path / CONFIG_FILE).is_file():
+        if not (path / CONFIG_FILE).exists():
             inside = sorted(file.parent for file in path.glob(f"*/{CONFIG_FILE}"))
             if inside:  # the folder that runs save to
                 latest = max(inside, key=lambda checkpoint: (checkpoint / CONFIG_FILE).stat().st_mtime)
                 raise ValueError(f"{path}: holds checkpoints and is none; give one of them, the latest is {latest}")
+            raise ValueError(f"{path / CONFIG_FILE}: cannot be read (No such file or directory); {remedy}")
         return path
-    remedy = "give a directory with config.json and model.safetensors"
     if path.exists():
         raise ValueError(f"{path}: is a file, not a checkpoint directory; {remedy}")
     aside = _names(path)[2]

@@ -93,7 +93,7 @@ class RunLog:
             self._draw(step, loss)
             return
         speed = self.clock.lap() * self._samples  # samples a second since the last line
-        left = (self._calls - step) * self.clock.seconds / self.clock.calls
+        left = (self._calls - step) * self._samples / speed  # an average since the start keeps a slow first call
         share = self._share(speed)
         if share is None or share > 1.0:
             share = self._share_of_a_higher_peak(speed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-_REMEDY = "bash data/evaluation_download.sh fetches the published files"
+_REMEDY = "bash data/evaluation_download.sh fetches the published files, --valid-data FILE names one of yours"
 _MEGABYTE = 1_000_000
 
 

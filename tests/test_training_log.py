@@ -108,6 +108,21 @@ def test_throughput_includes_waiting_for_data(folder, monkeypatch, pass_time):
     assert rates == pytest.approx([1 / WAIT] * 4, rel=0.2)
 
 
+def test_the_time_left_forgets_a_slow_start(folder, monkeypatch, pass_time):
+    read, calls = GeneratedDataset.__getitems__, []
+
+    def slow_once(self, indices):
+        if len(calls) < 2:  # the first batch is for compiling, which is not counted
+            pass_time()
+        calls.append(indices)
+        return read(self, indices)
+
+    monkeypatch.setattr(GeneratedDataset, "__getitems__", slow_once)
+    out = run_here(flags(folder, gradient_accumulation=1, epochs=1, num_workers=0)).out
+    left = [int(h) * 3600 + int(m) * 60 + int(s) for h, m, s in re.findall(r"(\d+):(\d\d):(\d\d) left", out)]
+    assert len(left) == 4 and left[0] >= 3 * WAIT > 6 * WAIT / 10 > left[1]
+
+
 def test_compiling_saving_and_validating_do_not_count(folder, monkeypatch, pass_time):
     def slow(method):
         def wrapped(*arguments, **keywords):
