@@ -3,9 +3,10 @@
 Nothing here has a side effect and nothing heavy is imported, so `--help` is instant and a wrong command line
 costs a second, not a compilation. Every problem is collected and all are reported together, exit status 2.
 
-The flags themselves, with their spellings, defaults and meaning, are tables: model/training_flags.py (train_gpt2.py and
-inference_gpt2.py), model/generation_flags.py (text_generate_gpt2.py), tasks/flags.py (evaluation). What the flags must
-satisfy together is beside them or in *_checks.py, how they are read in model/flag_parser.py.
+The flags themselves, with their spellings, defaults and meaning, are tables: command_line/training_flags.py
+(train_gpt2.py and inference_gpt2.py), command_line/generation_flags.py (text_generate_gpt2.py), tasks/flags.py
+(evaluation). What the flags must satisfy together is beside them or in *checks.py, how they are read in
+command_line/parser.py.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from __future__ import annotations
 import argparse
 from typing import Sequence
 
-from model.argument_checks import check_config, check_layers, check_proportions, forward_stages
-from model.flag_parser import Parser
-from model.flags import select
-from model.generation_flags import GENERATE_GROUPS, check_generation
-from model.training_checks import (
+from command_line.checks import check_config, check_layers, check_proportions, forward_stages
+from command_line.flags import select
+from command_line.generation_flags import GENERATE_GROUPS, check_generation
+from command_line.parser import Parser
+from command_line.training_checks import (
     check_available,
     check_boundaries,
     check_checkpoints,
@@ -28,7 +29,7 @@ from model.training_checks import (
     check_train_path,
     check_validation,
 )
-from model.training_flags import TRAIN_GROUPS
+from command_line.training_flags import TRAIN_GROUPS
 from tasks.checks import check_evaluation
 from tasks.flags import EVALUATE_GROUPS
 

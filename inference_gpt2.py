@@ -11,8 +11,8 @@ import time
 from typing import TYPE_CHECKING, Sequence
 
 from arguments import parse_train_args
-from model.argument_checks import not_installed, refuse
-from model.interruption import INTERRUPTED
+from command_line.checks import not_installed, refuse
+from command_line.interruption import INTERRUPTED
 
 if TYPE_CHECKING:  # torch is imported in main(), after the flags were read
     from model.forward_run import ForwardRun

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Sequence, TextIO
 
 from arguments import parse_generate_args
-from model.argument_checks import not_installed, refuse
-from model.interruption import INTERRUPTED
+from command_line.checks import not_installed, refuse
+from command_line.interruption import INTERRUPTED
 
 if TYPE_CHECKING:
     from model.text_generator import Result, TextGenerator

@@ -9,9 +9,9 @@ import sys
 from typing import TYPE_CHECKING, Sequence
 
 from arguments import arithmetic, parse_train_args
+from command_line.checks import BadFlags, not_installed, refuse
+from command_line.interruption import INTERRUPTED, Interruption, command_to_resume
 from data.bad_data import BadData
-from model.argument_checks import BadFlags, not_installed, refuse
-from model.interruption import INTERRUPTED, Interruption, command_to_resume
 
 if TYPE_CHECKING:  # torch is imported in main(), after the flags were read: --help and mistakes answer at once
     from model.run_log import RunLog

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 import custom_ops
 from arguments import arithmetic
+from command_line.checks import BadFlags
+from command_line.interruption import ignore_in_worker
 from data.datasets import ResumableSampler, check_enough, collate, open_dataset
 from model import placement
-from model.argument_checks import BadFlags
 from model.gpt2 import GPT2LMHeadModel
-from model.interruption import ignore_in_worker
 from model.ipu_options import forward_options, join_instances
 from model.training_run import load_or_make
 

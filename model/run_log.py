@@ -16,8 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from command_line.checks import BadFlags
 from model import machine
-from model.argument_checks import BadFlags
 from model.clock import Clock, time_text
 from model.config import GPT2Config
 from model.curves import CurveFile, ReferenceCurve, Row, draw

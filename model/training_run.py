@@ -15,16 +15,16 @@ import torch
 
 import custom_ops
 from arguments import arithmetic, samples_per_call
+from command_line.checks import BadFlags
+from command_line.interruption import ignore_in_worker
 from data.bad_data import BadData
 from data.batches import SampleDataset
 from data.corpus_tokenizer import corpus_tokenizer
 from data.datasets import MmapDataset, Shard, check_enough, collate, make_sampler, open_dataset
 from model import placement, training_state
-from model.argument_checks import BadFlags
 from model.checkpoint import VOCAB_MULTIPLE, load_pretrained, recover_interrupted
 from model.config import GPT2Config
 from model.gpt2 import GPT2LMHeadModel
-from model.interruption import ignore_in_worker
 from model.ipu_options import forward_options, instance, join_instances, training_options
 from model.optimization import make_optimizer, make_schedule, warmup_length
 from model.plan import plan_lines

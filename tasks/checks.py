@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from model.argument_checks import Problems, check_checkpoint_source, check_folder, check_layers, check_proportions
+from command_line.checks import Problems, check_checkpoint_source, check_folder, check_layers, check_proportions
 from model.config import GPT2Config
 from tasks.names import PROTOCOLS
 

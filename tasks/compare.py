@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import NamedTuple, Sequence
 
 from arguments import parse_evaluate_args
-from model.argument_checks import refuse
-from model.interruption import INTERRUPTED
+from command_line.checks import refuse
+from command_line.interruption import INTERRUPTED
 from tasks.names import PROTOCOLS
 
 PROGRAM = "tasks/compare.py"

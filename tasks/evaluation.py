@@ -7,8 +7,8 @@ import sys
 from typing import Sequence
 
 from arguments import parse_evaluate_args
-from model.argument_checks import not_installed, refuse
-from model.interruption import INTERRUPTED, Interruption
+from command_line.checks import not_installed, refuse
+from command_line.interruption import INTERRUPTED, Interruption
 
 _NOTICE = "Ctrl-C: the evaluation ends after the current call and prints what it has. Press again to stop at once."
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from model.flags import BOOLEAN, PATH, TEXT, Flag, one_of, select, whole
-from model.generation_flags import GENERATION
-from model.training_flags import BATCH, CHECKPOINT, DATA, PLACEMENT
+from command_line.flags import BOOLEAN, PATH, TEXT, Flag, one_of, select, whole
+from command_line.generation_flags import GENERATION
+from command_line.training_flags import BATCH, CHECKPOINT, DATA, PLACEMENT
 from tasks.names import PROTOCOLS
 
 EVALUATION = (

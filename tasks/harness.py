@@ -19,8 +19,8 @@ from typing import Any, Sequence
 import numpy as np
 
 from arguments import parse_evaluate_args
-from model.argument_checks import refuse
-from model.interruption import INTERRUPTED
+from command_line.checks import refuse
+from command_line.interruption import INTERRUPTED
 from model.scoring import Item, ItemScorer
 from tasks.lambada import item_of, score_bucketed
 from tasks.ranks import combine, is_first

@@ -14,7 +14,9 @@ TABLE = json.loads(Path(__file__).with_name("poptorch_api.json").read_text(encod
 NAMES, POPART_KEYS = TABLE["names"], set(TABLE["popart_keys"])
 VENDOR = ("poptorch", "popart", "popdist")
 
-FOLDERS = ("model", "data", "tokenizer", "custom_ops", "tasks")
+# Every folder with a module in it is a room of the application, but these.
+OTHERS = {"portable", "tests", "benchmarks"}
+FOLDERS = sorted({path.parent.name for path in ROOT.glob("*/*.py")} - OTHERS)
 FILES = sorted([*ROOT.glob("*.py"), *(file for folder in FOLDERS for file in ROOT.glob(f"{folder}/**/*.py"))])
 
 # What a name in the application stands for wherever it occurs; test_objects_have_known_names holds it to that.

@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import arguments
-from model import argument_checks, training_checks
-from model.flags import select
-from model.training_flags import BATCH
+from command_line import checks, training_checks
+from command_line.flags import select
+from command_line.training_flags import BATCH
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -253,13 +253,13 @@ def test_data_and_checkpoint_paths(tmp_path: Path) -> None:
     ],
 )
 def test_forward_stages(layers: list[int], stages: int) -> None:
-    assert argument_checks.forward_stages(layers) == stages
+    assert checks.forward_stages(layers) == stages
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=8))
 def test_forward_stages_are_the_runs_of_one_ipu(layers: list[int]) -> None:
     walk = "0" + ("1" if len(layers) > 1 else "") + "".join(str(i) * n for i, n in enumerate(layers)) + "0"
-    assert argument_checks.forward_stages(layers) == sum(1 for _ in groupby(walk))
+    assert checks.forward_stages(layers) == sum(1 for _ in groupby(walk))
 
 
 def test_accumulation_must_fill_the_training_pipeline(capsys: pytest.CaptureFixture[str]) -> None:
@@ -420,7 +420,7 @@ def test_all_problems_are_reported_at_once(flags: list[str]) -> None:
         raise SystemExit(2)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(argument_checks, "refuse", refuse)
+        patch.setattr(checks, "refuse", refuse)
         arguments.parse_train_args([word for flag in flags for word in [flag, *FAULTS[flag].split()]])
     assert sorted(problem.split()[0].rstrip(":") for problem in reported) == sorted(flags)
 
@@ -480,7 +480,7 @@ def test_nothing_heavy_is_imported(tmp_path: Path) -> None:
     assert not heavy & set(done.stdout.split())
 
 
-PARSING = [ROOT / "arguments.py", *ROOT.glob("model/*flag*.py"), *ROOT.glob("*/*checks.py"), ROOT / "tasks/flags.py"]
+PARSING = [ROOT / "arguments.py", *ROOT.glob("command_line/*.py"), ROOT / "tasks/checks.py", ROOT / "tasks/flags.py"]
 
 
 @pytest.mark.parametrize("path", PARSING, ids=lambda path: path.stem)

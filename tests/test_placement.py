@@ -8,8 +8,8 @@ import torch
 from tiny_run import NO_DROPOUT, write_config
 
 from arguments import parse_train_args
+from command_line.checks import forward_stages
 from model import plan
-from model.argument_checks import forward_stages
 from model.config import GPT2Config, parameter_count
 from model.gpt2 import GPT2LMHeadModel
 from model.ipu_options import training_options

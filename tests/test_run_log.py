@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from tiny_run import NO_DROPOUT, ROOT, flags, run_here, write_config, write_corpus
 
 from arguments import parse_train_args
-from model import curves, log_sinks, machine, run_log, training_checks
+from command_line import training_checks
+from model import curves, log_sinks, machine, run_log
 from model.config import GPT2Config
 from model.training_run import TrainingRun, load_or_make
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from command_line.flags import BOOLEAN, PATH, TEXT, Flag, one_of, real, whole
 from model.config import MODELS
-from model.flags import BOOLEAN, PATH, TEXT, Flag, one_of, real, whole
 
 MODEL = (
     Flag("--model", "gpt2", one_of(*MODELS), "size of the model, a file in config/"),

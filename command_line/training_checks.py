@@ -6,7 +6,7 @@ import glob
 import importlib.util
 import os
 
-from model.argument_checks import Problems, check_checkpoint_source, check_folder
+from command_line.checks import Problems, check_checkpoint_source, check_folder
 from model.config import GPT2Config
 
 

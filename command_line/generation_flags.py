@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 
-from model.argument_checks import Problems, check_checkpoint_source, check_proportions
-from model.flags import BOOLEAN, PATH, TEXT, Flag, real, select, whole
-from model.training_flags import BATCH, DATA, PLACEMENT
+from command_line.checks import Problems, check_checkpoint_source, check_proportions
+from command_line.flags import BOOLEAN, PATH, TEXT, Flag, real, select, whole
+from command_line.training_flags import BATCH, DATA, PLACEMENT
 
 GENERATION = (
     Flag("--model-name-or-path", "gpt2", PATH, "checkpoint folder or hub name"),

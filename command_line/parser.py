@@ -8,8 +8,8 @@ import re
 import sys
 from typing import Any, Sequence
 
-from model.argument_checks import Problems
-from model.flags import BOOLEAN, Flag
+from command_line.checks import Problems
+from command_line.flags import BOOLEAN, Flag
 
 
 class _Formatter(argparse.HelpFormatter):
