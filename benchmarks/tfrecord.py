@@ -35,7 +35,7 @@ BATCH = 512  # samples asked for at once
 
 def make_corpus(path: Path, samples: int) -> None:
     """Articles of one window each, whose ids have frequencies of 1 / rank as text has: about 2.2 bytes an id."""
-    from data.article_pickle import write_articles
+    from data.articles.pickle_file import write_articles
 
     rng = np.random.default_rng(0)
     with path.open("wb") as file:
@@ -48,7 +48,7 @@ def sides(folder: Path, samples: int) -> dict[str, dict[str, Callable[[], Any]]]
     from tfrecord.reader import tfrecord_loader
     from tfrecord.writer import TFRecordWriter
 
-    from data.pickle_corpus import open_corpus
+    from data.articles.corpus import open_corpus
     from data.tfrecord_files import TFRecordFiles
     from data.write_into_tfrecord import write_corpus
 

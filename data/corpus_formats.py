@@ -10,7 +10,7 @@ from typing import Iterable, Protocol
 
 import numpy as np
 
-from data.article_pickle import write_articles
+from data.articles.pickle_file import write_articles
 from data.atomic import atomic_file
 from data.megatron import mmap_writer
 

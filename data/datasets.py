@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Sequence
 
+from data.articles.corpus import open_corpus
 from data.batches import SampleDataset, collate
 from data.generated import GeneratedDataset
 from data.megatron_dataset import MmapDataset, open_mmap
-from data.pickle_corpus import open_corpus
 from data.sampler import ALONE, OrderedSampler, ResumableSampler, Shard
 from data.windows import WindowDataset, split_by_article
 

@@ -6,8 +6,8 @@ from typing import Iterator
 
 import numpy as np
 
+from data.articles.corpus import PickleCorpus
 from data.batches import NOTHING, SampleDataset
-from data.pickle_corpus import PickleCorpus
 
 
 def windows_per_article(lengths: np.ndarray, max_len: int, stride: int) -> np.ndarray:

@@ -86,7 +86,7 @@ def write_corpus(source: Path, folder: Path, window: int, stride: int, shards: i
     Raises ValueError for a corpus that cannot be read or has too few articles that are long enough, and for a folder
     with other TFRecord files.
     """
-    from data.pickle_corpus import open_corpus
+    from data.articles.corpus import open_corpus
     from data.windows import windows_per_article  # brings torch, which --help need not wait for
 
     corpus = open_corpus(source, _LARGEST_ID + 1)

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
+from data.articles.corpus import open_corpus
 from data.baseline import unigram_cross_entropy
 from data.datasets import GeneratedDataset, ResumableSampler, WindowDataset, check_enough, collate, open_dataset
-from data.pickle_corpus import open_corpus
 from data.windows import split_by_article
 
 VOCAB = 1000

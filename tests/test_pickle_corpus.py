@@ -18,9 +18,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import cache_folder, pickle_corpus
-from data.article_pickle import read_articles, write_articles
-from data.pickle_corpus import open_corpus
+from data import cache_folder
+from data.articles import corpus as pickle_corpus
+from data.articles.corpus import open_corpus
+from data.articles.pickle_file import read_articles, write_articles
 
 VOCAB = 50257
 IDS = st.lists(st.integers(0, VOCAB - 1) | st.sampled_from([0, 255, 256, 65535, 65536, 2**31 - 1]), max_size=30)

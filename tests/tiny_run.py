@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 import train_gpt2
-from data.article_pickle import write_articles
+from data.articles.pickle_file import write_articles
 
 # On tensors this small, threads that wait for each other cost a hundred times the work if the machine is busy.
 torch.set_num_threads(1)

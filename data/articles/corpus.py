@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from data.article_pickle import read_articles
+from data.articles.pickle_file import read_articles
 from data.cache_folder import cache_folder, map_array, remove_others
 
 _KIND = "cache-v2"  # the number is that of the format
