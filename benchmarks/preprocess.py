@@ -127,7 +127,7 @@ def tiktoken_side(text: Path, threads: int) -> dict[str, float]:
     """What that process does."""
     import tiktoken
 
-    from data.wikipedia import ArticleReader, wiki_files
+    from corpora.wikipedia import ArticleReader, wiki_files
     from tokenizer.bpe import EOT, byte_characters, published_files
 
     byte_of = {character: byte for byte, character in byte_characters().items()}

@@ -13,7 +13,7 @@ from typing import Callable, Iterator
 
 import numpy as np
 
-from data.atomic import unique_beside
+from corpora.atomic import unique_beside
 
 _META = "meta.json"  # written last: a folder with it is whole
 

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Iterator
 
 import numpy as np
 
-from data.atomic import atomic_file
+from corpora.atomic import atomic_file
 from data.bad_data import BadData
 
 MAGIC = b"MMIDIDX\x00\x00"

@@ -22,7 +22,7 @@ if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 if TYPE_CHECKING:
-    from data.corpus_formats import CorpusWriter
+    from data.building.corpus_formats import CorpusWriter
     from tokenizer import Tokenizer
 
 SOURCES = ("wikipedia", "wikitext", "openwebtext", "jsonl", "text")
@@ -94,13 +94,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def prepare(args: argparse.Namespace, stream: TextIO) -> None:
     """Write the corpus that the flags ask for. Raises ValueError, RuntimeError, OSError."""
     if args.workers != 1:
-        from data.worker_pool import start_server
+        from data.building.worker_pool import start_server
 
         start_server()
-    from data.building import build, worker_count
-    from data.duplicates import Selector
-    from data.parts import Recipe
-    from data.sources import guess, open_source
+    from corpora.sources import guess, open_source
+    from data.building.corpus import build, worker_count
+    from data.building.duplicates import Selector
+    from data.building.parts import Recipe
 
     if args.fix_text:
         importlib.import_module("ftfy")  # missing, it is said before anything is done
@@ -149,7 +149,7 @@ def chosen_tokenizer(args: argparse.Namespace) -> Tokenizer:
 
 def writer(args: argparse.Namespace, suffix: str, tokenizer: Tokenizer) -> CorpusWriter:
     """The writer of --format, of files called NAME + suffix."""
-    from data import corpus_formats
+    from data.building import corpus_formats
 
     name = args.name + suffix
     if args.format == "pkl":
@@ -165,7 +165,7 @@ def writer(args: argparse.Namespace, suffix: str, tokenizer: Tokenizer) -> Corpu
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; the exit status."""
     args = parse_args(argv)
-    from data.building import reported
+    from data.building.corpus import reported
 
     return reported("data.prepare", lambda: prepare(args, sys.stderr))
 

@@ -66,11 +66,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def preprocess(args: argparse.Namespace, stream: TextIO) -> None:
     """Write the corpora. Raises ValueError naming the input that cannot be used, RuntimeError, OSError."""
     # Imported where they are used: --help and bad flags need not wait for them.
-    from data.building import build, worker_count
-    from data.corpus_formats import MegatronWriter
-    from data.duplicates import Selector
-    from data.parts import Recipe
-    from data.sources import holds_wikipedia, open_source
+    from corpora.sources import holds_wikipedia, open_source
+    from data.building.corpus import build, worker_count
+    from data.building.corpus_formats import MegatronWriter
+    from data.building.duplicates import Selector
+    from data.building.parts import Recipe
     from tokenizer import Tokenizer, open_tokenizer
 
     wikipedia = all(map(holds_wikipedia, args.input))
@@ -104,7 +104,7 @@ def _check_beside(path: Path, content: str) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; the exit status."""
     args = parse_args(argv)
-    from data.building import reported
+    from data.building.corpus import reported
 
     return reported("preprocess_megatron.py", lambda: preprocess(args, sys.stderr))
 

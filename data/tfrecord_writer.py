@@ -11,8 +11,8 @@ from typing import Callable, Iterable, Iterator
 
 import numpy as np
 
+from corpora.atomic import unique_beside
 from data import tfrecord, varint
-from data.atomic import unique_beside
 from data.tfrecord_index import index_line
 
 _CHUNK = 1 << 18  # ids encoded at once

@@ -61,16 +61,16 @@ def preprocess(args: argparse.Namespace) -> None:
     """Write the corpus. Raises ValueError for a source without articles, RuntimeError without GPT-2's vocabulary."""
     # Imported where they are used: --help and bad flags need not wait for them.
     if args.workers != 1:
-        from data.worker_pool import start_server
+        from data.building.worker_pool import start_server
 
         start_server()
-    from data.building import build, learn_vocabulary, worker_count
-    from data.corpus_formats import PickleWriter
-    from data.duplicates import Selector
-    from data.parts import Recipe
-    from data.pieces import wikipedia
-    from data.sources import Corpus
-    from data.wikipedia import wiki_files
+    from corpora.pieces import wikipedia
+    from corpora.sources import Corpus
+    from corpora.wikipedia import wiki_files
+    from data.building.corpus import build, learn_vocabulary, worker_count
+    from data.building.corpus_formats import PickleWriter
+    from data.building.duplicates import Selector
+    from data.building.parts import Recipe
     from tokenizer import Tokenizer
 
     source, folder = args.input_file_path, args.output_file_path
@@ -108,7 +108,7 @@ def link_tfrecord_writer(folder: Path) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; the exit status."""
     args = parse_args(argv)
-    from data.building import reported
+    from data.building.corpus import reported
 
     return reported("wikipedia_preprocess.py", lambda: preprocess(args))
 

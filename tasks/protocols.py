@@ -13,7 +13,8 @@ from typing import Any, Callable, NamedTuple, Sequence
 
 import numpy as np
 
-from tasks import detokenizer, texts
+from data.building import detokenizer
+from tasks import texts
 from tasks.names import PROTOCOLS
 from tasks.windows import DisjointWindows, RollingWindows, SlidingWindows
 from tokenizer import Tokenizer

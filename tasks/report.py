@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, Sequence
 
-from data.atomic import atomic_file
+from corpora.atomic import atomic_file
 from model.config import GPT2Config, parameter_count
 from tasks.protocols import Result
 from tasks.published import comparable

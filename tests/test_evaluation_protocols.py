@@ -13,8 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data.building import detokenizer
 from model.scoring import Scorer
-from tasks import detokenizer, texts
+from tasks import texts
 from tasks.lambada import bucket_lengths, encode_rows, item_of, score_bucketed
 from tasks.logits_scorer import LogitsScorer
 from tasks.protocols import Planner, count_words

@@ -7,7 +7,8 @@ import tiny_checkpoint
 import torch
 from test_evaluation_protocols import scorer
 
-from tasks import detokenizer, protocols
+from data.building import detokenizer
+from tasks import protocols
 from tasks.protocols import Corpus, Planner
 
 

@@ -25,13 +25,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import assembly, pieces, prepare
-from data.documents import DocumentReader
-from data.duplicates import DROPPED, TRAIN, VALIDATION, DigestSet, Selector
+from corpora import pieces
+from corpora.documents import DocumentReader
+from corpora.pieces import HEADING, LINE, running
+from corpora.sources import guess, open_source
+from data import prepare
+from data.building import assembly
+from data.building.duplicates import DROPPED, TRAIN, VALIDATION, DigestSet, Selector
+from data.building.parts import Encoder, Part, Recipe, encode, make_part, read_part
 from data.megatron import MmapCorpus
-from data.parts import Encoder, Part, Recipe, encode, make_part, read_part
-from data.pieces import HEADING, LINE, running
-from data.sources import guess, open_source
 from data.tfrecord_files import TFRecordFiles
 from tokenizer import Tokenizer, train_bpe
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data import pieces, preprocess_megatron
+from corpora import pieces
+from data import preprocess_megatron
 from tokenizer import Tokenizer, train_bpe
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from tiny_run import flags, run_here, write_config, write_corpus
 
-from data import building, pieces
+from corpora import pieces
+from data.building import corpus as building
 from data.corpus_tokenizer import corpus_tokenizer
 from data.prepare import main as prepare
 from tokenizer import Tokenizer, open_tokenizer, train_bpe

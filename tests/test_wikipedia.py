@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from data.wikipedia import ArticleReader, wiki_files
+from corpora.wikipedia import ArticleReader, wiki_files
 from data.wikipedia_preprocess import OUTPUT_NAME
 from tokenizer import EOT, Tokenizer
 

@@ -44,9 +44,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def train(args: argparse.Namespace, stream: TextIO) -> None:
     """Write the tokenizer that the flags ask for. Raises ValueError for an input that cannot be used."""
-    from data.atomic import atomic_file
-    from data.building import learn_vocabulary
-    from data.sources import guess, open_source
+    from corpora.atomic import atomic_file
+    from corpora.sources import guess, open_source
+    from data.building.corpus import learn_vocabulary
 
     corpus, _ = open_source(args.source or guess(args.input), args.input, args.documents)
     tokenizer = learn_vocabulary(corpus, args.json_key, args.vocab_size, stream)
@@ -61,7 +61,7 @@ def train(args: argparse.Namespace, stream: TextIO) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; the exit status."""
     args = parse_args(argv)
-    from data.building import reported
+    from data.building.corpus import reported
 
     return reported("tokenizer.train", lambda: train(args, sys.stderr))
 

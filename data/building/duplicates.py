@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from data.parts import Part
+from data.building.parts import Part
 
 DROPPED, TRAIN, VALIDATION = 0, 1, 2
 PERMUTATIONS = 128

@@ -8,8 +8,8 @@ import tarfile
 from pathlib import Path
 from typing import Callable, Iterator
 
-from data.pieces import Piece, naming
-from data.wikipedia import ArticleReader
+from corpora.pieces import Piece, naming
+from corpora.wikipedia import ArticleReader
 
 
 class DocumentReader:
@@ -70,7 +70,7 @@ class DocumentReader:
 
     def _wikitext(self) -> Iterator[str]:
         # A document begins at its heading; what stands before the first heading of a file is one too.
-        from data.pieces import HEADING
+        from corpora.pieces import HEADING
 
         raw = b"\n" + self.piece.read()
         begin = 0

@@ -21,11 +21,11 @@ from typing import Any, BinaryIO, Callable, Iterator, TextIO
 
 import numpy as np
 
-from data import pieces
-from data.duplicates import TRAIN, VALIDATION, Selector
-from data.parts import Encoder, Part, Recipe, make_part, read_part
-from data.pieces import Piece
-from data.worker_pool import worker_pool
+from corpora import pieces
+from corpora.pieces import Piece
+from data.building.duplicates import TRAIN, VALIDATION, Selector
+from data.building.parts import Encoder, Part, Recipe, make_part, read_part
+from data.building.worker_pool import worker_pool
 from tokenizer import Tokenizer
 
 _FORMAT = 1  # of the parts

@@ -6,12 +6,12 @@ import sys
 from pathlib import Path
 from typing import Callable, Iterator, TextIO
 
-from data.assembly import Assembly, Corpus, available_cores
-from data.atomic import atomic_file
-from data.corpus_formats import CorpusWriter
-from data.documents import DocumentReader
-from data.duplicates import Selector
-from data.parts import Recipe
+from corpora.atomic import atomic_file
+from corpora.documents import DocumentReader
+from data.building.assembly import Assembly, Corpus, available_cores
+from data.building.corpus_formats import CorpusWriter
+from data.building.duplicates import Selector
+from data.building.parts import Recipe
 from tokenizer import Tokenizer, train_bpe
 
 # Text that a vocabulary is learnt from: more gives the same words, and memory grows with the words that occur.

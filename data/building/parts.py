@@ -15,8 +15,8 @@ from typing import Callable, Iterator
 
 import numpy as np
 
-from data.documents import DocumentReader
-from data.pieces import Piece
+from corpora.documents import DocumentReader
+from corpora.pieces import Piece
 from tokenizer import Tokenizer
 from tokenizer.bpe import to_utf8
 
@@ -121,7 +121,7 @@ def encode(piece: Piece, recipe: Recipe, encoder: Encoder) -> Part:
         if recipe.digests:
             digests.append(np.array([_digest(text) for text in texts], dtype=np.uint64))
         if recipe.signatures:
-            from data.duplicates import minhash_signatures
+            from data.building.duplicates import minhash_signatures
 
             signatures.append(minhash_signatures(all_ids, counts))
     kept = sum(map(len, lengths))
@@ -157,7 +157,7 @@ def _cleaner(recipe: Recipe) -> Callable[[str], str]:
 
         steps.append(ftfy.fix_text)
     if recipe.detokenize:
-        from tasks import detokenizer
+        from data.building import detokenizer
 
         steps.append(detokenizer.wikitext)
     return lambda text: functools.reduce(lambda done, step: step(done), steps, text)

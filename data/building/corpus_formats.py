@@ -10,8 +10,8 @@ from typing import Iterable, Protocol
 
 import numpy as np
 
+from corpora.atomic import atomic_file
 from data.articles.pickle_file import write_articles
-from data.atomic import atomic_file
 from data.megatron import mmap_writer
 
 # A .pkl is copied into a cache before the first run: from this size on somebody waits for it.

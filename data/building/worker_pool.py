@@ -21,7 +21,7 @@ _METHOD = "forkserver"
 def start_server() -> None:
     """Start the server, if this system has such; `worker_pool` does it where this was not called."""
     if _METHOD in multiprocessing.get_all_start_methods():
-        multiprocessing.get_context(_METHOD).set_forkserver_preload(["data.assembly"])
+        multiprocessing.get_context(_METHOD).set_forkserver_preload(["data.building.assembly"])
         with _sigint_ignored():  # its children are born with what it was born with
             multiprocessing.forkserver.ensure_running()
 

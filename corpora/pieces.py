@@ -18,7 +18,7 @@ import zlib
 from pathlib import Path
 from typing import BinaryIO, Callable, Iterator, Pattern
 
-from data.wikipedia import wiki_files
+from corpora.wikipedia import wiki_files
 
 PIECE_BYTES = 4 << 20
 _READ = 1 << 16
@@ -54,7 +54,7 @@ HEADING = Boundary(b"\n = ", re.compile(rb"\n(?= = [^=\n]+ = ?\r?\n)"))  # " = T
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """`kind` is a key of data.documents.READERS; bytes begin..end of a file (end -1: all of it), or `content`."""
+    """`kind` is a key of corpora.documents.READERS; bytes begin..end of a file (end -1: all of it), or `content`."""
 
     kind: str
     name: str  # for errors: the file, and the member of an archive
