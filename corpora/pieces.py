@@ -10,6 +10,7 @@ import bz2
 import dataclasses
 import fnmatch
 import gzip
+import hashlib
 import lzma
 import re
 import tarfile
@@ -22,6 +23,7 @@ from corpora.wikipedia import wiki_files
 
 PIECE_BYTES = 4 << 20
 _READ = 1 << 16
+_FORMAT = 1  # of what is kept under a corpus's key
 _OPENERS: dict[str, Callable[..., BinaryIO]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}  # type: ignore
 
 
@@ -74,6 +76,23 @@ class Piece:
                 return file.read(self.end - self.begin if self.end >= 0 else -1)
         except OSError as error:
             raise ValueError(f"{self.name}: cannot be read: {error.strerror}") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """Input files, and how they are cut into pieces, the same ones at every call."""
+
+    files: list[Path]
+    pieces: Callable[[], Iterator[Piece]]
+
+    def size(self) -> int:
+        """Bytes of the input."""
+        return sum(path.stat().st_size for path in self.files)
+
+    def key(self, *how: object) -> str:
+        """Changes with the input files and with the representation of `how` they are used."""
+        stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in self.files]
+        return hashlib.sha256(repr((_FORMAT, stats, *how)).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def wikipedia(inputs: list[Path]) -> Iterator[Piece]:

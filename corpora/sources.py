@@ -5,9 +5,8 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
-from corpora.pieces import HEADING, LINE, archives, naming, running, whole_files, wikipedia
+from corpora.pieces import HEADING, LINE, Corpus, archives, naming, running, whole_files, wikipedia
 from corpora.wikipedia import wiki_files
-from data.building.assembly import Corpus
 
 PACKED = ("", ".gz", ".bz2", ".xz")
 # For each kind the names of its files in a folder, the most telling first.

@@ -21,21 +21,13 @@ if __package__ in (None, ""):
     # Started as a script: the repository and not data/ is where modules are found.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from corpora.program import add_input_flags, reported  # noqa: E402
+
 if TYPE_CHECKING:
     from data.building.corpus_formats import CorpusWriter
     from tokenizer import Tokenizer
 
-SOURCES = ("wikipedia", "wikitext", "openwebtext", "jsonl", "text")
 FORMATS = ("pkl", "tfrecord", "mmap")
-
-
-def add_input_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that say what is read, of this program and of tokenizer/train.py."""
-    what = parser.add_argument_group("input")
-    what.add_argument("--input", nargs="+", required=True, type=Path, metavar="PATH", help="files or folders")
-    what.add_argument("--source", choices=SOURCES, help="what they are (default: what their names say)")
-    what.add_argument("--json-key", default="text", help="member of a JSON line that holds the text (default: text)")
-    what.add_argument("--documents", choices=("line", "file"), default="line", help="of plain text (default: line)")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -165,8 +157,6 @@ def writer(args: argparse.Namespace, suffix: str, tokenizer: Tokenizer) -> Corpu
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; the exit status."""
     args = parse_args(argv)
-    from data.building.corpus import reported
-
     return reported("data.prepare", lambda: prepare(args, sys.stderr))
 
 

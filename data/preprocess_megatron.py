@@ -19,6 +19,8 @@ if __package__ in (None, ""):
     # Started as a script: the repository and not data/ is where modules are found.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from corpora.program import reported  # noqa: E402
+
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Flags; all problems are reported at once. Dashes and underscores are the same."""
@@ -104,8 +106,6 @@ def _check_beside(path: Path, content: str) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; the exit status."""
     args = parse_args(argv)
-    from data.building.corpus import reported
-
     return reported("preprocess_megatron.py", lambda: preprocess(args, sys.stderr))
 
 

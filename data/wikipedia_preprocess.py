@@ -19,6 +19,8 @@ if __package__ in (None, ""):
     # the well-known package).
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from corpora.program import reported  # noqa: E402
+
 OUTPUT_NAME = "wikicorpus_en_one_article_per_line.pkl"
 BPE_VOCAB_SIZE = 30522
 
@@ -67,11 +69,12 @@ def preprocess(args: argparse.Namespace) -> None:
     from corpora.pieces import wikipedia
     from corpora.sources import Corpus
     from corpora.wikipedia import wiki_files
-    from data.building.corpus import build, learn_vocabulary, worker_count
+    from data.building.corpus import build, worker_count
     from data.building.corpus_formats import PickleWriter
     from data.building.duplicates import Selector
     from data.building.parts import Recipe
     from tokenizer import Tokenizer
+    from tokenizer.train import learn_vocabulary
 
     source, folder = args.input_file_path, args.output_file_path
     corpus = Corpus(wiki_files(source), lambda: wikipedia([source]))
@@ -108,8 +111,6 @@ def link_tfrecord_writer(folder: Path) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; the exit status."""
     args = parse_args(argv)
-    from data.building.corpus import reported
-
     return reported("wikipedia_preprocess.py", lambda: preprocess(args))
 
 

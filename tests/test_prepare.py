@@ -342,7 +342,7 @@ def test_other_input_or_flags_start_anew(corpus):
 
 
 def start(*arguments, **options):
-    code = "import sys; from data import pieces, prepare; pieces.PIECE_BYTES = 1 << 16; sys.exit(prepare.main())"
+    code = "import sys, corpora.pieces, data.prepare; corpora.pieces.PIECE_BYTES = 1 << 16; sys.exit(data.prepare.main())"
     command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.Popen(
         command, cwd=str(ROOT), stderr=subprocess.PIPE, text=True, start_new_session=True, **options
@@ -411,7 +411,7 @@ def test_two_at_once_are_refused(tmp_path, corpus, tokenizer, capsys):
 def test_full_disk(tmp_path, corpus, tokenizer, limit):
     """A limit on the size of files stands for the disk: of the parts, and of the output alone."""
     out = tmp_path / "out"
-    code = "import sys; from data import pieces, prepare; pieces.PIECE_BYTES = 4000; sys.exit(prepare.main())"
+    code = "import sys, corpora.pieces, data.prepare; corpora.pieces.PIECE_BYTES = 4000; sys.exit(data.prepare.main())"
     command = [
         sys.executable,
         "-c",

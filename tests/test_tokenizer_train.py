@@ -12,10 +12,10 @@ import pytest
 from tiny_run import flags, run_here, write_config, write_corpus
 
 from corpora import pieces
-from data.building import corpus as building
 from data.corpus_tokenizer import corpus_tokenizer
 from data.prepare import main as prepare
 from tokenizer import Tokenizer, open_tokenizer, train_bpe
+from tokenizer import train as tokenizer_train
 from tokenizer.train import main
 
 TEXTS = [f"the cat number {i} sat on the mat, naïve 😀" for i in range(60)]
@@ -47,7 +47,7 @@ def test_the_command_learns_what_the_function_learns(tmp_path, text, capsys):
 
 def test_of_a_large_corpus_every_nth_piece(tmp_path, text, monkeypatch, capsys):
     monkeypatch.setattr(pieces, "PIECE_BYTES", 100)
-    monkeypatch.setattr(building, "LEARNING_BYTES", text.stat().st_size // 3 + 1)
+    monkeypatch.setattr(tokenizer_train, "LEARNING_BYTES", text.stat().st_size // 3 + 1)
     assert run("--input", text, "--vocab-size", 290, "--output", tmp_path) == 0
     assert "every 3th piece" in capsys.readouterr().err
 

@@ -11,19 +11,26 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TextIO
+from typing import Iterator, TextIO
 
 if __package__ in (None, ""):
     # Started as a script: the repository and not tokenizer/ is where modules are found.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from tokenizer.learning import SMALLEST_VOCAB  # noqa: E402
+from corpora.atomic import atomic_file  # noqa: E402
+from corpora.documents import DocumentReader  # noqa: E402
+from corpora.pieces import Corpus  # noqa: E402
+from corpora.program import add_input_flags, reported  # noqa: E402
+from corpora.sources import guess, open_source  # noqa: E402
+from tokenizer.bpe import Tokenizer  # noqa: E402
+from tokenizer.learning import SMALLEST_VOCAB, train_bpe  # noqa: E402
+
+# Text that a vocabulary is learnt from: more gives the same words, and memory grows with the words that occur.
+LEARNING_BYTES = 128 << 20
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Flags."""
-    from data.prepare import add_input_flags
-
     parser = argparse.ArgumentParser(
         prog="tokenizer.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -42,12 +49,23 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def learn_vocabulary(corpus: Corpus, json_key: str, vocab_size: int, stream: TextIO) -> Tokenizer:
+    """A byte-level BPE trained on the corpus, on pieces spread evenly over it if it is larger than LEARNING_BYTES."""
+    step = -(-corpus.size() // LEARNING_BYTES)
+
+    def texts() -> Iterator[str]:
+        for number, piece in enumerate(corpus.pieces()):
+            if number % step == 0:
+                yield from DocumentReader(piece, json_key)
+
+    tokenizer = train_bpe(texts(), vocab_size)
+    share = f" on every {step}th piece of the text" if step > 1 else ""
+    stream.write(f"trained a byte-level BPE of {tokenizer.vocab_size:,} entries{share}\n")
+    return tokenizer
+
+
 def train(args: argparse.Namespace, stream: TextIO) -> None:
     """Write the tokenizer that the flags ask for. Raises ValueError for an input that cannot be used."""
-    from corpora.atomic import atomic_file
-    from corpora.sources import guess, open_source
-    from data.building.corpus import learn_vocabulary
-
     corpus, _ = open_source(args.source or guess(args.input), args.input, args.documents)
     tokenizer = learn_vocabulary(corpus, args.json_key, args.vocab_size, stream)
     if tokenizer.vocab_size < args.vocab_size:
@@ -61,8 +79,6 @@ def train(args: argparse.Namespace, stream: TextIO) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; the exit status."""
     args = parse_args(argv)
-    from data.building.corpus import reported
-
     return reported("tokenizer.train", lambda: train(args, sys.stderr))
 
 

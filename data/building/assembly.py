@@ -8,46 +8,23 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import dataclasses
 import fcntl
-import hashlib
 import os
 import re
 import shutil
 import time
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any, BinaryIO, Callable, Iterator, TextIO
+from typing import Any, BinaryIO, Iterator, TextIO
 
 import numpy as np
 
 from corpora import pieces
-from corpora.pieces import Piece
+from corpora.pieces import Corpus, Piece
 from data.building.duplicates import TRAIN, VALIDATION, Selector
 from data.building.parts import Encoder, Part, Recipe, make_part, read_part
 from data.building.worker_pool import worker_pool
 from tokenizer import Tokenizer
-
-_FORMAT = 1  # of the parts
-
-
-@dataclasses.dataclass(frozen=True)
-class Corpus:
-    """Input files, and how they are cut into pieces, the same ones at every call."""
-
-    files: list[Path]
-    pieces: Callable[[], Iterator[Piece]]
-
-    def size(self) -> int:
-        """Bytes of the input."""
-        return sum(path.stat().st_size for path in self.files)
-
-    def key(self, tokenizer_json: str, recipe: Recipe) -> str:
-        """Changes with the input files and with whatever else changes the parts."""
-        stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in self.files]
-        return hashlib.sha256(
-            repr((_FORMAT, stats, tokenizer_json, recipe)).encode("utf-8", "surrogateescape")
-        ).hexdigest()[:16]
 
 
 class Progress:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import Callable, Iterator, TextIO
+from typing import TextIO
 
 from corpora.atomic import atomic_file
-from corpora.documents import DocumentReader
-from data.building.assembly import Assembly, Corpus, available_cores
+from corpora.pieces import Corpus
+from data.building.assembly import Assembly, available_cores
 from data.building.corpus_formats import CorpusWriter
 from data.building.duplicates import Selector
 from data.building.parts import Recipe
-from tokenizer import Tokenizer, train_bpe
-
-# Text that a vocabulary is learnt from: more gives the same words, and memory grows with the words that occur.
-LEARNING_BYTES = 128 << 20
+from tokenizer import Tokenizer
 
 
 def build(
@@ -58,43 +54,6 @@ def build(
         stream.write(line + "\n")
     stream.write(f"wrote {', '.join(map(str, paths))}\n")
     return paths
-
-
-def learn_vocabulary(corpus: Corpus, json_key: str, vocab_size: int, stream: TextIO) -> Tokenizer:
-    """A byte-level BPE trained on the corpus, on pieces spread evenly over it if it is larger than LEARNING_BYTES."""
-    step = -(-corpus.size() // LEARNING_BYTES)
-
-    def texts() -> Iterator[str]:
-        for number, piece in enumerate(corpus.pieces()):
-            if number % step == 0:
-                yield from DocumentReader(piece, json_key)
-
-    tokenizer = train_bpe(texts(), vocab_size)
-    share = f" on every {step}th piece of the text" if step > 1 else ""
-    stream.write(f"trained a byte-level BPE of {tokenizer.vocab_size:,} entries{share}\n")
-    return tokenizer
-
-
-def reported(program: str, work: Callable[[], object]) -> int:
-    """Run a command and report its errors in a line; the exit status."""
-    try:
-        work()
-    except (ValueError, RuntimeError) as error:
-        print(f"{program}: {error}", file=sys.stderr)
-        return 2
-    except ImportError as error:
-        print(
-            f"{program}: {error.name} is not installed; run: pip install -r requirements-corpora.txt", file=sys.stderr
-        )
-        return 2
-    except OSError as error:
-        where = error.filename or "output"
-        print(f"{program}: {where}: {error.strerror}; once that is put right, run the same command", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"{program}: interrupted; the same command goes on", file=sys.stderr)
-        return 130
-    return 0
 
 
 def worker_count(asked_for: int) -> int:

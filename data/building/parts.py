@@ -17,6 +17,8 @@ import numpy as np
 
 from corpora.documents import DocumentReader
 from corpora.pieces import Piece
+from data.building import detokenizer
+from data.building.minhash import minhash_signatures
 from tokenizer import Tokenizer
 from tokenizer.bpe import to_utf8
 
@@ -121,8 +123,6 @@ def encode(piece: Piece, recipe: Recipe, encoder: Encoder) -> Part:
         if recipe.digests:
             digests.append(np.array([_digest(text) for text in texts], dtype=np.uint64))
         if recipe.signatures:
-            from data.building.duplicates import minhash_signatures
-
             signatures.append(minhash_signatures(all_ids, counts))
     kept = sum(map(len, lengths))
     return Part(
@@ -157,8 +157,6 @@ def _cleaner(recipe: Recipe) -> Callable[[str], str]:
 
         steps.append(ftfy.fix_text)
     if recipe.detokenize:
-        from data.building import detokenizer
-
         steps.append(detokenizer.wikitext)
     return lambda text: functools.reduce(lambda done, step: step(done), steps, text)
 
