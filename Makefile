@@ -87,7 +87,7 @@ bench-compare: setup-dev ## measures the CPU benchmarks anew, beside the recorde
 lint: setup-dev ## format and lint checks, nothing is changed
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
-	$(VENV)/bin/clang-format --dry-run --Werror custom_ops/*.cpp tokenizer/*.cpp data/*.cpp
+	$(VENV)/bin/clang-format --dry-run --Werror custom_ops/*.cpp tokenizer/*.cpp data/*/*.cpp
 
 clean: ## removes what `make` builds; .venv stays
 	rm -f custom_ops.so bpe_encoder.so megatron_data.so *.so.unfinished

@@ -28,7 +28,7 @@ def document_sizes(documents: int, mean: int) -> np.ndarray:
 
 def make_corpus(prefix: str, documents: int, mean: int) -> None:
     """A corpus of such documents: pieces of one random text."""
-    from data.megatron import mmap_writer
+    from data.megatron.files import mmap_writer
 
     rng = np.random.default_rng(1)
     text = rng.integers(0, VOCABULARY, max(1 << 20, 4 * mean), dtype=np.uint16)
@@ -49,7 +49,7 @@ def start(side: str) -> None:
     else:
         import poptorch  # noqa: F401
 
-        from data import datasets  # noqa: F401
+        from data.loading import datasets  # noqa: F401
 
 
 # ---- The index ----------------------------------------------------------------------------------------------------
@@ -62,7 +62,7 @@ def build_index(side: str, documents: int, mean: int, max_len: int) -> dict[str,
     _reset_peak()
     before, begin = _memory("VmRSS"), time.perf_counter()
     if side == "ours":
-        from data.megatron_order import OrderRule, build_order
+        from data.megatron.order import OrderRule, build_order
 
         order = build_order(sizes, range(documents), OrderRule(max_len, (tokens - 1) // max_len, SEED))
         arrays = order.documents, order.samples, order.shuffle
@@ -100,7 +100,7 @@ def _reset_peak() -> None:
 def open_side(side: str, prefix: str, max_len: int, cache: str = "") -> Any:
     """The data set of one epoch over the training documents, its index from the cache if it is there."""
     if side == "ours":
-        from data.megatron_dataset import open_mmap
+        from data.megatron.dataset import open_mmap
 
         return open_mmap(
             prefix, max_len=max_len, seed=SEED, val_num=0, real_vocab_size=VOCABULARY, epochs=1, samples=None
@@ -175,7 +175,7 @@ def wait_for_data(prefix: str, max_len: int, samples_a_call: int, rate: float, w
     """
     import poptorch
 
-    from data.datasets import collate, make_sampler
+    from data.loading.datasets import collate, make_sampler
 
     dataset = _opened("ours", prefix, max_len, "")
     options = poptorch.Options()

@@ -39,7 +39,7 @@ def losses(args: argparse.Namespace) -> dict[str, float]:
 
     import custom_ops
     from custom_ops.decode_blocks import PRECISIONS
-    from data.datasets import open_dataset
+    from data.loading.datasets import open_dataset
     from model.checkpoint import load_pretrained
     from model.decoding import NativeSteps
 

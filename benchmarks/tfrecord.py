@@ -49,7 +49,7 @@ def sides(folder: Path, samples: int) -> dict[str, dict[str, Callable[[], Any]]]
     from tfrecord.writer import TFRecordWriter
 
     from data.articles.corpus import open_corpus
-    from data.tfrecord_files import TFRecordFiles
+    from data.tfrecord.files import TFRecordFiles
     from data.write_into_tfrecord import write_corpus
 
     source, ours, theirs = folder / "corpus.pkl", folder / "ours", folder / "theirs.tfrecord"

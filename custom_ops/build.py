@@ -71,9 +71,9 @@ NATIVE = (
         "the tokenizers library",
     ),
     Native(
-        "megatron_data.so",  # data/megatron_native.py loads it
+        "megatron_data.so",  # data/megatron/native.py loads it
         "native loops of Megatron's data",
-        _ROOT / "data" / "megatron_data.cpp",
+        _ROOT / "data" / "megatron" / "loops.cpp",
         (),
         "numpy",
     ),

@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1234)
     parser.add_argument("--real-vocab-size", type=int, default=50257)
     args = parser.parse_args()
-    from data.datasets import open_dataset  # brings torch, which --help need not wait for
+    from data.loading.datasets import open_dataset  # brings torch, which --help need not wait for
 
     try:
         train, held_out = open_dataset(

@@ -148,7 +148,7 @@ def writer(args: argparse.Namespace, suffix: str, tokenizer: Tokenizer) -> Corpu
         return corpus_formats.PickleWriter(args.output / f"{name}.pkl", tokenizer.vocab_size)
     if args.format == "mmap":
         return corpus_formats.MegatronWriter(args.output / name, tokenizer.vocab_size)
-    from data.tfrecord_writer import TFRecordWriter  # needs a checksum library that the others do not
+    from data.tfrecord.writer import TFRecordWriter  # needs a checksum library that the others do not
 
     shards = 1 if suffix else args.num_output  # a validation set is small
     return TFRecordWriter(args.output / name, name, args.seq_length, args.stride, shards)

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 if __package__ in (None, ""):
-    # Started as a script: the repository and not data/ is where modules are found (data/ has a datasets.py, like
+    # Started as a script: the repository and not data/ is where modules are found (data/ has a tfrecord, like
     # the well-known package).
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 

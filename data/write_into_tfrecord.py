@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import TextIO
 
 if __package__ in (None, ""):
-    # Started as a script: the repository and not data/ is where modules are found (data/ has a datasets.py, like
+    # Started as a script: the repository and not data/ is where modules are found (data/ has a tfrecord, like
     # the well-known package).
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np  # noqa: E402
 
-from data.tfrecord_writer import TFRecordWriter  # noqa: E402
+from data.tfrecord.writer import TFRecordWriter  # noqa: E402
 
 _LARGEST_ID = 2**31 - 1  # any corpus will do: which model it fits is the loader's to say
 
@@ -87,7 +87,7 @@ def write_corpus(source: Path, folder: Path, window: int, stride: int, shards: i
     with other TFRecord files.
     """
     from data.articles.corpus import open_corpus
-    from data.windows import windows_per_article  # brings torch, which --help need not wait for
+    from data.loading.windows import windows_per_article  # brings torch, which --help need not wait for
 
     corpus = open_corpus(source, _LARGEST_ID + 1)
     progress = Progress(int(windows_per_article(np.diff(corpus.offsets), window - 1, stride).sum()), stream)

@@ -12,7 +12,7 @@ import custom_ops
 from arguments import arithmetic
 from command_line.checks import BadFlags
 from command_line.interruption import ignore_in_worker
-from data.datasets import ResumableSampler, check_enough, collate, open_dataset
+from data.loading.datasets import ResumableSampler, check_enough, collate, open_dataset
 from model import placement
 from model.gpt2 import GPT2LMHeadModel
 from model.ipu_options import forward_options, join_instances

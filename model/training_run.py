@@ -19,8 +19,8 @@ from command_line.checks import BadFlags
 from command_line.interruption import ignore_in_worker
 from data.bad_data import BadData
 from data.batches import SampleDataset
-from data.corpus_tokenizer import corpus_tokenizer
-from data.datasets import MmapDataset, Shard, check_enough, collate, make_sampler, open_dataset
+from data.loading.corpus_tokenizer import corpus_tokenizer
+from data.loading.datasets import MmapDataset, Shard, check_enough, collate, make_sampler, open_dataset
 from model import placement, training_state
 from model.checkpoint import VOCAB_MULTIPLE, load_pretrained, recover_interrupted
 from model.config import GPT2Config

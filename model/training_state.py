@@ -16,7 +16,7 @@ import poptorch
 import torch
 
 from data.batches import SampleDataset
-from data.corpus_tokenizer import TOKENIZER_FILE
+from data.loading.corpus_tokenizer import TOKENIZER_FILE
 from model.checkpoint import recover_interrupted, save_pretrained, write_atomically
 from model.config import GPT2Config
 from model.gpt2 import GPT2LMHeadModel

@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader
 
 from data.articles.corpus import open_corpus
 from data.baseline import unigram_cross_entropy
-from data.datasets import GeneratedDataset, ResumableSampler, WindowDataset, check_enough, collate, open_dataset
-from data.windows import split_by_article
+from data.loading.datasets import GeneratedDataset, ResumableSampler, WindowDataset, check_enough, collate, open_dataset
+from data.loading.windows import split_by_article
 
 VOCAB = 1000
 

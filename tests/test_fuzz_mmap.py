@@ -13,8 +13,8 @@ import struct
 import numpy as np
 import pytest
 
-from data.megatron import mmap_writer
-from data.megatron_dataset import open_mmap
+from data.megatron.dataset import open_mmap
+from data.megatron.files import mmap_writer
 from tests.fuzzing import mutated, run_cases
 
 T = 5

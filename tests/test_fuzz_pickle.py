@@ -10,7 +10,7 @@ import shutil
 import pytest
 
 from data.articles.pickle_file import write_articles
-from data.datasets import open_dataset
+from data.loading.datasets import open_dataset
 from tests.fuzzing import mutated, run_cases
 from tests.test_datasets import slow_windows
 

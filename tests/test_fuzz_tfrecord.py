@@ -9,8 +9,9 @@ import pytest
 from google.protobuf.message import DecodeError
 from tfrecord import example_pb2
 
-from data import tfrecord, varint
-from data.tfrecord_dataset import open_tfrecords
+from data.tfrecord import records as tfrecord
+from data.tfrecord import varint
+from data.tfrecord.dataset import open_tfrecords
 from tests.fuzzing import mutated, run_cases
 from tests.test_tfrecord import entry, field, one_by_one, packed
 

@@ -14,13 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_run import flags, run_here, write_config
 
-from data import megatron_dataset, megatron_order
 from data.bad_data import BadData
-from data.datasets import make_sampler, open_dataset
-from data.megatron import DTYPES, MmapCorpus, mmap_writer, smallest_dtype
-from data.megatron_dataset import open_mmap
-from data.megatron_order import OrderRule, build_order
-from data.sampler import OrderedSampler, ResumableSampler, Shard
+from data.loading.datasets import make_sampler, open_dataset
+from data.loading.sampler import OrderedSampler, ResumableSampler, Shard
+from data.megatron import dataset as megatron_dataset
+from data.megatron import order as megatron_order
+from data.megatron.dataset import open_mmap
+from data.megatron.files import DTYPES, MmapCorpus, mmap_writer, smallest_dtype
+from data.megatron.order import OrderRule, build_order
 
 VOCAB = 50257
 

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import megatron_native
 from data.bad_data import BadData
-from data.megatron import DTYPES, mmap_writer
-from data.megatron_dataset import open_mmap
-from data.megatron_order import OrderRule, build_order
+from data.megatron import native as megatron_native
+from data.megatron.dataset import open_mmap
+from data.megatron.files import DTYPES, mmap_writer
+from data.megatron.order import OrderRule, build_order
 
 
 @pytest.fixture(autouse=True)

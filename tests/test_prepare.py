@@ -33,8 +33,8 @@ from data import prepare
 from data.building import assembly
 from data.building.duplicates import DROPPED, TRAIN, VALIDATION, DigestSet, Selector
 from data.building.parts import Encoder, Part, Recipe, encode, make_part, read_part
-from data.megatron import MmapCorpus
-from data.tfrecord_files import TFRecordFiles
+from data.megatron.files import MmapCorpus
+from data.tfrecord.files import TFRecordFiles
 from tokenizer import Tokenizer, train_bpe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -342,7 +342,9 @@ def test_other_input_or_flags_start_anew(corpus):
 
 
 def start(*arguments, **options):
-    code = "import sys, corpora.pieces, data.prepare; corpora.pieces.PIECE_BYTES = 1 << 16; sys.exit(data.prepare.main())"
+    code = (
+        "import sys, corpora.pieces, data.prepare; corpora.pieces.PIECE_BYTES = 1 << 16; sys.exit(data.prepare.main())"
+    )
     command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.Popen(
         command, cwd=str(ROOT), stderr=subprocess.PIPE, text=True, start_new_session=True, **options

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tfrecord import example_pb2
 from tfrecord.writer import TFRecordWriter
 
-from data import tfrecord, varint
+from data.tfrecord import records as tfrecord
+from data.tfrecord import varint
 
 IDS = st.lists(st.integers(0, 2**31 - 1) | st.integers(0, 300), max_size=60)
 ANY_INT64 = st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(-200, 20_000), max_size=40)

@@ -15,10 +15,11 @@ from tfrecord.tools.tfrecord2idx import create_index
 from tfrecord.writer import TFRecordWriter
 from torch.utils.data import DataLoader
 
-from data import tfrecord, varint
-from data.datasets import ResumableSampler, Shard, collate, make_sampler, open_dataset
-from data.tfrecord_dataset import matching_files, open_tfrecords
-from data.tfrecord_files import TFRecordFiles
+from data.loading.datasets import ResumableSampler, Shard, collate, make_sampler, open_dataset
+from data.tfrecord import records as tfrecord
+from data.tfrecord import varint
+from data.tfrecord.dataset import matching_files, open_tfrecords
+from data.tfrecord.files import TFRecordFiles
 from tests.test_tfrecord import entry, field, one_by_one, packed
 
 VOCAB = 50257
@@ -87,8 +88,8 @@ def test_samples_in_any_order(tmp_path_factory, sizes, indexed, data):
 
 
 def test_many_records_and_more_files_than_may_be_open(tmp_path, monkeypatch):
-    monkeypatch.setattr("data.tfrecord_files._OPEN_FILES", 3)
-    monkeypatch.setattr("data.tfrecord_files._CHUNK", 50)
+    monkeypatch.setattr("data.tfrecord.files._OPEN_FILES", 3)
+    monkeypatch.setattr("data.tfrecord.files._CHUNK", 50)
     rows = rows_of(200)
     for number in range(10):
         write(tmp_path / f"{number}.tfrecord", rows[number * 20 : number * 20 + 20])

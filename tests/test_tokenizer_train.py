@@ -12,7 +12,7 @@ import pytest
 from tiny_run import flags, run_here, write_config, write_corpus
 
 from corpora import pieces
-from data.corpus_tokenizer import corpus_tokenizer
+from data.loading.corpus_tokenizer import corpus_tokenizer
 from data.prepare import main as prepare
 from tokenizer import Tokenizer, open_tokenizer, train_bpe
 from tokenizer import train as tokenizer_train

@@ -22,7 +22,7 @@ from tiny_run import (
 )
 
 from data.bad_data import BadData
-from data.generated import GeneratedDataset
+from data.loading.generated import GeneratedDataset
 from model import optimization
 from model.checkpoint import save_pretrained
 from model.config import GPT2Config

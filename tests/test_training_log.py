@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from tiny_run import NO_DROPOUT, flags, run_here, write_config, write_corpus
 
 from arguments import parse_train_args
-from data.generated import GeneratedDataset
+from data.loading.generated import GeneratedDataset
 from model import clock as clocks
 from model.checkpoint import load_pretrained
 from model.training_run import TrainingRun, load_or_make

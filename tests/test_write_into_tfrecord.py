@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from tfrecord.reader import tfrecord_loader
 from tfrecord.tools.tfrecord2idx import create_index
 
-from data import tfrecord_writer
-from data.datasets import ResumableSampler, open_dataset
+from data.loading.datasets import ResumableSampler, open_dataset
+from data.tfrecord import writer as tfrecord_writer
 from data.wikipedia_preprocess import link_tfrecord_writer
 from data.write_into_tfrecord import main
 from tests.test_datasets import slow_windows
@@ -243,7 +243,7 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
     source, out = corpus(tmp_path, [[1] * 20, [2] * 30]), tmp_path / "out"
     command = f"""import os, sys; sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
-from data.tfrecord_writer import TFRecordWriter
+from data.tfrecord.writer import TFRecordWriter
 def documents():
     yield range(100)
     print("begun", flush=True)

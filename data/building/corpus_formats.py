@@ -1,6 +1,6 @@
 """The formats a prepared corpus is written in. A writer takes documents, arrays of ids, and leaves whole files.
 
-The third one is data/tfrecord_writer.py.
+The third one is data/tfrecord/writer.py.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 
 from corpora.atomic import atomic_file
 from data.articles.pickle_file import write_articles
-from data.megatron import mmap_writer
+from data.megatron.files import mmap_writer
 
 # A .pkl is copied into a cache before the first run: from this size on somebody waits for it.
 LARGE_PICKLE = 4 << 30

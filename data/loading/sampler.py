@@ -7,7 +7,7 @@ from typing import Iterator, NamedTuple
 import numpy as np
 import torch
 
-from data.windows import seeded_order
+from data.loading.windows import seeded_order
 
 _CHUNK = 1 << 16  # indices turned into Python ints at once
 

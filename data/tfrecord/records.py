@@ -17,7 +17,7 @@ from typing import Iterator
 import crc32c
 import numpy as np
 
-from data import varint
+from data.tfrecord import varint
 
 FEATURE = b"input_ids"
 HEAD = 12  # bytes of length and CRC before the data

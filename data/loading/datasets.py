@@ -10,10 +10,10 @@ from typing import Sequence
 
 from data.articles.corpus import open_corpus
 from data.batches import SampleDataset, collate
-from data.generated import GeneratedDataset
-from data.megatron_dataset import MmapDataset, open_mmap
-from data.sampler import ALONE, OrderedSampler, ResumableSampler, Shard
-from data.windows import WindowDataset, split_by_article
+from data.loading.generated import GeneratedDataset
+from data.loading.sampler import ALONE, OrderedSampler, ResumableSampler, Shard
+from data.loading.windows import WindowDataset, split_by_article
+from data.megatron.dataset import MmapDataset, open_mmap
 
 __all__ = [
     "GeneratedDataset",
@@ -47,7 +47,7 @@ def open_dataset(
     of `tfrecord_path`), `dynamic` (Megatron's `data_prefix`) or a corpus `.pkl`.
 
     `num_samples` is the size of the generated set, which a corpus ignores; `epochs`, `ordered_samples` (None: as many
-    as the epochs have) and `separate_last_epoch` shape Megatron's order (data/megatron_order.py). Raises ValueError
+    as the epochs have) and `separate_last_epoch` shape Megatron's order (data/megatron/order.py). Raises ValueError
     naming flag and file for data that are missing, unreadable, empty, too short or outside the vocabulary.
     """
     if val_num < 0:
@@ -58,7 +58,7 @@ def open_dataset(
             return train, None
         return train, GeneratedDataset(val_num, max_len, real_vocab_size, seed, first=num_samples)
     if train_path == "tfrecord":
-        from data.tfrecord_dataset import open_tfrecords  # its library for checksums is needed for nothing else
+        from data.tfrecord.dataset import open_tfrecords  # its library for checksums is needed for nothing else
 
         return open_tfrecords(
             tfrecord_path, max_len=max_len, real_vocab_size=real_vocab_size, val_num=val_num, seed=seed

@@ -1,4 +1,4 @@
-"""megatron_data.so, the inner loops of Megatron's data in C++ (data/megatron_data.cpp). Without it numpy serves."""
+"""megatron_data.so, the inner loops of Megatron's data in C++ (data/megatron/loops.cpp). Without it numpy serves."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-LIBRARY = Path(__file__).resolve().parent.parent / "megatron_data.so"
+LIBRARY = Path(__file__).resolve().parents[2] / "megatron_data.so"
 
 _LARGEST_SHUFFLE = (1 << 32) - 1  # beyond it RandomState draws 64 bits
 _CODES = {np.dtype(kind): code for code, kind in ((1, "u1"), (2, "i1"), (3, "i2"), (4, "i4"), (5, "i8"), (8, "u2"))}

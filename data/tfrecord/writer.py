@@ -12,8 +12,8 @@ from typing import Callable, Iterable, Iterator
 import numpy as np
 
 from corpora.atomic import unique_beside
-from data import tfrecord, varint
-from data.tfrecord_index import index_line
+from data.tfrecord import records, varint
+from data.tfrecord.index import index_line
 
 _CHUNK = 1 << 18  # ids encoded at once
 _BUFFER = 1 << 20  # bytes written at once, of all files together
@@ -21,7 +21,7 @@ _WORK = "unfinished-tfrecords"  # in the name of the hidden folder that files ar
 
 
 class TFRecordWriter:
-    """Cuts articles into windows and writes each as a record, padded with -100 (the rule: data/windows.py).
+    """Cuts articles into windows and writes each as a record, padded with -100 (the rule: data/loading/windows.py).
 
     All windows of an article go to one file, that with the fewest records so far, one after the other. The files
     get their names, `<stem>-00000-of-00004.tfrecord` and `.index`, when all of them are whole.
@@ -144,10 +144,10 @@ class TFRecordWriter:
     def _examples(self, encoded: bytes, bounds: np.ndarray, starts: np.ndarray, end: int) -> Iterator[bytes]:
         """The Examples of windows at `starts` into ids whose varints are at `bounds`; the article goes to `end`."""
         ends = np.minimum(starts + self.window, end)
-        padding = tfrecord.PADDING_BYTES * int(self.window - (ends[0] - starts[0]))
+        padding = records.PADDING_BYTES * int(self.window - (ends[0] - starts[0]))
         for low, high in zip(bounds[starts].tolist(), bounds[ends].tolist()):
             payload = encoded[low:high] + padding
-            yield tfrecord.example_head(len(payload)) + payload
+            yield records.example_head(len(payload)) + payload
 
     def _long_article(self, ids: np.ndarray) -> Iterator[bytes]:
         """An article of any length, encoded a stretch of it at a time."""
@@ -211,7 +211,7 @@ class _Shard:
 
     def add(self, example: bytes) -> int:
         """Keep a record for the next `flush`; its size."""
-        record = tfrecord.record(example)
+        record = records.record(example)
         self._lines.append(index_line(self._place, len(record)))
         self._data.append(record)
         self._place += len(record)

@@ -9,10 +9,11 @@ from typing import Any, NoReturn, Sequence
 
 import numpy as np
 
-from data import tfrecord, varint
 from data.bad_data import BadData
 from data.batches import NOTHING
-from data.tfrecord_index import head_problem, record_bounds
+from data.tfrecord import varint
+from data.tfrecord.index import head_problem, record_bounds
+from data.tfrecord.records import FRAME, HEAD, PADDING_BYTES, int64_feature, masked_crc, usual_start
 
 _CHUNK = 1 << 15  # ids decoded at once: the arrays between the steps stay in the cache
 _OPEN_FILES = 64  # shards can be thousands, open files of a process often not
@@ -92,14 +93,14 @@ class TFRecordFiles:
             for row in range(first, last):
                 begin, place = place, place + lengths[row]
                 end = place - 4
-                start = tfrecord.usual_start(lengths[row] - tfrecord.FRAME)
-                usual = len(start) > tfrecord.HEAD and data.startswith(start, begin)
+                start = usual_start(lengths[row] - FRAME)
+                usual = len(start) > HEAD and data.startswith(start, begin)
                 if not usual:
-                    problem = head_problem(data[begin : begin + tfrecord.HEAD], lengths[row])
+                    problem = head_problem(data[begin : begin + HEAD], lengths[row])
                     if problem:
                         self._refuse(int(records[row]), problem)
-                example = view[begin + tfrecord.HEAD : end]
-                if data[end:place] != tfrecord.masked_crc(example).to_bytes(4, "little"):
+                example = view[begin + HEAD : end]
+                if data[end:place] != masked_crc(example).to_bytes(4, "little"):
                     missing = len(data) < place
                     self._refuse(
                         int(records[row]),
@@ -111,12 +112,12 @@ class TFRecordFiles:
     def _unusual(self, record: int, example: memoryview) -> bytes:
         """The ids of an Example with other features, or written in another way, packed again."""
         try:
-            ids = tfrecord.int64_feature(bytes(example))
+            ids = int64_feature(bytes(example))
         except ValueError as error:
             self._refuse(record, str(error))
         self._check(record, ids)
         real = ids[ids != NOTHING]
-        return varint.encode(real)[0].tobytes() + tfrecord.PADDING_BYTES * (len(ids) - len(real))
+        return varint.encode(real)[0].tobytes() + PADDING_BYTES * (len(ids) - len(real))
 
     def _pread(self, file: int, begin: int, size: int) -> bytes:
         # Not mapped: a file that shrinks, or a disk that fails, is an error then and not the end of the process.
@@ -136,11 +137,11 @@ class TFRecordFiles:
         """Packed ids to rows (n, max_len + 1) of `out`."""
         padding = [0] * len(payloads)
         for row, payload in enumerate(payloads):
-            if payload[-1:] == b"\x01" and payload[-10:] == tfrecord.PADDING_BYTES:
+            if payload[-1:] == b"\x01" and payload[-10:] == PADDING_BYTES:
                 data = bytes(payload)
-                count = data.count(tfrecord.PADDING_BYTES)
-                if data.endswith(tfrecord.PADDING_BYTES * count):
-                    padding[row], payloads[row] = count, data[: len(data) - count * len(tfrecord.PADDING_BYTES)]
+                count = data.count(PADDING_BYTES)
+                if data.endswith(PADDING_BYTES * count):
+                    padding[row], payloads[row] = count, data[: len(data) - count * len(PADDING_BYTES)]
         joined = np.frombuffer(b"".join(payloads), np.uint8)
         bounds = np.cumsum([len(payload) for payload in payloads])
         try:
@@ -149,7 +150,7 @@ class TFRecordFiles:
             if len(payloads) == 1:
                 self._refuse(int(records[0]), "its ids are no packed numbers")
             for row in range(len(payloads)):
-                one_padding = tfrecord.PADDING_BYTES * padding[row]
+                one_padding = PADDING_BYTES * padding[row]
                 self._decode(records[row : row + 1], [bytes(payloads[row]) + one_padding], out[row : row + 1])
             return
         last = np.searchsorted(ends, bounds)  # ids up to and with each record ...

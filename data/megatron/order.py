@@ -11,7 +11,7 @@ from typing import Iterator
 
 import numpy as np
 
-from data import megatron_native
+from data.megatron import native
 
 _BLOCK = 1 << 18  # documents worked on at once, so that 8 bytes for each stay in the cache
 # A last epoch that contributes less than this share of an epoch's samples is shuffled by itself.
@@ -87,9 +87,9 @@ def _shuffled_documents(documents: range, epochs: int, separate: bool, rng: np.r
         some = documents[first : first + _BLOCK]
         index.reshape(epochs, -1)[:, first : first + _BLOCK] = np.arange(some.start, some.stop, dtype=np.int32)
     boundary = (epochs - separate) * len(documents)
-    megatron_native.shuffle(rng, index[:boundary])
+    native.shuffle(rng, index[:boundary])
     if separate:
-        megatron_native.shuffle(rng, index[boundary:])
+        native.shuffle(rng, index[boundary:])
     return index
 
 
@@ -97,7 +97,7 @@ def _sample_index(sizes: np.ndarray, document_index: np.ndarray, samples: int, m
     """Where token i T of the documents laid end to end is, for i = 0 ... samples."""
     positions = np.int32 if len(document_index) < 1 << 31 else np.int64
     index = np.empty((samples + 1, 2), dtype=positions)
-    if megatron_native.sample_index(sizes, document_index, max_len, index):
+    if native.sample_index(sizes, document_index, max_len, index):
         return index
     for first, begins, ends in _ends(sizes, document_index):
         low = -(-begins // max_len)  # the first i whose token is in this block
@@ -122,7 +122,7 @@ def _ends(sizes: np.ndarray, document_index: np.ndarray) -> Iterator[tuple[int, 
 
 def _shuffled_samples(together: int, total: int, rng: np.random.RandomState) -> np.ndarray:
     index = np.arange(total, dtype=np.uint32 if total < _UINT32_SAMPLES else np.int64)
-    megatron_native.shuffle(rng, index[:together])
+    native.shuffle(rng, index[:together])
     if together < total:
-        megatron_native.shuffle(rng, index[together:])
+        native.shuffle(rng, index[together:])
     return index

@@ -10,7 +10,7 @@ from typing import Iterator, Sequence
 import numpy as np
 
 from data.batches import SampleDataset
-from data.tfrecord_files import TFRecordFiles
+from data.tfrecord.files import TFRecordFiles
 
 _NEIGHBOURS = 64  # records read at once in search of the ends of an article
 

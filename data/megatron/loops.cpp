@@ -1,5 +1,5 @@
 // The inner loops of the order of samples over a memory-mapped corpus, and of reading them. Called through ctypes by
-// data/megatron_native.py; data/megatron_order.py and data/megatron_dataset.py say what they compute and do the same
+// data/megatron/native.py; data/megatron/order.py and data/megatron/dataset.py say what they compute and do the same
 // with numpy where this is not built. Standard C++17, no other library; x86 and ARM alike, little-endian.
 
 #include <cstdint>

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from data import megatron_native
 from data.bad_data import BadData
 from data.batches import SampleDataset
 from data.cache_folder import cache_folder, map_array
-from data.megatron import MmapCorpus
-from data.megatron_order import Order, OrderRule, build_order
+from data.megatron import native
+from data.megatron.files import MmapCorpus
+from data.megatron.order import Order, OrderRule, build_order
 
 _KIND = "order.cache-v1"  # the number is that of the format
 _ARRAYS = ("documents", "samples", "shuffle")
@@ -99,7 +99,7 @@ class MmapDataset(SampleDataset):
         corpus.check_size()
         begins = order.samples[order.shuffle[indices]].astype(np.int64)
         arrays = (corpus.tokens, corpus.sizes, corpus.pointers, order.documents, begins)
-        if megatron_native.read_samples(*arrays, self.real_vocab_size, ids):
+        if native.read_samples(*arrays, self.real_vocab_size, ids):
             return
         for start in range(0, len(indices), _ROWS):
             rows = slice(start, start + _ROWS)

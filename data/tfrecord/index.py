@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from data import tfrecord
+from data.tfrecord import records
 
 _INDEX_CHUNK = 1 << 25  # bytes of an index parsed at once
 _SCAN_CHUNK = 1 << 20  # bytes of records read at once
@@ -49,7 +49,7 @@ def record_bounds(path: Path) -> tuple[np.ndarray, bool]:
             for record in {0, len(bounds) - 2}:
                 file.seek(bounds[record])
                 length = int(bounds[record + 1] - bounds[record])
-                problem = head_problem(file.read(tfrecord.HEAD), length)
+                problem = head_problem(file.read(records.HEAD), length)
                 if problem:
                     raise ValueError(f"{path}, record {record:,}, byte {bounds[record]:,}: {problem}")
             return bounds, True
@@ -59,23 +59,23 @@ def record_bounds(path: Path) -> tuple[np.ndarray, bool]:
 
 def head_problem(head: bytes, length: int) -> str | None:
     """What is wrong with the 12 bytes before the data of a record of `length` bytes, its frame included."""
-    if head == tfrecord.record_head(length - tfrecord.FRAME):
+    if head == records.record_head(length - records.FRAME):
         return None
     problem = _length_problem(head)
     if problem:
         return problem
     (data,) = struct.unpack_from("<Q", head)
     return (
-        f"the record has {data + tfrecord.FRAME:,} bytes, and {length:,} by the index, which belongs to another file "
+        f"the record has {data + records.FRAME:,} bytes, and {length:,} by the index, which belongs to another file "
         "or the file to another index; make the index again with `python3 -m tfrecord.tools.tfrecord2idx`"
     )
 
 
 def _length_problem(head: bytes) -> str | None:
-    if len(head) < tfrecord.HEAD:
+    if len(head) < records.HEAD:
         return "the file ends in the middle of a record: truncated"
     (length,) = struct.unpack_from("<Q", head)
-    if head != tfrecord.record_head(length):
+    if head != records.record_head(length):
         if head[:2] == b"\x1f\x8b":
             return "the file is compressed; run gunzip on it first"
         return "no record begins here (the CRC of its length does not match): damaged, or not a TFRecord file"
@@ -88,13 +88,13 @@ def _scan(path: Path, file: BinaryIO, size: int) -> np.ndarray:
     begin, chunk = 0, b""  # what is in memory: bytes begin .. begin + len(chunk)
     place = 0
     while place < size:
-        if place + tfrecord.HEAD > begin + len(chunk):
+        if place + records.HEAD > begin + len(chunk):
             file.seek(place)
             begin, chunk = place, file.read(_SCAN_CHUNK)
-        head = chunk[place - begin : place - begin + tfrecord.HEAD]
+        head = chunk[place - begin : place - begin + records.HEAD]
         problem = _length_problem(head)
         if not problem:
-            place += tfrecord.FRAME + struct.unpack_from("<Q", head)[0]
+            place += records.FRAME + struct.unpack_from("<Q", head)[0]
             if place > size:
                 problem = f"{place - size:,} bytes of the record are missing: truncated"
         if problem:
@@ -115,12 +115,12 @@ def _read_index(index: Path, path: Path, size: int) -> np.ndarray:
                 break
             starts, lengths = _parse_lines(index, text, lines)
             before = np.concatenate([pieces[-1][-1:], starts[:-1] + lengths[:-1]])
-            wrong = np.flatnonzero((starts != before) | (lengths < tfrecord.FRAME))
+            wrong = np.flatnonzero((starts != before) | (lengths < records.FRAME))
             if len(wrong):
                 at = int(wrong[0])
                 raise ValueError(
                     f"{index}, line {lines + at + 1:,}: a record of {lengths[at]:,} bytes at byte {starts[at]:,}, but "
-                    f"one of {tfrecord.FRAME} or more at byte {before[at]:,} must follow; {_again(path, index)}"
+                    f"one of {records.FRAME} or more at byte {before[at]:,} must follow; {_again(path, index)}"
                 )
             pieces.append(starts + lengths)
             lines += len(starts)
