@@ -4,9 +4,9 @@ Nothing here has a side effect and nothing heavy is imported, so `--help` is ins
 costs a second, not a compilation. Every problem is collected and all are reported together, exit status 2.
 
 The flags themselves, with their spellings, defaults and meaning, are tables: command_line/training_flags.py
-(train_gpt2.py and inference_gpt2.py), command_line/generation_flags.py (text_generate_gpt2.py), tasks/flags.py
-(evaluation). What the flags must satisfy together is beside them or in *checks.py, how they are read in
-command_line/parser.py.
+(train_gpt2.py and inference_gpt2.py) and command_line/generation_flags.py (text_generate_gpt2.py). What the flags must
+satisfy together is beside them or in *checks.py, how they are read in command_line/parser.py. The programs in tasks/
+have theirs in tasks/flags.py.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from __future__ import annotations
 import argparse
 from typing import Sequence
 
-from command_line.checks import check_config, check_layers, check_proportions, forward_stages
-from command_line.flags import select
+from command_line.checks import check_config, check_layers, check_proportions
 from command_line.generation_flags import GENERATE_GROUPS, check_generation
 from command_line.parser import Parser
 from command_line.training_checks import (
@@ -30,8 +29,6 @@ from command_line.training_checks import (
     check_validation,
 )
 from command_line.training_flags import TRAIN_GROUPS
-from tasks.checks import check_evaluation
-from tasks.flags import EVALUATE_GROUPS
 
 
 def parse_train_args(
@@ -81,41 +78,3 @@ def parse_generate_args(argv: Sequence[str] | None = None) -> argparse.Namespace
     problems = Parser("text_generate_gpt2.py", "Generate text with GPT-2.", GENERATE_GROUPS).read(argv)
     check_generation(problems)
     return problems.finish()
-
-
-def parse_evaluate_args(argv: Sequence[str] | None, program: str, task: str) -> argparse.Namespace:
-    """The flags of the programs in tasks/, read and checked; `task` is the default of --task.
-
-    `typed` and `notes` as in parse_train_args. `valid_data` is None for a task's own file in --data-dir. For a
-    checkpoint on this machine `layers_per_ipu`, `matmul_proportion` and `ipus_per_replica` are as in parse_train_args
-    and `seq_length` is the window; for a name on the hub they are as typed.
-
-    Raises SystemExit(2) after printing every problem to stderr.
-    """
-    own = EVALUATE_GROUPS["evaluation"]
-    groups = {**EVALUATE_GROUPS, "evaluation": select(own, *(flag.dest for flag in own), task=task)}
-    problems = Parser(program, "Evaluate a GPT-2 checkpoint by published protocols.", groups).read(argv)
-    check_evaluation(problems)
-    return problems.finish()
-
-
-def samples_per_call(args: argparse.Namespace) -> int:
-    """Samples in one call of the training model: micro-batch x accumulation x iterations x replicas."""
-    return args.batch_size * args.gradient_accumulation * args.device_iterations * args.replication_factor
-
-
-def arithmetic(args: argparse.Namespace) -> list[str]:
-    """The two lines printed at the start: what a call consists of, and which flags make it smaller."""
-    samples = samples_per_call(args)
-    tokens = samples * args.max_len
-    size = f"{tokens / 1e9:.1f} G" if tokens >= 1e9 else f"{tokens / 1e6:.1f} M" if tokens >= 1e6 else f"{tokens:,}"
-    first = (
-        f"batch {args.batch_size} x accumulation {args.gradient_accumulation} x iterations {args.device_iterations} "
-        f"x replicas {args.replication_factor} = {samples:,} samples, {size} tokens a call"
-    )
-    flags = ("gradient_accumulation", "device_iterations", "replication_factor", "batch_size")
-    shrink = sorted((f for f in flags if getattr(args, f) > 1), key=lambda f: -getattr(args, f))
-    names = [f"--{name.replace('_', '-')} {getattr(args, name)}" for name in shrink]
-    least = 2 * forward_stages(args.layers_per_ipu) - 1
-    pipeline = f" (--gradient-accumulation at least {least} for this pipeline)" if least > 1 else ""
-    return [first, "smaller calls: lower " + ", ".join(names + [f"--max-len {args.max_len}"]) + pipeline]

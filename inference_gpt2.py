@@ -15,7 +15,7 @@ from command_line.checks import not_installed, refuse
 from command_line.interruption import INTERRUPTED
 
 if TYPE_CHECKING:  # torch is imported in main(), after the flags were read
-    from model.forward_run import ForwardRun
+    from training.forward_run import ForwardRun
 
 PROGRAM = "inference_gpt2.py"
 
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     factors = f"batch {args.batch_size} x iterations {args.device_iterations} x replicas {args.replication_factor}"
     print("\n".join([f"{factors} = {samples:,} sequences a step", *args.notes]), flush=True)
     try:
-        from model.forward_run import ForwardRun
+        from training.forward_run import ForwardRun
 
         run = ForwardRun(args)
         run.compile()

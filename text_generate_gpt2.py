@@ -18,7 +18,7 @@ from command_line.checks import not_installed, refuse
 from command_line.interruption import INTERRUPTED
 
 if TYPE_CHECKING:
-    from model.text_generator import Result, TextGenerator
+    from generation.text_generator import Result, TextGenerator
 
 PROGRAM = "text_generate_gpt2.py"
 
@@ -140,7 +140,7 @@ def answer_file(generator: TextGenerator, results: Sequence[Result], samples: Sa
 def run(args: argparse.Namespace) -> None:
     """Raises ValueError for what is wrong with flags, files and prompts."""
     prompts = read_prompts(args.prompt_file) if args.prompt_file else []
-    from model.text_generator import TextGenerator
+    from generation.text_generator import TextGenerator
 
     generator = TextGenerator(args)
     results = results_of_file(generator, prompts)  # before a file of samples is begun

@@ -8,14 +8,15 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Sequence
 
-from arguments import arithmetic, parse_train_args
+from arguments import parse_train_args
 from command_line.checks import BadFlags, not_installed, refuse
 from command_line.interruption import INTERRUPTED, Interruption, command_to_resume
 from data.bad_data import BadData
+from training.arithmetic import arithmetic
 
 if TYPE_CHECKING:  # torch is imported in main(), after the flags were read: --help and mistakes answer at once
-    from model.run_log import RunLog
-    from model.training_run import TrainingRun
+    from training.log.run_log import RunLog
+    from training.run import TrainingRun
 
 PROGRAM = "train_gpt2.py"
 
@@ -85,8 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parse_train_args(argv)
         for line in arithmetic(args) + args.notes:
             print(line, flush=True)
-        from model.run_log import RunLog
-        from model.training_run import TrainingRun
+        from training.log.run_log import RunLog
+        from training.run import TrainingRun
 
         run = TrainingRun(args)
         if args.compile_only:

@@ -30,8 +30,8 @@ def ours(settings: dict[str, Any]) -> dict[str, Answer]:
     import torch
 
     from arguments import parse_generate_args
-    from model.generation import new_text
-    from model.text_generator import TextGenerator
+    from generation.requests import new_text
+    from generation.text_generator import TextGenerator
 
     flags = {"float32": [], "float16": ["--fp16"], "int8": ["--int8"]}[settings["precision"]]
     words = ["--model-name-or-path", settings["folder"], "--input-len", "512", "--topk", "1", *flags]

@@ -75,7 +75,7 @@ def flags(args: argparse.Namespace, *more: str) -> argparse.Namespace:
 
 def make_log(run: Any, args: argparse.Namespace) -> Any:
     """A logger for it, as main() makes one."""
-    from model.run_log import RunLog
+    from training.log.run_log import RunLog
 
     return RunLog(args, run.model.gpt2.config, run.calls, 0, run.samples_a_call, run.optimizer)
 
@@ -85,7 +85,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     import torch
     from poptorch.engine.probe import Probe
 
-    from model.training_run import TrainingRun
+    from training.run import TrainingRun
 
     torch.set_num_threads(args.threads)
     with contextlib.redirect_stdout(io.StringIO()):
@@ -169,7 +169,7 @@ def alone(function: Callable[[], None], out: Any, count: int = 2000) -> float:
 
 def memory(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Bytes that Python holds after a tenth of the steps and after all of them, with everything logged."""
-    from model.training_run import TrainingRun
+    from training.run import TrainingRun
 
     more = ["--save-model-path", folder]
     if importlib.util.find_spec("tensorboard") is not None:

@@ -40,8 +40,8 @@ def losses(args: argparse.Namespace) -> dict[str, float]:
     import custom_ops
     from custom_ops.decode_blocks import PRECISIONS
     from data.loading.datasets import open_dataset
+    from generation.decoding import NativeSteps
     from model.checkpoint import load_pretrained
-    from model.decoding import NativeSteps
 
     custom_ops.load()
     gpt2 = load_pretrained(args.checkpoint).float().eval()

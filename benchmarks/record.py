@@ -22,7 +22,7 @@ def head(program: str, argv: Sequence[str], libraries: Sequence[str] = (), devic
         libraries: distributions whose versions matter beside those that every run has; what is missing is left out.
         device: "cuda" for results of the first GPU.
     """
-    from model import machine
+    from training.log import machine
 
     about = machine.describe()
     hardware = f"{about['hardware']['processor']}, {about['hardware']['cores']} cores"

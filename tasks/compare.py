@@ -14,10 +14,10 @@ import sys
 from pathlib import Path
 from typing import NamedTuple, Sequence
 
-from arguments import parse_evaluate_args
 from command_line.checks import refuse
 from command_line.interruption import INTERRUPTED
 from tasks.names import PROTOCOLS
+from tasks.parsing import parse_evaluate_args
 
 PROGRAM = "tasks/compare.py"
 # What is compared: the first that a result has. Lower is better in all of them.

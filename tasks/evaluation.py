@@ -6,9 +6,9 @@ import argparse
 import sys
 from typing import Sequence
 
-from arguments import parse_evaluate_args
 from command_line.checks import not_installed, refuse
 from command_line.interruption import INTERRUPTED, Interruption
+from tasks.parsing import parse_evaluate_args
 
 _NOTICE = "Ctrl-C: the evaluation ends after the current call and prints what it has. Press again to stop at once."
 

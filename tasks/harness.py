@@ -18,11 +18,11 @@ from typing import Any, Sequence
 
 import numpy as np
 
-from arguments import parse_evaluate_args
 from command_line.checks import refuse
 from command_line.interruption import INTERRUPTED
 from model.scoring import Item, ItemScorer
 from tasks.lambada import item_of, score_bucketed
+from tasks.parsing import parse_evaluate_args
 from tasks.ranks import combine, is_first
 from tasks.windows import RollingWindows
 from tokenizer import Tokenizer

@@ -6,7 +6,7 @@ import sys
 import time
 from typing import Any, Callable, TextIO
 
-from model.clock import time_text
+from training.log.clock import time_text
 
 _REDRAW = 0.5  # seconds
 

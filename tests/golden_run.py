@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tiny_run import NO_DROPOUT, flags, write_config, write_corpus
 
 from arguments import parse_train_args
-from model.training_run import TrainingRun
+from training.run import TrainingRun
 
 FILE = Path(__file__).with_name("golden_losses.json")
 STEPS = 20

@@ -19,6 +19,7 @@ import arguments
 from command_line import checks, training_checks
 from command_line.flags import select
 from command_line.training_flags import BATCH
+from training import arithmetic
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -273,21 +274,21 @@ def test_accumulation_must_fill_the_training_pipeline(capsys: pytest.CaptureFixt
 def test_the_arithmetic_of_a_call() -> None:
     args = parse("--max-len 1024 --layers-per-ipu 0 4 4 4 --gradient-accumulation 2048 --device-iterations 8 "
                  "--replication-factor 4")  # fmt: skip
-    first, second = arguments.arithmetic(args)
+    first, second = arithmetic.arithmetic(args)
     assert first == "batch 1 x accumulation 2048 x iterations 8 x replicas 4 = 65,536 samples, 67.1 M tokens a call"
     assert second == (
         "smaller calls: lower --gradient-accumulation 2048, --device-iterations 8, --replication-factor 4, "
         "--max-len 1024 (--gradient-accumulation at least 9 for this pipeline)"
     )
-    assert arguments.arithmetic(parse("--device-iterations 1"))[1] == "smaller calls: lower --max-len 128"
-    assert "= 4 samples, 512 tokens a call" in arguments.arithmetic(parse())[0]
+    assert arithmetic.arithmetic(parse("--device-iterations 1"))[1] == "smaller calls: lower --max-len 128"
+    assert "= 4 samples, 512 tokens a call" in arithmetic.arithmetic(parse())[0]
 
 
 @given(*[st.integers(1, 999)] * 4)
 def test_samples_per_call(batch: int, accumulation: int, iterations: int, replicas: int) -> None:
     args = parse(f"--batch-size {batch} --gradient-accumulation {accumulation} --device-iterations {iterations} "
                  f"--replication-factor {replicas}")  # fmt: skip
-    assert arguments.samples_per_call(args) == batch * accumulation * iterations * replicas
+    assert arithmetic.samples_per_call(args) == batch * accumulation * iterations * replicas
 
 
 # ---- What is refused ---------------------------------------------------------------------------------------------

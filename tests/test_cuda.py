@@ -8,9 +8,9 @@ import torch
 
 from model.config import GPT2Config
 from model.gpt2 import GPT2LMHeadModel
-from model.optimization import make_optimizer
 from model.placement import recompute, serialize_head
 from model.pretraining import PretrainingModel
+from training.optimization import make_optimizer
 
 pytestmark = [
     pytest.mark.gpu,
@@ -73,7 +73,7 @@ def test_half_training_falls_as_on_the_cpu(monkeypatch):
 
 
 def test_generation_in_half_runs(monkeypatch):
-    from model.generation import NextTokenModel
+    from generation.requests import NextTokenModel
 
     monkeypatch.setenv("POPTORCH_PORTABLE_DEVICE", "cuda")
     model = NextTokenModel(build(half=True).gpt2)

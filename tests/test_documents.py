@@ -16,7 +16,7 @@ from model.config import GPT2Config
 from model.documents import document_numbers, positions_in_documents
 from model.gpt2 import GPT2LMHeadModel
 from model.pretraining import IGNORED, PretrainingModel
-from model.validation import Validator
+from training.validation import Validator
 
 END = 5
 CONFIG = GPT2Config(

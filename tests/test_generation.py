@@ -11,12 +11,12 @@ import torch
 
 import custom_ops
 from custom_ops import decode_blocks as native
+from generation.decoding import ModuleSteps, NativeSteps, OneStep, WholeText
+from generation.requests import generate, generate_at_once, new_text
+from generation.sampling import Sampling
 from model.checkpoint import save_pretrained
 from model.config import GPT2Config
-from model.decoding import ModuleSteps, NativeSteps, OneStep, WholeText
-from model.generation import generate, generate_at_once, new_text
 from model.gpt2 import GPT2LMHeadModel
-from model.sampling import Sampling
 
 POSITIONS, VOCABULARY, LENGTH, WIDTH = 24, 60, 9, 6
 CONFIG = GPT2Config(
@@ -80,7 +80,7 @@ def tokens_of(*args, **kwargs):
 @functools.lru_cache(maxsize=None)
 def plain(sampling):
     """Token by token without a cache or an executor: the whole text again for each."""
-    from model.sampling import choose
+    from generation.sampling import choose
 
     model, found = fresh_model(), []
     for prompt in PROMPTS:

@@ -9,7 +9,7 @@ from arguments import parse_train_args
 from model.config import GPT2Config
 from model.gpt2 import GPT2LMHeadModel
 from model.ipu_options import forward_options, training_options
-from model.training_run import place_model
+from training.run import place_model
 
 # The flags of seed 003's run/pretraining_small.sh.
 SMALL = (

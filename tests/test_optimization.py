@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from model.config import GPT2Config
 from model.gpt2 import GPT2LMHeadModel
-from model.optimization import make_optimizer, make_schedule, parameter_groups, schedule_factor, warmup_length
+from training.optimization import make_optimizer, make_schedule, parameter_groups, schedule_factor, warmup_length
 
 SMALL = GPT2Config(32, 8, 8, 2, 2)
 KINDS = {

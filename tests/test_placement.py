@@ -9,12 +9,12 @@ from tiny_run import NO_DROPOUT, write_config
 
 from arguments import parse_train_args
 from command_line.checks import forward_stages
-from model import plan
 from model.config import GPT2Config, parameter_count
 from model.gpt2 import GPT2LMHeadModel
 from model.ipu_options import training_options
 from model.placement import layer_ipus, place
-from model.training_run import place_model
+from training import plan
+from training.run import place_model
 
 WTE, WPE = "gpt2.transformer.wte.weight", "gpt2.transformer.wpe.weight"
 TIED = {WTE, "gpt2.lm_head.weight"}

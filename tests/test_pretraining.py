@@ -17,8 +17,8 @@ import custom_ops
 from model import placement
 from model.config import GPT2Config
 from model.gpt2 import GPT2LMHeadModel
-from model.optimization import parameter_groups
 from model.pretraining import IGNORED, PretrainingModel
+from training.optimization import parameter_groups
 
 NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 SMALL = GPT2Config(32, 16, 12, 2, 3, activation_function="gelu", real_vocab_size=27, **NO_DROPOUT)

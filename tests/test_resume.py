@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from tiny_run import ROOT, environment, flags, run_here, run_there, saved_in, write_config, write_corpus
 
-from model.training_state import Position, prune
+from training.state import Position, prune
 
 RESUME = "--resume-training-from-checkpoint"
 
@@ -351,7 +351,7 @@ def test_only_the_newest_checkpoints_stay(tmp_path):
 
 
 def test_ctrl_c_while_validating_at_the_end_of_an_epoch_keeps_the_steps(folder, tmp_path, monkeypatch):
-    from model.validation import Validator
+    from training.validation import Validator
 
     held_out_loss, calls = Validator.loss, []
 
@@ -385,7 +385,7 @@ def test_the_remedy_for_a_lost_run_is_the_flag_that_is_missing(folder, tmp_path,
 def test_batches_of_another_process_are_the_same_run(folder, full, tmp_path, monkeypatch, large):
     """--async-dataloader, and where the batches count as large; from the start and resumed in the first epoch."""
     if large:
-        monkeypatch.setattr("model.training_run._LARGE_BATCH", 64)  # workers make batches of one sample
+        monkeypatch.setattr("training.run._LARGE_BATCH", 64)  # workers make batches of one sample
     save, lines = full("AdamW")
     for again in ([], ["--pretrained-checkpoint", str(save / "step_3"), RESUME]):
         argv = run_flags(folder, tmp_path, optimizer="AdamW", async_dataloader=True, num_workers=1) + again

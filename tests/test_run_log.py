@@ -13,9 +13,10 @@ from tiny_run import NO_DROPOUT, ROOT, flags, run_here, write_config, write_corp
 
 from arguments import parse_train_args
 from command_line import training_checks
-from model import curves, log_sinks, machine, run_log
 from model.config import GPT2Config
-from model.training_run import TrainingRun, load_or_make
+from training.log import curves, machine, run_log
+from training.log import sinks as log_sinks
+from training.run import TrainingRun, load_or_make
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from custom_ops.top_scores import penalised
-from model.sampling import NEVER, Sampling, best_scores, candidates, choose, stream
+from generation.sampling import NEVER, Sampling, best_scores, candidates, choose, stream
 
 transformers = pytest.importorskip("transformers")
 processors = transformers.generation.logits_process

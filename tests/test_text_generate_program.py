@@ -20,10 +20,10 @@ import torch
 import inference_gpt2
 import text_generate_gpt2
 from arguments import parse_generate_args
+from generation.text_generator import TextGenerator
 from model.checkpoint import save_pretrained
 from model.config import GPT2Config
 from model.gpt2 import GPT2LMHeadModel
-from model.text_generator import TextGenerator
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {
@@ -321,7 +321,7 @@ def test_forward_only_program(tmp_path):
 def test_predictions_are_those_of_the_model():
     import poptorch
 
-    from model.forward_run import PredictionModel
+    from training.forward_run import PredictionModel
 
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=64, real_vocab_size=60, n_positions=8, n_embd=16, n_layer=2, n_head=2)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.text_stream import TextStream
+from generation.text_stream import TextStream
 from tokenizer import Tokenizer
 
 

@@ -23,10 +23,10 @@ from tiny_run import (
 
 from data.bad_data import BadData
 from data.loading.generated import GeneratedDataset
-from model import optimization
 from model.checkpoint import save_pretrained
 from model.config import GPT2Config
 from model.gpt2 import GPT2LMHeadModel
+from training import optimization
 
 SMALL = """--model gpt2 --max-len 1024 --optimizer AdamW --learning-rate 0.00015 --lr-schedule cosine --lr-warmup 0.01
     --layers-per-ipu 0 4 4 4 --matmul-proportion 0.15 0.15 0.15 0.15 --ipus-per-replica 4 --replication-factor 4
@@ -291,7 +291,7 @@ _MEMORY = """
 import sys, threading, time
 from pathlib import Path
 from arguments import parse_train_args
-from model.training_run import TrainingRun
+from training.run import TrainingRun
 
 def proportional_memory():
     # bytes of this process and its children, shared pages counted once in all

@@ -13,10 +13,10 @@ from tiny_run import NO_DROPOUT, flags, run_here, write_config, write_corpus
 
 from arguments import parse_train_args
 from data.loading.generated import GeneratedDataset
-from model import clock as clocks
 from model.checkpoint import load_pretrained
-from model.training_run import TrainingRun, load_or_make
-from model.validation import Validator
+from training.log import clock as clocks
+from training.run import TrainingRun, load_or_make
+from training.validation import Validator
 
 # As benchmarks.yml has them.
 THROUGHPUT, LOSS, ACCURACY = (

@@ -15,7 +15,7 @@ import torch
 
 from model.config import GPT2Config
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 # Dense half products with float32 sums, in TFLOP/s, as the vendor's data sheets have them (without sparsity), by a part
 # of the device's name; the first that fits counts.

@@ -14,22 +14,23 @@ import poptorch
 import torch
 
 import custom_ops
-from arguments import arithmetic, samples_per_call
 from command_line.checks import BadFlags
 from command_line.interruption import ignore_in_worker
 from data.bad_data import BadData
 from data.batches import SampleDataset
 from data.loading.corpus_tokenizer import corpus_tokenizer
 from data.loading.datasets import MmapDataset, Shard, check_enough, collate, make_sampler, open_dataset
-from model import placement, training_state
+from model import placement
 from model.checkpoint import VOCAB_MULTIPLE, load_pretrained, recover_interrupted
 from model.config import GPT2Config
 from model.gpt2 import GPT2LMHeadModel
 from model.ipu_options import forward_options, instance, join_instances, training_options
-from model.optimization import make_optimizer, make_schedule, warmup_length
-from model.plan import plan_lines
 from model.pretraining import PretrainingModel
-from model.validation import Validator
+from training import state as training_state
+from training.arithmetic import arithmetic, samples_per_call
+from training.optimization import make_optimizer, make_schedule, warmup_length
+from training.plan import plan_lines
+from training.validation import Validator
 
 # Token ids in a combined batch from which on every copy of it counts (two int32 tensors: 32 MB).
 _LARGE_BATCH = 4_000_000

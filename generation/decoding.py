@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from custom_ops import decode_blocks as native
+from generation.sampling import Sampling, best_scores, choose
 from model.gpt2 import GPT2LMHeadModel, at_positions
 from model.kv_cache import layer_caches, token_positions
 from model.placement import place
-from model.sampling import Sampling, best_scores, choose
 
 
 class ModuleSteps(nn.Module):

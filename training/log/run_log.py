@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from command_line.checks import BadFlags
-from model import machine
-from model.clock import Clock, time_text
 from model.config import GPT2Config
-from model.curves import CurveFile, ReferenceCurve, Row, draw
-from model.gradient_norm import GradientNorm
 from model.ipu_options import instance
-from model.log_sinks import TensorBoard, WeightsAndBiases
+from training.log import machine
+from training.log.clock import Clock, time_text
+from training.log.curves import CurveFile, ReferenceCurve, Row, draw
+from training.log.gradient_norm import GradientNorm
+from training.log.sinks import TensorBoard, WeightsAndBiases
 
 _REDRAW = 0.1  # seconds between two drawings of the progress line
 _MEASUREMENTS = 4  # of the peak of a CPU, a quarter of a second each

@@ -8,7 +8,7 @@ from typing import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from model.sampling import stream
+from generation.sampling import stream
 
 # A call of decoding.OneStep: (B, T) int32 ids, (B,) int32 first positions, (B,) int32 numbers of tokens, (B,) random
 # numbers and, if the sampling asks for it, (B, V) bool of the tokens in each text -> (B,) tokens, (B,) logarithms of

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 import custom_ops
-from arguments import arithmetic
 from command_line.checks import BadFlags
 from command_line.interruption import ignore_in_worker
 from data.loading.datasets import ResumableSampler, check_enough, collate, open_dataset
 from model import placement
 from model.gpt2 import GPT2LMHeadModel
 from model.ipu_options import forward_options, join_instances
-from model.training_run import load_or_make
+from training.arithmetic import arithmetic
+from training.run import load_or_make
 
 
 class PredictionModel(nn.Module):

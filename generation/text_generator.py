@@ -13,12 +13,12 @@ import torch
 
 import custom_ops
 from custom_ops import decode_blocks as native
+from generation.decoding import ModuleSteps, NativeSteps, OneStep, WholeText
+from generation.requests import Text, generate, generate_at_once, new_text
+from generation.sampling import Sampling
+from generation.text_stream import TextStream
 from model.checkpoint import load_pretrained
-from model.decoding import ModuleSteps, NativeSteps, OneStep, WholeText
-from model.generation import Text, generate, generate_at_once, new_text
 from model.gpt2 import GPT2LMHeadModel
-from model.sampling import Sampling
-from model.text_stream import TextStream
 from tokenizer import EOT, open_tokenizer
 
 
