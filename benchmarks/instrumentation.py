@@ -83,7 +83,7 @@ def make_log(run: Any, args: argparse.Namespace) -> Any:
 def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Alternating rounds of all sides."""
     import torch
-    from poptorch.engine.probe import Probe
+    from poptorch.engine.running.probe import Probe
 
     from training.run import TrainingRun
 

@@ -1,8 +1,8 @@
 """Native operators of the program. `make` builds them into custom_ops.so at the root of the repository.
 
-Each operator is a family with one stem: <op>.py says what it means in plain torch, <op>_popart.cpp is the PopART
-operator for IPUs, <op>_torch.cpp the torch operator for CPU and CUDA. A program calls load() once and then names
-the operator in poptorch.custom_op. Importing this package imports no torch.
+Each is a family with one stem: <op>.py says what it means in plain torch (start there), <op>_popart.cpp is the PopART
+operator for IPUs, <op>_torch.cpp the torch operator for CPU and CUDA. Training and generation import it, and it imports
+no torch: a program calls load() once and then names the operator in poptorch.custom_op.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """GPT-2's byte-level BPE: `Tokenizer` reads and applies one, `train_bpe` learns a new vocabulary.
 
-`open_tokenizer` is what programs call: it knows what --tokenizer-type, --vocab-file and --merge-file mean.
+Data, training, generation and tasks import it; it imports corpora/, to learn. Start with bpe.py. `open_tokenizer` is
+what programs call: it knows what --tokenizer-type, --vocab-file and --merge-file mean.
 """
 
 from tokenizer.bpe import EOT, Tokenizer

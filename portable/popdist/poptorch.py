@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, NoReturn
 
 import popdist
-from poptorch.option_groups import DistributedOptions
-from poptorch.options import Options as _PoptorchOptions
+from poptorch.options.executor_options import Options as _PoptorchOptions
+from poptorch.options.groups import DistributedOptions
 
 
 def _refuse(name: str) -> NoReturn:

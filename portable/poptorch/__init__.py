@@ -10,10 +10,7 @@ os.environ.setdefault("RDMAV_FORK_SAFE", "1")  # as PopTorch does, for programs 
 import torch
 
 from . import enums, ops, optim, options, poptorch_core, profiling, testing
-from .blocks import BeginBlock, Block, BlockFunction, BlockId, LegacyBeginBlockFn, module_repr, removeBlocks
-from .compile_hooks import registerPostCompileHook, registerPreCompileHook
-from .dataloader import AsynchronousDataAccessor, DataLoader
-from .engine import tracing
+from .engine.tracing import export as tracing
 from .enums import (
     AutoStage,
     CommGroupType,
@@ -31,8 +28,14 @@ from .enums import (
     SyncPattern,
     VariableRetrievalMode,
 )
-from .executor import PoplarExecutor
+from .execution.compile_hooks import registerPostCompileHook, registerPreCompileHook
+from .execution.executor import PoplarExecutor
+from .execution.restoring import load
+from .execution.saving import importPoptorchMetadataFromFile
+from .execution.substitutions import _OverwriteContextManager
+from .loading.dataloader import AsynchronousDataAccessor, DataLoader
 from .notices import setLogLevel
+from .operations.blocks import BeginBlock, Block, BlockFunction, BlockId, LegacyBeginBlockFn, module_repr, removeBlocks
 from .ops import (
     CPU,
     Attribute,
@@ -57,9 +60,7 @@ from .ops import (
     set_overlap_for_output,
 )
 from .options import ConfigFileError, Options, TensorLocationSettings
-from .poptorch_core import Error, RecoverableError, UnrecoverableError, createPoptorchError
-from .saving import importPoptorchMetadataFromFile, load
-from .strategies import (
+from .options.strategies import (
     ParallelPhasedExecution,
     Phase,
     PipelinedExecution,
@@ -67,8 +68,8 @@ from .strategies import (
     ShardedExecution,
     Stage,
 )
+from .poptorch_core import Error, RecoverableError, UnrecoverableError, createPoptorchError
 from .structure import ICustomArgParser, registerCustomArgParser, registerGeometricCustomArgParsers
-from .substitutions import _OverwriteContextManager
 
 __version__ = "3.4.0"
 

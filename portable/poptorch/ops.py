@@ -9,15 +9,17 @@ from typing import Any
 
 import torch
 
-from .array_ops import ctc_beam_search_decoder, dynamic_slice, dynamic_update, fps, nearest
 from .checks import require
-from .control_flow import cond, for_loop
-from .custom_ops import custom_op, register_custom_op
-from .engine import markers, serialized, tracing
+from .engine.running import serialized
+from .engine.tracing import export as tracing
+from .engine.tracing import markers
 from .enums import MatMulSerializationMode, OverlapMode
-from .host_ops import CPU, ipu_print_tensor
+from .operations.array_ops import ctc_beam_search_decoder, dynamic_slice, dynamic_update, fps, nearest
+from .operations.control_flow import cond, for_loop
+from .operations.custom_ops import custom_op, register_custom_op
+from .operations.host_ops import CPU, ipu_print_tensor
+from .operations.scopes import Attribute, MultiConv, NameScope, attributes_lists
 from .poptorch_core import createPoptorchError
-from .scopes import Attribute, MultiConv, NameScope, attributes_lists
 from .structure import Structure
 
 __all__ = [

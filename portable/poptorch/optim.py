@@ -1,7 +1,8 @@
 """poptorch.optim: torch's optimizers with PopTorch's further arguments (spec section 7).
 
-An executor never calls step(): it reads the groups and attributes of these objects (engine/hyperparameters.py). They
-stay ordinary torch optimizers all the same, for use outside an executor and with torch's LR schedulers.
+An executor never calls step(): it reads the groups and attributes of these objects
+(engine/updating/hyperparameters.py). They stay ordinary torch optimizers all the same, for use outside an executor and
+with torch's LR schedulers.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ import torch
 
 from . import notices
 from .checks import require
-from .engine import update_rules
-from .engine.hyperparameters import DEFAULT_MAX_WEIGHT_NORM, max_weight_norm
-from .engine.optimizer_values import LAMBValues
+from .engine.updating import update_rules
+from .engine.updating.hyperparameters import DEFAULT_MAX_WEIGHT_NORM, max_weight_norm
+from .engine.updating.optimizer_values import LAMBValues
 from .optimizer_base import Optimizer, VariableAttributes, given
 
 __all__ = ["LAMB", "SGD", "Adam", "AdamW", "Optimizer", "RMSprop", "VariableAttributes"]

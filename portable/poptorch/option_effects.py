@@ -2,7 +2,7 @@
 
 An option is refused when ignoring it would change results (or promise something that does not happen). Every setter
 of Options and its groups has an entry in EFFECTS; popart_keys says the same of PopART's session options. A test holds
-EFFECTS complete. The functions take any object with the attributes of Options: this module is below options.py.
+EFFECTS complete. The functions take any object with the attributes of Options: this module is below options/.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from poptorch.engine.optimizer import DeviceOptimizer
+from poptorch.engine.updating.optimizer import DeviceOptimizer
 
 SHAPES = {"a": (5, 7), "b": (11,), "c": (3, 2, 2), "d": ()}
 

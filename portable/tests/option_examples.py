@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from poptorch import enums
-from poptorch.options import Options, TensorLocationSettings
+from poptorch.options.executor_options import Options, TensorLocationSettings
 
 # Facts of the published API 3.4: accessor -> parameters.
 SIGNATURES = {

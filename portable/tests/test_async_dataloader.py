@@ -17,7 +17,7 @@ from torch.utils.data import BatchSampler, Dataset, IterableDataset, SequentialS
 
 import poptorch
 from poptorch import AsynchronousDataAccessor, DataLoader, DataLoaderMode, Error, SharingStrategy
-from poptorch.batch_ring import Rebatched, put_together, taken_apart
+from poptorch.loading.batch_ring import Rebatched, put_together, taken_apart
 
 
 @pytest.mark.parametrize("strategy", SharingStrategy)

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 import poptorch
-from poptorch import auto_report, engine_options
-from poptorch.engine import ledger
-from poptorch.report_text import operator_rows
+from poptorch.engine.running import ledger
+from poptorch.options import engine_options
+from poptorch.reports import auto_report
+from poptorch.reports.report_text import operator_rows
 
 
 class Model(torch.nn.Module):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from programs import Body, infer, make_options, train
 
 import poptorch
-from poptorch.signature import split_sizes
+from poptorch.execution.signature import split_sizes
 
 COUNTS = st.integers(1, 3)
 

@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import BatchSampler, Dataset, IterableDataset, SequentialSampler, TensorDataset
 
-from poptorch import dataloader, inferenceModel
-from poptorch.dataloader import AsynchronousDataAccessor, DataLoader
+from poptorch import inferenceModel
 from poptorch.enums import CommGroupType, DataLoaderMode
-from poptorch.options import Options
+from poptorch.loading import dataloader
+from poptorch.loading.dataloader import AsynchronousDataAccessor, DataLoader
+from poptorch.options.executor_options import Options
 from poptorch.poptorch_core import Error
 
 

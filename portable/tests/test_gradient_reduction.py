@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from programs import Regression, make_options, regression_data
 
 import poptorch
-from poptorch.engine.gradients import GradientAccumulator
+from poptorch.engine.running.gradients import GradientAccumulator
 
 Type, Strategy = poptorch.ReductionType, poptorch.MeanReductionStrategy
 

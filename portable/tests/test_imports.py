@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from import_graph import circles, edges, modules_in
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGES = ("poptorch", "popart", "popdist", "examples_utils")
@@ -21,7 +22,9 @@ ALLOWED = {
     *sys.stdlib_module_names,
 }  # the last is optional
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
-# What the engine and the devices may take from the package above them: names and messages, no behaviour.
+# What layers below the contract may import, by the beginnings of the names.
+LAYERS = {"engine": ("poptorch.engine", "poptorch.device"), "device": ("poptorch.device",)}
+# What they may take from the package above them: names and messages, no behaviour.
 SHARED = {"poptorch.checks", "poptorch.enums", "poptorch.poptorch_core", "poptorch.notices"}
 
 
@@ -42,7 +45,7 @@ def imported(path: pathlib.Path) -> set[str]:
 
 
 def test_the_reader_of_imports_sees_relative_ones():
-    names = imported(ROOT / "poptorch" / "engine" / "runner.py")
+    names = imported(ROOT / "poptorch" / "engine" / "running" / "runner.py")
     assert {"poptorch.enums", "poptorch.engine.stages", "torch", "poptorch.device.policy"} <= names
 
 
@@ -53,19 +56,81 @@ def test_nothing_of_the_application_is_imported(path):
     assert not outside, f"{path} imports {sorted(outside)}"
 
 
-@pytest.mark.parametrize("layer", ["engine", "device"])
-def test_lower_layers_do_not_import_the_contract(layer):
-    contract = {f"poptorch.{path.stem}" for path in (ROOT / "poptorch").glob("*.py")} - SHARED
-    for path in sorted((ROOT / "poptorch" / layer).rglob("*.py")):
-        names = imported(path)
-        assert not names & contract, f"{path.name} imports {sorted(names & contract)}"
-        assert "poptorch" not in names, f"{path.name} imports the package itself"
+def violations(modules: dict[str, ast.Module]) -> list[str]:
+    """Imports that run up, and circles, of files and of folders."""
+    up = []
+    for importer, target in sorted(edges(modules)):
+        for layer, allowed in LAYERS.items():
+            if importer.startswith(f"poptorch.{layer}") and not target.startswith(allowed) and target not in SHARED:
+                up.append(f"{importer} imports {target}, which is above it")
+    return up + [f"circle: {' <-> '.join(circle)}" for circle in circles(modules)]
 
 
-def test_devices_do_not_import_the_engine():
-    for path in sorted((ROOT / "poptorch" / "device").rglob("*.py")):
-        above = {name for name in imported(path) if name.startswith("poptorch.engine")}
-        assert not above, f"{path.name} imports {sorted(above)}"
+def test_no_import_runs_up_or_in_a_circle(capsys):
+    found = violations(modules_in(ROOT, FILES))
+    with capsys.disabled():
+        print(f"\nimports of portable/ that run up or in circles: {len(found)}")
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("module", "line", "told"),
+    [
+        ("poptorch.device.policy", "from ..engine import stages", "poptorch.device.policy imports poptorch.engine"),
+        ("poptorch.engine.running.state", "from ...options import Options", "imports poptorch.options"),
+        ("poptorch.engine.updating.pieces", "from ...execution import session", "imports poptorch.execution"),
+        ("poptorch.engine.tracing.writes", "def f():\n    from . import losses", "tracing.losses <-> "),
+        ("poptorch.engine.tracing.markers", "from ..running import runner", "engine.running"),
+        ("poptorch.engine.updating.pieces", "from .optimizer import DeviceOptimizer", "updating.optimizer <-> "),
+        ("poptorch.execution.saving", "def f():\n    from .executor import PoplarExecutor", "execution.executor <-> "),
+        ("poptorch.operations.blocks", "from ..execution.executor import PoplarExecutor", "poptorch.execution <-> "),
+        ("poptorch.loading.batch_ring", "import poptorch.loading.dataloader", "loading.async_data <-> "),
+        ("poptorch.options.base", "from ..reports import auto_report", "poptorch.options <-> poptorch.reports"),
+        (
+            "poptorch.enums",
+            "if TYPE_CHECKING:\n    from .options import Options",
+            "poptorch.enums <-> poptorch.options",
+        ),
+    ],
+)
+def test_a_planted_violation_is_found(module, line, told):
+    modules = modules_in(ROOT, FILES)
+    modules[module].body += ast.parse(line).body
+    assert any(told in problem for problem in violations(modules)), violations(modules)
+
+
+def test_each_folder_says_what_it_is():
+    """A few lines in __init__.py: what lives there, who imports it, where to start."""
+    for path in (ROOT / "poptorch").rglob("__init__.py"):
+        text = ast.get_docstring(ast.parse(path.read_text())) or ""
+        lines = [line for line in text.splitlines() if line]
+        if path.parent.name != "poptorch":
+            assert 2 <= len(lines) <= 5 and "tart with" in text + "tart with" * ("start there" in text), path
+            assert "import" in text, path
+
+
+PUBLISHED = ("enums", "ops", "optim", "options", "profiling", "testing", "poptorch_core")
+
+
+def test_each_module_can_be_imported_first():
+    """Of a process, and in whatever order: what a program finds does not depend on what it imported before."""
+    names = [name for name in modules_in(ROOT, FILES) if not name.endswith("__main__")]
+    assert {f"poptorch.{name}" for name in PUBLISHED} <= set(names)
+    code = """if True:
+        import importlib, os, sys
+        import numpy, torch  # once: what is forked below has them
+        for name in sys.argv[1:]:
+            if os.fork() == 0:
+                try:
+                    importlib.import_module(name)
+                except BaseException as error:
+                    print(name, repr(error), flush=True)
+                    os._exit(1)
+                os._exit(0)
+            os.wait()
+    """
+    done = subprocess.run([sys.executable, "-c", code, *names], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout == ""
 
 
 def test_importing_poptorch_leaves_what_takes_long_to_import_for_later():

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from option_examples import EXAMPLES, GROUPS, OTHER_METHODS, SIGNATURES, accessor
 
 from poptorch import enums, option_effects
-from poptorch.options import Options, TensorLocationSettings, checked
+from poptorch.options.executor_options import Options, TensorLocationSettings, checked
+from poptorch.options.strategies import PipelinedExecution, ShardedExecution
 from poptorch.poptorch_core import Error
-from poptorch.strategies import PipelinedExecution, ShardedExecution
 
 
 @pytest.fixture(autouse=True)

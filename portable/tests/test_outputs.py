@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from programs import Body, infer, make_options, train
 
 import poptorch
-from poptorch.engine.outputs import OutputCollector
+from poptorch.engine.running.outputs import OutputCollector
 from poptorch.structure import Structure
 
 S, A, R = 4, 2, 2

@@ -7,7 +7,7 @@ import enum
 import pytest
 
 import popart
-from poptorch.options import Options
+from poptorch.options.executor_options import Options
 from poptorch.poptorch_core import Error
 
 ENUM_MEMBERS = {

@@ -10,7 +10,7 @@ import torch
 import popdist
 import popdist.poptorch
 import poptorch
-from poptorch.options import Options
+from poptorch.options.executor_options import Options
 from poptorch.poptorch_core import Error
 
 VARIABLES = ("RANK", "WORLD_SIZE", "POPDIST_NUM_LOCAL_REPLICAS", "POPDIST_NUM_IPUS_PER_REPLICA")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from poptorch.engine import progress
+from poptorch.engine.running import progress
 
 
 class Clock:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
+import pathlib
+
 import pytest
 import torch
 import torch.nn.functional as F
 from programs import Regression, make_options, regression_data
 
 import poptorch
+from poptorch.execution import saving
 
 X, Y = regression_data(8)
 
@@ -118,3 +122,22 @@ def test_a_model_that_cannot_be_pickled_says_what_to_do(tmp_path):
         executor.save(tmp_path / "file")
     assert not list(tmp_path.iterdir())
     executor.save(tmp_path / "file", export_model=False)
+
+
+def test_a_file_from_before_the_modules_moved_is_read():
+    """executor_c624705.poptorch was written at commit c624705, where the options were modules of other names.
+
+    Regression(), make_options(2, 2).randomSeed(3), a block "later" around .second, an anchored gradient, the optimizer
+    state off chip, AdamW(lr=0.05, loss_scaling=8.0); saved after two calls on regression_data(8). The losses are those
+    of the next two calls, there.
+    """
+    executor = poptorch.load(pathlib.Path(__file__).with_name("executor_c624705.poptorch"))
+    assert executor._options.Training.gradient_accumulation == 2 and executor._options.random_seed == 3
+    losses = [executor(X, Y)[1].item() for _ in range(2)]
+    assert losses == pytest.approx([0.45205023884773254, 0.37543460726737976], rel=1e-6)
+    assert executor.getAnchoredTensor("gradient").shape == (5, 3)
+
+
+def test_old_names_of_modules_lead_to_modules_that_exist():
+    for module in saving._OLD_MODULES.values():
+        importlib.import_module(module)

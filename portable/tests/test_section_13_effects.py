@@ -11,7 +11,7 @@ import torch
 from option_examples import EXAMPLES, accessor
 
 from poptorch import enums, inferenceModel, notices, option_effects, popart_keys, trainingModel
-from poptorch.options import Options
+from poptorch.options.executor_options import Options
 from poptorch.poptorch_core import Error
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from poptorch import enums
-from poptorch.options import ConfigFileError, Options
+from poptorch.options.executor_options import ConfigFileError, Options
 
 
 @pytest.fixture(autouse=True)

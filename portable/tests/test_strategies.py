@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poptorch.enums import AutoStage, Liveness
-from poptorch.strategies import (
+from poptorch.options.strategies import (
     ParallelPhasedExecution,
     Phase,
     PipelinedExecution,

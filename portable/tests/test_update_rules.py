@@ -1,4 +1,4 @@
-"""The device's optimizer steps (engine/optimizer.py) against float64 formulas and against torch."""
+"""The device's optimizer steps (engine/updating/optimizer.py) against float64 formulas and against torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optimizer_reference import SHAPES, Reference, assert_close, device_optimizer, gradients, in_two_groups, parameters
 
-import poptorch.engine.pieces
+import poptorch.engine.updating.pieces
 from poptorch import notices, optim
 
 
@@ -100,7 +100,7 @@ def test_agrees_with_torch(cls, numbers):
 @given(st.dictionaries(st.text(max_size=3), st.integers(1, 40), max_size=6), st.integers(1, 30))
 def test_buckets_hold_every_element_once_and_no_more_than_the_limit(sizes, limit):
     seen = {name: [] for name in sizes}
-    for bucket in poptorch.engine.pieces.buckets(sizes, limit):
+    for bucket in poptorch.engine.updating.pieces.buckets(sizes, limit):
         assert 0 < sum(stop - start for _, start, stop in bucket) <= limit
         for name, start, stop in bucket:
             seen[name] += range(start, stop)
@@ -111,7 +111,7 @@ def test_small_pieces_change_nothing(monkeypatch):
     """Cutting tensors into pieces of 8 elements, some of several tensors, gives the result of whole tensors."""
     results = []
     for limit in (1 << 20, 8):
-        monkeypatch.setitem(poptorch.engine.pieces._CHUNK_ELEMENTS, "cpu", limit)
+        monkeypatch.setitem(poptorch.engine.updating.pieces._CHUNK_ELEMENTS, "cpu", limit)
         weights = []
         for cls in (optim.AdamW, optim.LAMB, optim.SGD, optim.RMSprop):
             host = parameters()

@@ -12,9 +12,9 @@ import dataclasses
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from . import markers
-from .tracing import TracedGraph
-from .writes import origins, written
+from .tracing import markers
+from .tracing.export import TracedGraph
+from .tracing.writes import origins, written
 
 
 @dataclasses.dataclass

@@ -1,11 +1,14 @@
-"""What happens to a traced graph before it is cut into stages, in order."""
+"""What happens to a traced graph before it is cut into stages, in the order of run() below; start there.
+
+Execution imports it; it imports tracing/, the kernels of device/ and what of running/ a fused operator calls.
+"""
 
 from __future__ import annotations
 
 import torch
 
 from ...device.policy import Policy
-from ..tracing import TracedGraph
+from ..tracing.export import TracedGraph
 from .attention import fuse_attention
 from .copies import drop_copies
 from .fused_loss import fuse_losses

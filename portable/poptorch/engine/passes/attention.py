@@ -12,8 +12,8 @@ import dataclasses
 import torch
 
 from ...device.dropout_attention import dropout_attention
-from ..constants import constant_value
-from ..tracing import TracedGraph
+from ..tracing.constants import constant_value
+from ..tracing.export import TracedGraph
 from .patterns import erase, only_use, overwritten
 
 aten = torch.ops.aten

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ..tracing import TracedGraph
-from ..writes import origins, written
+from ..tracing.export import TracedGraph
+from ..tracing.writes import origins, written
 
 _CLONE = torch.ops.aten.clone.default
 

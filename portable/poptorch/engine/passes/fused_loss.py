@@ -11,8 +11,8 @@ import operator
 import torch
 
 from ...device.linear_cross_entropy import linear_cross_entropy
-from .. import serialized
-from ..tracing import TracedGraph
+from ..running import serialized
+from ..tracing.export import TracedGraph
 from .patterns import erase, overwritten
 
 aten = torch.ops.aten

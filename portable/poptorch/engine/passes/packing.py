@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from ...device import packed_linear
-from ..tracing import TracedGraph
-from ..writes import origins, written
+from ..tracing.export import TracedGraph
+from ..tracing.writes import origins, written
 from .patterns import only_use
 
 aten = torch.ops.aten

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 import torch
 
-from ..tracing import TracedGraph
-from ..writes import origins, written
+from ..tracing.export import TracedGraph
+from ..tracing.writes import origins, written
 
 
 def only_use(node: object, *targets: object) -> torch.fx.Node | None:

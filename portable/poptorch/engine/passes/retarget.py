@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ...device.policy import Policy
-from ..tracing import TracedGraph
+from ..tracing.export import TracedGraph
 
 
 def retarget(traced: TracedGraph, policy: Policy) -> None:

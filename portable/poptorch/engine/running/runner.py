@@ -1,0 +1,232 @@
+"""One process, one device: the program over iterations x accumulation x replicas (spec sections 2 to 5).
+
+The stages run in turn on each micro-batch; their order and inputs are data (Program.stages), so that another executor
+may place them elsewhere. The trivial case, one stage and one micro-batch, takes the same path.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from ...device.policy import Policy
+from ...enums import CommGroupType, OutputMode
+from ...poptorch_core import createPoptorchError
+from ..stages import Program
+from .anchors import Anchors
+from .gradients import GradientAccumulator
+from .outputs import OutputCollector
+from .probe import Probe
+from .progress import CallProgress
+from .state import DeviceState
+from .timings import Timings
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """S, A, R and how replicas share inputs."""
+
+    iterations: int
+    accumulation: int
+    replicas: int
+    input_group_size: int = 1
+    input_group_type: CommGroupType = CommGroupType.Consecutive
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches computed in one call."""
+        return self.iterations * self.accumulation * self.replicas
+
+    @property
+    def fed(self) -> int:
+        """Micro-batches that the inputs of one call hold: groups of replicas share theirs."""
+        return self.iterations * self.accumulation * (self.replicas // self.input_group_size)
+
+    def position(self, s: int, a: int, r: int) -> int:
+        """Where micro-batch (s, a, r) lies in the inputs: [S][A][R/g], the replica fastest."""
+        groups = self.replicas // self.input_group_size
+        consecutive = self.input_group_type is CommGroupType.Consecutive
+        group = r // self.input_group_size if consecutive else r % groups
+        return (s * self.accumulation + a) * groups + group
+
+    def last_of_group(self, r: int) -> bool:
+        """Whether no later replica shares the inputs of replica r."""
+        return all(self.position(0, 0, other) != self.position(0, 0, r) for other in range(r + 1, self.replicas))
+
+
+class Runner:
+    """Runs a program, and for training updates the device's parameters once an iteration.
+
+    Args:
+        optimizer: the DeviceOptimizer, or None for inference.
+        accumulator: its gradients, or None for inference.
+        anchors: collects tensors that the program asked for by name, or None.
+        stop_at_invalid: raise poptorch.Error at the first NaN or infinity that a micro-batch computes.
+        output_mode, output_period: what becomes of the outputs.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        state: DeviceState,
+        counts: Counts,
+        output_mode: OutputMode,
+        output_period: int,
+        policy: Policy,
+        optimizer: Any = None,
+        accumulator: GradientAccumulator | None = None,
+        anchors: Anchors | None = None,
+        stop_at_invalid: bool = False,
+    ):
+        self._program = program
+        self._state = state
+        self._counts = counts
+        self._output_mode = output_mode
+        self._output_period = output_period
+        self._policy = policy
+        self._optimizer = optimizer
+        self._accumulator = accumulator
+        self.probe = Probe()  # a report looks on here
+        self._anchors = anchors
+        self._stop_at_invalid = stop_at_invalid
+        self._announced = False
+        self.timings = Timings(len(program.inputs), len(program.outputs))  # of the last call
+
+    def run(self, leaves: list[torch.Tensor]) -> list[torch.Tensor]:
+        """One call: `leaves` are the whole inputs, the result the whole outputs, both on the host."""
+        counts = self._counts
+        collector = OutputCollector(
+            self._output_mode,
+            self._output_period,
+            self._program.output_dtypes,
+            counts.iterations,
+            counts.accumulation,
+            counts.replicas,
+        )
+        self.timings = Timings(len(self._program.inputs), len(self._program.outputs))
+        if self._anchors is not None:
+            self._anchors.begin(self._scale())
+        progress = CallProgress(counts.micro_batches, str(self._policy.device), self._announced)
+        self._announced = True
+        try:
+            for s in range(counts.iterations):
+                for a in range(counts.accumulation):
+                    for r in range(counts.replicas):
+                        self.probe.micro_batch(s, a * counts.replicas + r, counts.accumulation * counts.replicas)
+                        self._position(collector, leaves, s, a, r)
+                        progress.step()
+                if self._optimizer is not None:
+                    with self.probe.update():
+                        self._update(s)
+                self.probe.iteration_done()
+        finally:
+            progress.close()
+            if self._accumulator is not None:
+                self._accumulator.clear()
+        if self._anchors is not None:
+            self._anchors.finish()
+        return collector.result()
+
+    def _position(self, collector: OutputCollector, leaves: list[torch.Tensor], s: int, a: int, r: int) -> None:
+        """Micro-batch (s, a, r), and what becomes of its outputs."""
+        position = self._counts.position(s, a, r)
+        self.timings.input.append(self.timings.now())
+        slices = [
+            self._slice(leaf, position, name in self._program.written_inputs)
+            for name, leaf in zip(self._program.inputs, leaves, strict=True)
+        ]
+        self.timings.input_complete.append(self.timings.now())
+        if self._anchors is not None:
+            slices = self._anchors.inputs(slices)
+        outputs, watched, loss = self._micro_batch(slices, r)
+        available = self.timings.now()
+        if self._counts.last_of_group(r):
+            for name, leaf, part in zip(self._program.inputs, leaves, slices, strict=True):
+                if name in self._program.written_inputs:
+                    self._write_back(leaf, position, part)
+        if self._stop_at_invalid:
+            self._check_valid(outputs, loss)
+        if self._anchors is not None:
+            values = dict(zip([*self._program.inputs, *self._program.outputs], [*slices, *outputs], strict=True))
+            self._anchors.micro_batch(s, a, r, {**values, **watched, "loss": loss})
+        if collector.add(s, a, r, outputs):
+            self.timings.output.append(available)
+            self.timings.output_complete.append(self.timings.now())
+
+    def _update(self, s: int) -> None:
+        self._optimizer.step(self._accumulator.gradients())
+        self._accumulator.clear()
+        if self._anchors is not None:
+            self._anchors.updated(s, self._scale())
+
+    def _scale(self) -> float:
+        """What a loss is multiplied by before the backward pass."""
+        return 1.0 if self._optimizer is None else self._optimizer.loss_scaling * self._accumulator.loss_factor
+
+    def _check_valid(self, outputs: list[torch.Tensor], loss: torch.Tensor | None) -> None:
+        """Floating-point exceptions: what a device that raises them would have stopped at."""
+        tensors = {f"output {position}": output for position, output in enumerate(outputs)}
+        if self._optimizer is not None:
+            tensors["the loss"] = loss
+            tensors.update({f"the gradient of {name}": g for name, g in self._accumulator.seen().items()})
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                raise createPoptorchError(
+                    f"Floating-point exception: {name} has a value that is infinite or not a number "
+                    "(Precision.enableFloatingPointExceptions)."
+                )
+
+    def _micro_batch(
+        self, slices: list[torch.Tensor], replica: int
+    ) -> tuple[list[torch.Tensor], dict[str, torch.Tensor], torch.Tensor | None]:
+        """The outputs of one micro-batch, anchored intermediate tensors by name, and in training its loss.
+
+        Its gradients have been accumulated then.
+        """
+        program = self._program
+        with torch.set_grad_enabled(self._optimizer is not None):
+            values = self._state.values_of(replica)
+            written_buffers = [values[name] for name in program.written_buffers]
+            values.update(zip(program.inputs, slices, strict=True))
+            for stage in program.stages:
+                with self.probe.forward(stage, values):
+                    stage.run(values)
+        outputs = [values[name] for name in program.outputs]
+        watched = {name: values[value].detach() for name, value in program.watched.items()}
+        loss = None
+        if self._optimizer is not None:
+            loss = values.pop(program.loss)
+            scale = self._scale()
+            del values
+            if loss.requires_grad:  # not if every parameter is frozen
+                # A loss that is no scalar is back-propagated as its sum.
+                with self.probe.backward():
+                    loss.backward(torch.full_like(loss, scale))
+            self._accumulator.micro_batch_done()
+            for buffer in written_buffers:
+                buffer.detach_()  # the next micro-batch must not differentiate through this one
+        return outputs, watched, loss
+
+    def _part(self, leaf: torch.Tensor, position: int) -> torch.Tensor:
+        """Micro-batch `position` of an input: a view."""
+        if not leaf.dim():
+            return leaf.detach()
+        size = leaf.shape[0] // self._counts.fed
+        return leaf.narrow(0, position * size, size).detach()
+
+    def _slice(self, leaf: torch.Tensor, position: int, written: bool) -> torch.Tensor:
+        """Micro-batch `position` of an input, on the device; a view of the input where it is there already.
+
+        Not where the program writes to it and other replicas read it, too.
+        """
+        part = self._part(leaf, position)
+        copy = written and self._counts.input_group_size > 1
+        return part.to(self._policy.device, self._policy.compute_dtype(part.dtype), non_blocking=True, copy=copy)
+
+    def _write_back(self, leaf: torch.Tensor, position: int, changed: torch.Tensor) -> None:
+        """What the program wrote to an input reaches the caller's tensor, if it is not in its memory already."""
+        part = self._part(leaf, position)
+        if part.data_ptr() != changed.data_ptr() or part.dtype != changed.dtype:
+            part.copy_(changed.detach())

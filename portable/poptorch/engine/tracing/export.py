@@ -1,0 +1,286 @@
+"""From a module to a graph: `forward` runs once, on one micro-batch, and is never run again.
+
+torch.export records the operations; ProgramMode, active during the call, sees every torch function first and does what
+the contract asks of tracing; the block, checkpoint and loop markers say where things are (spec section 1).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch.export.graph_signature import InputKind
+
+from ... import notices
+from ...poptorch_core import Error, createPoptorchError
+from . import devices, functions, lenient, members, opaque
+from .program_mode import ProgramMode, value_unknown
+from .recording import PythonState, record, silent_repetition
+
+
+@dataclasses.dataclass
+class TraceContext:
+    """What the contract's functions (Block, for_loop, …) need to know of the trace in progress."""
+
+    training: bool
+    blocks: Any  # contract: poptorch.operations.blocks.BlockTracker
+    io_tiles: int = 0  # tiles set aside for transfers
+    before_forward: Callable[[], None] = lambda: None  # called inside the trace
+    around_forward: Callable[[], AbstractContextManager] = contextlib.nullcontext  # in force inside the trace
+    functions: list[Any] = dataclasses.field(default_factory=list)  # torch.autograd.Functions met, in order
+    at_end: list[Callable[[], None]] = dataclasses.field(default_factory=list)  # called when the trace is over
+    input_ids: set[int] = dataclasses.field(default_factory=set)  # id() of the tensors that forward() is given
+    overlapped: set[tuple[str, int]] = dataclasses.field(default_factory=set)  # (function, id() of its tensor)
+    left_behind: PythonState | None = None  # by forward(), once it has run to its end
+    kept: list[torch.Tensor] = dataclasses.field(default_factory=list)  # alive, so that no id() is used again
+    regions: int = 0
+
+    def number(self) -> int:
+        """A number for the next loop or conditional."""
+        self.regions += 1
+        return self.regions
+
+
+_active: TraceContext | None = None
+
+
+def current() -> TraceContext | None:
+    """The trace in progress, or None."""
+    return _active
+
+
+@dataclasses.dataclass
+class TracedGraph:
+    """One micro-batch's computation as a graph without state.
+
+    Every parameter, buffer and constant is a placeholder. `inputs` are the placeholders of the user's tensors in
+    order; `output_dtypes` are the types the program gave its output tensors. The arguments of the graph's output node
+    are these tensors, those that are watched and, behind them, the loss if one was found.
+    """
+
+    graph: torch.fx.Graph
+    parameters: dict[str, str]  # placeholder -> name in the module
+    buffers: dict[str, str]
+    constants: dict[str, torch.Tensor]
+    inputs: list[str]
+    output_dtypes: list[torch.dtype]
+    buffer_values: dict[str, torch.Tensor]  # placeholder -> the host's tensor at compilation
+    modules: dict[str, torch.nn.Module] = dataclasses.field(default_factory=dict)  # bodies of loops
+    folded: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)  # buffers compiled in as constants
+    watched: dict[str, torch.fx.Node] = dataclasses.field(default_factory=dict)  # name -> intermediate tensor to keep
+    scope_names: tuple[str, ...] = ()  # of intermediate tensors that could be
+
+    @property
+    def outputs(self) -> list[torch.fx.Node]:
+        """The nodes of the output tensors, in order."""
+        return self._results()[: len(self.output_dtypes)]
+
+    @property
+    def loss(self) -> torch.fx.Node | None:
+        """The node to differentiate, in a training program."""
+        results = self._results()
+        return results[-1] if len(results) > len(self.output_dtypes) + len(self.watched) else None
+
+    def set_loss(self, loss: torch.fx.Node) -> None:
+        """Make `loss` a result of the graph, so that no pass drops it."""
+        output = self.graph.output_node()
+        output.args = ((*output.args[0], loss),)
+
+    def _results(self) -> list[torch.fx.Node]:
+        return list(self.graph.output_node().args[0])
+
+
+class _Entry(torch.nn.Module):
+    """Takes the tensor leaves and nothing else; what the call made besides them is left in `box`."""
+
+    def __init__(self, model: torch.nn.Module, call: Callable[[Any, list], list], context: TraceContext):
+        super().__init__()
+        self.model = model
+        self._call = call
+        self._context = context
+
+    def forward(self, *leaves: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        # Callables of module attributes may not keep state across export (it rolls attributes back), so `_call`
+        # writes what it learns into its own closure.
+        before = members.held_tensors(self.model)
+        self._context.input_ids.clear()
+        self._context.input_ids.update(map(id, leaves))
+        self._context.before_forward()
+        with (
+            lenient.without_autocast(),
+            lenient.mixed_types(),
+            lenient.unvalidated(),
+            lenient.masks_taken_as_given(),
+            lenient.without_backward_hooks(),
+            devices.host_constructors(),
+            self._context.around_forward(),
+            ProgramMode(self._context),
+            functions.recorded(self._context.functions),
+        ):
+            try:
+                outputs = tuple(self._call(self.model, list(leaves)))
+            except RuntimeError as error:
+                if type(error).__name__ != "GuardOnDataDependentSymNode":  # whose module takes long to import
+                    raise
+                raise value_unknown("The value") from error  # a function of torch's looked at it itself
+        members.check_not_reassigned(self.model, before)
+        if self._context.left_behind is None:
+            self._context.left_behind = PythonState(self.model)
+        return outputs
+
+
+@contextlib.contextmanager
+def _tracing(context: TraceContext) -> Iterator[None]:
+    global _active
+    if _active is not None:
+        raise createPoptorchError("A PopTorch model cannot be compiled while another one is being compiled.")
+    noisy = [logging.getLogger(name) for name in ("torch._subclasses.fake_tensor", "torch.fx.experimental")]
+    levels = [logger.level for logger in noisy]
+    rng_state = torch.get_rng_state()  # torch.manual_seed in forward() acts on the real generator
+    _active = context
+    try:
+        for logger in noisy:
+            logger.setLevel(logging.CRITICAL)
+        with warnings.catch_warnings():
+            # What forward() reassigns is checked here; torch.nn.LSTM keeps its weights in a list, too.
+            warnings.filterwarnings("ignore", "The tensor attributes? .* assigned during export", UserWarning)
+            yield
+    finally:
+        _active = None
+        opaque.forget()
+        for callback in context.at_end:
+            callback()
+        torch.set_rng_state(rng_state)
+        for logger, level in zip(noisy, levels, strict=True):
+            logger.setLevel(level)
+
+
+def trace(
+    model: torch.nn.Module,
+    call: Callable[[torch.nn.Module, list[torch.Tensor]], list[torch.Tensor]],
+    leaves: list[torch.Tensor],
+    context: TraceContext,
+) -> TracedGraph:
+    """Run `call(model, leaves)` once and return its graph.
+
+    `leaves` are the tensors of one micro-batch; `call` returns the output tensors. Errors of the contract that
+    `forward` meets pass through; anything else torch cannot trace becomes a poptorch.Error that says where.
+    """
+    members.check_not_scripted(model)
+    entry = _Entry(model, call, context)
+    with _tracing(context), torch.enable_grad():
+        # PopTorch never calls train() or eval(): each submodule is traced in the mode it is in.
+        entry.training = model.training
+        before = PythonState(model)
+        try:
+            traced = _lifted(torch.export.export(entry, tuple(leaves), strict=False), model)
+        except Exception as error:
+            if not _is_refusal(error, context):
+                raise  # the program's own error, or the contract's
+            traced = _recorded(entry, model, leaves, context, before, error)
+        else:
+            context.left_behind.restore()  # export takes back what forward() did to attributes
+        functions.replace_functions(traced.graph, traced.constants, context.functions)
+        opaque.replace_calls(traced.graph)
+    return traced
+
+
+def _is_refusal(error: Exception, context: TraceContext) -> bool:
+    """Whether `error` is export's and not the program's or the contract's: a refusal of what forward() did."""
+    if isinstance(error, Error):
+        return isinstance(error, _NotExported)
+    no_kernel = "no fake impl" in str(error)  # a plain RuntimeError
+    return context.left_behind is not None or no_kernel or type(error).__module__.startswith("torch")
+
+
+class _NotExported(Error):
+    """Something in forward() that export keeps as an object of its own."""
+
+
+def _recorded(
+    entry: _Entry,
+    model: torch.nn.Module,
+    leaves: list[torch.Tensor],
+    context: TraceContext,
+    before: PythonState,
+    refusal: Exception,
+) -> TracedGraph:
+    """The graph of a program that export refused, recorded in another way; Python's side effects are seen once."""
+    reason = f"{type(refusal).__name__}: {str(refusal).strip().splitlines()[0]}" if str(refusal) else repr(refusal)
+    ran = context.left_behind
+    before.restore()
+    context.functions.clear()
+    context.overlapped.clear()
+    context.blocks.forget()
+    opaque.forget()
+    try:
+        with contextlib.nullcontext() if ran is None else silent_repetition(ran):
+            module, parameters, buffers, constants, inputs = record(entry, model, leaves)
+    except Exception as error:
+        if not _is_refusal(error, context):
+            raise
+        raise createPoptorchError(f"forward() of {type(model).__name__} could not be traced: {reason}") from refusal
+    notices.once(
+        ("recorded", type(model)),
+        f"torch.export refuses forward() of {type(model).__name__} ({reason}): it was recorded operation by operation "
+        "instead, which gives the same program.",
+    )
+    _drop_checks(module.graph)
+    return _traced(module.graph, parameters, buffers, constants, inputs, model)
+
+
+def _lifted(exported: torch.export.ExportedProgram, model: torch.nn.Module) -> TracedGraph:
+    """The exported graph with its placeholders told apart."""
+    signature, graph = exported.graph_signature, exported.graph_module.graph
+    parameters, buffers, constants, inputs = {}, {}, {}, []
+    for spec in signature.input_specs:
+        name = spec.arg.name
+        target = (spec.target or "").removeprefix("model.")
+        if spec.kind == InputKind.PARAMETER:
+            parameters[name] = target
+        elif spec.kind == InputKind.BUFFER:
+            buffers[name] = target
+        elif spec.kind == InputKind.CONSTANT_TENSOR:
+            constants[name] = exported.constants[spec.target]
+        elif spec.kind == InputKind.USER_INPUT:
+            inputs.append(name)
+        else:
+            raise _NotExported(f"forward() captures an object that cannot be compiled: {spec.kind} {spec.target}.")
+    _drop_checks(graph)
+    return _traced(graph, parameters, buffers, constants, inputs, model)
+
+
+def _drop_checks(graph: torch.fx.Graph) -> None:
+    for node in list(graph.nodes):
+        if node.target is torch.ops.aten._assert_tensor_metadata.default:
+            graph.erase_node(node)
+        elif node.op == "get_attr":  # the body of a higher-order operator
+            user = next(iter(node.users), node)
+            raise _NotExported(f"forward() uses {user.target}, which cannot be compiled: remove it.")
+
+
+def _traced(
+    graph: torch.fx.Graph,
+    parameters: dict[str, str],
+    buffers: dict[str, str],
+    constants: dict[str, torch.Tensor],
+    inputs: list[str],
+    model: torch.nn.Module,
+) -> TracedGraph:
+    values = [node.meta["val"] for node in graph.output_node().args[0]]
+    for position, value in enumerate(values):
+        if not all(isinstance(size, int) for size in value.shape):
+            raise createPoptorchError(
+                f"The shape of output {position} of forward() depends on the values of tensors, as after indexing with "
+                "a mask or nonzero(). The shapes of a compiled program are fixed: use torch.where, for instance."
+            )
+    dtypes = [value.dtype for value in values]
+    host_buffers = dict(model.named_buffers(remove_duplicate=False))
+    buffer_values = {placeholder: host_buffers[name].detach() for placeholder, name in buffers.items()}
+    return TracedGraph(graph, parameters, buffers, constants, inputs, dtypes, buffer_values)

@@ -1,0 +1,114 @@
+"""What torch checks or does in Python, and not while a model is traced (spec sections 1 and 14)."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from ... import notices
+
+
+@contextlib.contextmanager
+def unvalidated() -> Iterator[None]:
+    """Inside this context torch.distributions do not check their arguments: that would ask for values."""
+    before = torch.distributions.Distribution._validate_args
+    torch.distributions.Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        torch.distributions.Distribution.set_default_validate_args(before)
+
+
+@contextlib.contextmanager
+def mixed_types() -> Iterator[None]:
+    """Inside this context recurrent layers take inputs of another type than their weights', as every layer does."""
+    check = torch.nn.RNNBase.check_input
+
+    def checked(self: torch.nn.RNNBase, tensor: torch.Tensor, batch_sizes: torch.Tensor | None) -> None:
+        check(self, tensor.to(self._flat_weights[0].dtype), batch_sizes)
+
+    torch.nn.RNNBase.check_input = checked
+    try:
+        yield
+    finally:
+        torch.nn.RNNBase.check_input = check
+
+
+@contextlib.contextmanager
+def without_autocast() -> Iterator[None]:
+    """Inside this context torch.autocast has no effect: the device has no such thing, types are the program's."""
+    enter, leave = torch.autocast.__enter__, torch.autocast.__exit__
+
+    def entered(self: torch.autocast) -> torch.autocast:
+        notices.once("autocast", "torch.autocast has no effect in a PopTorch model: use model.half() instead.")
+        return self
+
+    torch.autocast.__enter__, torch.autocast.__exit__ = entered, lambda self, *error: None
+    try:
+        yield
+    finally:
+        torch.autocast.__enter__, torch.autocast.__exit__ = enter, leave
+
+
+@contextlib.contextmanager
+def masks_taken_as_given() -> Iterator[None]:
+    """torch.nn.Transformer and its parts do not look whether a mask's values make it a causal one.
+
+    Values are not known while tracing; the mask itself is applied either way.
+    """
+    module, name = torch.nn.modules.transformer, "_detect_is_causal_mask"
+    original = getattr(module, name, None)
+    if original is None:
+        yield
+        return
+    setattr(module, name, lambda mask, is_causal=None, size=None: is_causal is True)
+    try:
+        yield
+    finally:
+        setattr(module, name, original)
+
+
+@contextlib.contextmanager
+def without_backward_hooks() -> Iterator[None]:
+    """Inside this context the backward hooks of modules are left alone: no backward pass of Python's is ever run."""
+    kind = torch.utils.hooks.BackwardHook
+    before = kind.setup_input_hook, kind.setup_output_hook
+
+    def ignored(self: torch.utils.hooks.BackwardHook, values: Any) -> Any:
+        notices.once("backward hook", "Backward hooks of modules have no effect in a PopTorch model.")
+        return values
+
+    kind.setup_input_hook = kind.setup_output_hook = ignored
+    try:
+        yield
+    finally:
+        kind.setup_input_hook, kind.setup_output_hook = before
+
+
+def _gaussian_nll_loss(
+    input: torch.Tensor,
+    target: torch.Tensor,
+    var: torch.Tensor | float,
+    full: bool = False,
+    eps: float = 1e-6,
+    reduction: str = "mean",
+) -> torch.Tensor:
+    """torch's gaussian_nll_loss without its look at whether a variance is negative (Nix and Weigend, 1994)."""
+    if not isinstance(var, torch.Tensor):
+        var = torch.full_like(input, var)
+    if var.shape != input.shape and var.shape == input.shape[:-1]:
+        var = var.unsqueeze(-1)
+    var = var + (var.clamp(min=eps) - var).detach()  # clamped, but its gradient is not
+    loss = 0.5 * (torch.log(var) + (input - target) ** 2 / var)
+    if full:
+        loss = loss + 0.5 * math.log(2 * math.pi)
+    return {"mean": torch.mean, "sum": torch.sum, "none": torch.clone}[reduction](loss)
+
+
+# Functions of torch that look at values, and what tracing calls in their places.
+REPLACED = {F.gaussian_nll_loss: _gaussian_nll_loss}

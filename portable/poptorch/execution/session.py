@@ -1,0 +1,169 @@
+"""A compiled program on its device: weights, optimizer state and gradients live as long as it is attached."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .. import notices
+from ..device.policy import Policy
+from ..engine.running.anchors import Anchors, tensor_names
+from ..engine.running.gradients import GradientAccumulator
+from ..engine.running.runner import Runner
+from ..engine.running.state import DeviceState
+from ..engine.updating.loss_scaling import AutomaticLossScaling
+from ..engine.updating.optimizer import DeviceOptimizer
+from ..enums import MeanReductionStrategy, OutputMode, ReductionType
+from ..options.executor_options import Options
+from ..poptorch_core import createPoptorchError
+from . import hosting
+from .compilation import Compiled
+
+# In an optimizer's state: weights that the device holds in float32 while the program sees half ones.
+MASTERS = "ipu_master_weights"
+
+
+class Session:
+    """Builds everything, uploads the host's weights, and with `kept` continues from an optimizer state.
+
+    Args:
+        model: the user's model, whose weights are copied to and fro.
+        optimizer: the user's optimizer, or None for inference.
+        kept: what read_optimizer() gave once, or None.
+    """
+
+    def __init__(
+        self,
+        compiled: Compiled,
+        model: torch.nn.Module,
+        options: Options,
+        policy: Policy,
+        optimizer: torch.optim.Optimizer | None,
+        kept: dict[str, Any] | None,
+    ):
+        self._model = model
+        self._options = options
+        self.optimizer: DeviceOptimizer | None = None
+        self._accumulator: GradientAccumulator | None = None
+        with hosting.plain(model):
+            self._state = DeviceState(compiled.program, model, policy, optimizer is not None, compiled.counts.replicas)
+            if optimizer is not None:
+                self._build_optimizer(optimizer, compiled)
+        if policy.half_as_float and any(parameter.dtype == torch.float16 for parameter in model.parameters()):
+            notices.once(
+                "half as float",
+                "Half is slow on a CPU: the program sees half parameters and outputs, but weights are held and "
+                "everything is computed in float32; optimizer states keep their types. There is nothing to round "
+                "stochastically then.",
+            )
+        if kept is not None:
+            self.optimizer.load_state_dict(kept)
+        self.upload((kept or {}).get(MASTERS))
+        mode = _resolved(options.output_mode, optimizer is not None)
+        self.anchors = self._anchors(compiled, optimizer is not None)
+        self.runner = Runner(
+            compiled.program,
+            self._state,
+            compiled.counts,
+            mode,
+            options.output_return_period,
+            policy,
+            self.optimizer,
+            self._accumulator,
+            self.anchors,
+            stop_at_invalid=options.Precision.floating_point_exceptions,
+        )
+
+    def _anchors(self, compiled: Compiled, training: bool) -> Anchors | None:
+        """What Options.anchorTensor() asked for, if it did."""
+        wanted = {
+            short: (long, _resolved(mode, training), period)
+            for short, (long, mode, period) in self._options.anchored_tensors.items()
+        }
+        counts = compiled.counts
+        sizes = (counts.iterations, counts.accumulation, counts.replicas)
+        return Anchors(wanted, compiled.program, self._state, compiled.input_names, sizes, training) if wanted else None
+
+    def tensor_names(self, compiled: Compiled) -> list[str]:
+        """The names that Options.anchorTensor() takes."""
+        return tensor_names(compiled.program, self._state, compiled.input_names, self.optimizer is not None)
+
+    def upload_buffers(self, names: list[str]) -> None:
+        """Host -> device for these buffers."""
+        with hosting.plain(self._model):
+            self._state.upload_buffers(self._model, names)
+
+    def _build_optimizer(self, optimizer: torch.optim.Optimizer, compiled: Compiled) -> None:
+        options, state = self._options, self._state
+        host = dict(self._model.named_parameters())
+        named = {name: host[name] for name in state.parameters}
+        self.optimizer = DeviceOptimizer(
+            optimizer,
+            named,
+            state.parameters,
+            param_dtypes={name: parameter.dtype for name, parameter in named.items()},
+            stochastic_rounding=options.Precision.stochastic_rounding,
+            generator=None,
+            relax_attribute_checks=options.relax_optimizer_checks,
+            automatic_scaling=_automatic_scaling(options),
+        )
+        if state.grouped and self.optimizer.measures_norms:
+            raise createPoptorchError(
+                f"replicaGrouping: parameter {state.grouped[0]} differs between groups of replicas, which LAMB and "
+                "max_grad_norm do not support in this runtime: use another optimizer without clipping"
+            )
+        training = options.Training
+        self._accumulator = GradientAccumulator(
+            state.parameters,
+            {name: self.optimizer.accum_dtype(name) for name in state.parameters},
+            compiled.counts.accumulation * compiled.counts.replicas,
+            mean=training.accumulation_and_replication_reduction_type == ReductionType.Mean,
+            running=training.meanAccumulationAndReplicationReductionStrategy == MeanReductionStrategy.Running,
+        )
+
+    def upload(self, masters: dict[str, torch.Tensor] | None = None) -> None:
+        """Host -> device; `masters` are more precise copies of the host's weights."""
+        with hosting.plain(self._model):
+            self._state.upload(self._model, masters)
+
+    def download(self) -> None:
+        """Device -> host."""
+        with hosting.plain(self._model):
+            self._state.download(self._model)
+
+    def read_optimizer(self) -> dict[str, Any]:
+        """The optimizer's state, and the weights where the device holds them more precisely than the program."""
+        state = self.optimizer.state_dict()
+        with hosting.plain(self._model):
+            masters = self._state.masters(self._model)
+        return {**state, MASTERS: masters} if masters else state
+
+    def write_optimizer(self, state: dict[str, Any]) -> None:
+        """Continue from what read_optimizer() gave, the weights in it included."""
+        self.optimizer.load_state_dict(state)
+        if MASTERS in state:
+            self._state.load_masters(state[MASTERS])
+
+    def close(self) -> None:
+        """Free the device."""
+        if self._accumulator is not None:
+            self._accumulator.release()
+
+
+def _resolved(mode: OutputMode, training: bool) -> OutputMode:
+    if mode is not OutputMode.Default:
+        return mode
+    return OutputMode.Final if training else OutputMode.All
+
+
+def _automatic_scaling(options: Options) -> AutomaticLossScaling | None:
+    popart = options._Popart
+    if not popart.get("automaticLossScalingSettings.enabled", False):
+        return None
+    prefix = "automaticLossScalingSettings."
+    return AutomaticLossScaling(
+        bin_edge=popart.get(prefix + "binEdgeLocation", 0.125),
+        threshold=popart.get(prefix + "thresholdUpperCountProportion", 1e-7),
+        period=popart.get(prefix + "updatePeriod", 1),
+    )

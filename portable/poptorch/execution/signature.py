@@ -1,0 +1,209 @@
+"""The arguments of a call: binding, taking apart, and checking against those the program was compiled for.
+
+Spec sections 1 (validation) and 2 (splitting). A call is bound to the parameters of `forward`; its tensors become a
+flat list, everything else is a constant from the first call on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from typing import Any
+
+import torch
+
+from ..checks import require
+from ..poptorch_core import createPoptorchError
+from ..structure import Structure, map_leaves, parsed_tensors
+
+_HINT = " This error occurred because the inputs passed at runtime don't match the inputs used to compile the model."
+
+
+def _positional(signature: inspect.Signature) -> list[inspect.Parameter]:
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [parameter for parameter in signature.parameters.values() if parameter.kind in kinds]
+
+
+class BoundCall:
+    """One call's arguments, bound to the names of `forward`'s parameters.
+
+    `leaves` are the tensors in order; `rebuild(leaves)` gives (args, kwargs) with other tensors in their places.
+    """
+
+    def __init__(self, model: torch.nn.Module, args: tuple, kwargs: dict[str, Any]):
+        signature = inspect.signature(type(model).forward if _plain_forward(model) else model.forward)
+        parameters = list(signature.parameters.values())
+        if _plain_forward(model):  # the first one is self
+            signature = signature.replace(parameters=parameters[1:])
+        self.arguments = _bind(signature, args, kwargs)
+        self.leaves, self._structure = Structure.of(self.arguments)
+        self._variadic = {
+            parameter.kind: parameter.name
+            for parameter in signature.parameters.values()
+            if parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        }
+        self._keyword_only = {
+            parameter.name
+            for parameter in signature.parameters.values()
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        }
+
+    def rebuild(self, leaves: list[torch.Tensor]) -> tuple[tuple, dict[str, Any]]:
+        """The call again with other tensors."""
+        arguments = self._structure.fill(leaves)
+        rest = arguments.pop(self._variadic.get(inspect.Parameter.VAR_POSITIONAL), ())
+        extra = arguments.pop(self._variadic.get(inspect.Parameter.VAR_KEYWORD), {})
+        keywords = {name: arguments.pop(name) for name in list(arguments) if name in self._keyword_only}
+        return (*arguments.values(), *rest), {**keywords, **extra}
+
+    def tensor_names(self) -> list[str]:
+        """A name for each tensor: that of the parameter, with a number behind it if there are several."""
+        names = []
+        for name, value in self.arguments.items():
+            count = len(Structure.of(value)[0])
+            names += [name] if count == 1 else [f"{name}.{position}" for position in range(count)]
+        return names
+
+    def forget_values(self) -> None:
+        """Keep what a later call is compared with, and the tensors' shapes, but not their memory."""
+        self.arguments = map_leaves(
+            self.arguments, lambda leaf: _hollow(leaf) if isinstance(leaf, torch.Tensor) else leaf
+        )
+        self.leaves = []
+
+    def example(self) -> tuple[tuple, dict[str, Any]]:
+        """A call like this one, with zeros in its tensors."""
+        return self.rebuild(Structure.of(self.arguments)[0])
+
+    def check_against(self, compiled: BoundCall, multiplier: int, micro_batch: list[torch.Size]) -> None:
+        """Raise poptorch.Error if this call is not one the program was compiled for.
+
+        `micro_batch` holds the shape of each tensor in the compiled program; `multiplier` is the number of
+        micro-batches that a call feeds.
+        """
+        for name, expected in compiled.arguments.items():
+            if name not in self.arguments:
+                raise createPoptorchError(f"Mandatory parameter {name} missing.{_HINT}")
+            _compare(name, expected, self.arguments[name])
+        for name in self.arguments:
+            if name not in compiled.arguments:
+                raise createPoptorchError(f"Unexpected argument {name}.{_HINT}")
+        for index, (leaf, shape) in enumerate(zip(self.leaves, micro_batch, strict=True)):
+            expected = torch.Size((shape[0] * multiplier, *shape[1:])) if len(shape) else shape
+            if leaf.shape != expected:
+                raise _mismatch("Shape", _paths(self.arguments)[index], expected, leaf.shape)
+
+
+def _hollow(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor of the same shape and type in the memory of one element."""
+    return tensor.new_zeros(()).expand(tensor.shape)
+
+
+def _plain_forward(model: torch.nn.Module) -> bool:
+    return "forward" not in vars(model)
+
+
+def _bind(signature: inspect.Signature, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """{parameter name: value}, defaults filled in, with the errors of the contract."""
+    variadic = any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in signature.parameters.values())
+    positional = _positional(signature)
+    require(
+        variadic or len(args) <= len(positional),
+        f"Too many arguments provided: expected {[p.name for p in positional]} ({len(positional)}) but got {len(args)}",
+    )
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError as error:
+        for parameter in positional[len(args) :]:
+            if parameter.default is inspect.Parameter.empty and parameter.name not in kwargs:
+                raise createPoptorchError(f"Mandatory parameter {parameter.name} missing.") from error
+        raise createPoptorchError(f"The arguments do not fit forward(): {error}.") from error
+    bound.apply_defaults()
+    return dict(bound.arguments)
+
+
+def _compare(path: str, expected: Any, got: Any) -> None:
+    """Types, lengths, keys, dtypes and constants; shapes are the caller's."""
+    if isinstance(expected, torch.Tensor):
+        if not isinstance(got, torch.Tensor):
+            raise _mismatch("Type", path, "a torch.Tensor", f"{type(got)}")
+        if expected.dtype != got.dtype:
+            raise _mismatch("Data type", path, expected.dtype, got.dtype)
+        return
+    if type(expected) is not type(got):
+        raise _mismatch("Type", path, type(expected), type(got))
+    tensors = parsed_tensors(expected)
+    if tensors is not None:
+        _compare(f"{path}'s tensors", tensors, parsed_tensors(got))
+    elif isinstance(expected, (list, tuple)):
+        if len(expected) != len(got):
+            raise _mismatch("Length", path, len(expected), len(got))
+        for index, (left, right) in enumerate(zip(expected, got, strict=True)):
+            _compare(f"{path}[{index}]", left, right)
+    elif isinstance(expected, dict):
+        missing, unexpected = set(expected) - set(got), set(got) - set(expected)
+        if missing or unexpected:
+            names = f"{path}: Unexpected: {sorted(map(str, unexpected))}, Missing: {sorted(map(str, missing))}"
+            raise _mismatch("Keys", names, sorted(map(str, expected)), sorted(map(str, got)))
+        for key, value in expected.items():
+            _compare(f"{path}[{key!r}]", value, got[key])
+    elif dataclasses.is_dataclass(expected):
+        for field in dataclasses.fields(expected):
+            _compare(f"{path}.{field.name}", getattr(expected, field.name), getattr(got, field.name))
+    elif not _same_value(expected, got):
+        raise _mismatch("Value", path, expected, got)
+
+
+def _same_value(expected: Any, got: Any) -> bool:
+    """Whether a constant is what it was; an object of a class that does not say when two are equal always is."""
+    if expected is got or type(expected).__eq__ is object.__eq__:
+        return True
+    equal = expected == got
+    return equal if isinstance(equal, bool) else True
+
+
+def _paths(arguments: dict[str, Any]) -> list[str]:
+    """Where each tensor of the arguments is: `x`, `x[1]`, `x['mask']`."""
+    found: list[str] = []
+
+    def walk(path: str, value: Any) -> None:
+        tensors = parsed_tensors(value)
+        if isinstance(value, torch.Tensor):
+            found.append(path)
+        elif tensors is not None:
+            found.extend(f"{path}'s tensors[{index}]" for index in range(len(tensors)))
+        elif isinstance(value, (list, tuple)):
+            for index, item in enumerate(value):
+                walk(f"{path}[{index}]", item)
+        elif isinstance(value, dict):
+            for key, item in value.items():
+                walk(f"{path}[{key!r}]", item)
+        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+            for field in dataclasses.fields(value):
+                walk(f"{path}.{field.name}", getattr(value, field.name))
+
+    for name, value in arguments.items():
+        walk(name, value)
+    return found
+
+
+def _mismatch(what: str, path: str, expected: Any, got: Any) -> Exception:
+    return createPoptorchError(f"{what} mismatch: expected {expected} but got {got} for {path}.{_HINT}")
+
+
+def split_sizes(leaves: list[torch.Tensor], multiplier: int, explanation: str) -> list[torch.Size]:
+    """The shape of each tensor's micro-batch.
+
+    `multiplier` micro-batches lie one behind the other in dim 0; a 0-d tensor counts as size 1.
+    Raises AssertionError "Invalid batch dimension: …" if they do not come out even.
+    """
+    shapes = []
+    for leaf in leaves:
+        size = leaf.shape[0] if leaf.dim() else 1
+        require(
+            size % multiplier == 0,
+            f"Invalid batch dimension: In the input {leaf.shape}, the batch dimension ({size}) must be a multiple of "
+            f"{explanation} = {multiplier}",
+        )
+        shapes.append(torch.Size((size // multiplier, *leaf.shape[1:])) if leaf.dim() else leaf.shape)
+    return shapes

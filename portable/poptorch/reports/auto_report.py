@@ -1,0 +1,268 @@
+"""The report of POPLAR_ENGINE_OPTIONS: where a program's time goes, as a PyTorch profiler trace and a text.
+
+In the report's folder each executor has one of its own, `training` or `inference` (`training_1`, … if there are more):
+`summary.txt`, the wall time by phase and the operators that make up 90 % of the time, and `trace.json`, for
+chrome://tracing or Perfetto. The phases are timed over all calls after the first one, which warms up. The operators and
+the trace are of a few micro-batches with the weight update after them: of the second call, or of the first until there
+is a second. The files are written after the first call, after the second, and when the program ends.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import datetime
+import os
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import notices
+from ..engine.running.ledger import Ledger
+from ..engine.running.probe import Probe
+from ..options import engine_options
+from .report_text import Window, summary
+
+# Micro-batches in the trace, at the end of an iteration: enough to see the pattern, and a file that a browser opens.
+WINDOW = 8
+
+BETWEEN, WAITING, OTHERS, REST, UPDATE, REPORTING = (
+    "program between calls",
+    "data wait",
+    "calls of other executors",
+    "rest of the calls",
+    "optimizer",
+    "profiler and report",
+)
+
+_active: list[AutoReport] = []
+_taken: set[Path] = set()  # folders of this process's executors
+
+
+class AutoReport(Probe):
+    """Listens to one executor. Made by `probe`."""
+
+    def __init__(self, folder: Path, training: bool, device: torch.device, program: Any):
+        self._folder, self._training, self._device, self._program = folder, training, device, program
+        self._ledger = Ledger(BETWEEN, self._settle)
+        self._calls = self._micro_batches = 0
+        self._wall = 0.0
+        self._seconds: dict[str, float] = {}  # as of the end of the last call
+        self._profiler: torch.profiler.profile | None = None
+        self._range: Any = None
+        self._recorded, self._window_start = 0, 0.0
+        self._window: Window | None = None
+        self._windows = 0
+        _active.append(self)
+        atexit.register(self._at_exit)
+
+    # -- what the executor tells -----------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def call(self) -> Iterator[None]:
+        """One call. Afterwards the report of the first and of the second is written."""
+        others = [(report, report._ledger.switch(OTHERS)) for report in _active if report is not self]
+        self._ledger.switch(REST)
+        try:
+            yield
+        finally:
+            self._stop_window()
+            self._ledger.switch(BETWEEN)
+            self._calls += 1
+            self._seconds, self._wall = dict(self._ledger.seconds), time.perf_counter() - self._ledger.started
+            for report, phase in others:
+                report._ledger.switch(phase)
+            if self._calls <= 2:
+                with self._ledger.during(REPORTING):
+                    self.write()
+            if self._calls == 1:
+                self._micro_batches = 0
+                self._ledger.restart(BETWEEN)
+
+    def micro_batch(self, iteration: int, index: int, count: int) -> None:
+        """Starts the trace so that the iteration's end is in it."""
+        self._micro_batches += 1
+        if self._profiler is not None:
+            self._recorded += 1
+        elif self._calls < 2 and self._windows <= self._calls and index >= count - WINDOW:
+            self._start_window()
+
+    @contextlib.contextmanager
+    def forward(self, stage: Any, values: dict[str, Any]) -> Iterator[None]:
+        """A stage's forward pass. Its backward pass begins when gradients of its outputs are there."""
+        with self._ledger.during(_forward(stage)), torch.profiler.record_function(_forward(stage)):
+            yield
+        if torch.is_grad_enabled():
+
+            def reached(gradient: torch.Tensor) -> None:
+                self._ledger.switch(_backward(stage))
+
+            for name in stage.outputs:
+                value = values.get(name)
+                if isinstance(value, torch.Tensor) and value.requires_grad:
+                    value.register_hook(reached)
+
+    @contextlib.contextmanager
+    def backward(self) -> Iterator[None]:
+        """The backward pass, which starts in the last stage."""
+        with self._ledger.during(_backward(self._program.stages[-1])), torch.profiler.record_function("backward"):
+            yield
+
+    @contextlib.contextmanager
+    def update(self) -> Iterator[None]:
+        """The optimizer's step."""
+        with self._ledger.during(UPDATE), torch.profiler.record_function(UPDATE):
+            yield
+
+    def iteration_done(self) -> None:
+        """Ends the trace if it has enough."""
+        if self._profiler is not None and self._recorded >= WINDOW:
+            self._stop_window()
+
+    # -- the data loader -------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def data_wait(self) -> Iterator[None]:
+        """Time in the loader, unless it is fetched inside a call."""
+        if self._ledger.phase != BETWEEN:
+            yield
+            return
+        with self._ledger.during(WAITING):
+            yield
+
+    # -- the trace -------------------------------------------------------------------------------------------------
+
+    def _start_window(self) -> None:
+        with self._ledger.during(REPORTING):
+            activities = [torch.profiler.ProfilerActivity.CPU]
+            if self._device.type == "cuda":
+                activities.append(torch.profiler.ProfilerActivity.CUDA)
+            self._profiler = torch.profiler.profile(activities=activities)
+            try:
+                self._profiler.start()
+            except RuntimeError as error:  # the program profiles itself: there is one profiler a process
+                notices.once("report without trace", f"No trace for the report: {error}")
+                self._profiler = None
+                self._windows += 1
+                return
+            self._recorded = 1
+            self._range = torch.profiler.record_function("micro-batches")
+        self._window_start = time.perf_counter()
+        self._range.__enter__()
+
+    def _stop_window(self) -> None:
+        if self._profiler is None:
+            return
+        self._settle()
+        self._range.__exit__(None, None, None)
+        seconds = time.perf_counter() - self._window_start
+        with self._ledger.during(REPORTING):
+            self._profiler.stop()
+            first = self._calls == 0
+            self._window = Window(self._profiler, seconds, self._recorded, first, self._device.type)
+            self._profiler = self._range = None
+            self._windows += 1
+
+    def _settle(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+    # -- the files -------------------------------------------------------------------------------------------------
+
+    def write(self) -> None:
+        """Write the report as it stands. A folder that cannot be written is said once; the program goes on."""
+        head = [
+            f"PopTorch report: {'training' if self._training else 'inference'} on {self._device}, "
+            f"{datetime.datetime.now().astimezone():%Y-%m-%d %H:%M %z}, torch {torch.__version__}",
+            f"program: {shlex.join(sys.argv)}",
+            "the first call, warming up included"
+            if self._calls == 1
+            else f"{self._calls - 1:,} calls after the first one, which warms up",
+        ]
+        elsewhere = [(phase, self._seconds[phase]) for phase in (OTHERS, REPORTING) if phase in self._seconds]
+        wall = self._wall - sum(seconds for _, seconds in elsewhere)
+        text = summary(head, self._phases(), wall, elsewhere, self._micro_batches, self._window)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            _write(self._folder / "summary.txt", lambda path: path.write_text(text, encoding="utf-8"))
+            if self._window is not None and not self._window.written:
+                _write(self._folder / "trace.json", lambda path: self._window.export(path))
+        except OSError as error:
+            notices.once(
+                ("report", self._folder),
+                f"The report cannot be written to {self._folder} ({error.strerror}): name another folder in "
+                f"{engine_options.VARIABLE}, e.g. {engine_options.EXAMPLE}",
+            )
+            return
+        if self._calls == 1:
+            print(f"poptorch: report in {self._folder}", file=sys.stderr, flush=True)
+
+    def _at_exit(self) -> None:
+        if self._calls > 2:
+            self.write()
+
+    def _phases(self) -> list[tuple[str, float]]:
+        """Every phase of this executor with its seconds, in the order of a step."""
+        stages = [name(stage) for stage in self._program.stages for name in (_forward, _backward)]
+        order = [WAITING, BETWEEN, *stages, UPDATE, REST]
+        always = {WAITING, *(_forward(stage) for stage in self._program.stages)}
+        return [(phase, self._seconds.get(phase, 0.0)) for phase in order if phase in always or phase in self._seconds]
+
+
+def probe(options: Any, training: bool, device: torch.device, program: Any) -> Probe:
+    """A report if one is asked for, otherwise a probe that does nothing. Raises what report_folder raises."""
+    folder = engine_options.report_folder(options)
+    if folder is None:
+        return Probe()
+    kind = "training" if training else "inference"
+    mine, number = folder / kind, 0
+    while mine in _taken:
+        number += 1
+        mine = folder / f"{kind}_{number}"
+    _taken.add(mine)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler's own lines about starting and stopping
+    return AutoReport(mine, training, device, program)
+
+
+class WatchedIterator:
+    """An iterator of a data loader whose waiting is reported."""
+
+    def __init__(self, iterator: Iterator[Any]):
+        self._iterator = iterator
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        with contextlib.ExitStack() as stack:
+            for report in _active:
+                stack.enter_context(report.data_wait())
+            return next(self._iterator)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._iterator, name)
+
+
+def watched(iterator: Iterator[Any], options: Any) -> Iterator[Any]:
+    """`iterator` itself, unless a report is asked for."""
+    return iterator if engine_options.report_folder(options) is None else WatchedIterator(iterator)
+
+
+def _forward(stage: Any) -> str:
+    return f"stage {stage.index} forward"
+
+
+def _backward(stage: Any) -> str:
+    return f"stage {stage.index} backward"
+
+
+def _write(path: Path, write: Any) -> None:
+    """Whole or not at all."""
+    temporary = path.with_name(f".{path.name}.part")
+    write(temporary)
+    os.replace(temporary, path)
