@@ -131,7 +131,7 @@ def test_a_file_from_before_the_modules_moved_is_read():
     state off chip, AdamW(lr=0.05, loss_scaling=8.0); saved after two calls on regression_data(8). The losses are those
     of the next two calls, there.
     """
-    executor = poptorch.load(pathlib.Path(__file__).with_name("executor_c624705.poptorch"))
+    executor = poptorch.load(pathlib.Path(__file__).parents[1].joinpath("executor_c624705.poptorch"))
     assert executor._options.Training.gradient_accumulation == 2 and executor._options.random_seed == 3
     losses = [executor(X, Y)[1].item() for _ in range(2)]
     assert losses == pytest.approx([0.45205023884773254, 0.37543460726737976], rel=1e-6)

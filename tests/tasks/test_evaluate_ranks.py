@@ -10,7 +10,7 @@ import pytest
 import tiny_checkpoint
 from test_evaluate_program import run
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_two_processes_score_what_one_does(tmp_path):

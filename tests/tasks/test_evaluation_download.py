@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parent.parent / "data" / "evaluation_download.sh"
+SCRIPT = Path(__file__).resolve().parents[2] / "data" / "evaluation_download.sh"
 pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 
 

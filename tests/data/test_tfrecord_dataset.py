@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_tfrecord import entry, field, one_by_one, packed
 from tfrecord.reader import tfrecord_loader
 from tfrecord.tools.tfrecord2idx import create_index
 from tfrecord.writer import TFRecordWriter
@@ -20,7 +21,6 @@ from data.tfrecord import records as tfrecord
 from data.tfrecord import varint
 from data.tfrecord.dataset import matching_files, open_tfrecords
 from data.tfrecord.files import TFRecordFiles
-from tests.test_tfrecord import entry, field, one_by_one, packed
 
 VOCAB = 50257
 T = 8

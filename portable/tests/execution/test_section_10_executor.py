@@ -191,7 +191,7 @@ PROGRAM = """
 
 
 def in_a_new_process(body):
-    text = textwrap.dedent(PROGRAM).format(tests=str(pathlib.Path(__file__).parent), body=body)
+    text = textwrap.dedent(PROGRAM).format(tests=str(pathlib.Path(__file__).parents[1]), body=body)
     result = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
     return result.stdout.strip()

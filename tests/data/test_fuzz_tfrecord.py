@@ -7,13 +7,13 @@ import random
 import numpy as np
 import pytest
 from google.protobuf.message import DecodeError
+from test_tfrecord import entry, field, one_by_one, packed
 from tfrecord import example_pb2
 
 from data.tfrecord import records as tfrecord
 from data.tfrecord import varint
 from data.tfrecord.dataset import open_tfrecords
 from tests.fuzzing import mutated, run_cases
-from tests.test_tfrecord import entry, field, one_by_one, packed
 
 T = 6
 VOCAB = 50257

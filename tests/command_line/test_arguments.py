@@ -21,7 +21,7 @@ from command_line.flags import select
 from command_line.training_flags import BATCH
 from training import arithmetic
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 # attribute, spellings, default, a value to type, what it becomes, further flags it needs
 FLAGS = [

@@ -17,7 +17,7 @@ from benchmark_session import PRINTING, SIMPLE, Runner
 from examples_utils.benchmark import process, suite
 from examples_utils.benchmark.status_line import StatusLine, clock, last_line
 
-PACKAGES = str(Path(__file__).resolve().parents[1])
+PACKAGES = str(Path(__file__).resolve().parents[2])
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from model.checkpoint import save_pretrained
 from model.config import GPT2Config
 from model.gpt2 import GPT2LMHeadModel
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {
     **os.environ,
     "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry),

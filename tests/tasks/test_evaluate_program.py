@@ -19,7 +19,7 @@ from model.config import GPT2Config
 from tasks import evaluation, published, report
 from tasks.protocols import Result
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 WIKI_LINE = r"avg loss: (\S+), ppl: (\S+), adjusted ppl: (\S+), token ratio: (\S+)"
 LAMBADA_LINE = r"number correct: (\S+), total examples: (\S+), avg accuracy: (\S+)"
 

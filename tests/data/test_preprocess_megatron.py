@@ -16,7 +16,7 @@ from corpora import pieces
 from data import preprocess_megatron
 from tokenizer import Tokenizer, train_bpe
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TEXTS = ["the river", "", "a city, naïve 数学", " \n ", "x" * 300, "<|endoftext|> in text", "end\nof file"]
 
 

@@ -69,7 +69,7 @@ def test_refusals(tmp_path, text, capsys, monkeypatch, arguments, message):
 
 def test_help_starts_quickly_as_a_module_and_as_a_script():
     """No torch, and no warning about how it was started."""
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     code = "import runpy, sys; sys.argv = ['x', '--help']\ntry: runpy.run_module({!r}, run_name='__main__')\n"
     code += "except SystemExit: assert 'torch' not in sys.modules"
     for module in ("tokenizer.train", "data.prepare", "data.baseline", "data.wikipedia_preprocess"):

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tokenizer import EOT, Tokenizer, native, train_bpe, unicode_classes
 from tokenizer.bpe import byte_characters, published_files
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 # tiktoken's own spelling of GPT-2's expression: what it uses by default cannot be read without the network.
 PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 

@@ -18,7 +18,7 @@ from custom_ops.top_scores import top_scores
 from model.config import GPT2Config
 from model.gpt2 import GPT2LMHeadModel
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 # float16: a key or value in the cache may round either way. int8: the native operator quantises its inputs too.
 ATOL = {"float32": 5e-6, "float16": 1e-3, "int8": 0.03}
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tokenizer import EOT, Tokenizer, open_tokenizer, train_bpe
 from tokenizer.bpe import published_files
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 TEXTS = [
     "",

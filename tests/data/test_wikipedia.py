@@ -23,7 +23,7 @@ from corpora.wikipedia import ArticleReader, wiki_files
 from data.wikipedia_preprocess import OUTPUT_NAME
 from tokenizer import EOT, Tokenizer
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PREPROCESS = ROOT / "data" / "wikipedia_preprocess.py"
 
 PAGE = """  <page>

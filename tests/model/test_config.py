@@ -13,7 +13,7 @@ import transformers
 from model.config import MODELS, GPT2Config, parameter_count
 from model.gpt2 import GPT2LMHeadModel
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 # n_layer, n_embd, n_head, parameters with 50,257 rows: the released models
 RELEASED = {

@@ -37,7 +37,7 @@ from data.megatron.files import MmapCorpus
 from data.tfrecord.files import TFRecordFiles
 from tokenizer import Tokenizer, train_bpe
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 WORDS = "the of and history river naïve 数学 city was born 1984 in it's — “quoted” 😀 def x_y".split()
 
 
