@@ -12,10 +12,10 @@ import struct
 
 import numpy as np
 import pytest
+from fuzzing import mutated, run_cases
 
 from data.megatron.dataset import open_mmap
 from data.megatron.files import mmap_writer
-from tests.fuzzing import mutated, run_cases
 
 T = 5
 VOCAB = 300

@@ -8,11 +8,11 @@ import random
 import shutil
 
 import pytest
+from fuzzing import mutated, run_cases
 from test_datasets import slow_windows
 
 from data.articles.pickle_file import write_articles
 from data.loading.datasets import open_dataset
-from tests.fuzzing import mutated, run_cases
 
 T = 6
 STRIDE = 4

@@ -6,6 +6,7 @@ import random
 
 import numpy as np
 import pytest
+from fuzzing import mutated, run_cases
 from google.protobuf.message import DecodeError
 from test_tfrecord import entry, field, one_by_one, packed
 from tfrecord import example_pb2
@@ -13,7 +14,6 @@ from tfrecord import example_pb2
 from data.tfrecord import records as tfrecord
 from data.tfrecord import varint
 from data.tfrecord.dataset import open_tfrecords
-from tests.fuzzing import mutated, run_cases
 
 T = 6
 VOCAB = 50257

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from test_datasets import slow_windows
 from tfrecord.reader import tfrecord_loader
 from tfrecord.tools.tfrecord2idx import create_index
+from tiny_run import ROOT, flags, run_here, write_config, write_corpus
 
 from data.loading.datasets import ResumableSampler, open_dataset
 from data.tfrecord import writer as tfrecord_writer
 from data.wikipedia_preprocess import link_tfrecord_writer
 from data.write_into_tfrecord import main
-from tests.tiny_run import ROOT, flags, run_here, write_config, write_corpus
 
 NAME = "wikicorpus_en_one_article_per_line"
 SCRIPT = ROOT / "data" / "write_into_tfrecord.py"
