@@ -35,6 +35,7 @@ VARIABLES_WITHOUT_EFFECT = (
 
 logger = logging.getLogger("poptorch")
 _said: set[Any] = set()
+_differences: list[str] = []  # short forms that no line has told yet
 
 
 class _StderrHandler(logging.Handler):
@@ -67,6 +68,22 @@ def once(key: Any, message: str, level: int = logging.WARNING) -> bool:
     return True
 
 
+def difference(key: Any, short: str, message: str) -> None:
+    """What every start off-IPU would say and nobody has to act on: `message` at level INFO.
+
+    At the default level its `short` form stands in the one line of report_differences().
+    """
+    if once(key, message, logging.INFO):
+        _differences.append(short)
+
+
+def report_differences() -> None:
+    """The short forms of what difference() was told since the last time, in one line."""
+    if _differences and not logger.isEnabledFor(logging.INFO):
+        logger.warning("%s (POPTORCH_LOG_LEVEL=INFO: more)", "; ".join(_differences))
+    _differences.clear()
+
+
 def report_environment() -> list[str]:
     """Names, in one log line, PopTorch's environment variables that are set and that change nothing off-IPU."""
     names = [name for name in VARIABLES_WITHOUT_EFFECT if name in os.environ]
@@ -76,14 +93,18 @@ def report_environment() -> list[str]:
 
 
 def report_without_effect(options: Any) -> list[str]:
-    """Names, in one log line, the options that the program set and that change nothing off-IPU.
+    """Names, in one log line of level INFO, the options that the program set and that change nothing off-IPU.
 
-    The executor calls it at construction; the same list is logged only once per process.
-    Returns the names, e.g. ["syncPattern", "_Popart.set('outlineThreshold')"].
+    The executor calls it at construction; a name is logged only once per process, and report_differences() tells how
+    many there are. Returns the names, e.g. ["syncPattern", "_Popart.set('outlineThreshold')"].
     """
     names = option_effects.without_effect(options)
-    if names:
-        once(("without effect", tuple(names)), f"These options have no effect off-IPU: {', '.join(names)}.")
+    new = [name for name in names if ("without effect", name) not in _said]
+    _said.update(("without effect", name) for name in new)
+    if new:
+        short = f"{len(new)} options" if len(new) > 2 else " and ".join(new)
+        message = f"These options have no effect off-IPU: {', '.join(new)}."
+        difference(tuple(new), f"{short} {'have' if new[1:] else 'has'} no effect off-IPU", message)
     return names
 
 

@@ -119,6 +119,7 @@ class ExecutorState:
         except BaseException:
             self._compiled = None
             raise
+        notices.report_differences()
         self._compile_seconds = time.perf_counter() - start
 
     def _seed(self) -> int:

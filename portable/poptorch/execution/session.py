@@ -51,8 +51,9 @@ class Session:
             if optimizer is not None:
                 self._build_optimizer(optimizer, compiled)
         if policy.half_as_float and any(parameter.dtype == torch.float16 for parameter in model.parameters()):
-            notices.once(
+            notices.difference(
                 "half as float",
+                "Half is slow on a CPU: float32 serves",
                 "Half is slow on a CPU: the program sees half parameters and outputs, but weights are held and "
                 "everything is computed in float32; optimizer states keep their types. There is nothing to round "
                 "stochastically then.",

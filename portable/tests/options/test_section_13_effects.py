@@ -10,6 +10,7 @@ import pytest
 import torch
 from option_examples import EXAMPLES, accessor
 
+import poptorch
 from poptorch import enums, inferenceModel, notices, option_effects, popart_keys, trainingModel
 from poptorch.options.executor_options import Options
 from poptorch.poptorch_core import Error
@@ -28,7 +29,9 @@ def lines():
     handler = logging.Handler()
     handler.emit = lambda record: records.append(record.getMessage())
     notices.logger.addHandler(handler)
+    level = notices.logger.level
     yield records
+    notices.logger.setLevel(level)
     notices.logger.removeHandler(handler)
 
 
@@ -110,10 +113,39 @@ def test_options_without_effect_are_named_once_in_one_line(lines):
     options._Popart.setPatterns({"TiedGather": True})
     names = ["_Popart.setPatterns", "modelName", "syncPattern", "_Popart.set('saveInitializersToFile')"]
     notices._said.clear()
+    notices.setLogLevel("INFO")
     assert notices.report_without_effect(options) == names
     assert notices.report_without_effect(options.clone()) == names
     assert len(lines) == 1 and all(name in lines[0] for name in names) and "deviceIterations" not in lines[0]
     assert notices.report_without_effect(Options()) == [] and len(lines) == 1
+
+
+def test_what_every_start_would_say_is_one_short_line(lines, monkeypatch):
+    """Options without effect, half on a CPU, AdamW's bias: told when compiled, and not again by a second executor."""
+    monkeypatch.setenv("POPTORCH_PORTABLE_DEVICE", "cpu")
+    notices._said.clear()
+    notices._differences.clear()
+    options = Options().syncPattern(enums.SyncPattern.SinglePipeline).modelName("short").logDir("here")
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(2, 1).half()
+
+        def forward(self, x):
+            return poptorch.identity_loss(self.layer(x).float(), reduction="mean")
+
+    model = Model()
+    optimizer = poptorch.optim.AdamW(model.parameters(), bias_correction=False)
+    executor = trainingModel(model, options, optimizer)
+    executor.compile(torch.ones(1, 2).half())
+    (line,) = lines
+    assert line.startswith("3 options have no effect off-IPU; AdamW corrects the bias all the same; Half is slow")
+    assert "\n" not in line and "POPTORCH_LOG_LEVEL=INFO" in line
+    inferenceModel(model, options.clone()).compile(torch.ones(1, 2).half())
+    other = Options().modelName("short").useIpuId(3)
+    inferenceModel(model, other).compile(torch.ones(1, 2).half())
+    assert lines[1:] == ["useIpuId has no effect off-IPU (POPTORCH_LOG_LEVEL=INFO: more)"]
 
 
 def test_half_float_casting_is_deprecated(lines):

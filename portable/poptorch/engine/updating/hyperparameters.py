@@ -249,8 +249,9 @@ def _dtype(optimizer: torch.optim.Optimizer, attribute: str) -> torch.dtype:
 
 def _report_ignored(optimizer: torch.optim.Optimizer, kind: str, relax: bool) -> None:
     if kind == "AdamW" and not getattr(optimizer, "bias_correction", True):
-        notices.once(
+        notices.difference(
             "AdamW bias_correction",
+            "AdamW corrects the bias all the same",
             "AdamW(bias_correction=False) has no effect: the bias is corrected, on an IPU too. LAMB honours it.",
         )
     if any(group.get("maximize") for group in optimizer.param_groups):
