@@ -86,9 +86,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parse_train_args(argv)
         for line in arithmetic(args) + args.notes:
             print(line, flush=True)
+        from training.log import machine
         from training.log.run_log import RunLog
         from training.run import TrainingRun
 
+        print(machine.device_line(), flush=True)
         run = TrainingRun(args)
         if args.compile_only:
             run.compile_only()

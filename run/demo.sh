@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # A small GPT-2 learns a real excerpt of Wikipedia: download, extract, preprocess, train, generate. Minutes on two cores.
-# It takes no flags. Everything is written to ./demo, and what is there already is kept: delete a folder to make it anew.
+# It takes no flags. Everything is written to ./demo, and what is there already is kept: interrupted, it goes on from the
+# last checkpoint; delete a folder to make it anew.
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 export PYTHON=$python # for the scripts in data/
 demo=demo
 corpus=$demo/corpus/wikicorpus_en_one_article_per_line.pkl
 checkpoints=$demo/checkpoints
+trained=$checkpoints/epoch_0
 split=(--train-path "$corpus" --max-len 128 --stride 128 --val-num 64)
 
 if [ "$#" -gt 0 ]; then
@@ -23,7 +25,7 @@ if [ ! -f "$corpus" ]; then
     "$python" data/wikipedia_preprocess.py --input-file-path "$demo/extracted" --output-file-path "$demo/corpus"
 fi
 
-if [ ! -d "$checkpoints/epoch_0" ]; then
+if [ ! -d "$trained" ]; then
     step "4/4 Training (config/config_tiny.json, held-out articles; loss in nats a token)"
     "$python" train_gpt2.py \
         --model gpt2-tiny \
@@ -40,17 +42,32 @@ if [ ! -d "$checkpoints/epoch_0" ]; then
         --device-iterations 8 \
         --num-workers 0 \
         --log-steps 2 \
+        --eval-steps 10 \
         --save-model-path "$checkpoints" \
-        --keep-checkpoints 1
+        --save-per-steps 20 \
+        --keep-checkpoints 1 \
+        --resume latest
 fi
-"$python" -m data.baseline "${split[@]}"
 
-step "A continuation, from $checkpoints"
+step "Summary"
+unigram=$("$python" -m data.baseline "${split[@]}")
+unigram=${unigram##* }
+"$python" -m training.log.curves "$checkpoints" --output "$demo/curves.png" --line "unigram model of the same text=$unigram"
+echo "held-out loss of a unigram model of the same text: $unigram"
+echo "checkpoint: $trained"
+echo "a sample from it:"
 "$python" text_generate_gpt2.py \
-    --model-name-or-path "$checkpoints/epoch_0" \
+    --model-name-or-path "$trained" \
     --prompt "The history of the city" \
     --temperature 0.8 \
     --topk 40 \
     --repetition-penalty 1.2 \
     --input-len 16 \
     --output-len 40
+cat <<END
+
+Three things to try next:
+  $python text_generate_gpt2.py --model-name-or-path $trained --input-len 64 --output-len 60
+  $python tasks/evaluate_wiki.py --pretrained-checkpoint $trained --task TEXT --valid-data YOUR.txt
+  $python -m data.prepare --input YOUR.txt --output prepared
+END

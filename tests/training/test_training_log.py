@@ -14,7 +14,10 @@ from tiny_run import NO_DROPOUT, flags, run_here, write_config, write_corpus
 from arguments import parse_train_args
 from data.loading.generated import GeneratedDataset
 from model.checkpoint import load_pretrained
+from model.config import GPT2Config
 from training.log import clock as clocks
+from training.log import run_log
+from training.log.run_log import RunLog
 from training.run import TrainingRun, load_or_make
 from training.validation import Validator
 
@@ -47,16 +50,42 @@ def test_grammar(folder):
     lines = log_lines(done.out)
     assert len(lines) == 4
     whole = re.compile(
-        r"step (\d+) of epoch 0, loss: \d\.\d{4}, acc: 0\.\d{4}, lr: [\d.e-]+, throughput: [\d.]+ samples/sec, "
-        r"[\d,]+ tokens/sec, [\d.]+% of peak, \d+:\d\d:\d\d left"
+        r"step (\d+) of epoch 0, loss: \d\.\d{4}, acc: 0\.\d{4}, lr: [\d.e-]+, throughput: [\d.]+ samples/sec"
     )
     assert [whole.fullmatch(line).group(1) for line in lines] == ["1", "2", "3", "4"]
     assert [line.split("lr: ")[1].split(",")[0] for line in lines] == ["0.005", "0.01", "0.006667", "0.003333"]
-    for line, rate in zip(lines, numbers(THROUGHPUT, done.out)):
-        tokens = float(line.split("samples/sec, ")[1].split(" tokens")[0].replace(",", ""))
-        assert tokens == pytest.approx(rate * 16, rel=0.02, abs=1)
-    assert lines[-1].endswith("0:00:00 left")
+    everything = done.out.splitlines()
+    speeds = [place for place, line in enumerate(everything) if line.startswith("speed: ")]
+    assert [everything[place - 1] for place in speeds] == [lines[0], lines[-1]]
+    for place in speeds:
+        rate = float(THROUGHPUT.search(everything[place - 1]).group(1))
+        text = re.fullmatch(r"speed: ([\d,]+) tokens/sec, [\d.]+% of peak, \d+:\d\d:\d\d left", everything[place])
+        assert float(text.group(1).replace(",", "")) == pytest.approx(rate * 16, rel=0.02, abs=1)
+    assert everything[speeds[-1]].endswith("0:00:00 left")
     assert len(LOSS.findall(done.out)) == len(ACCURACY.findall(done.out)) == 4
+
+
+def test_no_line_of_a_run_is_longer_than_100_columns(folder):
+    done = run_here(flags(folder, epochs=1, val_num=2, peak_tflops=1, save_model_path=folder / "save"))
+    own = [line for line in done.out.splitlines() if str(folder) not in line]  # a path is as long as it is
+    assert len(own) > 8 and max(map(len, own)) <= 100
+    log = RunLog(
+        parse_train_args(flags(folder, epochs=1000, peak_tflops=1)), GPT2Config(), 10**7, 0, 10**5, SimpleNamespace()
+    )
+    printed = []
+    log._print = printed.append
+    log.clock.lap = lambda: 0.1  # calls a second
+    log.step(999_999, 99, 10.8758, 0.1234, 0.00012345, True)
+    log.validation(999_999, 10.8758)
+    assert len(printed) == 3 and max(map(len, printed)) <= 100
+
+
+def test_a_run_begins_with_its_device(folder):
+    lines = run_here(flags(folder, epochs=1)).out.splitlines()
+    (at,) = [number for number, line in enumerate(lines) if line.startswith("device: ")]
+    assert re.fullmatch(r"device: CPU \(.+\), 1 threads, float32 for half", lines[at])
+    # What a call is and the notes on flags stand above it: they are there before torch is.
+    assert [line.split(" ")[0] for line in lines[:at]] == ["batch", "smaller", "no"]
 
 
 def test_log_steps(folder):
@@ -118,6 +147,7 @@ def test_the_time_left_forgets_a_slow_start(folder, monkeypatch, pass_time):
         return read(self, indices)
 
     monkeypatch.setattr(GeneratedDataset, "__getitems__", slow_once)
+    monkeypatch.setattr(run_log, "_SPEED_LINES", 0.0)
     out = run_here(flags(folder, gradient_accumulation=1, epochs=1, num_workers=0)).out
     left = [int(h) * 3600 + int(m) * 60 + int(s) for h, m, s in re.findall(r"(\d+):(\d\d):(\d\d) left", out)]
     assert len(left) == 4 and left[0] >= 3 * WAIT > 6 * WAIT / 10 > left[1]

@@ -1,13 +1,24 @@
-"""The curves of a run: a CSV file that grows with it, its picture, and the comparison with an earlier run's."""
+"""The curves of a run: a CSV file that grows with it, its picture, and the comparison with an earlier run's.
+
+    python -m training.log.curves RUN [RUN ...] [--output PNG]
+
+draws the picture of one run anew, or several runs over each other.
+"""
 
 from __future__ import annotations
 
+import argparse
 import bisect
 import csv
+import json
 import math
+import statistics
 from pathlib import Path
-from typing import Dict, Iterator, Optional
+from typing import Dict, Iterator, Optional, Sequence
 
+from command_line.checks import refuse
+
+PROGRAM = "training.log.curves"
 COLUMNS = (
     *("step", "epoch", "tokens", "loss", "accuracy", "learning_rate", "samples_per_second", "validation_loss"),
     *("loss_scale", "gradient_norm"),
@@ -131,32 +142,65 @@ class ReferenceCurve:
         )
 
 
-def draw(curve_file: Path, picture: Path) -> None:
-    """The loss and throughput curves of a curve file as a PNG, at most `_POINTS` points each.
+def summary_line(curve_file: Path) -> str:
+    """What a run came to: steps, tokens, the median speed, the held-out loss before and after.
 
-    Raises ModuleNotFoundError without matplotlib, OSError if it cannot be written.
+    Raises ValueError if it is no curve file.
+    """
+    step, tokens, speeds, held_out = 0, None, [], []
+    for row in read_rows(curve_file):
+        step, tokens = int(row["step"]), row.get("tokens") or tokens
+        if row.get("samples_per_second") is not None:
+            speeds.append(row["samples_per_second"])
+        if row.get("validation_loss") is not None:
+            held_out.append(row["validation_loss"])
+    parts = [f"{step:,} steps"] + ([f"{tokens:,.0f} tokens"] if tokens else [])
+    length = _max_len(curve_file.with_name("run.json"))
+    if speeds and length:
+        parts.append(f"{statistics.median(speeds) * length:,.0f} tokens/sec")
+    if held_out:
+        parts.append(f"held-out loss {held_out[0]:.4f} before, {held_out[-1]:.4f} after")
+    return ", ".join(parts)
+
+
+def _max_len(run_file: Path) -> int | None:
+    """Tokens of a sample, as the run.json beside the curves says."""
+    try:
+        return int(json.loads(run_file.read_text(encoding="utf-8"))["flags"]["max_len"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def draw(curve_files: Sequence[Path], picture: Path, lines: Sequence[tuple[str, float]] = ()) -> None:
+    """The loss and throughput curves of runs over each other as a PNG, at most `_POINTS` points each.
+
+    `lines`: names and losses of horizontal lines, what another model reaches. Raises ValueError for what is no curve
+    file, ModuleNotFoundError without matplotlib, OSError if the picture cannot be written.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    count = sum(1 for _ in read_rows(curve_file))
-    stride = max(1, -(-count // _POINTS))
-    rows = [row for i, row in enumerate(read_rows(curve_file)) if i % stride == 0 or row["validation_loss"] is not None]
     figure = Figure(figsize=(8, 7))
     FigureCanvasAgg(figure)
     above, below = figure.subplots(2, 1, sharex=True)
-    for name, label in (("loss", "training"), ("validation_loss", "held out")):
-        points = [(row["step"], row[name]) for row in rows if row[name] is not None]
-        if points:
-            above.plot(
-                *zip(*points), label=label, marker="." if name == "validation_loss" or len(points) < 50 else None
-            )
+    names = _names(curve_files)
+    for number, path in enumerate(curve_files):
+        rows, run = _thinned(path), names[number] + ", " if len(names) > 1 else ""
+        for name, label in (("loss", "training"), ("validation_loss", "held out")):
+            points = [(row["step"], row[name]) for row in rows if row[name] is not None]
+            dots = "." if name == "validation_loss" or len(points) < 50 else None
+            dashes = "--" if name == "validation_loss" else "-"
+            color = "C1" if len(names) == 1 and name != "loss" else f"C{number}"
+            if points:
+                above.plot(*zip(*points), linestyle=dashes, marker=dots, color=color, label=run + label)
+        speeds = [(row["step"], row["samples_per_second"]) for row in rows if row["samples_per_second"] is not None]
+        if speeds:
+            below.plot(*zip(*speeds), color=f"C{number}")
+    for number, (name, loss) in enumerate(lines):
+        above.axhline(loss, color="0.35", linestyle=(0, (1 + 2 * number, 2)), label=f"{name} ({loss:.4f})")
     above.set_ylabel("loss (nats a token)")
     if above.lines:
         above.legend()
-    speeds = [(row["step"], row["samples_per_second"]) for row in rows if row["samples_per_second"] is not None]
-    if speeds:
-        below.plot(*zip(*speeds))
     below.set_ylim(bottom=0)
     below.set_ylabel("samples a second")
     below.set_xlabel("step")
@@ -166,3 +210,60 @@ def draw(curve_file: Path, picture: Path) -> None:
     temporary = picture.with_name(f".{picture.name}.part")
     figure.savefig(str(temporary), format="png", dpi=120)
     temporary.replace(picture)
+
+
+def _thinned(path: Path) -> list[Row]:
+    """Every n-th row, and every one with a held-out loss."""
+    stride = max(1, -(-sum(1 for _ in read_rows(path)) // _POINTS))
+    return [row for i, row in enumerate(read_rows(path)) if i % stride == 0 or row["validation_loss"] is not None]
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """Names for the legend: the ends of the paths, as long as they must be to differ."""
+    whole = [path.resolve() for path in paths]
+    parts = [p.parent.parts if p.name == "curves.csv" else (*p.parent.parts, p.stem) for p in whole]
+    depth = next((n for n in range(1, 100) if len({part[-n:] for part in parts}) == len(set(whole))), 100)
+    return ["/".join(part[-depth:]) for part in parts]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Draws the curves of one run anew, or of several over each other, and prints a line for each.
+
+    python -m training.log.curves RUN [RUN ...] [--output PNG] [--line NAME=LOSS ...]
+    """
+    parser = argparse.ArgumentParser(prog=PROGRAM, description=main.__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder with a curves.csv, or such a file")
+    parser.add_argument("--output", type=Path, metavar="PNG", help="the picture (of one run: its curves.png)")
+    parser.add_argument("--line", action="append", default=[], metavar="NAME=LOSS", help="what another model reaches")
+    args = parser.parse_args(argv)
+    files = [path / "curves.csv" if path.is_dir() else path for path in args.runs]
+    output = args.output or (files[0].with_name("curves.png") if len(files) == 1 else None)
+    problems = [] if output else ["--output: name the picture of several runs"]
+    lines = []
+    for text in args.line:
+        name, _, loss = text.rpartition("=")
+        try:
+            lines.append((name, float(loss)))
+        except ValueError:
+            problems.append(f"--line {text}: give NAME=LOSS, as in unigram=7.54")
+    told = []
+    for path in files:
+        try:
+            told.append(f"{path}: {summary_line(path)}")
+        except ValueError as error:
+            problems.append(f"RUN {error}")
+    if problems:
+        refuse(PROGRAM, problems)
+    print("\n".join(told), flush=True)
+    try:
+        draw(files, output, lines)
+    except ModuleNotFoundError:
+        refuse(PROGRAM, ["matplotlib is not installed: pip install -r requirements-plots.txt"])
+    except OSError as error:
+        refuse(PROGRAM, [f"--output {output}: cannot be written ({error.strerror})"])
+    print(f"curves: {output}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import poptorch
 import torch
 
 from model.config import GPT2Config
@@ -53,6 +54,11 @@ def flops_per_token(config: GPT2Config, length: int) -> float:
     return 6.0 * weights + 12.0 * layers * length * width
 
 
+def computes_on_cuda() -> bool:
+    """Whether the runtime takes a CUDA device, as it does where there is one."""
+    return torch.cuda.is_available() and os.environ.get("POPTORCH_PORTABLE_DEVICE", "cuda") != "cpu"
+
+
 def device_peak(stated: float | None) -> Peak | None:
     """What the device could do at most: as `stated` in TFLOP/s, from a data sheet, or measured on a CPU.
 
@@ -60,11 +66,11 @@ def device_peak(stated: float | None) -> Peak | None:
     """
     if stated is not None:
         return Peak(stated * 1e12, "--peak-tflops")
-    if torch.cuda.is_available() and os.environ.get("POPTORCH_PORTABLE_DEVICE", "cuda") != "cpu":
+    if computes_on_cuda():
         name = torch.cuda.get_device_name()
         rate = next((rate for part, rate in DATA_SHEETS if part in name), None)
         return None if rate is None else Peak(rate * 1e12, f"data sheet of {name}, dense half")
-    return Peak(_measured(), "measured, float32 matrix product on the CPU")
+    return Peak(_measured(), "measured: float32 product on the CPU")
 
 
 @lru_cache(maxsize=None)
@@ -87,6 +93,16 @@ def _time_products() -> float:
 def measured_again(peak: Peak) -> Peak:
     """The peak of a CPU that was busy with something else when it was measured, if that is higher now."""
     return max(peak, Peak(_time_products(), peak.source))
+
+
+def device_line() -> str:
+    """What a run computes on, with how many threads and in which precision: its first line."""
+    if poptorch.ipuHardwareIsAvailable():
+        return "device: IPU, half"
+    if computes_on_cuda():
+        return f"device: {torch.cuda.get_device_name()}, half"
+    precision = "half" if os.environ.get("POPTORCH_PORTABLE_HALF") == "native" else "float32 for half"
+    return f"device: CPU ({_processor()}), {torch.get_num_threads()} threads, {precision}"
 
 
 def memory_gb() -> dict[str, float]:

@@ -26,6 +26,7 @@ from training.log.gradient_norm import GradientNorm
 from training.log.sinks import TensorBoard, WeightsAndBiases
 
 _REDRAW = 0.1  # seconds between two drawings of the progress line
+_SPEED_LINES = 60.0  # seconds between two lines that tell the speed
 _MEASUREMENTS = 4  # of the peak of a CPU, a quarter of a second each
 
 
@@ -65,6 +66,7 @@ class RunLog:
         self._norm = GradientNorm(optimizer, args.device_iterations) if args.log_gradient_norm else None
         self._row: Row = {"step": first_step}  # of the last logged step
         self._live, self._drawn, self._step = sys.stdout.isatty(), 0.0, first_step
+        self._said_speed: float | None = None  # when
         self._run = {
             "date": _now(),
             "command": [sys.executable, *sys.argv],
@@ -99,10 +101,9 @@ class RunLog:
             share = self._share_of_a_higher_peak(speed)
         self._print(
             f"step {step} of epoch {epoch}, loss: {loss:.4f}, acc: {accuracy:.4f}, lr: {learning_rate:.4g}, "
-            f"throughput: {speed:.{2 if speed >= 10 else 4}f} samples/sec, "
-            f"{speed * self._args.max_len:,.0f} tokens/sec, "
-            f"{f'{share:.1%} of peak, ' if share is not None else ''}{time_text(left)} left"
+            f"throughput: {speed:.{2 if speed >= 10 else 4}f} samples/sec"
         )
+        self._say_speed(speed, share, left, last)
         calls = step - int(self._row["step"])
         self._row = {
             "step": step, "epoch": epoch, "tokens": step * self._tokens_a_step, "loss": loss,
@@ -194,7 +195,7 @@ class RunLog:
     def _picture(self) -> None:
         picture = self._folder / "curves.png"
         try:
-            draw(self._folder / "curves.csv", picture)
+            draw([self._folder / "curves.csv"], picture)
         except ModuleNotFoundError:
             print(f"no {picture}: matplotlib is not installed (`pip install -r requirements-plots.txt`)", flush=True)
         except OSError as error:
@@ -223,9 +224,20 @@ class RunLog:
             per_token = self._flops_a_sample / self._args.max_len
             print(
                 f"peak: {self._peak.flops / 1e12:,.3g} TFLOP/s ({self._peak.source}); a trained token takes "
-                f"{per_token / 1e9:,.3g} GFLOP = 6 x weights of matrices + 12 x layers x length x width",
+                f"{per_token / 1e9:,.3g} GFLOP",
                 flush=True,
             )
+
+    def _say_speed(self, samples_a_second: float, share: float | None, left: float, last: bool) -> None:
+        """Below the first logged step and the `last`, and now and then between: the rest of what a reader wants."""
+        now = time.monotonic()
+        if self._said_speed is None or last or now - self._said_speed >= _SPEED_LINES:
+            self._said_speed = now
+            self._print(f"speed: {self._speed_text(samples_a_second, share, left)}")
+
+    def _speed_text(self, samples_a_second: float, share: float | None, left: float) -> str:
+        of_peak = f"{share:.1%} of peak, " if share is not None else ""
+        return f"{samples_a_second * self._args.max_len:,.0f} tokens/sec, {of_peak}{time_text(left)} left"
 
     def _share(self, samples_a_second: float) -> float | None:
         """The share of the peak that this speed is. None if there is no peak to compare with.
@@ -255,11 +267,9 @@ class RunLog:
             return
         self._drawn = now
         rate = self.clock.rate()
-        share = self._share(rate * self._samples)
-        text = (
-            f"step {step}/{self._calls} ({step / self._calls:.0%}), loss {loss:.4f}, "
-            f"{rate * self._samples * self._args.max_len:,.0f} tokens/sec, "
-            f"{f'{share:.1%} of peak, ' if share is not None else ''}{time_text((self._calls - step) / rate)} left"
+        speed = rate * self._samples
+        text = f"step {step}/{self._calls} ({step / self._calls:.0%}), loss {loss:.4f}, " + self._speed_text(
+            speed, self._share(speed), (self._calls - step) / rate
         )
         sys.stdout.write("\r\x1b[K" + text[: shutil.get_terminal_size().columns - 1])
         sys.stdout.flush()
