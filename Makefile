@@ -18,6 +18,7 @@ endif
 REQUIREMENTS := requirements.txt constraints.txt $(PORTABLE)
 STAMP := $(VENV)/.stamp-$(shell cat $(REQUIREMENTS) 2>/dev/null | cksum | tr ' ' '-')
 DEV_STAMP := $(VENV)/.stamp-dev-$(shell cat $(REQUIREMENTS) $(sort $(wildcard requirements-*.txt)) 2>/dev/null | cksum | tr ' ' '-')
+PLOTS_STAMP := $(VENV)/.stamp-plots-$(shell cat $(REQUIREMENTS) requirements-plots.txt 2>/dev/null | cksum | tr ' ' '-')
 
 .PHONY: build setup setup-dev demo test test-gpu test-long test-harness lint clean help bench-compare
 .DEFAULT_GOAL := build
@@ -58,7 +59,11 @@ $(DEV_STAMP): $(STAMP)
 	$(VENV_PYTHON) -m pip install --disable-pip-version-check -r requirements-dev.txt -c constraints.txt
 	@rm -f $(VENV)/.stamp-dev-* && touch $@
 
-demo: setup ## a small GPT-2 learns Wikipedia text, in a few minutes
+$(PLOTS_STAMP): $(STAMP)
+	$(VENV_PYTHON) -m pip install --disable-pip-version-check -r requirements-plots.txt -c constraints.txt
+	@rm -f $(VENV)/.stamp-plots-* && touch $@
+
+demo: setup $(PLOTS_STAMP) ## a small GPT-2 learns Wikipedia text, in a few minutes, and its curves are drawn
 	-@$(MAKE) --no-print-directory build
 	bash run/demo.sh
 

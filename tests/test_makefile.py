@@ -210,7 +210,7 @@ def test_setup_refuses_an_old_python(tree, tmp_path):
 @pytest.mark.parametrize(
     "target, commands",
     [
-        ("demo", ["-r requirements.txt", "custom_ops.build", "bash run/demo.sh"]),
+        ("demo", ["-r requirements.txt", "-r requirements-plots.txt", "custom_ops.build", "bash run/demo.sh"]),
         ("test", ["-r requirements.txt", "-r requirements-dev.txt", "custom_ops.build", "-m pytest"]),
         ("lint", ["-r requirements-dev.txt", "ruff format --check", "ruff check", "clang-format --dry-run --Werror"]),
     ],
