@@ -1,4 +1,7 @@
-"""Loading of compiled custom operators, under the name that PopTorch programs import."""
+"""Loading of compiled custom operators, under the name that PopTorch programs import; benchmark/ runs benchmarks.
+
+Programs import it; it imports no other package here, and torch only to load. Start below, or with benchmark/.
+"""
 
 from __future__ import annotations
 

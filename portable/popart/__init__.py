@@ -1,6 +1,7 @@
 """The names of PopART that PopTorch programs use: real enumerations, and session classes that need the SDK.
 
-Enumerations are ints, because programs hand `int(popart.X.Y)` to `Options._Popart.set`.
+Enumerations are ints, because programs hand `int(popart.X.Y)` to `Options._Popart.set`. Programs import it; it imports
+poptorch's errors. Start below: there is one file.
 """
 
 from __future__ import annotations

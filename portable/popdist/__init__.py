@@ -1,7 +1,8 @@
 """Which process this is among those of one run, and how many replicas they hold together.
 
 Processes are described by torchrun's environment: RANK and WORLD_SIZE. POPDIST_NUM_LOCAL_REPLICAS and
-POPDIST_NUM_IPUS_PER_REPLICA (default 1) say what torchrun does not. Without any of them there is one process.
+POPDIST_NUM_IPUS_PER_REPLICA (default 1) say what torchrun does not. Without any of them there is one process. Programs
+import it; it imports nothing here, and popdist/poptorch.py the options. Start below.
 """
 
 from __future__ import annotations
