@@ -78,7 +78,7 @@ class PoplarExecutor(ExecutorState):
         if self._training:
             self._source.sync()
             self._unlink_optimizer()
-            hosting.unwrap(self._user_model)
+            hosting.unwrap(self._user_model, self._model)
             self._source = None
         self._drop_session()
         self._compiled = None
@@ -260,8 +260,8 @@ class PoplarExecutor(ExecutorState):
 
     @property
     def model(self) -> torch.nn.Module:
-        """The user's model."""
-        return self._user_model
+        """What runs: the shallow copy of the user's model that was made when the executor was (spec section 1)."""
+        return self._model
 
     @property
     def options(self) -> Options:
@@ -275,9 +275,16 @@ class PoplarExecutor(ExecutorState):
         return self._compiled.program
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_") or "_user_model" not in self.__dict__:
+        if name.startswith("_") or "_model" not in self.__dict__:
             raise AttributeError(name)
-        return getattr(self._user_model, name)
+        return getattr(self._model, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Attributes that are not the executor's own are those of `model`."""
+        if name.startswith("_") or hasattr(type(self), name):
+            object.__setattr__(self, name, value)
+        else:
+            setattr(self._model, name, value)
 
     def __repr__(self) -> str:
-        return module_repr(self._user_model)
+        return module_repr(self._model)

@@ -104,7 +104,7 @@ class ExecutorState:
                 self._wrap()
         self._sync_host()
         try:
-            with torch.inference_mode(False), hosting.plain(self._user_model):
+            with torch.inference_mode(False), hosting.plain(self._user_model), hosting.own_class(self._model):
                 compiled = compilation.compile_model(
                     self._model, args, kwargs, self._options, self._training, self._policy
                 )
@@ -151,7 +151,7 @@ class ExecutorState:
 
     def _wrap(self) -> None:
         source = hosting.WeightSource(self._fetch_weights)
-        hosting.wrap(self._user_model, source, self.destroy, self._upload_if_attached)
+        hosting.wrap(self._user_model, self._model, source, self.destroy, self._upload_if_attached)
         self._source = source
 
     def _upload(self, session: Session) -> None:

@@ -177,8 +177,14 @@ def _plain(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().clone()
 
 
-def wrap(model: torch.nn.Module, source: WeightSource, destroy: Callable[[], None], loaded: Callable[[], None]) -> None:
-    """Give `model` the class PoptorchModel, whose methods read through `source`.
+def wrap(
+    model: torch.nn.Module,
+    duplicate: torch.nn.Module,
+    source: WeightSource,
+    destroy: Callable[[], None],
+    loaded: Callable[[], None],
+) -> None:
+    """Give `model` and its executor_copy the class PoptorchModel, whose methods read through `source`.
 
     model.destroy() calls `destroy`; model.load_state_dict() calls `loaded` when the host has the new weights.
     Raises RuntimeError if it has that class already.
@@ -225,7 +231,7 @@ def wrap(model: torch.nn.Module, source: WeightSource, destroy: Callable[[], Non
             return (function, arguments, *rest)
 
     PoptorchModel.__name__ = PoptorchModel.__qualname__ = "PoptorchModel"
-    model.__class__ = PoptorchModel
+    model.__class__ = duplicate.__class__ = PoptorchModel
     host(model, source)
 
 
@@ -267,12 +273,23 @@ def _unhost(model: torch.nn.Module, source: WeightSource) -> None:
             _set_sources(tensor, tuple(other for other in _sources(tensor) if other is not source))
 
 
-def unwrap(model: torch.nn.Module) -> None:
-    """`model` is what it was before `wrap`."""
+def unwrap(model: torch.nn.Module, duplicate: torch.nn.Module) -> None:
+    """Both are what they were before `wrap`."""
     _unhost(model, type(model)._poptorch_source)
     for parameter in model.parameters():
         replica_groups.forget(parameter)
-    model.__class__ = type(model)._poptorch_user_class
+    model.__class__ = duplicate.__class__ = type(model)._poptorch_user_class
+
+
+@contextlib.contextmanager
+def own_class(duplicate: torch.nn.Module) -> Iterator[None]:
+    """Inside this context an executor_copy has the user's class, by whose name messages call it."""
+    wrapped = duplicate.__class__
+    duplicate.__class__ = getattr(wrapped, "_poptorch_user_class", wrapped)
+    try:
+        yield
+    finally:
+        duplicate.__class__ = wrapped
 
 
 @contextlib.contextmanager

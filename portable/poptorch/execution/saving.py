@@ -65,7 +65,7 @@ def save(executor: Any, filename: str | os.PathLike, export_model: bool, save_rn
         "call": executor._compiled.call.example(),
     }
     if export_model:
-        contents["model"] = executor._user_model
+        contents["model"] = executor._model
         contents["options"] = executor._options
         contents["optimizer"] = executor._optimizer
         # Of torch's own optimizers; those of poptorch.optim carry it with them.
