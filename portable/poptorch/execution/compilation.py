@@ -43,7 +43,7 @@ class Compiled:
 
     def bind(self, model: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> BoundCall:
         """Bind a call's arguments and check them against the compiled ones."""
-        call = BoundCall(model, args, kwargs)
+        call = BoundCall(model, args, kwargs, self.call)
         call.check_against(self.call, self.counts.fed, self.micro_batch)
         call.leaves = [
             _as_input(leaf, name in self.program.written_inputs)

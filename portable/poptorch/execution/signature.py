@@ -30,12 +30,15 @@ class BoundCall:
     `leaves` are the tensors in order; `rebuild(leaves)` gives (args, kwargs) with other tensors in their places.
     """
 
-    def __init__(self, model: torch.nn.Module, args: tuple, kwargs: dict[str, Any]):
+    def __init__(self, model: torch.nn.Module, args: tuple, kwargs: dict[str, Any], compiled: BoundCall | None = None):
+        """Dicts get the order of their keys from the call that was `compiled`, if there is one."""
         signature = inspect.signature(type(model).forward if _plain_forward(model) else model.forward)
         parameters = list(signature.parameters.values())
         if _plain_forward(model):  # the first one is self
             signature = signature.replace(parameters=parameters[1:])
         self.arguments = _bind(signature, args, kwargs)
+        if compiled is not None:
+            self.arguments = _in_order_of(compiled.arguments, self.arguments)
         self.leaves, self._structure = Structure.of(self.arguments)
         self._variadic = {
             parameter.kind: parameter.name
@@ -99,6 +102,33 @@ def _hollow(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.new_zeros(()).expand(tensor.shape)
 
 
+def _in_order_of(expected: Any, got: Any) -> Any:
+    """`got` with the keys of its dicts in the order that they have in `expected`, where both have the same keys."""
+    if isinstance(expected, dict) and isinstance(got, dict):
+        if expected.keys() != got.keys():
+            return got
+        values = {key: _in_order_of(value, got[key]) for key, value in expected.items()}
+        if list(expected) == list(got) and all(values[key] is got[key] for key in got):
+            return got
+        return values if type(got) is dict else _refilled(got, values)
+    if isinstance(expected, (list, tuple)) and isinstance(got, (list, tuple)) and len(expected) == len(got):
+        items = [_in_order_of(left, right) for left, right in zip(expected, got, strict=True)]
+        if all(item is old for item, old in zip(items, got, strict=True)):
+            return got
+        return type(got)(*items) if hasattr(got, "_fields") else type(got)(items)
+    return got
+
+
+def _refilled(mapping: dict, values: dict) -> dict:
+    """A dict of the same class with these values, in this order."""
+    if dataclasses.is_dataclass(mapping):  # its fields have an order of their own
+        return mapping
+    rebuilt = mapping.copy()
+    rebuilt.clear()
+    rebuilt.update(values)
+    return rebuilt
+
+
 def _plain_forward(model: torch.nn.Module) -> bool:
     return "forward" not in vars(model)
 
@@ -143,7 +173,10 @@ def _compare(path: str, expected: Any, got: Any) -> None:
     elif isinstance(expected, dict):
         missing, unexpected = set(expected) - set(got), set(got) - set(expected)
         if missing or unexpected:
-            names = f"{path}: Unexpected: {sorted(map(str, unexpected))}, Missing: {sorted(map(str, missing))}"
+            missing, unexpected = sorted(map(str, missing)), sorted(map(str, unexpected))
+            told = [f"Missing arguments: {', '.join(missing)}"] * bool(missing)
+            told += [f"Unexpected arguments: {', '.join(unexpected)}"] * bool(unexpected)
+            names = f"{path}: Unexpected: {unexpected}, Missing: {missing}. {'. '.join(told)}"
             raise _mismatch("Keys", names, sorted(map(str, expected)), sorted(map(str, got)))
         for key, value in expected.items():
             _compare(f"{path}[{key!r}]", value, got[key])

@@ -20,6 +20,7 @@ from ..poptorch_core import createPoptorchError
 from ..reports import auto_report
 from . import batch_ring
 from .async_data import AsynchronousDataAccessor
+from .joined_batches import JoinedBatches, join, joined_length
 
 
 class _SubDataset(Dataset):
@@ -111,31 +112,6 @@ class _PartitionSampler(Sampler):
             yield indices[index]
 
 
-class _CombinedBatches(Sampler):
-    """The batches of a batch sampler, `count` of them joined into one."""
-
-    def __init__(self, batch_sampler: Any, count: int, drop_last: bool) -> None:
-        self._batch_sampler = batch_sampler
-        self._count = count
-        self._drop_last = drop_last
-
-    def __len__(self) -> int:
-        batches = len(self._batch_sampler)
-        return batches // self._count if self._drop_last else -(-batches // self._count)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        joined: list[int] = []
-        parts = 0
-        for batch in self._batch_sampler:
-            joined.extend(batch)
-            parts += 1
-            if parts == self._count:
-                yield joined
-                joined, parts = [], 0
-        if joined and not self._drop_last:
-            yield joined
-
-
 class DataLoader(torch.utils.data.DataLoader):
     """torch's DataLoader, giving one call's worth of data at a time.
 
@@ -153,7 +129,8 @@ class DataLoader(torch.utils.data.DataLoader):
             Async without drop_last rebatches as well.
         async_options: keyword arguments of the AsynchronousDataAccessor, but for rebatched_size.
         rebatched_worker_size: by default the combined batch size, which is the largest possible.
-        batch_sampler: gives micro-batches; excludes batch_size and shuffle.
+        batch_sampler: gives micro-batches; excludes batch_size and shuffle. Each is collated by itself, and those of a
+            call are then concatenated.
     Raises:
         poptorch.Error: no Options; a batch_sampler with what it excludes; an empty data set, or one that cannot be
             sent to another process, in an asynchronous mode.
@@ -183,13 +160,14 @@ class DataLoader(torch.utils.data.DataLoader):
         if batch_sampler is None and batch_size is not None:
             self._combined_batch_size = batch_size * options.input_batch_multiplier
         _check_mode(mode, async_options, rebatched_worker_size, self._combined_batch_size)
+        self._joins: tuple[int, bool] | None = None  # of a batch_sampler: batches a call, drop_last
         self._accessor: AsynchronousDataAccessor | None = None
         self._asynchronous = None
         partitioned = auto_distributed_partitioning and options.Distributed.numProcesses > 1
         if batch_sampler is not None:
             _check_batch_sampler(batch_size, shuffle, partitioned)
-            combined = _CombinedBatches(batch_sampler, options.input_batch_multiplier, drop_last)
-            batching = {"batch_sampler": combined}
+            self._joins = (options.input_batch_multiplier, drop_last)
+            batching = {"batch_sampler": batch_sampler}
         else:
             # torch: without batching there is nothing to drop
             drop_last = drop_last and batch_size is not None
@@ -210,11 +188,18 @@ class DataLoader(torch.utils.data.DataLoader):
 
     def __iter__(self) -> Iterator[Any]:
         if self._asynchronous is None:
-            return auto_report.watched(super().__iter__(), self._options)
+            batches = super().__iter__()
+            batches = batches if self._joins is None else join(batches, *self._joins)
+            return auto_report.watched(batches, self._options)
         if self._accessor is None:  # after terminate()
             source, async_options = self._asynchronous
             self._accessor = AsynchronousDataAccessor(source, **async_options)
         return auto_report.watched(iter(self._accessor), self._options)
+
+    def __len__(self) -> int:
+        """Elements of an epoch: calls."""
+        batches = super().__len__()
+        return batches if self._joins is None else joined_length(batches, *self._joins)
 
     @property
     def combinedBatchSize(self) -> int | None:
@@ -240,6 +225,8 @@ class DataLoader(torch.utils.data.DataLoader):
         """What the accessor's process iterates: a loader like this one, or one of smaller batches to be joined."""
         _refuse_empty(self)
         combined = self._combined_batch_size
+        if self._joins is not None:
+            return JoinedBatches(torch.utils.data.DataLoader(self.dataset, **batching, **kwargs), *self._joins)
         if combined is None or (mode is DataLoaderMode.Async and self.drop_last):
             return torch.utils.data.DataLoader(self.dataset, **batching, **kwargs)
         smaller = {**batching, "batch_size": worker_size or combined, "drop_last": False}

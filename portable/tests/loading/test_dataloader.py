@@ -175,6 +175,49 @@ def test_section12_batch_samplers_are_combined():
     assert len(contents(loader)) == 7
 
 
+class Ragged(Dataset):
+    """Sample i is i + 1 ones."""
+
+    def __len__(self):
+        return 11
+
+    def __getitem__(self, index):
+        return torch.ones(index + 1)
+
+
+def padded_to_four(samples):
+    """Rows and columns padded: (4, 12), and how many samples there were."""
+    PADDED.append(len(samples))
+    rows = torch.zeros(4, 12)
+    for row, sample in enumerate(samples):
+        rows[row, : len(sample)] = sample
+    return {"rows": rows, "names": [f"{len(sample)}" for sample in samples]}
+
+
+PADDED: list[int] = []
+
+
+def test_each_batch_of_a_batch_sampler_is_collated_by_itself(running):
+    batches = [[0, 1, 2], [3, 4], [5, 6, 7, 8], [9, 10]]
+    for mode in (DataLoaderMode.Sync, DataLoaderMode.Async, DataLoaderMode.AsyncRebatched):
+        PADDED.clear()
+        loader = DataLoader(shaped(2), Ragged(), batch_sampler=batches, collate_fn=padded_to_four, mode=mode)
+        running.append(loader)
+        found = [{"rows": batch["rows"].clone(), "names": list(batch["names"])} for batch in loader]
+        assert len(loader) == 2 and [tuple(batch["rows"].shape) for batch in found] == [(8, 12), (8, 12)]
+        assert found[0]["rows"].sum(1).tolist() == [1, 2, 3, 0, 4, 5, 0, 0]
+        assert found[1]["rows"].sum(1).tolist() == [6, 7, 8, 9, 10, 11, 0, 0]
+        assert found[0]["names"] == list("12345")
+        if mode is DataLoaderMode.Sync:
+            assert PADDED == [3, 2, 4, 2]
+
+
+def test_batches_of_a_batch_sampler_that_do_not_fit_together():
+    loader = DataLoader(shaped(2), Ragged(), batch_sampler=[[0], [1]])
+    with pytest.raises(Error, match=r"shapes are \(1, 1\), \(1, 2\).*collate_fn"):
+        next(iter(loader))
+
+
 def process_loader(process: int, processes: int, length: int, **arguments) -> DataLoader:
     options = shaped(2).randomSeed(7)
     options.Distributed.configureProcessId(process, processes)
