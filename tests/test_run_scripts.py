@@ -1,4 +1,4 @@
-"""run/*.sh: the flags of the README to the letter, from any folder, with whichever Python is meant."""
+"""run/*.sh: the flags of docs/training.md to the letter, from any folder, with whichever Python is meant."""
 
 from __future__ import annotations
 

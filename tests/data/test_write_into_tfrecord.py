@@ -1,4 +1,4 @@
-"""data/write_into_tfrecord.py: the README's commands, records and indexes, and what is left when it fails."""
+"""data/write_into_tfrecord.py: the commands of docs/data.md, records and indexes, and what is left when it fails."""
 
 from __future__ import annotations
 
