@@ -37,13 +37,13 @@ def train(run: TrainingRun, log: RunLog, interruption: Interruption) -> None:
     while position.step < run.calls and not interruption.asked:
         epoch = position.epoch
         run.sampler.set_epoch(epoch, position.samples)
-        for input_ids, labels in run.batches():  # (samples a call, T) each, int32
+        for call in run.batches():  # input ids and labels: (samples a call, T) each, int32
             if not run.executor.isCompiled():
                 with log.clock.paused():
-                    run.compile(input_ids, labels)
+                    run.compile(call)
             learning_rate = run.schedule.get_last_lr()[0]
-            losses, accuracies = run.executor(input_ids=input_ids, labels=labels)
-            del input_ids, labels  # a call's worth can be half a gigabyte, and the next one is under way
+            losses, accuracies = run.executor(**call._asdict())
+            del call  # it can be half a gigabyte, and the next one is under way
             run.schedule.step()
             run.executor.setOptimizer(run.optimizer)  # the device learns of a new rate in no other way
             position.advance(run.samples_a_step, run.sampler.samples_an_epoch)

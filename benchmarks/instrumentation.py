@@ -90,8 +90,8 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     torch.set_num_threads(args.threads)
     with contextlib.redirect_stdout(io.StringIO()):
         run = TrainingRun(flags(args))
-        ids, labels = next(iter(run.loader))
-        run.compile(ids, labels)
+        call = next(run.batches())
+        run.compile(call)
         terminal = Terminal()
         off = make_log(run, flags(args, "--log-steps", 10**6))
     with contextlib.redirect_stdout(terminal):
@@ -106,7 +106,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             log.clock.start()
         start = time.perf_counter()
         for _ in range(count):
-            losses, accuracies = run.executor(input_ids=ids, labels=labels)
+            losses, accuracies = run.executor(**call._asdict())
             loss, accuracy = (float(out.float().mean()) for out in (losses, accuracies))
             counts[side] += 1
             if log is not None:

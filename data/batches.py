@@ -21,6 +21,7 @@ class SampleDataset(torch.utils.data.Dataset):
     """
 
     max_len: int
+    uneven = False  # whether some samples have fewer labels than others
 
     def __len__(self) -> int:
         raise NotImplementedError

@@ -38,11 +38,18 @@ class PretrainingModel(nn.Module):
         self.remap = remap
         self.end_id = end_id
 
-    def forward(self, input_ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, input_ids: Tensor, labels: Tensor, label_counts: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Mean cross-entropy in nats a token and the share of tokens predicted right, over labels that are not -100.
+
+        An executor averages gradients over the micro-batches of a weight update, and the program averages what is
+        returned over those of a call. Both are means over all labels, as if the update were one batch, if each
+        micro-batch divides its sums by the labels that a micro-batch has on average. PopTorch differentiates the
+        marked loss and not what is made of it afterwards, so that the two may differ.
 
         Args:
             input_ids, labels: (B, T) integers; a label is the token that follows its position.
+            label_counts: (1, 2) float32, the labels that a micro-batch has on average in this weight update and in
+                this call. None: those of this micro-batch, which then is the whole batch.
         """
         documents = None if self.end_id is None else document_numbers(input_ids, self.end_id)
         hidden = self.gpt2.transformer(input_ids, documents=documents)  # (B, T, C)
@@ -51,10 +58,15 @@ class PretrainingModel(nn.Module):
         step = self.serialized_seq_len or length
         parts = [self._part(hidden, labels, slice(start, start + step)) for start in range(0, length, step)]
         losses, corrects = zip(*parts)
-        # A micro-batch may be all padding: its loss is then 0 and not 0 / 0.
-        count = (labels != IGNORED).float().sum().clamp(min=1.0)
-        loss = sum(losses[1:], losses[0]) / count
-        return poptorch.identity_loss(loss, reduction="none"), sum(corrects[1:], corrects[0]) / count
+        loss, correct = sum(losses[1:], losses[0]), sum(corrects[1:], corrects[0])
+        if label_counts is None:
+            # A micro-batch may be all padding: its loss is then 0 and not 0 / 0.
+            count = (labels != IGNORED).float().sum().clamp(min=1.0)
+            return poptorch.identity_loss(loss / count, reduction="none"), correct / count
+        of_update, of_call = label_counts[0, 0], label_counts[0, 1]
+        # Where all micro-batches have equally many labels the last factor is exactly 1.
+        loss = poptorch.identity_loss(loss / of_update, reduction="none") * (of_update / of_call)
+        return loss, correct / of_call
 
     def counted(self, input_ids: Tensor, labels: Tensor) -> Tensor:
         """The labels (B, T) that make up the loss, the others -100: none crosses from one document to the next."""

@@ -29,8 +29,8 @@ def losses(folder: Path) -> list:
     found = []
     for epoch in range(STEPS // 4):
         run.sampler.set_epoch(epoch)
-        for input_ids, labels in run.loader:
-            loss, _ = run.executor(input_ids=input_ids, labels=labels)
+        for call in run.batches():
+            loss, _ = run.executor(**call._asdict())
             run.schedule.step()
             run.executor.setOptimizer(run.optimizer)
             found.append(float(loss.mean()) / 4)

@@ -28,6 +28,7 @@ from model.ipu_options import forward_options, instance, join_instances, trainin
 from model.pretraining import PretrainingModel
 from training import state as training_state
 from training.arithmetic import arithmetic, samples_per_call
+from training.label_counts import Call, LabelCounter
 from training.optimization import make_optimizer, make_schedule, warmup_length
 from training.plan import plan_lines
 from training.validation import Validator
@@ -202,10 +203,20 @@ class TrainingRun:
         if state is not None:
             self.position = training_state.restore(state, self.optimizer, self.schedule)
             self.last_checkpoint, self._rng_state = Path(args.pretrained_checkpoint), state["rng_state"].tolist()
+            for line in training_state.loss_notes(state, self._uneven and self.samples_a_step > args.batch_size):
+                print(line)
         self.last_saved_step = self.position.step
 
         options = training_options(args)
         self.loader = self._make_loader(options)
+        self._labels = LabelCounter(
+            self.samples,
+            self.sampler,
+            self.model.counted,
+            iterations=args.device_iterations,
+            micro_batches=args.gradient_accumulation * args.replication_factor,
+            uneven=self._uneven,
+        )
         try:
             self.executor = poptorch.trainingModel(self.model, options, self.optimizer)
         except poptorch.Error as error:
@@ -250,32 +261,37 @@ class TrainingRun:
             **mode,
         )
 
-    def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Input ids and labels of the calls of an epoch, from the sampler's position on. Raises BadData.
+    @property
+    def _uneven(self) -> bool:
+        """Whether samples differ in their number of labels."""
+        return self.samples.uneven or self.model.end_id is not None
+
+    def batches(self) -> Iterator[Call]:
+        """The calls of an epoch, from the sampler's position on. Raises BadData.
 
         With --async-dataloader they are valid until the next ones are asked for.
         """
         try:
-            yield from self.loader
+            yield from self._labels.calls(self.loader)
         except poptorch.Error as error:
             if isinstance(error.__cause__, BadData):  # met by the process of --async-dataloader
                 raise error.__cause__ from None
             raise
 
-    def compile(self, input_ids: torch.Tensor, labels: torch.Tensor) -> None:
+    def compile(self, call: Call) -> None:
         """Compile for such a call. A resumed run continues the random numbers of the checkpoint."""
-        self._compile(input_ids, labels)
+        self._compile(call)
         if self._rng_state is not None:
             self.executor.rng_state = self._rng_state
 
     def compile_only(self) -> None:
         """Trace the model and check its stages, without a device and without data."""
         ids = torch.zeros(1, 1, dtype=torch.int32).expand(self.samples_a_call, self.args.max_len)
-        self._compile(ids, ids)
+        self._compile(Call(ids, ids, torch.ones(self.samples_a_call // self.args.batch_size, 2)))
 
-    def _compile(self, input_ids: torch.Tensor, labels: torch.Tensor) -> None:
+    def _compile(self, call: Call) -> None:
         try:
-            self.executor.compile(input_ids=input_ids, labels=labels)
+            self.executor.compile(**call._asdict())
         except poptorch.Error as error:  # numbers of IPUs, stages, options: all of them come from flags
             raise BadFlags(f"the runtime refuses these flags: {error}") from error
 

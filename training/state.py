@@ -23,6 +23,7 @@ from model.gpt2 import GPT2LMHeadModel
 
 STATE_FILE = "training_state.pt"
 _FORMAT = 1
+_LOSS_MEAN = "labels"  # what the loss of a weight update is the mean over; older states have no such entry
 
 # Flags that decide the course of a run. With dropout the split of a batch does too: it orders the random numbers.
 _DECIDING = (
@@ -120,6 +121,7 @@ def save(
         "rng_state": torch.tensor(executor.rng_state, dtype=torch.int64),
         "position": dataclasses.asdict(position),
         "facts": facts,
+        "loss_mean": _LOSS_MEAN,
     }
     with write_atomically(directory) as temporary:
         save_pretrained(gpt2, temporary)
@@ -164,6 +166,17 @@ def check_facts(state: dict[str, Any], facts: dict[str, Any]) -> None:
             + "; ".join(different)
             + ". Use the flags of that run, or leave the flag out to start a new one from its weights."
         )
+
+
+def loss_notes(state: dict[str, Any], uneven: bool) -> list[str]:
+    """What a resumed run must say if its loss was another mean when it began; `uneven`: that made a difference."""
+    if not uneven or state.get("loss_mean") == _LOSS_MEAN:
+        return []
+    return [
+        "this run began when a loss was the mean of the means of its micro-batches; from here on it is the mean over "
+        "all labels, so that a token of a padded sample, or of one with several isolated documents, counts like any "
+        "other: losses and gradients are not quite those of the steps before"
+    ]
 
 
 def restore(

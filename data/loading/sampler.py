@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Iterator, NamedTuple
+from typing import Iterator, NamedTuple, Sequence
 
 import numpy as np
 import torch
@@ -83,9 +83,13 @@ class ResumableSampler(torch.utils.data.Sampler):
         return left if self.shard.ranks == 1 else left // self.shard.group * self.shard.block
 
     def __iter__(self) -> Iterator[int]:
-        order = self.shard.of(seeded_order(self.num_samples, self.seed, self.epoch)[self.start :])
+        order = self.shard.of(self.left())
         for first in range(0, len(order), _CHUNK):
             yield from order[first : first + _CHUNK].tolist()
+
+    def left(self) -> Sequence[int]:
+        """What is left of the epoch, of all ranks together: an array int64, or a range."""
+        return seeded_order(self.num_samples, self.seed, self.epoch)[self.start :]
 
 
 class OrderedSampler(ResumableSampler):
@@ -104,16 +108,17 @@ class OrderedSampler(ResumableSampler):
         """Of all ranks together."""
         return self._samples_an_epoch
 
-    def _range(self) -> range:
+    def left(self) -> range:
+        """What is left of the epoch, of all ranks together."""
         begin = self.epoch * self.samples_an_epoch
         return range(begin + self.start, min(begin + self.samples_an_epoch, self.num_samples))
 
     def __len__(self) -> int:
-        left = len(self._range())
+        left = len(self.left())
         return left if self.shard.ranks == 1 else left // self.shard.group * self.shard.block
 
     def __iter__(self) -> Iterator[int]:
-        order, step = self._range(), self.shard.group * max(1, _CHUNK // self.shard.group)
+        order, step = self.left(), self.shard.group * max(1, _CHUNK // self.shard.group)
         for first in range(0, len(order), step):
             part = order[first : first + step]
             yield from self.shard.of(np.arange(part.start, part.stop)).tolist()

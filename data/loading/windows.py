@@ -27,7 +27,7 @@ class WindowDataset(SampleDataset):
     The sample of an article shorter than the window ends in `NOTHING`.
 
     Attributes: `dropped_articles`, `dropped_tokens` (articles too short and their ids), `padded_samples`,
-    `padded_ids` (their `NOTHING`s).
+    `padded_ids` (their `NOTHING`s), `uneven` (some are padded).
     """
 
     def __init__(self, corpus: PickleCorpus, max_len: int, stride: int, articles: np.ndarray | None = None) -> None:
@@ -44,6 +44,7 @@ class WindowDataset(SampleDataset):
         padded = (counts > 0) & (lengths <= max_len)
         self.padded_samples = int(padded.sum())
         self.padded_ids = int((max_len + 1 - lengths[padded]).sum())
+        self.uneven = self.padded_samples > 0
         if len(self) == 0:
             raise ValueError(
                 f"--train-path {corpus.path}: none of its {len(self.articles):,} articles has "
