@@ -22,6 +22,7 @@ from command_line.training_checks import (
     check_boundaries,
     check_checkpoints,
     check_log,
+    check_optimizer,
     check_recompute,
     check_schedule,
     check_serialization,
@@ -61,6 +62,7 @@ def parse_train_args(
         check_recompute(problems, config.n_layer)
     check_serialization(problems, config)
     check_schedule(problems)
+    check_optimizer(problems)
     check_validation(problems)
     check_train_path(problems)
     check_checkpoints(problems)

@@ -44,13 +44,16 @@ MASK_BUFFER = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
 # Loading
 
 
-def load_pretrained(path_or_name: PathLike, n_positions: int | None = None) -> GPT2LMHeadModel:
+def load_pretrained(
+    path_or_name: PathLike, n_positions: int | None = None, dropouts: Mapping[str, float] | None = None
+) -> GPT2LMHeadModel:
     """Builds the model of a Hugging Face checkpoint, in eval mode, parameters in the file's dtype.
 
     Args:
         path_or_name: a checkpoint directory or, if there is no such directory, a name on the
             Hugging Face hub.
         n_positions: positions to keep, the first ones; None keeps all.
+        dropouts: probabilities in place of the checkpoint's, by their names in the configuration.
 
     The vocabulary is padded with zero rows to a multiple of 16.
 
@@ -70,6 +73,7 @@ def load_pretrained(path_or_name: PathLike, n_positions: int | None = None) -> G
     _check(tensors, stored, path)
     config = dataclasses.replace(
         stored,
+        **(dropouts or {}),
         n_positions=n_positions or stored.n_positions,
         vocab_size=-(-stored.real_vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE,
     )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Any
+from typing import Any, Sequence
 
 import poptorch
 import torch
 from torch import nn
 
-EPS = 1e-6  # of the reference, for every optimizer
+BETAS = (0.9, 0.999)  # PopTorch's
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -23,22 +23,39 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def make_optimizer(
-    name: str, model: nn.Module, learning_rate: float, weight_decay: float, loss_scaling: float
+    name: str,
+    model: nn.Module,
+    learning_rate: float,
+    weight_decay: float,
+    loss_scaling: float,
+    eps: float = 1e-6,
+    betas: Sequence[float] = BETAS,
+    gradient_clipping: float | None = None,
 ) -> torch.optim.Optimizer:
-    """One of AdamW, Adam, LAMB and LAMBNoBiasCorrection with the reference's numerics.
+    """One of AdamW, Adam, LAMB and LAMBNoBiasCorrection; without further arguments with the reference's numerics.
 
     Gradients and the first moment are kept in half, the second moment in float32: squares of gradients leave half's
     range first.
+
+    Args:
+        betas: of the two moments. PopTorch makes those that it is given variables of the compiled program, and its
+            own, which are the default, constants.
+        gradient_clipping: the largest norm that the gradient of all parameters together may have, without the loss
+            scale; None: any. LAMB has no such thing in PopTorch.
     """
     groups = parameter_groups(model, weight_decay)
     common: dict[str, Any] = dict(
         lr=learning_rate,
-        eps=EPS,
+        eps=eps,
         loss_scaling=loss_scaling,
         accum_type=torch.float16,
         first_order_momentum_accum_type=torch.float16,
         second_order_momentum_accum_type=torch.float32,
     )
+    if tuple(betas) != BETAS:
+        common["betas"] = tuple(betas)
+    if gradient_clipping is not None:
+        common["max_grad_norm"] = gradient_clipping
     if name == "AdamW":
         # The SDK accepts bias_correction=False here and corrects all the same.
         return poptorch.optim.AdamW(groups, bias_correction=False, **common)
@@ -47,19 +64,18 @@ def make_optimizer(
     return poptorch.optim.LAMB(groups, bias_correction=name == "LAMB", **common)
 
 
-def schedule_factor(kind: str, step: int, warmup_steps: int, decay_steps: int) -> float:
+def schedule_factor(kind: str, step: int, warmup_steps: int, decay_steps: int, floor: float = 0.0) -> float:
     """The learning rate of call `step` (from 0) as a share of the highest one.
 
-    Linear rise over `warmup_steps`, then "constant", "linear" to 0 at `decay_steps`, or "cosine" to 0 there.
+    Linear rise over `warmup_steps`, then "constant", "linear" to `floor` at `decay_steps`, or "cosine" to it there.
     """
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
     if kind == "constant":
         return 1.0
     progress = min(1.0, (step - warmup_steps) / max(1, decay_steps - warmup_steps))
-    if kind == "linear":
-        return 1.0 - progress
-    return 0.5 * (1.0 + math.cos(math.pi * progress))
+    left = 1.0 - progress if kind == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+    return floor + (1.0 - floor) * left
 
 
 def warmup_length(fraction: float, steps: int | None, decay_steps: int) -> int:
@@ -70,17 +86,17 @@ def warmup_length(fraction: float, steps: int | None, decay_steps: int) -> int:
 class _Factor:
     """`schedule_factor` with its arguments, in a form that torch's scheduler can be saved with."""
 
-    def __init__(self, kind: str, warmup_steps: int, decay_steps: int) -> None:
-        self.kind, self.warmup_steps, self.decay_steps = kind, warmup_steps, decay_steps
+    def __init__(self, kind: str, warmup_steps: int, decay_steps: int, floor: float) -> None:
+        self.kind, self.warmup_steps, self.decay_steps, self.floor = kind, warmup_steps, decay_steps, floor
 
     def __call__(self, step: int) -> float:
-        return schedule_factor(self.kind, step, self.warmup_steps, self.decay_steps)
+        return schedule_factor(self.kind, step, self.warmup_steps, self.decay_steps, self.floor)
 
 
 def make_schedule(
-    optimizer: torch.optim.Optimizer, kind: str, warmup_steps: int, decay_steps: int
+    optimizer: torch.optim.Optimizer, kind: str, warmup_steps: int, decay_steps: int, floor: float = 0.0
 ) -> torch.optim.lr_scheduler.LambdaLR:
     """torch's scheduler for this schedule; the program steps it once a call and then calls setOptimizer."""
     # The device runs the optimizer, so its step() is never called here. torch takes that for a mistake.
     warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler\.step\(\)` before `optimizer\.step", UserWarning)
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, _Factor(kind, warmup_steps, decay_steps))
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, _Factor(kind, warmup_steps, decay_steps, floor))

@@ -22,7 +22,7 @@ from data.loading.corpus_tokenizer import corpus_tokenizer
 from data.loading.datasets import MmapDataset, Shard, check_enough, collate, make_sampler, open_dataset
 from model import placement
 from model.checkpoint import VOCAB_MULTIPLE, load_pretrained, recover_interrupted
-from model.config import GPT2Config
+from model.config import DROPOUTS, GPT2Config
 from model.gpt2 import GPT2LMHeadModel
 from model.ipu_options import forward_options, instance, join_instances, training_options
 from model.pretraining import PretrainingModel
@@ -57,12 +57,17 @@ def _asynchronous(args: argparse.Namespace, large: bool) -> dict[str, Any]:
     }
 
 
+def _dropouts(args: argparse.Namespace) -> dict[str, float]:
+    """What --dropout changes in a configuration."""
+    return {} if args.dropout is None else dict(zip(DROPOUTS, args.dropout))
+
+
 def load_or_make(args: argparse.Namespace) -> GPT2LMHeadModel:
     """GPT-2 from --pretrained-checkpoint, or freshly initialised from the seed.
 
     Raises ValueError if the checkpoint cannot be used, or is not of the model that the flags name.
     """
-    config = dataclasses.replace(GPT2Config.from_json(args.config), n_positions=args.max_len)
+    config = dataclasses.replace(GPT2Config.from_json(args.config), n_positions=args.max_len, **_dropouts(args))
     # A new model gets as many rows as one that was saved and loaded, whatever padding the json file has.
     rows = -(-config.real_vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
     config = dataclasses.replace(config, vocab_size=rows, real_vocab_size=config.real_vocab_size)
@@ -81,7 +86,7 @@ def load_or_make(args: argparse.Namespace) -> GPT2LMHeadModel:
         torch.manual_seed(args.seed)
         return GPT2LMHeadModel(config, initialize=not args.compile_only)  # compiling asks for shapes, not for values
     recover_interrupted(args.pretrained_checkpoint)
-    gpt2 = load_pretrained(args.pretrained_checkpoint, n_positions=args.max_len)
+    gpt2 = load_pretrained(args.pretrained_checkpoint, n_positions=args.max_len, dropouts=_dropouts(args))
     different = [
         f"{name} {getattr(gpt2.config, name):,} instead of {getattr(config, name):,}"
         for name in _DIMENSIONS
@@ -195,8 +200,18 @@ class TrainingRun:
         print(self.samples.summary())
         self.model = place_model(gpt2, args)
         scaling = 1.0 if args.auto_loss_scaling else args.loss_scaling
-        self.optimizer = make_optimizer(args.optimizer, self.model, args.learning_rate, args.weight_decay, scaling)
-        self.schedule = make_schedule(self.optimizer, args.lr_schedule, warmup_steps, decay_steps)
+        self.optimizer = make_optimizer(
+            args.optimizer,
+            self.model,
+            args.learning_rate,
+            args.weight_decay,
+            scaling,
+            eps=args.adam_epsilon,
+            betas=args.adam_betas,
+            gradient_clipping=args.gradient_clipping,
+        )
+        floor = args.min_learning_rate / args.learning_rate if args.min_learning_rate else 0.0
+        self.schedule = make_schedule(self.optimizer, args.lr_schedule, warmup_steps, decay_steps, floor)
         self.position = training_state.Position()
         self.last_checkpoint: Path | None = None
         self._rng_state: list[int] | None = None

@@ -23,6 +23,13 @@ from model.gpt2 import GPT2LMHeadModel
 
 STATE_FILE = "training_state.pt"
 _FORMAT = 1
+# What a run had for the flags that came later.
+_FORMER = {
+    "--min-learning-rate": 0.0,
+    "--adam-betas": [0.9, 0.999],
+    "--adam-epsilon": 1e-6,
+    "--gradient-clipping": None,
+}
 _LOSS_MEAN = "labels"  # what the loss of a weight update is the mean over; older states have no such entry
 
 # Flags that decide the course of a run. With dropout the split of a batch does too: it orders the random numbers.
@@ -32,7 +39,11 @@ _DECIDING = (
     "seed",
     "optimizer",
     "learning_rate",
+    "min_learning_rate",
     "weight_decay",
+    "adam_betas",
+    "adam_epsilon",
+    "gradient_clipping",
     "loss_scaling",
     "auto_loss_scaling",
     "lr_schedule",
@@ -153,7 +164,7 @@ def read(directory: Path) -> dict[str, Any]:
 
 def check_facts(state: dict[str, Any], facts: dict[str, Any]) -> None:
     """Raises ValueError listing every flag that makes this another run than the saved one."""
-    saved = state["facts"]
+    saved = {**_FORMER, **state["facts"]}
     different = [
         f"{flag}: {saved.get(flag)} in the checkpoint, {value} now"
         for flag, value in facts.items()

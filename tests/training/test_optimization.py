@@ -8,10 +8,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_run import flags, run_here, write_config, write_corpus
 
+from arguments import parse_train_args
 from model.config import GPT2Config
 from model.gpt2 import GPT2LMHeadModel
 from training.optimization import make_optimizer, make_schedule, parameter_groups, schedule_factor, warmup_length
+from training.run import TrainingRun
 
 SMALL = GPT2Config(32, 8, 8, 2, 2)
 KINDS = {
@@ -67,21 +70,33 @@ class Square(torch.nn.Module):
         return poptorch.identity_loss((target[0] * self.weight).sum(), reduction="none")
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_two_updates_are_those_of_the_formula(name):
+BY_HAND = {"eps": 0.5, "betas": (0.75, 0.5)}
+SETTINGS = [pytest.param(name, further, id=f"{name}-{len(further)}") for name in KINDS for further in ({}, BY_HAND)]
+SETTINGS += [
+    pytest.param(name, {**further, "gradient_clipping": 2.0}, id=f"{name}-clipped-{len(further)}")
+    for name in ("AdamW", "Adam")
+    for further in ({}, BY_HAND)
+]
+
+
+@pytest.mark.parametrize("name, further", SETTINGS)
+def test_two_updates_are_those_of_the_formula(name, further):
     """On the device, with gradients and first moment in half: a matrix, so that it decays."""
-    weight, lr, decay, eps = torch.tensor([[1.0, -2.0], [0.5, 3.0]]), 0.125, 0.25, 1e-6
+    weight, lr, decay = torch.tensor([[1.0, -2.0], [0.5, 3.0]]), 0.125, 0.25
+    eps, (beta1, beta2) = further.get("eps", 1e-6), further.get("betas", (0.9, 0.999))
+    longest = further.get("gradient_clipping", math.inf)
     gradients = [torch.tensor([[0.5, -1.0], [0.25, 2.0]]), torch.tensor([[-0.25, 0.5], [1.0, -0.5]])]
     model = Square(weight)
     options = poptorch.Options()
-    executor = poptorch.trainingModel(model, options, make_optimizer(name, model, lr, decay, 8.0))
+    executor = poptorch.trainingModel(model, options, make_optimizer(name, model, lr, decay, 8.0, **further))
     w, m, v = weight.double(), torch.zeros(2, 2).double(), torch.zeros(2, 2).double()
     for step, gradient in enumerate(gradients, start=1):
         executor(gradient[None])
-        g = gradient.double() + (decay * w if name == "Adam" else 0.0)
-        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+        g = gradient.double() * min(1.0, longest / float(gradient.norm()))  # 2.3 and 1.3
+        g = g + (decay * w if name == "Adam" else 0.0)
+        m, v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g * g
         corrected = name != "LAMBNoBiasCorrection"  # AdamW(bias_correction=False) corrects all the same
-        m_hat, v_hat = (m / (1 - 0.9**step), v / (1 - 0.999**step)) if corrected else (m, v)
+        m_hat, v_hat = (m / (1 - beta1**step), v / (1 - beta2**step)) if corrected else (m, v)
         x = m_hat / (v_hat.sqrt() + eps) + (decay * w if name != "Adam" else 0.0)
         trust = float(w.norm() / x.norm()) if name.startswith("LAMB") else 1.0
         w = w - lr * trust * x
@@ -116,6 +131,16 @@ def test_a_schedule_rises_to_one_and_does_not_rise_again(kind, warmup, decay, ca
     assert here > 0.0 or kind != "constant", "no call of the warm-up is spent on a rate of 0"
 
 
+@given(st.sampled_from(["linear", "cosine"]), st.integers(0, 50), st.integers(1, 300), st.floats(0.0, 1.0))
+def test_a_schedule_with_a_floor_ends_there_and_stays(kind, warmup, decay, floor):
+    rates = [schedule_factor(kind, call, warmup, decay, floor) for call in range(warmup, max(warmup, decay) + 3)]
+    assert min(rates) >= floor * (1 - 1e-12) and rates == sorted(rates, reverse=True)
+    assert rates[-1] == rates[-2] == pytest.approx(floor, abs=1e-12) and rates[0] == 1.0
+    without = [schedule_factor(kind, call, warmup, decay) for call in range(warmup, max(warmup, decay) + 3)]
+    assert rates == pytest.approx([floor + (1 - floor) * rate for rate in without])
+    assert schedule_factor("constant", 400, warmup, decay, floor) == 1.0
+
+
 def test_warmup_is_a_fraction_of_the_decay_steps_or_given():
     assert warmup_length(0.1, None, 200) == 20
     assert warmup_length(0.01, None, 80) == 0
@@ -140,3 +165,76 @@ def test_the_scheduler_follows_the_formula_without_a_warning_and_can_be_saved():
     assert other.get_last_lr() == schedule.get_last_lr()
     other.step(), schedule.step()
     assert other.get_last_lr() == schedule.get_last_lr()
+
+
+# ---- the flags, over a run ----
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("flags")
+    write_config(folder)
+    write_corpus(folder / "corpus.pkl")
+    return folder
+
+
+def run_of(folder, **changes):
+    return TrainingRun(parse_train_args(flags(folder, train_path=folder / "corpus.pkl", **changes)))
+
+
+def test_the_flags_reach_optimizer_schedule_and_model(folder):
+    words = {"adam_betas": "0.8 0.95", "adam_epsilon": 1e-3, "gradient_clipping": 0.5, "dropout": "0.2 0 0.3"}
+    run = run_of(folder, min_learning_rate=0.004, lr_schedule="linear", lr_decay_steps=2, lr_warmup=0, **words)
+    assert [(g["betas"], g["eps"]) for g in run.optimizer.param_groups] == [((0.8, 0.95), 1e-3)] * 2
+    assert run.optimizer.max_grad_norm == 0.5
+    config = run.model.gpt2.config
+    assert (config.resid_pdrop, config.embd_pdrop, config.attn_pdrop) == (0.2, 0.0, 0.3)
+    assert run.model.gpt2.transformer.drop.p == 0.0
+    rates = []
+    for _ in range(4):
+        rates.append(run.schedule.get_last_lr()[0])
+        run.schedule.step()
+    assert rates == pytest.approx([0.01, 0.007, 0.004, 0.004])
+    assert run_of(folder).optimizer.max_grad_norm == math.inf, "without the flag nothing is clipped"
+
+
+def test_dropout_of_a_checkpoint_can_be_changed_and_stays_so(folder, tmp_path):
+    save = run_here(
+        flags(folder, train_path=folder / "corpus.pkl", save_model_path=tmp_path, training_steps=1, dropout=0.25)
+    )
+    assert save.status == 0, save.err
+    checkpoint = {"pretrained_checkpoint": tmp_path / "step_1"}
+    assert run_of(folder, **checkpoint).model.gpt2.config.attn_pdrop == 0.25
+    gpt2 = run_of(folder, **checkpoint, dropout=0).model.gpt2
+    assert gpt2.config.attn_pdrop == gpt2.config.resid_pdrop == gpt2.config.embd_pdrop == 0.0
+
+
+CHANGED = {"adam_betas": "0.8 0.95", "adam_epsilon": 1e-3, "gradient_clipping": 0.5, "dropout": 0.3}
+CHANGED["min_learning_rate"] = 1e-3
+
+
+@pytest.fixture(scope="module")
+def saved(folder):
+    words = {"train_path": folder / "corpus.pkl", "lr_schedule": "linear", "save_per_steps": 1}
+    done = run_here(flags(folder, **words, training_steps=2, save_model_path=folder / "save"))
+    assert done.status == 0, done.err
+    del words["save_per_steps"]
+    words.update(pretrained_checkpoint=folder / "save" / "step_1", resume_training_from_checkpoint=True)
+    return {**words, "training_steps": 2}
+
+
+@pytest.mark.parametrize("flag", CHANGED)
+def test_a_run_is_not_resumed_with_other_numerics(folder, saved, flag):
+    done = run_here(flags(folder, **saved, **{flag: CHANGED[flag]}))
+    assert done.status == 2 and "this is another one" in done.err
+    assert ("dropout" if flag == "dropout" else f"--{flag.replace('_', '-')}: ") in done.err.replace("pdrop", "dropout")
+
+
+def test_a_run_from_before_these_flags_is_resumed(folder, saved):
+    path = folder / "save" / "step_1" / "training_state.pt"
+    state = torch.load(str(path), weights_only=True)
+    for flag in CHANGED:
+        state["facts"].pop(f"--{flag.replace('_', '-')}", None)
+    torch.save(state, str(path))
+    done = run_here(flags(folder, **saved))
+    assert done.status == 0, done.err
