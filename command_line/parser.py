@@ -92,9 +92,8 @@ class Parser(argparse.ArgumentParser):
             name = word.split("=")[0]
             if name.startswith("-"):
                 near = [k for k in known if k.startswith(name)] or difflib.get_close_matches(name, known, n=1)
-                lines.append(
-                    f"{name}: unknown flag" + (f"; did you mean {' or '.join(near)}?" if near else "; see --help")
-                )
+                remedy = f"did you mean {' or '.join(near)}?" if near else "see --help"
+                lines.append(f"{name}: unknown flag; {remedy}")
             elif not lines:  # otherwise it is the value of the unknown flag before it
                 lines.append(f"{word!r}: belongs to no flag")
         return lines
