@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Sequence, TextIO
 from arguments import parse_generate_args
 from command_line.checks import not_installed, refuse
 from command_line.interruption import INTERRUPTED
+from corpora.strict_json import json_text
 
 if TYPE_CHECKING:
     from generation.text_generator import Result, TextGenerator
@@ -131,7 +132,7 @@ def answer_file(generator: TextGenerator, results: Sequence[Result], samples: Sa
         generator.run(batch, lambda result, piece: None)
         seconds = time.perf_counter() - start
         for result in batch:
-            line = json.dumps(result.record(generator.args.log_probabilities), ensure_ascii=False)
+            line = json_text(result.record(generator.args.log_probabilities), ensure_ascii=False)
             print(line, flush=True)
             samples.add(line)
         print(timing([batch], seconds), file=sys.stderr, flush=True)

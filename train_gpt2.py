@@ -24,7 +24,9 @@ PROGRAM = "train_gpt2.py"
 def validate(run: TrainingRun, log: RunLog) -> None:
     """Loss and perplexity of the samples held out by --val-num."""
     if run.validator is not None:
-        log.validation(run.position.step, run.validator.loss())
+        loss = run.validator.loss()
+        log.validation(run.position.step, loss)
+        run.check_finite(loss)
 
 
 def train(run: TrainingRun, log: RunLog, interruption: Interruption) -> None:

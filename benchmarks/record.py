@@ -8,11 +8,12 @@ ours is the faster one. `benchmarks/compare.py` lists them.
 from __future__ import annotations
 
 import datetime
-import json
 import os
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Iterator, Mapping, Sequence
+
+from corpora.strict_json import json_text
 
 
 def head(program: str, argv: Sequence[str], libraries: Sequence[str] = (), device: str = "cpu") -> dict[str, Any]:
@@ -47,7 +48,7 @@ def write(
 ) -> None:
     """Writes the record and says so."""
     record = {**head, "settings": dict(settings), "results": results}
-    Path(path).write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
+    Path(path).write_text(json_text(record, indent=2, default=str) + "\n", encoding="utf-8")
     print(f"written to {path}")
 
 

@@ -9,6 +9,7 @@ import argparse
 import os
 import re
 import sys
+import time
 from typing import Mapping, NoReturn, Sequence
 
 from model.config import MODELS, GPT2Config
@@ -62,8 +63,35 @@ def not_installed(error: ModuleNotFoundError) -> str:
     )
 
 
+_PATIENCE = 10.0  # seconds; torchrun of torch 2.0 looks at its processes every 5
+
+
+def is_first_process() -> bool:
+    """Whether this process is the first, or the only one, of its run."""
+    try:
+        import popdist
+
+        return not popdist.isPopdistEnvSet() or popdist.getInstanceIndex() == 0
+    except (ModuleNotFoundError, ValueError):  # the first is missing, or the launcher's variables make no sense
+        return True
+
+
+def leave_to_first_process() -> None:
+    """Of several processes that meet the same error the first tells it, and its end ends the others.
+
+    They wait for that: a launcher that saw one of them end might stop the first before it has spoken. The caller
+    tells the error if this returns, for then it is this process's own.
+    """
+    if not is_first_process():
+        time.sleep(_PATIENCE)
+
+
 def refuse(program: str, problems: Sequence[str]) -> NoReturn:
-    """Prints every problem, one a line, to stderr and ends the program with status 2."""
+    """Prints every problem, one a line, to stderr and ends the program with status 2.
+
+    Of the processes of one run the first alone does (leave_to_first_process).
+    """
+    leave_to_first_process()
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
     print(f"{program}: {count}, nothing was started or written", file=sys.stderr)
     for problem in problems:

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 namespace few_rows {
 namespace {
@@ -125,12 +126,20 @@ float sum_of_exp(const float* x, int64_t count, float shift) {
   return sum_of(count, [x, shift](int64_t i) { return fast_exp(x[i] - shift); });
 }
 
-// Groups of kGroup: x is about quantised * scale, scale = largest / 127.
+// Groups of kGroup: x is about quantised * scale, scale = largest / 127; NaN for a group that holds NaN or infinity,
+// which bytes cannot say.
 void quantise(const float* x, int64_t count, int8_t* quantised, float* scales) {
   for (int64_t group = 0; group < count / kGroup; ++group, x += kGroup, quantised += kGroup) {
     float largest = 0.0f;
+    int finite = 1;
     for (int64_t i = 0; i < kGroup; ++i) {
-      largest = std::max(largest, std::fabs(x[i]));
+      largest = std::max(largest, std::fabs(x[i])); // passes over NaN
+      finite &= std::fabs(x[i]) <= std::numeric_limits<float>::max();
+    }
+    if (!finite) {
+      scales[group] = std::numeric_limits<float>::quiet_NaN();
+      std::fill_n(quantised, kGroup, int8_t{0});
+      continue;
     }
     scales[group] = largest / 127.0f;
     const float inverse = largest > 0.0f ? 127.0f / largest : 0.0f;

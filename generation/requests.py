@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Callable, Iterator, Sequence
 
 import torch
@@ -34,7 +35,12 @@ class Text:
     ended: str = ""
 
     def take(self, token: int, log_prob: float, stop_ids: Sequence[int]) -> bool:
-        """One more token; whether it belongs to the text."""
+        """One more token; whether it belongs to the text.
+
+        Raises NonFiniteScores if its probability is no number: the scores it was drawn from were none.
+        """
+        if not math.isfinite(log_prob):
+            raise NonFiniteScores(self)
         if token in stop_ids:
             self.ended = "stop"
             return False
@@ -48,6 +54,14 @@ class Text:
 def new_text(prompt: Sequence[int], length: int, seed: int, sample: int = 0) -> Text:
     """A text of up to `length` more tokens; `sample` tells apart several of one prompt."""
     return Text(list(prompt), stream(seed, prompt, sample, length))
+
+
+class NonFiniteScores(ArithmeticError):
+    """The model's scores for the next token of `text` are NaN or infinite: nothing can be drawn from them."""
+
+    def __init__(self, text: Text) -> None:
+        super().__init__(f"the scores for token {len(text.tokens) + 1} of a text are not finite")
+        self.text = text
 
 
 @dataclasses.dataclass
@@ -73,6 +87,8 @@ def generate(
 
     Up to `width` tokens of each row go into a call. A text that has outgrown the context of `n_positions` tokens goes
     on from its last n_positions / 2, encoded again from position 0; `overflowed` is called then.
+
+    Raises NonFiniteScores.
 
     Args:
         texts: at most `batch`.
@@ -119,7 +135,10 @@ def generate_at_once(
     width: int,
     stop_ids: Sequence[int] = (),
 ) -> Iterator[Text]:
-    """Yield each text when it is whole: one call of decoding.WholeText makes all of them."""
+    """Yield each text when it is whole: one call of decoding.WholeText makes all of them.
+
+    Raises NonFiniteScores.
+    """
     length = len(texts[0].uniform)
     ids, count = torch.zeros(batch, width, dtype=torch.int32), torch.ones(batch, dtype=torch.int32)
     uniform = torch.zeros(batch, length)

@@ -14,11 +14,12 @@ import torch
 import custom_ops
 from custom_ops import decode_blocks as native
 from generation.decoding import ModuleSteps, NativeSteps, OneStep, WholeText
-from generation.requests import Text, generate, generate_at_once, new_text
+from generation.requests import NonFiniteScores, Text, generate, generate_at_once, new_text
 from generation.sampling import Sampling
 from generation.text_stream import TextStream
 from model.checkpoint import load_pretrained
 from model.gpt2 import GPT2LMHeadModel
+from model.non_finite import NonFiniteError, first_non_finite_layer, non_finite_error
 from tokenizer import EOT, open_tokenizer
 
 
@@ -74,6 +75,7 @@ class TextGenerator:
         self.batch = args.batch_size * args.device_iterations  # texts in a call
         self.slots = min(config.n_positions, args.input_len + args.output_len)
         self._overflow_said = False
+        self._precision = "int8" if args.int8 else "float16" if args.fp16 else "float32"
         layers = self._layers_per_ipu()
         self.steps, self.width = self._steps(gpt2, layers)
         self.executor = self._compiled(layers)
@@ -115,9 +117,8 @@ class TextGenerator:
         args = self.args
         longest = min(args.input_len, self.slots)
         if args.custom_ops and custom_ops.load() == "native" and native.available():
-            precision = "int8" if args.int8 else "float16" if args.fp16 else "float32"
             try:
-                return NativeSteps(gpt2, layers, precision), longest
+                return NativeSteps(gpt2, layers, self._precision), longest
             except ValueError as error:
                 raise ValueError(f"--int8: {error}") from error
         if args.int8:
@@ -175,7 +176,16 @@ class TextGenerator:
         return results
 
     def run(self, results: Sequence[Result], show: Callable[[Result, str], None]) -> None:
-        """Generate up to `batch` texts side by side; `show` is given each new piece of each of them."""
+        """Generate up to `batch` texts side by side; `show` is given each new piece of each of them.
+
+        Raises NonFiniteError, with the layer that it began in, if the model's scores are not finite.
+        """
+        try:
+            self._run(results, show)
+        except NonFiniteScores as error:
+            raise self._non_finite(error.text) from error
+
+    def _run(self, results: Sequence[Result], show: Callable[[Result, str], None]) -> None:
         by_text = {id(result.text): result for result in results}
         fed = {id(result.text): 0 for result in results}
         for text in self._generate([result.text for result in results]):
@@ -189,6 +199,17 @@ class TextGenerator:
                     break
             if text.ended:
                 show(result, result.stream.finish())
+
+    def _non_finite(self, text: Text) -> NonFiniteError:
+        """What to say of a model whose scores for the next token of `text` are not finite.
+
+        The program holds packed weights, so that the checkpoint is read again.
+        """
+        gpt2 = load_pretrained(self.args.model_name_or_path)
+        gpt2 = gpt2.half() if self.args.fp16 else gpt2.float()
+        ids = (text.prompt + text.tokens)[-self.config.n_positions :]
+        what = f"the model's scores for the next token (number {len(text.tokens) + 1} of a text) are"
+        return non_finite_error(what, first_non_finite_layer(gpt2, ids, self._precision), self._precision)
 
     def _generate(self, texts: Sequence[Text]) -> Iterator[Text]:
         if self.args.poptorch_loop:

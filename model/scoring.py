@@ -5,6 +5,7 @@ One PopTorch module for evaluation, validation while training, and the harness a
 
 from __future__ import annotations
 
+import math
 from typing import Callable, NamedTuple, Sequence
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from model.documents import document_numbers
 from model.gpt2 import GPT2LMHeadModel
+from model.non_finite import NonFiniteError, first_non_finite_layer, non_finite_error
 from model.pretraining import IGNORED
 
 # Rows of logits that exist at once in a micro-batch: 256 x 50,272 x 4 bytes = 51 MB. Fewer make the product slower.
@@ -93,6 +95,16 @@ class Scores(NamedTuple):
         """Summed loss and number of scored targets."""
         return float(self.losses.sum(dtype=np.float64)), int(self.counts.sum())
 
+    def first_non_finite(self) -> int | None:
+        """The first item with a loss that is NaN or infinite; None: all losses are finite."""
+        bad = np.flatnonzero(~np.isfinite(self.losses).all(axis=1))
+        return int(bad[0]) if len(bad) else None
+
+
+def perplexity(loss: float) -> float:
+    """exp of a mean loss in nats; infinite where a double cannot hold it, NaN for NaN."""
+    return math.inf if loss > 700.0 else math.exp(loss)
+
 
 Stop = Callable[[int], bool]
 
@@ -143,6 +155,11 @@ class ItemScorer:
                 break
         return found
 
+    def non_finite(self, item: Item) -> NonFiniteError:
+        """The error that says that the model's outputs for `item` are not finite, and where that began."""
+        hint = "HINT: look at the model's weights and at what its precision can hold"
+        return NonFiniteError(f"the model's outputs are not finite\n{hint}")
+
     def _prepare(self, length: int, width: int | None) -> int:
         """Make ready for batches of this shape; how many rows they have."""
         raise NotImplementedError
@@ -192,6 +209,13 @@ class Scorer(ItemScorer):
 
     def _run(self, items: Sequence[Item], rows: int, length: int, width: int | None) -> tuple[Tensor, Tensor]:
         return self._executor(*batch_of(items, rows, length, width))
+
+    def non_finite(self, item: Item) -> NonFiniteError:
+        """As ItemScorer.non_finite, with the first layer whose output is not finite."""
+        gpt2 = self._model.gpt2
+        precision = "float16" if gpt2.lm_head.weight.dtype == torch.float16 else "float32"
+        layer = first_non_finite_layer(gpt2, item.ids, precision)
+        return non_finite_error("the model's outputs are", layer, precision)
 
     def load_weights(self) -> None:
         """The program on the device, if there is one, gets the weights that the host has now."""

@@ -1,6 +1,6 @@
 """Several checkpoints by one protocol, side by side: a table, and a picture if --png names a file.
 
-    python -m tasks.compare CHECKPOINT CHECKPOINT … --valid-data FILE [--protocols adjusted] [--png FILE]
+    python tasks/compare.py CHECKPOINT CHECKPOINT … --valid-data FILE [--protocols adjusted] [--png FILE]
 
 Checkpoints of equal size named step_N are drawn over their steps, others over their parameters. Further flags are
 those of evaluate_wiki.py; the first protocol named is the one compared (default: adjusted, or the task's first).
@@ -9,17 +9,27 @@ those of evaluate_wiki.py; the first protocol named is the one compared (default
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import sys
 from pathlib import Path
-from typing import NamedTuple, Sequence
+from typing import TYPE_CHECKING, NamedTuple, Sequence
 
-from command_line.checks import refuse
-from command_line.interruption import INTERRUPTED
-from tasks.names import PROTOCOLS
-from tasks.parsing import parse_evaluate_args
+if __package__ in (None, ""):  # started as a script: modules are found from the repository
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from command_line.checks import is_first_process, leave_to_first_process, not_installed, refuse  # noqa: E402
+from command_line.flags import PATH, Flag  # noqa: E402
+from command_line.interruption import INTERRUPTED  # noqa: E402
+from tasks.names import PROTOCOLS  # noqa: E402
+from tasks.parsing import parse_evaluate_args  # noqa: E402
+
+if TYPE_CHECKING:
+    from model.non_finite import NonFiniteError
 
 PROGRAM = "tasks/compare.py"
+ABOUT = "Several GPT-2 checkpoints by one protocol, side by side. Name two or more, before the flags."
+FLAGS = (Flag("--png", None, PATH, "a picture of the figures (needs requirements-plots.txt)"),)
 # What is compared: the first that a result has. Lower is better in all of them.
 _MEASURES = ("adjusted ppl", "word ppl", "bits per byte", "bits per character", "ppl")
 
@@ -56,11 +66,15 @@ def axis(points: Sequence[Point]) -> str:
 
 
 def table(points: Sequence[Point], measure: str) -> str:
-    """A row for each checkpoint, the best first."""
+    """A row for each checkpoint, the best first, and last those whose figure is not finite."""
     rows = [("checkpoint", "parameters", measure)]
-    rows += [(p.checkpoint, f"{p.parameters:,}", f"{p.value:.4f}") for p in sorted(points, key=lambda p: p.value)]
+    rows += [(p.checkpoint, f"{p.parameters:,}", f"{p.value:.4f}") for p in sorted(points, key=_place)]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     return "\n".join(f"{a.ljust(widths[0])}  {b.rjust(widths[1])}  {c.rjust(widths[2])}" for a, b, c in rows)
+
+
+def _place(point: Point) -> tuple[bool, float]:
+    return not math.isfinite(point.value), point.value
 
 
 def draw(points: Sequence[Point], measure: str, path: str) -> None:
@@ -83,11 +97,20 @@ def draw(points: Sequence[Point], measure: str, path: str) -> None:
         raise ValueError(f"--png {path}: cannot be written ({error.strerror}); choose another file") from error
 
 
-def parse(argv: Sequence[str], checkpoints: Sequence[str]) -> list[argparse.Namespace]:
+def parse(words: Sequence[str]) -> list[argparse.Namespace]:
     """The flags of each checkpoint, all checked before the first is evaluated. SystemExit(2) if one cannot be used."""
+    first_flag = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
+    checkpoints, argv = words[:first_flag], words[first_flag:]
+    if "-h" in argv or "--help" in argv:
+        checkpoints = checkpoints or ["-"]
+    elif len(checkpoints) < 2:
+        refuse(PROGRAM, ["name two checkpoints or more, before the flags"])
     parsed = []
     for checkpoint in checkpoints:
-        args = parse_evaluate_args([*argv, "--pretrained-checkpoint", checkpoint], PROGRAM, "WIKITEXT103")
+        all_words = [*argv, "--pretrained-checkpoint", checkpoint]
+        args = parse_evaluate_args(all_words, PROGRAM, "WIKITEXT103", ABOUT, {"comparison": FLAGS})
+        if args.png and not Path(args.png).resolve().parent.is_dir():
+            refuse(PROGRAM, [f"--png {args.png}: its folder does not exist; create it first"])
         if args.all:
             refuse(PROGRAM, ["--all: one task is compared; name it with --task"])
         known = PROTOCOLS[args.task]
@@ -96,8 +119,10 @@ def parse(argv: Sequence[str], checkpoints: Sequence[str]) -> list[argparse.Name
     return parsed
 
 
-def evaluate(parsed: Sequence[argparse.Namespace], points: list[Point]) -> str:
-    """Adds the checkpoints' figures to `points`, as they come; what they measure.
+def evaluate(parsed: Sequence[argparse.Namespace], points: list[Point], troubles: dict[str, NonFiniteError]) -> str:
+    """Adds the checkpoints' figures to `points`, as they come, and to `troubles` why some are not finite.
+
+    Returns what the figures measure.
 
     Raises ValueError for checkpoints and files that cannot be used.
     """
@@ -113,45 +138,45 @@ def evaluate(parsed: Sequence[argparse.Namespace], points: list[Point]) -> str:
         measure = next(name for name in _MEASURES if name in result.values)
         checkpoint = args.pretrained_checkpoint
         points.append(Point(checkpoint, parameter_count(session.config), step_of(checkpoint), result.values[measure]))
+        if result.trouble is not None:
+            troubles[checkpoint] = result.trouble
         title = f"{measure} ({result.protocol}, {Path(result.files[0]).name}, T {result.window})"
     return title
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line (default: the program's own). Returns the exit status."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    first_flag = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
-    checkpoints, rest = words[:first_flag], words[first_flag:]
-    own = argparse.ArgumentParser(PROGRAM, add_help=False, allow_abbrev=False)
-    own.add_argument("--png")
-    known, rest = own.parse_known_args(rest)
-    if "-h" in rest or "--help" in rest:
-        print(__doc__)
-        return 0
-    if len(checkpoints) < 2:
-        refuse(PROGRAM, ["name two checkpoints or more, before the flags"])
-    if known.png and not Path(known.png).resolve().parent.is_dir():
-        refuse(PROGRAM, [f"--png {known.png}: its folder does not exist; create it first"])
-    parsed = parse(rest, checkpoints)
-    from tasks.ranks import is_first
-
+    parsed = parse(list(sys.argv[1:] if argv is None else argv))
     points: list[Point] = []
+    troubles: dict[str, NonFiniteError] = {}
     try:
-        measure = evaluate(parsed, points)
-        if is_first():
+        measure = evaluate(parsed, points, troubles)
+        if is_first_process():
             print(table(points, measure))
-        if known.png and is_first():
-            draw(points, measure, known.png)
-            print(f"wrote {known.png}")
+            if parsed[0].png:
+                draw(points, measure, parsed[0].png)
+                print(f"wrote {parsed[0].png}")
     except KeyboardInterrupt:
         print(table(points, "result"))
         print(f"{PROGRAM}: stopped, {len(points)} of {len(parsed)} checkpoints were evaluated", file=sys.stderr)
         return INTERRUPTED
     except ModuleNotFoundError as error:
+        if error.name != "matplotlib":
+            refuse(PROGRAM, [not_installed(error)])
         refuse(PROGRAM, [f"{error}: the picture needs matplotlib; pip install -r requirements-plots.txt"])
     except ValueError as error:
         refuse(PROGRAM, [str(error)])
-    return 0
+    except RuntimeError as error:
+        if "HINT:" not in str(error):
+            raise
+        leave_to_first_process()
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return 1
+    if troubles:
+        leave_to_first_process()
+    for checkpoint, trouble in troubles.items():
+        print(f"{PROGRAM}: {checkpoint}: {trouble}", file=sys.stderr)
+    return 1 if troubles else 0
 
 
 if __name__ == "__main__":

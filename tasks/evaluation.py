@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Sequence
 
-from command_line.checks import not_installed, refuse
+from command_line.checks import leave_to_first_process, not_installed, refuse
 from command_line.interruption import INTERRUPTED, Interruption
 from tasks.parsing import parse_evaluate_args
 
@@ -42,10 +42,14 @@ def _evaluate(args: argparse.Namespace) -> int:
     planned = session.plan()
     with Interruption(_NOTICE) as interruption:
         results = run_all(planned, lambda: interruption.asked)
+    trouble = next((result.trouble for result in results if result.trouble), None)
     if ranks.is_first():
         print(report.table(results, session.config))
         if args.json:
             report.write_json(args.json, report.as_json(results, args.pretrained_checkpoint, session.config))
         for line in report.last_lines(results, args.strict_lambada):
             print(line, flush=True)
+    if trouble is not None:
+        leave_to_first_process()  # all have the same scores
+        raise trouble
     return INTERRUPTED if interruption.asked else 0

@@ -1,129 +1,100 @@
-"""lm-evaluation-harness on a checkpoint through PopTorch: python -m tasks.harness --tasks lambada_openai,hellaswag …
+"""lm-evaluation-harness on a checkpoint through PopTorch: python tasks/harness.py --tasks lambada_openai,hellaswag …
 
     pip install -r requirements-evaluation.txt
-    python -m tasks.harness --pretrained-checkpoint DIR --tasks piqa,winogrande --limit 100
+    python tasks/harness.py --pretrained-checkpoint DIR --tasks piqa,winogrande --limit 100
 
 Tasks are the harness's own, by name, and YAML files of one's own in the folder --include-path. A PopTorch model that is
 running in a program of one's own is evaluated there:
 
+    from tasks.harness import HarnessModel
     lm_eval.simple_evaluate(HarnessModel(LogitsScorer(executor, rows, window), tokenizer), tasks=["piqa"])
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import importlib.util
 import sys
+from pathlib import Path
 from typing import Any, Sequence
 
-import numpy as np
+if __package__ in (None, ""):  # started as a script: modules are found from the repository
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from command_line.checks import refuse
-from command_line.interruption import INTERRUPTED
-from model.scoring import Item, ItemScorer
-from tasks.lambada import item_of, score_bucketed
-from tasks.parsing import parse_evaluate_args
-from tasks.ranks import combine, is_first
-from tasks.windows import RollingWindows
-from tokenizer import Tokenizer
-
-try:
-    from lm_eval.api.model import LM
-except ModuleNotFoundError:  # the extra is not installed: main() says so
-    LM = object
+from command_line.checks import is_first_process, leave_to_first_process, not_installed, refuse  # noqa: E402
+from command_line.flags import PATH, TEXT, Flag, whole  # noqa: E402
+from command_line.interruption import INTERRUPTED  # noqa: E402
+from tasks.parsing import parse_evaluate_args  # noqa: E402
 
 PROGRAM = "tasks/harness.py"
+ABOUT = "lm-evaluation-harness on a GPT-2 checkpoint."
+FLAGS = (
+    Flag("--tasks", "", TEXT, "names of tasks, with commas between them"),
+    Flag("--include-path", None, PATH, "folder of further task files"),
+    Flag("--limit", None, whole(1), "documents of each task; all, if not given"),
+    Flag("--num-fewshot", None, whole(0), "examples before each question; the task's own number, if not given"),
+)
 
 
-class HarnessModel(LM):
-    """A scorer as a model of the harness: log-likelihoods. Text generation is refused.
+def __getattr__(name: str) -> Any:
+    """HarnessModel, imported when it is asked for: the harness takes a second, and --help does not need it."""
+    if name != "HarnessModel":
+        raise AttributeError(f"module {__name__} has no attribute {name}")
+    from tasks.harness_model import HarnessModel
 
-    Args:
-        scorer: a Scorer of a checkpoint (model/scoring.py), or the LogitsScorer of a PopTorch model that is running.
-        tokenizer: of the checkpoint; a context that is empty becomes <|endoftext|>.
-    """
-
-    def __init__(self, scorer: ItemScorer, tokenizer: Tokenizer) -> None:
-        super().__init__()
-        self._scorer, self._tokenizer = scorer, tokenizer
-        self._window = scorer.window
-
-    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-        """(log-likelihood in nats, whether it is the greedy one) of each continuation after its context."""
-        items = [self._item(*request.args) for request in requests]
-        found = combine(score_bucketed(self._scorer, items))
-        losses = found.losses.sum(axis=1, dtype=np.float64)
-        return [(-float(loss), bool(hits[:count].all())) for loss, hits, count in zip(losses, found.hits, found.counts)]
-
-    def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
-        """Log-likelihood in nats of each whole text, after <|endoftext|>, in windows that share no target."""
-        texts = [self._tokenizer.encode(request.args[0]) for request in requests]
-        cuts = [RollingWindows([text], self._window, self._tokenizer.eot_id) for text in texts]
-        length = max(cut.length for cut in cuts)
-        items = [item for cut in cuts for item in cut]
-        losses = combine(self._scorer.score(items, length, None)).losses.sum(axis=1, dtype=np.float64)
-        ends = np.cumsum([len(cut) for cut in cuts])
-        return [-float(part.sum()) for part in np.split(losses, ends[:-1])]
-
-    def generate_until(self, requests: Sequence[Any]) -> list[str]:
-        """Refused: ValueError."""
-        raise ValueError("tasks that generate text are not available; choose tasks of log-likelihoods")
-
-    def _item(self, context: str, continuation: str) -> Item:
-        """The harness's rule: white space at the end of the context belongs to the continuation."""
-        spaces = len(context) - len(context.rstrip())
-        if spaces and context.rstrip():
-            context, continuation = context[:-spaces], context[-spaces:] + continuation
-        if not context:
-            target = self._tokenizer.encode(continuation)
-            return item_of([self._tokenizer.eot_id], target[-self._window :], self._window)
-        before, whole = self._tokenizer.encode(context), self._tokenizer.encode(context + continuation)
-        return item_of(before, whole[len(before) :], self._window)
+    return HarnessModel
 
 
-def parse_own(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The flags that are the harness's; the rest are those of the evaluation programs."""
-    parser = argparse.ArgumentParser(PROGRAM, add_help=False, allow_abbrev=False)
-    parser.add_argument("--tasks", default="", help="names of tasks, with commas between them")
-    parser.add_argument("--include-path", default=None, help="folder of further task files")
-    parser.add_argument("--limit", type=int, default=None, help="documents of each task (default: all)")
-    parser.add_argument("--num-fewshot", type=int, default=None, help="examples before each question")
-    if "-h" in argv or "--help" in argv:
-        print(parser.format_help().replace("usage: ", "the harness's own flags: "))
-    return parser.parse_known_args(argv)
+def evaluate(args: argparse.Namespace) -> dict[str, Any]:
+    """What the harness finds. Raises ValueError, OSError for data, NonFiniteError for the model's outputs."""
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    from tasks.harness_model import HarnessModel
+    from tasks.session import Session
+
+    session = Session(args)
+    manager = TaskManager(include_path=args.include_path)
+    names = args.tasks.split(",")
+    unknown = [name for name in names if name not in manager.all_tasks]
+    if unknown:
+        raise ValueError(
+            f"--tasks {','.join(unknown)}: the harness has no such task; --include-path DIR adds one's own"
+        )
+    model = HarnessModel(session.scorer, session.tokenizer)
+    return simple_evaluate(
+        model, tasks=names, task_manager=manager, limit=args.limit, num_fewshot=args.num_fewshot, bootstrap_iters=0
+    )
+
+
+def show(found: dict[str, Any], path: str | None) -> None:
+    """The harness's table, and the results as JSON. Raises ValueError if the file cannot be written."""
+    from lm_eval.utils import make_table
+
+    from tasks.report import write_json
+
+    print(make_table(found))
+    if path:
+        write_json(path, found["results"])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line (default: the program's own). Returns the exit status."""
-    own, rest = parse_own(sys.argv[1:] if argv is None else argv)
-    args = parse_evaluate_args(rest, PROGRAM, "TEXT8")  # a task that needs no file named
-    if LM is object:
+    args = parse_evaluate_args(argv, PROGRAM, "TEXT8", ABOUT, {"the harness": FLAGS})  # a task that needs no file named
+    if importlib.util.find_spec("lm_eval") is None:
         refuse(PROGRAM, ["lm-evaluation-harness is not installed: pip install -r requirements-evaluation.txt"])
-    if not own.tasks:
+    if not args.tasks:
         refuse(PROGRAM, ["--tasks: name at least one, for instance --tasks lambada_openai,hellaswag"])
-    from lm_eval import simple_evaluate
-    from lm_eval.tasks import TaskManager
-    from lm_eval.utils import make_table
-
-    from tasks.report import write_json
-    from tasks.session import Session
-
     try:
-        session = Session(args)
-        manager = TaskManager(include_path=own.include_path)
-        names = own.tasks.split(",")
-        unknown = [name for name in names if name not in manager.all_tasks]
-        if unknown:
-            raise ValueError(
-                f"--tasks {','.join(unknown)}: the harness has no such task; --include-path DIR adds one's own"
-            )
-        model = HarnessModel(session.scorer, session.tokenizer)
-        found = simple_evaluate(
-            model, tasks=names, task_manager=manager, limit=own.limit, num_fewshot=own.num_fewshot, bootstrap_iters=0
-        )
+        found = evaluate(args)
+        if is_first_process():
+            show(found, args.json)
+    except ModuleNotFoundError as error:
+        refuse(PROGRAM, [not_installed(error)])
     except ValueError as error:
         refuse(PROGRAM, [str(error)])
     except OSError as error:  # a data set that is not there, or a network that is not
+        leave_to_first_process()
         reason = f"{PROGRAM}: the data of a task cannot be had ({error})"
         print(
             f"{reason}\nHINT: the harness's own tasks are fetched from the Hugging Face hub; --include-path DIR takes "
@@ -131,13 +102,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
+    except RuntimeError as error:
+        if "HINT:" not in str(error):
+            raise
+        leave_to_first_process()
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"{PROGRAM}: stopped, nothing was written", file=sys.stderr)
         return INTERRUPTED
-    if is_first():
-        print(make_table(found))
-    if args.json and is_first():
-        write_json(args.json, json.loads(json.dumps(found["results"], default=str)))
     return 0
 
 

@@ -14,6 +14,8 @@ from typing import Any, Callable, NamedTuple, Sequence
 import numpy as np
 
 from data.building import detokenizer
+from model.non_finite import NonFiniteError
+from model.scoring import perplexity
 from tasks import texts
 from tasks.names import PROTOCOLS
 from tasks.windows import DisjointWindows, RollingWindows, SlidingWindows
@@ -36,10 +38,11 @@ class Result:
     values: dict[str, float]  # measure -> value
     complete: bool  # False: cut short, the values are of the part that was scored
     subject: str  # what published figures are listed under: the task, or the published file
+    trouble: NonFiniteError | None = None  # the model's outputs were not finite: where that began
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return dataclasses.asdict(self)
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "trouble"}
 
 
 class Job(NamedTuple):
@@ -82,10 +85,12 @@ CORPORA = {
 }
 
 
-def perplexity(loss: float, tokens: float) -> float:
-    """exp of the mean loss; infinite where a double cannot hold it."""
-    mean = loss / tokens
-    return math.exp(mean) if mean < 700 else math.inf
+_MOST = 20.0  # nats; Megatron-LM's bound on what it takes the exp of
+
+
+def bounded_perplexity(loss: float) -> float:
+    """exp of a mean loss in nats, of _MOST if it is larger. What is not finite stays so."""
+    return perplexity(_MOST if _MOST < loss < math.inf else loss)
 
 
 def count_words(text: str) -> int:
@@ -104,8 +109,8 @@ def adjusted_values(bpe: int, words: int) -> Callable[[float, int], dict[str, fl
         mean = loss / scored
         return {
             "loss": mean,
-            "ppl": math.exp(min(20.0, mean)),
-            "adjusted ppl": math.exp(min(20.0, mean * ratio)),
+            "ppl": bounded_perplexity(mean),
+            "adjusted ppl": bounded_perplexity(mean * ratio),
             "token ratio": ratio,
         }
 
@@ -151,7 +156,7 @@ class Planner:
     def _token(self, text: str, detokenize: Any, protocol: str) -> tuple:
         ids = self._encode(text)
         cut = DisjointWindows(ids, self.window)
-        return self.window, {"bpe": len(ids)}, cut, lambda loss, n: {"loss": loss / n, "ppl": perplexity(loss, n)}
+        return self.window, {"bpe": len(ids)}, cut, lambda loss, n: {"loss": loss / n, "ppl": perplexity(loss / n)}
 
     def _joined(self, text: str, detokenize: Any, protocol: str) -> tuple:
         return self._token(texts.joined_lines(text), None, protocol)
@@ -165,7 +170,11 @@ class Planner:
 
         def values(loss: float, scored: int) -> dict[str, float]:
             share = scored / bpe  # 1, or the part of the words that a cut-short run may count
-            return {"loss": loss / scored, "ppl": perplexity(loss, scored), "word ppl": perplexity(loss, words * share)}
+            return {
+                "loss": loss / scored,
+                "ppl": perplexity(loss / scored),
+                "word ppl": perplexity(loss / (words * share)),
+            }
 
         counts = {"bpe": bpe, "words": words, "articles": len(pages)}
         return self.window, counts, RollingWindows(encoded, self.window, self.tokenizer.eot_id), values
@@ -183,7 +192,7 @@ class Planner:
         def values(loss: float, scored: int) -> dict[str, float]:
             bits = {f"bits per {unit}": loss / scored / math.log(2) * len(ids) / units}
             if protocol != "adjusted":
-                return {"loss": loss / scored, "ppl": perplexity(loss, scored), **bits}
+                return {"loss": loss / scored, "ppl": perplexity(loss / scored), **bits}
             return {**per_word(loss, scored), **(bits if detokenize is None else {})}
 
         return self.stride, counts, cut, values

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Sequence
 
 from corpora.atomic import atomic_file
+from corpora.strict_json import json_text
 from model.config import GPT2Config, parameter_count
 from tasks.protocols import Result
 from tasks.published import comparable
@@ -55,12 +55,14 @@ def _number(measure: str, value: float) -> str:
 def last_lines(results: Sequence[Result], strict: bool) -> list[str]:
     """The reference application's last line for WikiText and for LAMBADA, if they were evaluated to the end.
 
+    Programs read numbers out of them: a result that is not finite has none.
+
     `strict`: LAMBADA's is about the last word, not the last BPE token.
     """
     lines = []
     for result in results:
         values = result.values
-        if not result.complete:
+        if not result.complete or result.trouble:
             continue
         if result.task != "LAMBADA" and result.protocol == "adjusted":
             lines.append(
@@ -95,9 +97,9 @@ def as_json(results: Sequence[Result], checkpoint: str, config: GPT2Config) -> d
 
 
 def write_json(path: str, content: Any) -> None:
-    """Writes a JSON file, whole or not at all. Raises ValueError if it cannot be."""
+    """Writes a JSON file, whole or not at all, with null for what is not finite. Raises ValueError if it cannot be."""
     try:
         with atomic_file(Path(path)) as file:
-            file.write((json.dumps(content, indent=2) + "\n").encode("utf-8"))
+            file.write((json_text(content, indent=2) + "\n").encode("utf-8"))
     except OSError as error:
         raise ValueError(f"--json {path}: cannot be written ({error.strerror}); choose another file") from error

@@ -14,8 +14,9 @@ from model.checkpoint import load_pretrained
 from model.config import GPT2Config
 from model.gpt2 import GPT2LMHeadModel
 from model.ipu_options import forward_options, instance, join_instances
+from model.non_finite import NonFiniteError
 from model.placement import outline, place, serialize_head
-from model.scoring import Scorer
+from model.scoring import Item, Scorer, Scores, perplexity
 from tasks import ranks, texts
 from tasks.lambada import encode_rows, item_of, score_bucketed
 from tasks.names import FILES
@@ -99,6 +100,11 @@ class Session:
                 planned += [CorpusEvaluation(self, job) for job in self._planner.jobs(task, path, args.protocols)]
         return planned
 
+    def trouble(self, items: Sequence[Item], scores: Scores) -> NonFiniteError | None:
+        """The error for items whose scores, of all processes, are not finite; None: all are finite."""
+        number = scores.first_non_finite()
+        return None if number is None else self.scorer.non_finite(items[number])
+
     def progress(self, name: str, items: int, tokens: int) -> Progress:
         """Silent in all processes but the first."""
         interval = self.args.log_interval
@@ -125,7 +131,9 @@ class CorpusEvaluation(Evaluation):
         with self._session.progress(f"{job.task} {job.protocol}", len(cut), total) as progress:
             scores = self._session.scorer.score(cut, cut.length, cut.width, progress.until(asked))
         loss, scored = ranks.combine(scores).total()
-        return [job.result(loss, scored, scored == total)]
+        result = job.result(loss, scored, scored == total)
+        result.trouble = self._session.trouble(cut, scores)
+        return [result]
 
 
 class LambadaEvaluation(Evaluation):
@@ -144,6 +152,7 @@ class LambadaEvaluation(Evaluation):
         with self._session.progress("LAMBADA", len(self._items), total) as progress:
             scores = score_bucketed(self._session.scorer, self._items, progress.until(asked))
         ranks.combine(scores)
+        trouble = self._session.trouble(self._items, scores)
         rows, counts = self._rows, scores.counts
         hits = np.asarray([scores.hits[n, : len(row.target)].all() for n, row in enumerate(rows)])
         losses = scores.losses.sum(axis=1, dtype=np.float64)
@@ -154,14 +163,17 @@ class LambadaEvaluation(Evaluation):
         width = np.maximum(counts[last_at] - 1, 0)
         done = counts[last_at] > 0
         last = self._result("last-bpe", done, scores.hits[last_at, width], scores.losses[last_at, width])
+        last.trouble = whole.trouble = trouble
         return [last, whole]
 
     def _result(self, protocol: str, done: np.ndarray, hits: np.ndarray, losses: np.ndarray) -> Result:
         rows = int(done.sum())
         values = {}
         if rows:
-            correct, mean = int(hits[done].sum()), float(losses[done].mean(dtype=np.float64))
-            values = {"correct": correct, "accuracy": correct / rows, "ppl": math.exp(min(700.0, mean))}
+            mean = float(losses[done].mean(dtype=np.float64))
+            # Of scores that are not finite the largest is no choice of the model's.
+            correct = int(hits[done].sum()) if math.isfinite(mean) else math.nan
+            values = {"correct": correct, "accuracy": correct / rows, "ppl": perplexity(mean)}
         counts = {"bpe": sum(map(len, self._plain)), "scored": rows, "rows": len(self._rows)}
         window = self._session.args.seq_length
         return Result(

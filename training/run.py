@@ -25,6 +25,7 @@ from model.checkpoint import VOCAB_MULTIPLE, load_pretrained, recover_interrupte
 from model.config import DROPOUTS, GPT2Config
 from model.gpt2 import GPT2LMHeadModel
 from model.ipu_options import forward_options, instance, join_instances, training_options
+from model.non_finite import first_non_finite_weight
 from model.pretraining import PretrainingModel
 from training import state as training_state
 from training.arithmetic import arithmetic, samples_per_call
@@ -98,6 +99,12 @@ def load_or_make(args: argparse.Namespace) -> GPT2LMHeadModel:
             f"--pretrained-checkpoint {args.pretrained_checkpoint}: its shape is not that of {flag} "
             f"({', '.join(different)}). Name the model it was made with: --config "
             f"{Path(args.pretrained_checkpoint) / 'config.json'}"
+        )
+    weight = first_non_finite_weight(gpt2)
+    if weight is not None:
+        raise ValueError(
+            f"--pretrained-checkpoint {args.pretrained_checkpoint}: {weight}, so that nothing can be computed "
+            "with them; name a checkpoint from before the run that made this one diverged"
         )
     return gpt2
 

@@ -2,7 +2,9 @@
 
 import pytest
 import tiny_checkpoint
+import torch
 
+from model.checkpoint import save_pretrained
 from tasks import compare
 
 
@@ -72,3 +74,19 @@ def test_names_in_the_picture_differ():
     assert compare.short_names(["a/step_1", "a/step_2"]) == ["step_1", "step_2"]
     assert compare.short_names(["runs/a/step_1", "runs/b/step_1"]) == ["a/step_1", "b/step_1"]
     assert compare.short_names(["a", "a"]) == ["a", "a"]
+
+
+def test_a_checkpoint_that_is_not_finite_comes_last_and_is_named(tmp_path, capsys):
+    gpt2 = tiny_checkpoint.write(tmp_path)
+    broken = tmp_path / "broken"
+    with torch.no_grad():
+        gpt2.transformer.h[0].ln_1.bias[0] = float("nan")
+    save_pretrained(gpt2, broken)
+    (broken / "tokenizer.json").write_bytes((tmp_path / "checkpoint" / "tokenizer.json").read_bytes())
+    data = tmp_path / "data" / "wikitext-103" / "wiki.test.tokens"
+    words = [str(broken), str(tmp_path / "checkpoint"), "--valid-data", str(data), "--protocols", "token"]
+    assert compare.main(words) == 1
+    captured = capsys.readouterr()
+    _, first, last = captured.out.splitlines()
+    assert first.startswith(str(tmp_path / "checkpoint")) and last.startswith(str(broken)) and last.endswith(" nan")
+    assert f"{broken}: " in captured.err and "transformer.h.0.ln_1" in captured.err

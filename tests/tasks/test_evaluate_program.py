@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 import tiny_checkpoint
+import torch
 
+from model.checkpoint import save_pretrained
 from model.config import GPT2Config
 from tasks import evaluation, published, report
 from tasks.protocols import Result
@@ -236,3 +238,26 @@ def test_the_last_line_of_lambada_is_about_what_was_asked_for():
         "number correct: 3.0000E+00, total examples: 4.0000E+00"
     )
     assert report.last_lines(results, strict=True)[0].endswith("avg accuracy: 2.5000E-01")
+
+
+@pytest.mark.parametrize("value, fp16", [(math.nan, False), (math.inf, False), (7e4, True)], ids=str)
+def test_outputs_that_are_not_finite_are_no_result(tmp_path, value, fp16):
+    """NaN and infinity in a weight, and a weight that half cannot hold: nan in the table, null in JSON, status 1."""
+    gpt2 = tiny_checkpoint.write(tmp_path)
+    with torch.no_grad():
+        gpt2.transformer.h[1].mlp.c_fc.weight[0, 0] = value
+    save_pretrained(gpt2, tmp_path / "checkpoint")
+    path = tmp_path / "results.json"
+    words = ["--all", "--seq-length", 0, "--overlapping-eval", 8, "--json", path, "--fp16", fp16]
+    status, out, err = run(tmp_path, *words)
+    assert status == 1, out
+    assert "first layer whose output is not: transformer.h.1.mlp.c_fc" in err and "HINT: " in err
+    assert ("without --fp16" in err) == fp16 and "Traceback" not in err
+    assert "avg loss" not in out and "number correct" not in out
+    found = json.loads(path.read_text(encoding="utf-8"), parse_constant=pytest.fail)["results"]
+    assert len(found) == 6
+    for result in found:
+        measures = {name: value for name, value in result["values"].items() if name != "token ratio"}
+        assert set(measures.values()) == {None}, (result["protocol"], measures)
+    assert re.search(r"^LAMBADA +last-bpe .*ppl nan, accuracy nan %", out, re.MULTILINE), out
+    assert re.search(r"^WIKITEXT103 +adjusted .*adjusted ppl nan", out, re.MULTILINE), out

@@ -97,3 +97,65 @@ def test_data_that_cannot_be_had_are_an_error_without_a_traceback(tmp_path, monk
     assert harness.main([*words, "--tasks", "words"]) == 1
     error = capsys.readouterr().err
     assert "the data of a task cannot be had" in error and "HINT: " in error and "Traceback" not in error
+
+
+# Context and continuation, and what is said of them: what the harness's own model answers with an error.
+NOTHING_SCORED = {
+    "the continuation merges into the last token of the context": ("the t", "own"),
+    "the context is white space alone": (" \n ", "the town"),
+    "the continuation is empty": ("", ""),
+    "tokens, more than the 32 that the model sees": ("", " ".join(tiny_checkpoint.ROWS)),
+    "tokens, more than the 32 that the model": ("the town", " ".join(["", *tiny_checkpoint.ROWS])),
+}
+
+
+@pytest.mark.parametrize("said", NOTHING_SCORED)
+def test_a_choice_of_which_nothing_is_scored_does_not_win(tmp_path, said):
+    """Both models raise; ours names both texts, before anything is scored."""
+    import transformers
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+    from test_evaluation_protocols import scorer
+
+    from tasks.harness import HarnessModel
+
+    context, continuation = NOTHING_SCORED[said]
+    gpt2 = tiny_checkpoint.write(tmp_path)
+    checkpoint = str(tmp_path / "checkpoint")
+    requests = [Instance("loglikelihood", {}, pair, 0) for pair in (("the river", " flows"), (context, continuation))]
+    ours = HarnessModel(scorer(gpt2), tiny_checkpoint.tokenizer())
+    with pytest.raises(ValueError) as told:
+        ours.loglikelihood(requests)
+    text = str(told.value)
+    assert said in text and repr(context) in text and repr(continuation[-160:]) in text
+    assert len(ours.loglikelihood(requests[:1])) == 1
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_file=f"{checkpoint}/tokenizer.json", eos_token="<|endoftext|>", bos_token="<|endoftext|>"
+    )
+    theirs = HFLM(
+        pretrained=transformers.GPT2LMHeadModel.from_pretrained(checkpoint), tokenizer=fast, device="cpu",
+        batch_size=1, max_length=32,
+    )  # fmt: skip
+    with pytest.raises((AssertionError, IndexError)):
+        theirs.loglikelihood(requests, disable_tqdm=True)
+
+
+def test_outputs_that_are_not_finite_end_the_harness(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    import torch
+
+    from model.checkpoint import save_pretrained
+    from tasks import harness
+
+    gpt2 = tiny_checkpoint.write(tmp_path)
+    with torch.no_grad():
+        gpt2.transformer.h[1].ln_1.bias[0] = float("nan")
+    save_pretrained(gpt2, tmp_path / "checkpoint")
+    (tmp_path / "tasks").mkdir()
+    write_tasks(tmp_path / "tasks")
+    words = ["--pretrained-checkpoint", str(tmp_path / "checkpoint"), "--include-path", str(tmp_path / "tasks")]
+    for task in ("words", "choices", "rolling"):
+        assert harness.main([*words, "--tasks", task, "--seq-length", "0"]) == 1
+        error = capsys.readouterr().err
+        assert "not finite" in error and "transformer.h.1.ln_1" in error and "HINT: " in error, error

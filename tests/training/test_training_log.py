@@ -13,7 +13,7 @@ from tiny_run import NO_DROPOUT, flags, run_here, write_config, write_corpus
 
 from arguments import parse_train_args
 from data.loading.generated import GeneratedDataset
-from model.checkpoint import load_pretrained
+from model.checkpoint import load_pretrained, save_pretrained
 from model.config import GPT2Config
 from training.log import clock as clocks
 from training.log import run_log
@@ -255,3 +255,26 @@ def test_the_held_out_loss_follows_the_training(folder):
     losses = numbers(LOSS, done.out)
     assert before == pytest.approx(losses[0], abs=0.2) and after == pytest.approx(losses[-1], abs=0.4)
     assert torch.isfinite(torch.tensor(losses)).all()
+
+
+def test_no_run_starts_from_weights_that_are_not_finite(folder):
+    done = run_here(flags(folder, epochs=1, save_model_path=folder / "save"))
+    assert done.status == 0, done.err
+    (checkpoint,) = (folder / "save").glob("epoch_*")
+    gpt2 = load_pretrained(checkpoint)
+    with torch.no_grad():
+        gpt2.transformer.h[1].mlp.c_fc.weight[0, 0] = math.nan
+    save_pretrained(gpt2, folder / "broken")
+    done = run_here(flags(folder, epochs=1, pretrained_checkpoint=folder / "broken"))
+    assert done.status == 2 and "Traceback" not in done.err, done.err
+    said = f"--pretrained-checkpoint {folder / 'broken'}: transformer.h.1.mlp.c_fc.weight, 1 of whose "
+    assert said in done.err and "name a checkpoint from before" in done.err
+
+
+def test_a_held_out_loss_that_is_not_finite_has_no_perplexity_and_ends_the_run(folder, monkeypatch):
+    """exp(nan) is nan, not infinity."""
+    corpus = write_corpus(folder / "corpus.pkl", articles=30)
+    monkeypatch.setattr(Validator, "loss", lambda self: math.nan)
+    done = run_here(flags(folder, train_path=corpus, stride=16, val_num=4, epochs=1))
+    assert done.status == 1 and "Traceback" not in done.err, done.err
+    assert "held-out perplexity: nan, held-out loss: nan" in done.out and "no longer finite" in done.err

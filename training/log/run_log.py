@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
-import math
 import os
 import shutil
 import sys
@@ -17,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from command_line.checks import BadFlags
+from corpora.strict_json import json_text
 from model.config import GPT2Config
 from model.ipu_options import instance
+from model.scoring import perplexity
 from training.log import machine
 from training.log.clock import Clock, time_text
 from training.log.curves import CurveFile, ReferenceCurve, Row, draw
@@ -115,8 +115,9 @@ class RunLog:
     def validation(self, step: int, loss: float) -> None:
         """The held-out loss after a step, in nats a token, and its perplexity."""
         # The loss stands last: benchmarks read `loss: …,` of the training steps.
-        perplexity = math.exp(loss) if loss < 700.0 else math.inf
-        self._print(f"validation after step {step}, held-out perplexity: {perplexity:.2f}, held-out loss: {loss:.4f}")
+        self._print(
+            f"validation after step {step}, held-out perplexity: {perplexity(loss):.2f}, held-out loss: {loss:.4f}"
+        )
         if self._curves is not None:
             self._curves.add({"step": step, "tokens": step * self._tokens_a_step, "validation_loss": loss})
         for sink in self._sinks:
@@ -206,7 +207,7 @@ class RunLog:
     def _write_run(self) -> None:
         path = self._folder / "run.json"
         temporary = path.with_name(".run.json.part")
-        temporary.write_text(json.dumps(self._run, indent=2, default=str) + "\n", encoding="utf-8")
+        temporary.write_text(json_text(self._run, indent=2, default=str) + "\n", encoding="utf-8")
         os.replace(str(temporary), str(path))
 
     def _use(self, reader: Any, flag: str, path: str | None) -> Any:
