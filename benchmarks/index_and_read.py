@@ -32,7 +32,6 @@ from typing import Any, Callable
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from benchmarks import index_and_read_sides as measured  # noqa: E402
 from benchmarks import record  # noqa: E402
 
 SIDES = ("ours", "megatron")
@@ -62,6 +61,8 @@ def alternate(rounds: int, call: Callable[[str], dict[str, Any]], value: str) ->
 
 def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Everything, with its progress on stdout."""
+    from benchmarks import index_and_read_sides as measured  # brings numpy, which --help need not wait for
+
     context = multiprocessing.get_context("spawn")
     results: dict[str, Any] = {}
     pools = {side: ProcessPoolExecutor(1, context, measured.start, (side,)) for side in SIDES}
@@ -96,6 +97,7 @@ def opening(
     results: dict[str, Any], args: argparse.Namespace, pools: dict[str, Any], folder: Path, prefix: str
 ) -> None:
     """Opening the corpus for the first time, and again."""
+    from benchmarks import index_and_read_sides as measured
 
     def call(side: str, fresh: bool) -> dict[str, Any]:
         cache = folder / "opening"
@@ -113,6 +115,8 @@ def opening(
 
 def workers(results: dict[str, Any], args: argparse.Namespace, pool: Any, prefix: str, tokens: int) -> None:
     """Ours with loader processes, and the wait of a training loop."""
+    from benchmarks import index_and_read_sides as measured
+
     for count in (1, 2):
         rates = [
             pool.submit(measured.read_all, "ours", prefix, T, "", "sequential", count, limit("ours", tokens)).result()

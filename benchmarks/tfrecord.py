@@ -19,14 +19,15 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Callable
+from typing import TYPE_CHECKING, Any, Callable
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import numpy as np  # noqa: E402
-
 from benchmarks import record  # noqa: E402
+
+if TYPE_CHECKING:
+    import numpy as np
 
 T = 1024
 VOCABULARY = 50257
@@ -35,6 +36,8 @@ BATCH = 512  # samples asked for at once
 
 def make_corpus(path: Path, samples: int) -> None:
     """Articles of one window each, whose ids have frequencies of 1 / rank as text has: about 2.2 bytes an id."""
+    import numpy as np  # here and below: --help need not wait for it
+
     from data.articles.pickle_file import write_articles
 
     rng = np.random.default_rng(0)
@@ -45,6 +48,7 @@ def make_corpus(path: Path, samples: int) -> None:
 
 def sides(folder: Path, samples: int) -> dict[str, dict[str, Callable[[], Any]]]:
     """What is measured, and for each the calls that do it for all samples."""
+    import numpy as np
     from tfrecord.reader import tfrecord_loader
     from tfrecord.writer import TFRecordWriter
 

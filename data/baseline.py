@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Iterable, Union
+from typing import TYPE_CHECKING, Iterable, Union
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
-Ids = Union[np.ndarray, Iterable[np.ndarray]]
+    Ids = Union[np.ndarray, Iterable[np.ndarray]]
 
 _CHUNK = 1 << 24  # np.bincount works on int64: a copy of the ids, bounded
 
@@ -17,6 +18,8 @@ def unigram_cross_entropy(train_tokens: Ids, held_out_tokens: Ids, vocab: int) -
     Both are one array of ids or several, of any shape; ids below 0 (labels that are padding) do not count.
     p(t) = (count(t) + 1) / (N + vocab). Raises ValueError for ids of `vocab` or more, or if nothing is held out.
     """
+    import numpy as np  # here and below: --help need not wait for it
+
     train, held_out = _counts(train_tokens, vocab), _counts(held_out_tokens, vocab)
     if held_out.sum() == 0:
         raise ValueError("no held-out token to compute a cross-entropy of; hold out more with --val-num")
@@ -25,6 +28,8 @@ def unigram_cross_entropy(train_tokens: Ids, held_out_tokens: Ids, vocab: int) -
 
 
 def _counts(ids: Ids, vocab: int) -> np.ndarray:
+    import numpy as np
+
     counts = np.zeros(vocab, dtype=np.int64)
     for array in [ids] if hasattr(ids, "reshape") else ids:
         flat = np.asarray(array).reshape(-1)

@@ -12,16 +12,15 @@ import argparse
 import sys
 import time
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 if __package__ in (None, ""):
     # Started as a script: the repository and not data/ is where modules are found (data/ has a tfrecord, like
     # the well-known package).
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import numpy as np  # noqa: E402
-
-from data.tfrecord.writer import TFRecordWriter  # noqa: E402
+if TYPE_CHECKING:
+    from data.tfrecord.writer import TFRecordWriter
 
 _LARGEST_ID = 2**31 - 1  # any corpus will do: which model it fits is the loader's to say
 
@@ -86,8 +85,11 @@ def write_corpus(source: Path, folder: Path, window: int, stride: int, shards: i
     Raises ValueError for a corpus that cannot be read or has too few articles that are long enough, and for a folder
     with other TFRecord files.
     """
+    import numpy as np  # and torch with the others: --help need not wait for them
+
     from data.articles.corpus import open_corpus
-    from data.loading.windows import windows_per_article  # brings torch, which --help need not wait for
+    from data.loading.windows import windows_per_article
+    from data.tfrecord.writer import TFRecordWriter
 
     corpus = open_corpus(source, _LARGEST_ID + 1)
     progress = Progress(int(windows_per_article(np.diff(corpus.offsets), window - 1, stride).sum()), stream)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Iterable
+from typing import TYPE_CHECKING, Iterable
 
-import tokenizers
-from tokenizers import models, pre_tokenizers, trainers
-
-from tokenizer.bpe import EOT, Tokenizer, make_byte_level
+if TYPE_CHECKING:
+    from tokenizer.bpe import Tokenizer
 
 # The 256 bytes and <|endoftext|>, before the first merge.
 SMALLEST_VOCAB = 257
@@ -21,6 +19,11 @@ def train_bpe(texts: Iterable[str], vocab_size: int = 30522) -> Tokenizer:
     """
     if vocab_size < SMALLEST_VOCAB:
         raise ValueError(f"a byte-level vocabulary needs {SMALLEST_VOCAB} entries or more, not {vocab_size}")
+    import tokenizers  # here: a command line that only knows SMALLEST_VOCAB need not wait for it
+    from tokenizers import models, pre_tokenizers, trainers
+
+    from tokenizer.bpe import EOT, Tokenizer, make_byte_level
+
     backend = tokenizers.Tokenizer(models.BPE())
     make_byte_level(backend)
     trainer = trainers.BpeTrainer(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Iterator, TextIO
+from typing import TYPE_CHECKING, Iterator, TextIO
 
 if __package__ in (None, ""):
     # Started as a script: the repository and not tokenizer/ is where modules are found.
@@ -22,8 +22,10 @@ from corpora.documents import DocumentReader  # noqa: E402
 from corpora.pieces import Corpus  # noqa: E402
 from corpora.program import add_input_flags, reported  # noqa: E402
 from corpora.sources import guess, open_source  # noqa: E402
-from tokenizer.bpe import Tokenizer  # noqa: E402
 from tokenizer.learning import SMALLEST_VOCAB, train_bpe  # noqa: E402
+
+if TYPE_CHECKING:
+    from tokenizer.bpe import Tokenizer
 
 # Text that a vocabulary is learnt from: more gives the same words, and memory grows with the words that occur.
 LEARNING_BYTES = 128 << 20

@@ -9,11 +9,10 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from . import suite
-from .results import Report
-from .spec import Benchmark, SpecError, load, select
+if TYPE_CHECKING:
+    from .spec import Benchmark
 
 PROGRAM = "examples_utils benchmark"
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
@@ -59,6 +58,10 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     """Runs the command line. Returns the exit status."""
     args = parser().parse_args(argv)
+    from . import suite  # these bring YAML and more, which --help and a mistyped flag need not wait for
+    from .results import Report
+    from .spec import SpecError, load, select
+
     logging.basicConfig(level=args.logging, stream=sys.stderr, format="%(levelname)s %(message)s")
     stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     folder = (args.log_dir or Path("benchmark_logs") / stamp).absolute()
@@ -96,6 +99,8 @@ def _interrupt(number: int, frame: Any) -> None:
 
 
 def _check_columns(columns: list[str] | None, benchmarks: list[Benchmark]) -> None:
+    from .spec import SpecError
+
     known = {name for each in benchmarks for name in [*(metric.name for metric in each.data), *each.derived]}
     unknown = sorted(set(columns or ()) - known)
     if unknown:
@@ -106,6 +111,8 @@ def _check_columns(columns: list[str] | None, benchmarks: list[Benchmark]) -> No
 
 
 def _make_folder(folder: Path) -> None:
+    from .spec import SpecError
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".tried").touch()
