@@ -21,6 +21,7 @@ from command_line.training_checks import (
     check_available,
     check_boundaries,
     check_checkpoints,
+    check_global_batch,
     check_log,
     check_optimizer,
     check_recompute,
@@ -54,6 +55,7 @@ def parse_train_args(
     config = check_config(problems)
     if config:
         check_boundaries(problems, config)
+    check_global_batch(problems, trains)
     placed = problems.sound("layers_per_ipu", "ipus_per_replica")
     if config and placed:
         check_layers(problems, config.n_layer, trains)

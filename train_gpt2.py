@@ -45,6 +45,7 @@ def train(run: TrainingRun, log: RunLog, interruption: Interruption) -> None:
                     run.compile(call)
             learning_rate = run.schedule.get_last_lr()[0]
             losses, accuracies = run.executor(**call._asdict())
+            interruption.at_once = False  # from the first call on there is something to save
             del call  # it can be half a gigabyte, and the next one is under way
             run.schedule.step()
             run.executor.setOptimizer(run.optimizer)  # the device learns of a new rate in no other way
@@ -86,24 +87,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv, run = sys.argv[1:] if argv is None else argv, None
     try:
         args = parse_train_args(argv)
+        if args.batch_size == "auto":
+            from training import micro_batch
+
+            print(micro_batch.choose(args), flush=True)
         for line in arithmetic(args) + args.notes:
             print(line, flush=True)
+        from training import memory
         from training.log import machine
         from training.log.run_log import RunLog
         from training.run import TrainingRun
 
         print(machine.device_line(), flush=True)
-        run = TrainingRun(args)
-        if args.compile_only:
-            run.compile_only()
-            print("\n".join(run.plan()))
-            return 0
-        if run.position.step >= run.calls:
-            print(f"all {run.calls:,} steps are done already: raise --epochs or --training-steps to go on")
-            return 0
-        counts = (run.calls, run.position.step, run.samples_a_call)
-        with Interruption() as interruption, RunLog(args, run.model.gpt2.config, *counts, run.optimizer) as log:
-            train(run, log, interruption)
+        with memory.explained(args):
+            run = TrainingRun(args)
+            if args.compile_only:
+                run.compile_only()
+                print("\n".join(run.plan()))
+                return 0
+            if run.position.step >= run.calls:
+                print(f"all {run.calls:,} steps are done already: raise --epochs or --training-steps to go on")
+                return 0
+            counts = (run.calls, run.position.step, run.samples_a_call)
+            log = RunLog(args, run.model.gpt2.config, *counts, run.optimizer)
+            with Interruption(at_once=True) as interruption, log:
+                train(run, log, interruption)
     except KeyboardInterrupt:
         if run is None:
             print("Stopped before the first step; nothing is lost.", file=sys.stderr)

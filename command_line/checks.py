@@ -143,11 +143,14 @@ def check_layers(problems: Problems, n_layer: int, trains: bool) -> None:
         problems.add("layers_per_ipu", f"{sum(layers)} blocks{each}, but the model has {n_layer}; {remedy}")
     elif trains and count_fits and problems.sound("gradient_accumulation"):
         stages = forward_stages(layers)
-        if args.gradient_accumulation < 2 * stages - 1:
+        least, dest, samples = 2 * stages - 1, "gradient_accumulation", 1
+        if args.global_batch_size is not None:  # the accumulation follows from it
+            dest, samples = "global_batch_size", args.global_batch_size // args.gradient_accumulation
+        if args.gradient_accumulation < least:
             problems.add(
-                "gradient_accumulation",
+                dest,
                 f"a pipeline of {stages} forward stages ({problems.shown('layers_per_ipu')}) needs at least "
-                f"2 x {stages} - 1 = {2 * stages - 1} micro-batches a weight update; raise it to {2 * stages - 1}",
+                f"2 x {stages} - 1 = {least} micro-batches a weight update; raise it to {least * samples}",
             )
     args.layers_per_ipu, args.ipus_per_replica = layers, len(layers) if count_fits else ipus
 

@@ -42,6 +42,18 @@ def whole(least: int, most: float = math.inf) -> Kind:
     return Kind("N", parse)
 
 
+def or_word(kind: Kind, word: str) -> Kind:
+    """A value of that kind, or this word, which stays as it is."""
+
+    def parse(text: str) -> Any:
+        try:
+            return word if text == word else kind.parse(text)
+        except ValueError as error:
+            raise ValueError(f"{error}, or {word}") from error
+
+    return Kind(f"{kind.shown}|{word}", parse)
+
+
 def real(low: float, high: float = math.inf, above: bool = False) -> Kind:
     """A finite number from `low` to `high`; `above` leaves `low` itself out."""
     limits = f"{'above' if above else 'of at least'} {low:g}" + (f" and at most {high:g}" if high < math.inf else "")

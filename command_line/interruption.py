@@ -1,4 +1,4 @@
-"""Ctrl-C in a long run: the first ends the run after the current call, the second at once."""
+"""Ctrl-C in a long run: the first ends the run after the current call, the second (in the first call: it) at once."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ _ASKED = (
 
 
 class Interruption:
-    """Counts SIGINTs inside `with`. `asked` says that the run shall end; the second one raises KeyboardInterrupt."""
+    """Counts SIGINTs inside `with`. `asked` says that the run shall end; the second one raises KeyboardInterrupt.
 
-    def __init__(self, notice: str = _ASKED) -> None:
+    While `at_once` is true, because there is nothing yet that waiting would keep, the first one does.
+    """
+
+    def __init__(self, notice: str = _ASKED, at_once: bool = False) -> None:
         """`notice` is what the first SIGINT prints on stderr."""
-        self._count, self._notice = 0, f"\n{notice}\n".encode()
+        self._count, self._notice, self.at_once = 0, f"\n{notice}\n".encode(), at_once
 
     @property
     def asked(self) -> bool:
@@ -37,10 +40,10 @@ class Interruption:
 
     def _handle(self, number: int, frame: Any) -> None:
         self._count += 1
+        if self._count == (1 if self.at_once else 2):
+            raise KeyboardInterrupt  # a further one must not disturb what this one sets going
         if self._count == 1:
             os.write(2, self._notice)  # print could meet the print that the signal interrupted
-        elif self._count == 2:
-            raise KeyboardInterrupt  # a third one must not disturb what this one sets going
 
 
 def ignore_in_worker(worker_id: int) -> None:

@@ -152,6 +152,38 @@ def check_schedule(problems: Problems) -> None:
         problems.add("lr_warmup_steps", f"longer than {problems.shown('lr_decay_steps')}; {remedy}")
 
 
+def check_global_batch(problems: Problems, trains: bool) -> None:
+    """--gradient-accumulation follows from --global-batch-size, which the micro-batches of all replicas divide.
+
+    Of --batch-size auto, args.gradient_accumulation becomes the micro-batches that a replica has if each is one sample:
+    the most there can be.
+    """
+    args = problems.args
+    auto = args.batch_size == "auto"
+    if auto and not trains:
+        problems.add("batch_size", "only train_gpt2.py looks for a micro-batch; give a number")
+        args.batch_size = 1
+    elif auto and args.compile_only:
+        problems.add("batch_size", "--compile-only tries nothing out; give a number")
+        args.batch_size = 1
+    elif auto and args.global_batch_size is None and problems.sound("global_batch_size"):
+        problems.add("batch_size", "needs the samples of a weight update, --global-batch-size N; add it")
+        args.batch_size = 1
+    if args.global_batch_size is None or not problems.sound("batch_size", "replication_factor", "global_batch_size"):
+        return
+    if "gradient_accumulation" in args.typed:
+        problems.add("global_batch_size", "decides --gradient-accumulation; leave one of the two out")
+        return
+    least = (1 if auto else args.batch_size) * args.replication_factor
+    if args.global_batch_size % least:
+        parts = [] if auto else [problems.shown("batch_size")]
+        parts.append(problems.shown("replication_factor"))
+        nearest = max(least, args.global_batch_size // least * least)
+        problems.add("global_batch_size", f"no multiple of {' x '.join(parts)}; the next is {nearest}")
+        return
+    args.gradient_accumulation = args.global_batch_size // least
+
+
 def check_optimizer(problems: Problems) -> None:
     """Two betas below 1, a floor below the peak of the learning rate, and clipping where PopTorch has it.
 

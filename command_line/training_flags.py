@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from command_line.flags import BOOLEAN, PATH, TEXT, Flag, one_of, real, whole
+from command_line.flags import BOOLEAN, PATH, TEXT, Flag, one_of, or_word, real, whole
 from model.config import MODELS
 
 MODEL = (
@@ -90,6 +90,14 @@ BATCH = (  # samples a call = the product of the four
     Flag("--device-iterations", 4, whole(1), "weight updates (outside training: micro-batches) in a call"),
     Flag("--replication-factor", 1, whole(1), "data-parallel replicas"),
 )
+TRAIN_BATCH = (
+    BATCH[0]._replace(
+        kind=or_word(whole(1), "auto"),
+        help=BATCH[0].help + "; auto: the largest that fits, with --global-batch-size",
+    ),
+    *BATCH[1:],
+    Flag("--global-batch-size", None, whole(1), "samples in a weight update, in place of --gradient-accumulation"),
+)
 PLACEMENT = (
     Flag("--layers-per-ipu", None, whole(0), "blocks on each IPU; one number: the same on each; none: one IPU", True),
     Flag("--ipus-per-replica", 4, whole(1), "IPUs of one replica; follows --layers-per-ipu if that lists them"),
@@ -112,6 +120,6 @@ TRAIN_GROUPS = {
     "data": DATA,
     "training": TRAINING,
     "log": LOG,
-    "batch": BATCH,
+    "batch": TRAIN_BATCH,
     "placement and memory": PLACEMENT,
 }

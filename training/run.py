@@ -30,6 +30,7 @@ from model.pretraining import PretrainingModel
 from training import state as training_state
 from training.arithmetic import arithmetic, samples_per_call
 from training.label_counts import Call, LabelCounter
+from training.memory import is_out_of_memory
 from training.optimization import make_optimizer, make_schedule, warmup_length
 from training.plan import plan_lines
 from training.validation import Validator
@@ -181,6 +182,12 @@ class TrainingRun:
         except poptorch.Error as error:
             raise BadFlags(f"the program was started as one of several processes: {error}") from error
         self.args, self.samples_a_call = args, samples_per_call(args)
+        batch = args.batch_size * args.gradient_accumulation * args.replication_factor * instance()[1]
+        if args.global_batch_size not in (None, batch):
+            raise BadFlags(
+                f"--global-batch-size {args.global_batch_size}: with the launcher's processes and replicas a weight "
+                f"update has {batch} samples; give --gradient-accumulation instead"
+            )
         state, gpt2, self.samples, held_out = read_inputs(args)
         self.sampler = make_sampler(self.samples, args.seed, Shard(*instance(), self.samples_a_call))
         self.samples_a_step = self.sampler.shard.group  # of all processes
@@ -314,7 +321,10 @@ class TrainingRun:
     def _compile(self, call: Call) -> None:
         try:
             self.executor.compile(**call._asdict())
-        except poptorch.Error as error:  # numbers of IPUs, stages, options: all of them come from flags
+        except poptorch.Error as error:
+            if is_out_of_memory(error):
+                raise
+            # Numbers of IPUs, stages, options: all of them come from flags.
             raise BadFlags(f"the runtime refuses these flags: {error}") from error
 
     def plan(self) -> list[str]:

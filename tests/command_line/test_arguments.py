@@ -59,6 +59,7 @@ FLAGS = [
     ("optimizer", "--optimizer", "AdamW", "LAMBNoBiasCorrection", "LAMBNoBiasCorrection", ""),
     ("weight_decay", "--weight-decay", 0.0, "0.01", 0.01, ""),
     ("learning_rate", "--learning-rate", 1e-5, "1.5e-4", 0.00015, ""),
+    ("global_batch_size", "--global-batch-size", None, "64", 64, "--batch-size 4 --replication-factor 2"),
     ("min_learning_rate", "--min-learning-rate", 0.0, "1e-6", 1e-6, "--lr-schedule cosine"),
     ("adam_betas", "--adam-betas", [0.9, 0.999], "0.9 0.95", [0.9, 0.95], ""),
     ("adam_epsilon", "--adam-epsilon", 1e-6, "1e-8", 1e-8, ""),
@@ -220,6 +221,13 @@ def test_recompute_layers() -> None:
     assert both.recompute_checkpoint_layers == [11]
 
 
+def test_a_global_batch_decides_the_accumulation() -> None:
+    args = parse("--global-batch-size 96 --batch-size 4 --replication-factor 3")
+    assert (args.batch_size, args.gradient_accumulation) == (4, 8)
+    args = parse("--global-batch-size 96 --batch-size auto --replication-factor 3")
+    assert (args.batch_size, args.gradient_accumulation) == ("auto", 32)
+
+
 def test_notes_say_what_has_no_effect() -> None:
     assert any("nothing will be saved" in note for note in parse().notes)
     assert parse("--save-model-path out").notes == []
@@ -319,6 +327,12 @@ WRONG = [
     ("--learning-rate nan", ["--learning-rate", "'nan'"]),
     ("--learning-rate inf", ["--learning-rate", "'inf'"]),
     ("--loss-scaling 0", ["--loss-scaling", "above 0"]),
+    ("--batch-size auto", ["--batch-size auto", "--global-batch-size N"]),
+    ("--batch-size some", ["--batch-size", "'some'", "or auto"]),
+    ("--batch-size auto --global-batch-size 8 --compile-only", ["--batch-size auto", "--compile-only"]),
+    ("--global-batch-size 10 --batch-size 4", ["--global-batch-size 10", "--batch-size 4", "the next is 8"]),
+    ("--global-batch-size 8 --gradient-accumulation 2", ["--global-batch-size 8", "--gradient-accumulation"]),
+    ("--global-batch-size 8 --batch-size 2 --layers-per-ipu 3", ["--global-batch-size 8", "13", "raise it to 26"]),
     ("--adam-betas 0.9", ["--adam-betas 0.9", "two numbers"]),
     ("--adam-betas 0.9 1", ["--adam-betas 0.9 1.0", "below 1"]),
     ("--adam-betas 0.9 1.1", ["--adam-betas", "'1.1'"]),

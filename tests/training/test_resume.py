@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 
+import poptorch
 import pytest
 import safetensors.torch
 import torch
@@ -287,6 +288,27 @@ def test_ctrl_c_twice_ends_at_once_and_the_last_checkpoint_stands(folder, tmp_pa
     )
     state = torch.load(str(checkpoint / "training_state.pt"), weights_only=True)
     assert state["position"] == {"step": 1, "epoch": 0, "samples": 300}
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_ctrl_c_in_the_first_call_ends_it_at_once(folder, full, tmp_path, monkeypatch, resumed):
+    """A call can take days, and nothing has been learnt yet that waiting for its end would keep."""
+    save, _ = full("AdamW")
+    argv = run_flags(folder, tmp_path, optimizer="AdamW", num_workers=0)
+    argv += ["--pretrained-checkpoint", str(save / "step_3"), RESUME] if resumed else []
+
+    def interrupted(self, *inputs, **named):
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("the call went on")
+
+    monkeypatch.setattr(poptorch.PoplarExecutor, "__call__", interrupted)
+    done = run_here([*argv, "--val-num", "0"] if not resumed else argv)
+    assert done.status == 130
+    if resumed:
+        assert f"Stopped at once after step 3; the last checkpoint is {save / 'step_3'}, lost: the call" in done.err
+    else:
+        assert "Stopped at once after step 0; no checkpoint was written, only the call under way is lost." in done.err
+    assert not saved_in(tmp_path)
 
 
 def test_ctrl_c_while_starting_is_no_traceback(folder):

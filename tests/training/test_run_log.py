@@ -6,6 +6,7 @@ import subprocess
 import sys
 import types
 
+import poptorch
 import pytest
 import torch
 import torch.nn.functional as F
@@ -232,6 +233,25 @@ def test_no_share_of_a_cpu_that_is_slower_than_the_device(folder, monkeypatch):
     monkeypatch.setattr(machine, "_measured", lambda: 1.0)
     monkeypatch.setattr(machine, "_time_products", lambda: 1.0)
     assert "of peak" not in finished(flags(folder, training_steps=1)).out
+
+
+def test_a_call_of_days_says_so_before_it_begins(folder):
+    """2 samples of 16 tokens a call: 2.9e-7 TFLOP at 1e-12 TFLOP/s are 3.4 days."""
+    done = finished(flags(folder, peak_tflops=1e-12, training_steps=1))
+    lines = done.out.splitlines()
+    (at,) = (number for number, line in enumerate(lines) if line.startswith("WARNING: "))
+    config = GPT2Config.from_json(folder / "tiny.json")
+    days = 2 * 16 * machine.flops_per_token(config, 16) / 86400  # at a FLOP/s
+    assert f"a call takes {days:.1f} days, in practice more" in lines[at] and days > 1
+    assert lines[at + 1].startswith("smaller calls: lower --gradient-accumulation 2")
+    assert at < next(number for number, line in enumerate(lines) if line.startswith("step 1 "))
+    assert "WARNING" not in finished(flags(folder, peak_tflops=1e-9, training_steps=1)).out, "5 minutes"
+
+
+def test_the_peak_of_an_ipu_is_not_that_of_its_host(monkeypatch):
+    monkeypatch.setattr(poptorch, "ipuHardwareIsAvailable", lambda: True)
+    assert machine.device_peak(None) is None
+    assert machine.device_peak(250.0).flops == 250e12
 
 
 def test_a_peak_that_a_run_exceeds_was_measured_on_a_busy_cpu(folder, monkeypatch):

@@ -62,10 +62,13 @@ def computes_on_cuda() -> bool:
 def device_peak(stated: float | None) -> Peak | None:
     """What the device could do at most: as `stated` in TFLOP/s, from a data sheet, or measured on a CPU.
 
-    None for a CUDA device that no data sheet here names. Measuring takes a quarter of a second, once a process.
+    None for IPUs, and for a CUDA device that no data sheet here names. Measuring takes a quarter of a second, once a
+    process.
     """
     if stated is not None:
         return Peak(stated * 1e12, "--peak-tflops")
+    if poptorch.ipuHardwareIsAvailable():
+        return None
     if computes_on_cuda():
         name = torch.cuda.get_device_name()
         rate = next((rate for part, rate in DATA_SHEETS if part in name), None)

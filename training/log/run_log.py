@@ -19,6 +19,7 @@ from corpora.strict_json import json_text
 from model.config import GPT2Config
 from model.ipu_options import instance
 from model.scoring import perplexity
+from training.arithmetic import arithmetic
 from training.log import machine
 from training.log.clock import Clock, time_text
 from training.log.curves import CurveFile, ReferenceCurve, Row, draw
@@ -27,6 +28,7 @@ from training.log.sinks import TensorBoard, WeightsAndBiases
 
 _REDRAW = 0.1  # seconds between two drawings of the progress line
 _SPEED_LINES = 60.0  # seconds between two lines that tell the speed
+_LONG_CALL = 3600.0  # seconds; the runtime says what shorter ones take, after their first micro-batches
 _MEASUREMENTS = 4  # of the peak of a CPU, a quarter of a second each
 
 
@@ -78,6 +80,7 @@ class RunLog:
         except ValueError as error:
             raise BadFlags(*error.args) from error
         self._say_peak()
+        self._say_long_calls()
 
     def __enter__(self) -> RunLog:
         return self
@@ -226,6 +229,20 @@ class RunLog:
             print(
                 f"peak: {self._peak.flops / 1e12:,.3g} TFLOP/s ({self._peak.source}); a trained token takes "
                 f"{per_token / 1e9:,.3g} GFLOP",
+                flush=True,
+            )
+
+    def _say_long_calls(self) -> None:
+        """What a call takes at least, if that is long: said before it begins, for it logs nothing until it ends."""
+        if self._peak is None:
+            return
+        seconds = self._samples * self._flops_a_sample / self._peak.flops
+        if seconds >= _LONG_CALL:
+            size = f"{seconds / 86400:,.1f} days" if seconds >= 86400 else f"{seconds / 3600:.1f} hours"
+            print(
+                f"WARNING: at this peak a call takes {size}, in practice more, and logs nothing until it ends",
+                arithmetic(self._args)[1],
+                sep="\n",
                 flush=True,
             )
 
