@@ -79,7 +79,11 @@ def converse(generator: TextGenerator, samples: Samples) -> None:
         import readline  # noqa: F401
     while True:
         try:
-            answer(generator, input("Input: "), samples)
+            line = input("Input: ")
+            if line:
+                answer(generator, line, samples)
+            else:
+                print("the input is empty: type at least one character", file=sys.stderr)
         except EOFError:
             print()
             return
@@ -89,8 +93,11 @@ def converse(generator: TextGenerator, samples: Samples) -> None:
             print(error, file=sys.stderr)
 
 
-def read_prompts(path: str) -> list[str]:
-    """One prompt a line; of a .jsonl file the field "prompt" of each line. Raises ValueError naming the line."""
+def read_prompts(path: str) -> list[str | None]:
+    """One prompt a line, None for a blank line; of a .jsonl file the field "prompt" of each line.
+
+    Raises ValueError naming the line.
+    """
     try:
         lines = Path(path).read_bytes().decode("utf-8-sig").split("\n")
     except OSError as error:
@@ -98,12 +105,15 @@ def read_prompts(path: str) -> list[str]:
     except UnicodeDecodeError as error:
         raise ValueError(f"--prompt-file {path}: is not UTF-8 text ({error})") from error
     lines = [line.rstrip("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
-    if not lines:
+    if not any(map(str.strip, lines)):
         raise ValueError(f"--prompt-file {path}: is empty; give one prompt a line")
     if not path.endswith(".jsonl"):
-        return lines
-    prompts = []
+        return [line if line.strip() else None for line in lines]
+    prompts: list[str | None] = []
     for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            prompts.append(None)
+            continue
         try:
             prompt = json.loads(line)["prompt"]
             if not isinstance(prompt, str):
@@ -114,12 +124,12 @@ def read_prompts(path: str) -> list[str]:
     return prompts
 
 
-def results_of_file(generator: TextGenerator, prompts: Sequence[str]) -> list[Result]:
+def results_of_file(generator: TextGenerator, prompts: Sequence[str | None]) -> list[Result]:
     """What is to be generated for the lines of --prompt-file. Raises ValueError naming the line."""
     results = []
     for number, prompt in enumerate(prompts, start=1):
         try:
-            results += generator.results([prompt])
+            results += [] if prompt is None else generator.results([prompt])
         except ValueError as error:
             raise ValueError(f"--prompt-file {generator.args.prompt_file}, line {number}: {error}") from error
     return results

@@ -128,7 +128,8 @@ def tiktoken_side(text: Path, threads: int) -> dict[str, float]:
     import tiktoken
 
     from corpora.wikipedia import ArticleReader, wiki_files
-    from tokenizer.bpe import EOT, byte_characters, published_files
+    from tokenizer import EOT
+    from tokenizer.bpe import byte_characters, published_files
 
     byte_of = {character: byte for byte, character in byte_characters().items()}
     entries = json.loads(published_files()[0].read_text("utf-8"))

@@ -7,7 +7,7 @@ import importlib.util
 import os
 
 from command_line.checks import Problems, check_checkpoint_source, check_folder
-from model.config import DROPOUTS, GPT2Config
+from model.config import DROPOUTS, GPT2Config, padded_rows, read_json_object
 
 
 def check_available(problems: Problems) -> None:
@@ -91,8 +91,8 @@ def check_train_path(problems: Problems) -> None:
 
 
 def check_boundaries(problems: Problems, config: GPT2Config) -> None:
-    """Documents are told apart by the id that ends them."""
-    if problems.args.document_boundaries == "isolated":
+    """Documents are told apart by the id that ends them. Where the json file has none, the data's tokenizer may."""
+    if problems.args.document_boundaries == "isolated" and "eos_token_id" in read_json_object(problems.args.config):
         try:
             config.end_of_text()
         except ValueError as error:
@@ -123,9 +123,11 @@ def check_serialization(problems: Problems, config: GPT2Config | None) -> None:
     args = problems.args
     factor = args.embedding_serialization_factor
     if config and problems.sound("embedding_serialization_factor") and config.vocab_size % factor:
-        fits = ", ".join(str(n) for n in range(1, 65) if config.vocab_size % n == 0)
-        text = f"does not divide the vocabulary of {config.vocab_size}; choose one of {fits}"
-        problems.add("embedding_serialization_factor", text)
+        rows = padded_rows(config.real_vocab_size)  # what is in memory
+        if rows % factor:
+            fits = ", ".join(str(n) for n in range(1, 65) if rows % n == 0)
+            text = f"does not divide the vocabulary of {rows}; choose one of {fits}"
+            problems.add("embedding_serialization_factor", text)
     if args.remap_logit and not args.custom_ops:
         problems.add("remap_logit", "needs the custom ops; leave out --custom-ops False, or this flag")
     if not problems.sound("serialized_seq_len", "max_len", "enable_sequence_serialized"):

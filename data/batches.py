@@ -37,6 +37,13 @@ class SampleDataset(torch.utils.data.Dataset):
         """One line for the start of a run: samples, and the tokens dropped and padded on the way."""
         raise NotImplementedError
 
+    def largest_id(self) -> int:
+        """The largest id, of up to 64 samples spread over the data if nothing else is known. Raises as `read` does."""
+        count = min(64, len(self))
+        ids = np.empty((count, self.max_len + 1), dtype=np.int32)
+        self.read(len(self) * np.arange(count, dtype=np.int64) // count, ids)
+        return int(ids.max())
+
     def check_document_ends(self, end_id: int) -> None:
         """Raise ValueError if documents meet within samples and `end_id` does not stand between them.
 

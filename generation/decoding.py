@@ -54,6 +54,20 @@ class ModuleSteps(nn.Module):
         return self.gpt2.lm_head(last).squeeze(1)[:, : config.real_vocab_size].float()
 
 
+def _divided_queries(state: dict[str, Tensor], divisor: int) -> dict[str, Tensor]:
+    """The weights of a block whose scores are divided by `divisor` for the native operator, which knows of none.
+
+    It computes scores and their softmax in float32 in any precision: all that reorder_and_upcast_attn asks for.
+    """
+    if divisor == 1:
+        return state
+    divided = {}
+    for name in ("attn.c_attn.weight", "attn.c_attn.bias"):  # (C, 3C), (3C,): queries, keys, values
+        queries, keys, values = state[name].float().chunk(3, -1)
+        divided[name] = torch.cat([queries / divisor, keys, values], -1)
+    return {**state, **divided}
+
+
 class _NativeBlocks(nn.Module):
     """Consecutive blocks as one native operator."""
 
@@ -68,7 +82,10 @@ class _NativeBlocks(nn.Module):
             "activation": config.activation_function,
             "epsilon": config.layer_norm_epsilon,
         }
-        states = (block.state_dict() for block in gpt2.transformer.h[first:last])
+        states = (
+            _divided_queries(gpt2.transformer.h[layer].state_dict(), config.score_divisor(layer))
+            for layer in range(first, last)
+        )
         weights, vectors = native.pack_blocks(states, precision)
         self.register_buffer("weights", weights)
         self.register_buffer("vectors", vectors)

@@ -20,7 +20,7 @@ from generation.text_stream import TextStream
 from model.checkpoint import load_pretrained
 from model.gpt2 import GPT2LMHeadModel
 from model.non_finite import NonFiniteError, first_non_finite_layer, non_finite_error
-from tokenizer import EOT, open_tokenizer
+from tokenizer import open_tokenizer
 
 
 class Result:
@@ -68,7 +68,8 @@ class TextGenerator:
             gpt2.config = dataclasses.replace(gpt2.config, real_vocab_size=entries)
         self.config = config = gpt2.config
         self._check_lengths()
-        self.stop_ids = [self._token(text) for text in args.stop_token]
+        self.stop_ids = self._stop_ids()
+        self.beginning = (self.config.end_ids or [self.tokenizer.eot_id])[0]
         self.sampling = Sampling(
             args.repetition_penalty, args.topk, args.temperature, args.top_p, args.min_p, args.typical_p
         )
@@ -102,15 +103,21 @@ class TextGenerator:
             )
         return layers
 
+    def _stop_ids(self) -> list[int]:
+        """--stop-token; without it what ends a text by the checkpoint's configuration, or else by its tokenizer."""
+        if "stop_token" not in self.args.typed:
+            return self.config.end_ids or [self.tokenizer.eot_id]
+        return [self._token(text) for text in self.args.stop_token]
+
     def _token(self, text: str) -> int:
-        if text == EOT:
-            return self.tokenizer.eot_id
-        ids = list(self.tokenizer.encode(text))
-        if len(ids) != 1:
+        token = self.tokenizer.token_id(text)
+        if token is None:
+            count = len(self.tokenizer.encode(text))
             raise ValueError(
-                f"--stop-token {text!r} is {len(ids)} tokens; give one that is a single one, or use --stop-string"
+                f"--stop-token {text!r} is {count} tokens and no entry of the vocabulary; give a single one, or use "
+                "--stop-string"
             )
-        return int(ids[0])
+        return token
 
     def _steps(self, gpt2: GPT2LMHeadModel, layers: Sequence[int]) -> tuple[torch.nn.Module, int]:
         """The module that makes a step, and how many tokens of a row go into one."""
@@ -154,11 +161,12 @@ class TextGenerator:
         return executor
 
     def encode(self, text: str) -> list[int]:
-        """The prompt's token ids. Raises ValueError for an empty or too long one."""
-        ids = [int(token) for token in self.tokenizer.encode(text)]
+        """The prompt's token ids; of an empty one the token that ends a text, behind which the next one begins.
+
+        Raises ValueError for a prompt that is too long.
+        """
+        ids = [int(token) for token in self.tokenizer.encode(text)] or [self.beginning]
         longest = min(self.args.input_len, self.config.n_positions)
-        if not ids:
-            raise ValueError("the input is empty: type at least one character")
         if len(ids) > longest:
             limit = "--input-len allows" if longest == self.args.input_len else "the checkpoint has positions"
             raise ValueError(f"the input has {len(ids)} tokens, more than {limit} ({longest}): shorten it")

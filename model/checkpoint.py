@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import json
 import os
-import pickle
 import re
 import shutil
 import warnings
@@ -21,24 +20,15 @@ from typing import Iterator, Mapping, Union
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
 
-from model.config import GPT2_VOCAB_SIZE, GPT2Config, read_json_object
+from model.config import GPT2_VOCAB_SIZE, GPT2Config, padded_rows, read_json_object
 from model.gpt2 import GPT2LMHeadModel
+from model.weights import HEAD, WEIGHTS_FILE, WEIGHTS_FILES, WPE, WTE, check_weights, read_weights, with_our_names
+from tokenizer.entries import read_entries
 
 PathLike = Union[str, "os.PathLike[str]"]
 
 CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
-# In order of preference. An index is a JSON file whose weight_map names the shard of each tensor.
-WEIGHTS_FILES = (WEIGHTS_FILE, WEIGHTS_FILE + ".index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-
-VOCAB_MULTIPLE = 16  # rows of the vocabulary in memory: 50,257 -> 50,272
-
-PREFIX = "transformer."
-WTE, WPE, HEAD = PREFIX + "wte.weight", PREFIX + "wpe.weight", "lm_head.weight"
-# The causal mask and its value, which older transformers stored with the weights.
-MASK_BUFFER = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
 
 
 # Loading
@@ -55,27 +45,28 @@ def load_pretrained(
         n_positions: positions to keep, the first ones; None keeps all.
         dropouts: probabilities in place of the checkpoint's, by their names in the configuration.
 
-    The vocabulary is padded with zero rows to a multiple of 16.
+    The vocabulary is padded with zero rows to a multiple of 16. Which rows of the file are tokens: read_config.
 
     Raises:
         ValueError: naming the file, and the keys where they are at fault, if the checkpoint is
             missing, unreadable, incomplete, of other shapes or has fewer than `n_positions`.
     """
     directory = _checkpoint_directory(path_or_name)
-    stored = _read_config(directory / CONFIG_FILE)
+    stored = read_config(directory / CONFIG_FILE)
+    _warn_of_padding(directory, stored)
     if n_positions is not None and n_positions > stored.n_positions:
         raise ValueError(
             f"{directory}: the checkpoint has n_positions {stored.n_positions}, not the {n_positions} asked for; "
             f"use --max-len {stored.n_positions} or less"
         )
-    path, tensors = _read_weights(directory)
-    tensors = _with_our_keys(tensors, path)
-    _check(tensors, stored, path)
+    path, tensors = read_weights(directory)
+    tensors = with_our_names(tensors, path)
+    check_weights(tensors, stored, path)
     config = dataclasses.replace(
         stored,
         **(dropouts or {}),
         n_positions=n_positions or stored.n_positions,
-        vocab_size=-(-stored.real_vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE,
+        vocab_size=padded_rows(stored.real_vocab_size),
     )
     dtype = functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors.values()))  # of mixed: the widest
     model = GPT2LMHeadModel(config, initialize=False).to(dtype)
@@ -131,94 +122,50 @@ def _checkpoint_directory(path_or_name: PathLike) -> Path:
         ) from error
 
 
-def _read_config(path: Path) -> GPT2Config:
-    config = GPT2Config.from_json(path)
-    if config.vocab_size > GPT2_VOCAB_SIZE and "real_vocab_size" not in read_json_object(path):
-        warnings.warn(
-            f"{path}: vocab_size {config.vocab_size} without real_vocab_size: rows from {GPT2_VOCAB_SIZE} on are taken "
-            f'for padding; if they are tokens, add "real_vocab_size": {config.vocab_size} to the file',
-            stacklevel=3,
-        )
-    return config
+def read_config(path: Path, entries: int | None = None) -> GPT2Config:
+    """Reads a config.json and finds out how many rows of its vocabulary are tokens: `real_vocab_size`.
+
+    As many as the file states under that name. Without it as many as the tokenizer in the same folder has, or if there
+    is none, `entries`; without these all of them. A tokenizer with more than is stated counts as well, as far as there
+    are rows: tokens were added since.
+
+    Raises:
+        ValueError: naming the file, if it cannot be read or is no valid configuration.
+    """
+    config, stated = GPT2Config.from_json(path), read_json_object(path).get("real_vocab_size")
+    beside = _entries_beside(path)
+    count = entries if beside is None else beside
+    if count is None or (stated is not None and count <= stated):
+        return config
+    return dataclasses.replace(config, real_vocab_size=min(count, config.vocab_size))
 
 
-def _read_weights(directory: Path) -> tuple[Path, dict[str, Tensor]]:
-    """The file that names the weights, and the tensors under the keys they have there."""
-    path = next((directory / file for file in WEIGHTS_FILES if (directory / file).is_file()), None)
-    if path is None:
-        raise ValueError(f"{directory}: holds no weights; looked for {', '.join(WEIGHTS_FILES)}")
-    if path.suffix != ".json":
-        return path, _read_tensors(path)
-    shards = read_json_object(path).get("weight_map")
-    if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
-        raise ValueError(f"{path}: has no weight_map from tensor names to files; download the checkpoint again")
-    tensors: dict[str, Tensor] = {}
-    for shard in sorted(set(shards.values())):
-        if os.path.basename(shard) != shard:
-            raise ValueError(f"{path}: names a shard outside its directory, {shard!r}")
-        tensors.update(_read_tensors(directory / shard))
-    absent = sorted(set(shards) - set(tensors))
-    if absent:
-        raise ValueError(
-            f"{path}: the shards lack tensors of the index: {_some(absent)}; download the checkpoint again"
-        )
-    return path, tensors
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def _entries_beside(path: Path) -> int | None:
     try:
-        if path.suffix == ".safetensors":
-            tensors = safetensors.torch.load_file(path)  # mapped, not read, until a tensor is used
-        else:
-            tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path}: is damaged, or holds objects other than tensors, which are not loaded because they may run code; "
-            f"download it again or convert it to {WEIGHTS_FILE}"
-        ) from error
-    except (OSError, SafetensorError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read ({error}); is the file complete?") from error
-    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
-        raise ValueError(f"{path}: is not a mapping from names to tensors; save model.state_dict()")
-    return tensors
+        entries = read_entries(path.parent)
+    except ValueError:  # who reads texts with it will say so
+        return None
+    return None if entries is None else entries.rows
 
 
-def _with_our_keys(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """The tensors under the names of GPT2LMHeadModel.named_parameters()."""
-    ours: dict[str, Tensor] = {}
-    for key, tensor in tensors.items():
-        bare = key[len(PREFIX) :] if key.startswith(PREFIX) else key
-        if not MASK_BUFFER.fullmatch(bare):
-            ours[key if key == HEAD else PREFIX + bare] = tensor
-    head = ours.pop(HEAD, None)
-    if head is not None and not torch.equal(ours.setdefault(WTE, head), head):
-        raise ValueError(f"{path}: {HEAD} differs from {WTE}; a head that is not tied is not implemented")
-    return ours
-
-
-def _check(tensors: Mapping[str, Tensor], config: GPT2Config, path: Path) -> None:
-    """Raises ValueError unless `tensors` are the parameters of a model of `config`."""
-    with torch.device("meta"):
-        expected = dict(GPT2LMHeadModel(config, initialize=False).named_parameters())
-    shapes = [
-        f"{key} {tuple(tensors[key].shape)} instead of {tuple(parameter.shape)}"
-        for key, parameter in expected.items()
-        if key in tensors and tensors[key].shape != parameter.shape
-    ]
-    faults = {
-        "missing": [key for key in expected if key not in tensors],
-        "unexpected": [key for key in tensors if key not in expected],
-        "of another shape than config.json says": shapes,
-        "not floating point": [key for key, tensor in tensors.items() if not tensor.is_floating_point()],
-    }
-    if any(faults.values()):
-        lines = [f"\n  {fault}: {_some(keys)}" for fault, keys in faults.items() if keys]
-        raise ValueError(f"{path}: is not the GPT-2 that {CONFIG_FILE} beside it describes" + "".join(lines))
-
-
-def _some(keys: list[str], limit: int = 8) -> str:
-    rest = f" and {len(keys) - limit} more" if len(keys) > limit else ""
-    return ", ".join(keys[:limit]) + rest
+def _warn_of_padding(directory: Path, config: GPT2Config) -> None:
+    """Says where rows of a checkpoint are left out, or may be padding that nobody told of."""
+    rows, real = config.vocab_size, config.real_vocab_size
+    path, text = directory / CONFIG_FILE, ""
+    if real < rows:
+        text = (
+            f"{path}: {real} of {rows} rows of the vocabulary are tokens, the others are left out as padding; if they "
+            f'are tokens, put "real_vocab_size": {rows} there'
+        )
+    elif rows > GPT2_VOCAB_SIZE and read_json_object(path).get("real_vocab_size") is None:
+        if _entries_beside(path) is None:
+            text = (
+                f"{path}: no tokenizer is beside it and it has no real_vocab_size, so that all {rows} rows of the "
+                f'vocabulary are tokens; if those from {GPT2_VOCAB_SIZE} on are padding, put "real_vocab_size": '
+                f"{GPT2_VOCAB_SIZE} there"
+            )
+    if text:
+        warnings.warn(text, stacklevel=3)
 
 
 # Saving

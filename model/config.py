@@ -15,6 +15,18 @@ GPT2_VOCAB_SIZE = 50257
 
 ACTIVATIONS = ("gelu", "gelu_new", "relu")
 
+# Other names that transformers has for these functions. gelu_fast rounds a constant at the tenth digit.
+ACTIVATION_ALIASES = {
+    "gelu_accurate": "gelu_new",
+    "gelu_fast": "gelu_new",
+    "gelu_python": "gelu",
+    "gelu_python_tanh": "gelu_new",
+    "gelu_pytorch_tanh": "gelu_new",
+}
+
+# Rows of the vocabulary in memory are a multiple of this: 50,257 -> 50,272.
+VOCAB_MULTIPLE = 16
+
 CONFIG_FOLDER = Path(__file__).resolve().parent.parent / "config"
 
 # --model NAME -> its configuration
@@ -32,8 +44,6 @@ MODELS: dict[str, Path] = {
 IMPLEMENTED_VALUES: dict[str, Any] = {
     "model_type": "gpt2",
     "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
-    "reorder_and_upcast_attn": False,
     "add_cross_attention": False,
     "is_encoder_decoder": False,
     "tie_word_embeddings": True,
@@ -51,6 +61,7 @@ ALIASES = {
 
 POSITIVE_INTEGERS = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
 DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
+VARIANTS = ("scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn")
 
 
 @dataclass(frozen=True)
@@ -58,7 +69,8 @@ class GPT2Config:
     """Dimensions and constants of a GPT-2, under Hugging Face's names and with its defaults.
 
     `real_vocab_size` is ours: rows of the vocabulary from there on are padding, which never gets
-    probability; None stands for min(vocab_size, 50257). To change a value: dataclasses.replace.
+    probability; None stands for vocab_size, all rows. Of names for one activation ours is kept
+    (ACTIVATION_ALIASES). To change a value: dataclasses.replace.
 
     Raises:
         ValueError: listing every value that is not valid.
@@ -79,13 +91,18 @@ class GPT2Config:
     bos_token_id: int | None = GPT2_VOCAB_SIZE - 1
     eos_token_id: int | list[int] | None = GPT2_VOCAB_SIZE - 1
     real_vocab_size: int | None = None
+    scale_attn_by_inverse_layer_idx: bool = False  # scores of layer i, from 1 on, are divided by i
+    reorder_and_upcast_attn: bool = False  # scores and their softmax in float32, whatever the precision
 
     def __post_init__(self) -> None:
+        if isinstance(self.activation_function, str):
+            name = ACTIVATION_ALIASES.get(self.activation_function, self.activation_function)
+            object.__setattr__(self, "activation_function", name)
         problems = _value_problems(vars(self))
         if problems:
             raise ValueError("the model configuration is not valid:\n  " + "\n  ".join(problems))
         if self.real_vocab_size is None:
-            object.__setattr__(self, "real_vocab_size", min(self.vocab_size, GPT2_VOCAB_SIZE))
+            object.__setattr__(self, "real_vocab_size", self.vocab_size)
 
     @property
     def n_ctx(self) -> int:
@@ -102,13 +119,23 @@ class GPT2Config:
         """Width of one attention head."""
         return self.n_embd // self.n_head
 
+    def score_divisor(self, layer: int) -> int:
+        """What the attention scores of block `layer`, from 0 on, are divided by beside the root of the head size."""
+        return layer + 1 if self.scale_attn_by_inverse_layer_idx else 1
+
+    @property
+    def end_ids(self) -> list[int]:
+        """The ids of eos_token_id that are in the vocabulary; empty if there is none."""
+        ends = self.eos_token_id if isinstance(self.eos_token_id, list) else [self.eos_token_id]
+        return [end for end in ends if end is not None and end < self.real_vocab_size]
+
     def end_of_text(self) -> int:
         """The id that ends a document: eos_token_id. Raises ValueError unless that is one id of the vocabulary."""
         end = self.eos_token_id
         if not isinstance(end, int) or end >= self.real_vocab_size:
             raise ValueError(
                 f"the model's configuration has eos_token_id {end!r}, not one id of its vocabulary "
-                f"0..{self.real_vocab_size - 1}; give it that of <|endoftext|> in a --config FILE"
+                f"0..{self.real_vocab_size - 1}; give it the one that ends the documents in a --config FILE"
             )
         return end
 
@@ -148,16 +175,26 @@ class GPT2Config:
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 
+    def values(self) -> dict[str, Any]:
+        """Every field by name; the variants only if they are on, so that without them nothing is said of them."""
+        values = asdict(self)
+        return {name: value for name, value in values.items() if value or name not in VARIANTS}
+
     def to_dict(self) -> dict[str, Any]:
         """The content of a config.json that transformers 4.26 and 5 load, and from_dict too."""
         return {
             "architectures": ["GPT2LMHeadModel"],
             "model_type": "gpt2",
-            **asdict(self),
+            **self.values(),
             "n_ctx": self.n_ctx,
             "scale_attn_weights": True,
             "tie_word_embeddings": True,
         }
+
+
+def padded_rows(real_vocab_size: int) -> int:
+    """Rows of the vocabulary in memory."""
+    return -(-real_vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 
 
 def parameter_count(config: GPT2Config) -> int:
@@ -198,7 +235,7 @@ def _value_problems(values: Mapping[str, Any]) -> list[str]:
         problems.append(f"n_embd {values['n_embd']} is not divisible by n_head {values['n_head']}")
     if not {"vocab_size", "real_vocab_size"} & set(sizes) and (values["real_vocab_size"] or 0) > values["vocab_size"]:
         problems.append(f"real_vocab_size {values['real_vocab_size']} exceeds vocab_size {values['vocab_size']}")
-    if values["activation_function"] not in ACTIVATIONS:
+    if values["activation_function"] not in (*ACTIVATIONS, *ACTIVATION_ALIASES):
         problems.append(f"activation_function must be one of {ACTIVATIONS}, not {values['activation_function']!r}")
     for name in DROPOUTS:
         if not _is_number(values[name]) or not 0 <= values[name] < 1:
@@ -207,6 +244,9 @@ def _value_problems(values: Mapping[str, Any]) -> list[str]:
         problems.append(f"layer_norm_epsilon must be a number between 0 and 1, not {values['layer_norm_epsilon']!r}")
     if not _is_number(values["initializer_range"]) or not 0 <= values["initializer_range"] < 1:
         problems.append(f"initializer_range must be a number from 0 to below 1, not {values['initializer_range']!r}")
+    for name in VARIANTS:
+        if not isinstance(values[name], bool):
+            problems.append(f"{name} must be true or false, not {values[name]!r}")
     if not _is_integer(values["bos_token_id"], 0, optional=True):
         problems.append(f"bos_token_id must be a token id or null, not {values['bos_token_id']!r}")
     ends = values["eos_token_id"]

@@ -45,15 +45,17 @@ def at_positions(x: Tensor, positions: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Causal self-attention.
+    """Causal self-attention of the block number `layer`, from 0 on.
 
     Plain operations in one fixed order, the only attention of the program: back ends without a fused
     kernel run it as it is, others recognise the pattern.
     """
 
-    def __init__(self, config: GPT2Config) -> None:
+    def __init__(self, config: GPT2Config, layer: int) -> None:
         super().__init__()
         self.n_head, self.head_size = config.n_head, config.head_size
+        self.scale = 1.0 / math.sqrt(self.head_size) / config.score_divisor(layer)
+        self.upcast = config.reorder_and_upcast_attn
         self.c_attn = Conv1D(config.n_embd, 3 * config.n_embd)
         self.c_proj = Conv1D(config.n_embd, config.n_embd)
         self.attn_dropout = nn.Dropout(config.attn_pdrop)
@@ -88,9 +90,12 @@ class Attention(nn.Module):
             seen = seen & (askers[:, None, :, None] == documents[:, None, None, :])  # (B, 1, T or P, T)
         if cache is not None:
             k, v, seen = cache.extend(k, v)  # (B, H, S, D) twice, (B, 1, T, S)
-        scores = torch.matmul(q, k.transpose(-1, -2)) * (1.0 / math.sqrt(self.head_size))  # (B, H, T or P, T or S)
+        if self.upcast:
+            q, k = q.float(), k.float()
+        scores = torch.matmul(q, k.transpose(-1, -2)) * self.scale  # (B, H, T or P, T or S)
         scores = torch.where(seen, scores, MASKED)
-        probs = self.attn_dropout(torch.softmax(scores, dim=-1))
+        probs = torch.softmax(scores, dim=-1)
+        probs = self.attn_dropout(probs.to(v.dtype) if self.upcast else probs)
         context = torch.matmul(probs, v)  # (B, H, T or P, D)
         return self.resid_dropout(self.c_proj(context.transpose(1, 2).reshape(B, -1, C)))
 
@@ -115,12 +120,12 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One transformer layer, layer norm first."""
+    """One transformer layer, layer norm first. `layer` is its number, from 0 on."""
 
-    def __init__(self, config: GPT2Config) -> None:
+    def __init__(self, config: GPT2Config, layer: int) -> None:
         super().__init__()
         self.ln_1 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
-        self.attn = Attention(config)
+        self.attn = Attention(config, layer)
         self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.mlp = MLP(config)
 
@@ -147,7 +152,7 @@ class GPT2Model(nn.Module):
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)
         self.drop = nn.Dropout(config.embd_pdrop)
-        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         if initialize:
             self.initialize()

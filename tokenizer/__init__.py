@@ -10,14 +10,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tokenizer.bpe import EOT, Tokenizer
+    from tokenizer.bpe import Tokenizer
+    from tokenizer.entries import EOT
     from tokenizer.learning import train_bpe
     from tokenizer.selection import open_tokenizer
 
 __all__ = ["EOT", "Tokenizer", "open_tokenizer", "train_bpe"]
 
 _HOMES = {
-    "EOT": "tokenizer.bpe",
+    "EOT": "tokenizer.entries",
     "Tokenizer": "tokenizer.bpe",
     "open_tokenizer": "tokenizer.selection",
     "train_bpe": "tokenizer.learning",

@@ -11,48 +11,70 @@ import hashlib
 import importlib.util
 import json
 from pathlib import Path
-from typing import Any, Iterable, Sequence, Union
+from typing import Any, Iterable, Mapping, Sequence
 
 import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
+from tokenizer.entries import (
+    EOT,
+    TOKENIZER_FILE,
+    PathLike,
+    added_tokens,
+    choose_end,
+    count_ids,
+    json_object,
+    pair_in,
+    read_text,
+    stated_ends,
+)
 from tokenizer.native import GPT2_SPLIT, NativeEncoder, native_encoder
-
-EOT = "<|endoftext|>"
-
-PathLike = Union[str, Path]
 
 # sha256 of the files OpenAI published with GPT-2.
 _PUBLISHED = {
     "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
     "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
 }
-# Names under which folders keep the two files: Hugging Face's, OpenAI's and Megatron-LM's.
-MEGATRON_FILES = ("gpt2-vocab.json", "gpt2-merges.txt")
-FILE_PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"), MEGATRON_FILES)
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized")  # of an added token, all of them off
 
 
 class Tokenizer:
     """Text to token ids and back. Build one with `gpt2`, `from_files` or `from_folder`.
 
-    `<|endoftext|>` is the id `eot_id`, which a program appends itself: the same characters inside a text are
-    ordinary text and are cut into ordinary tokens, so that no document can end another one.
+    The token that ends a text, `<|endoftext|>` unless the files name another one, has the id `eot_id`. A program
+    appends it itself: its characters inside a text are ordinary text and are cut into ordinary tokens, so that no
+    document can end another one; so it is with every special token. `vocab_size` is one more than the largest id.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, content: dict[str, Any] | None = None) -> None:
-        """Wrap a byte-level BPE of the `tokenizers` library. Raises ValueError if it has no `<|endoftext|>`.
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        content: dict[str, Any] | None = None,
+        ends: Sequence[str | int] = (),
+        special: Mapping[str, int] | None = None,
+    ) -> None:
+        """Wrap a byte-level BPE of the `tokenizers` library. Raises ValueError if no entry of it ends a text.
 
-        `content` is what a tokenizer.json would say of it, if the caller has that at hand.
+        `content` is what a tokenizer.json would say of it, if the caller has that at hand; `ends` are the tokens or ids
+        that may end a text, the first one first; `special` the special tokens with their ids.
         """
-        eot_id = backend.token_to_id(EOT)
+        special = special or {}
+        eot_id = choose_end(ends, list(special), backend.token_to_id, lambda i: backend.id_to_token(i) is not None)
         if eot_id is None:
-            raise ValueError(f"the vocabulary has no {EOT} entry: add it, or train one with train_bpe")
+            raise ValueError(
+                f"the vocabulary has no {EOT} entry, and nothing names another that ends a text: add it, train a "
+                'vocabulary with train_bpe, or name one with "eos_token" in a tokenizer_config.json beside it'
+            )
         self._backend = backend
         # Ids without the offsets that nobody reads here; tokenizers before 0.20 have only the slower call.
         self._encode_batch = getattr(backend, "encode_batch_fast", backend.encode_batch)
         self.eot_id = int(eot_id)
-        self.vocab_size = int(backend.get_vocab_size())
+        self.eot_token = str(backend.id_to_token(self.eot_id))
+        self._special = dict(special)
+        if self.eot_token == EOT or not special:
+            self._special.setdefault(self.eot_token, self.eot_id)
+        self.vocab_size = count_ids(content["model"]["vocab"] if content else backend.get_vocab())
         self._content = content  # until the native encoder is asked for
 
     @classmethod
@@ -61,8 +83,11 @@ class Tokenizer:
         return cls.from_files(*published_files())
 
     @classmethod
-    def from_files(cls, vocab: PathLike, merges: PathLike) -> Tokenizer:
-        """Read a vocabulary (JSON, token to id) and its merges (a pair a line). Raises ValueError."""
+    def from_files(cls, vocab: PathLike, merges: PathLike, ends: Sequence[str | int] = ()) -> Tokenizer:
+        """Read a vocabulary (JSON, token to id) and its merges (a pair a line). Raises ValueError.
+
+        `ends` as for the class.
+        """
         entries, pairs = _read_vocab(Path(vocab)), _read_merges(Path(merges))
         for left, right in pairs:
             if left not in entries or right not in entries or left + right not in entries:
@@ -72,7 +97,8 @@ class Tokenizer:
                 )
         backend = tokenizers.Tokenizer(models.BPE(vocab=entries, merges=pairs))
         make_byte_level(backend)
-        return _named(cls, backend, vocab, {"model": {"vocab": entries, "merges": pairs}, "pre_tokenizer": GPT2_SPLIT})
+        content = {"model": {"vocab": entries, "merges": pairs}, "pre_tokenizer": GPT2_SPLIT}
+        return _named(cls, backend, vocab, content, ends)
 
     @classmethod
     def from_folder(cls, path: PathLike) -> Tokenizer:
@@ -81,22 +107,37 @@ class Tokenizer:
         Raises ValueError naming the path if nothing there is a byte-level BPE.
         """
         path = Path(path)
-        if path.is_file():
-            return cls.from_json(_read_text(path), path)
-        if (path / "tokenizer.json").is_file():
-            return cls.from_json(_read_text(path / "tokenizer.json"), path / "tokenizer.json")
-        for vocab, merges in FILE_PAIRS:
-            if (path / vocab).is_file() and (path / merges).is_file():
-                return cls.from_files(path / vocab, path / merges)
+        file = path / TOKENIZER_FILE if path.is_dir() else path
+        pair = pair_in(path)
+        if file.is_file():
+            # What lies beside a file of another name need not be about it.
+            ends = stated_ends(file.parent) if file.name == TOKENIZER_FILE else ()
+            return cls.from_json(read_text(file), file, ends)
+        if pair is not None:
+            return cls._from_pair(*pair)
         raise ValueError(
             f"{path}: no tokenizer there; expected tokenizer.json, or vocab.json with merges.txt, or encoder.json "
             "with vocab.bpe, or gpt2-vocab.json with gpt2-merges.txt"
         )
 
     @classmethod
-    def from_json(cls, text: str, path: PathLike = "tokenizer.json") -> Tokenizer:
-        """Read the content of a tokenizer.json; `path` is what errors name. Raises ValueError."""
-        content = _json_object(text, path)
+    def _from_pair(cls, vocab: Path, merges: Path) -> Tokenizer:
+        """Two files, with the tokens that were added to them and the end that is named beside them."""
+        ends, added = stated_ends(vocab.parent), added_tokens(vocab.parent)
+        if not added:
+            return cls.from_files(vocab, merges, ends)
+        plain = cls.from_files(vocab, merges, [0])  # what ends a text may be one of the tokens added
+        content = json.loads(plain._backend.to_str())
+        content["added_tokens"] = [_special(token, number) for token, number in added.items()]
+        return cls.from_json(json.dumps(content), vocab, ends)
+
+    @classmethod
+    def from_json(cls, text: str, path: PathLike = TOKENIZER_FILE, ends: Sequence[str | int] = ()) -> Tokenizer:
+        """Read the content of a tokenizer.json; `path` is what errors name, `ends` as for the class.
+
+        Raises ValueError naming the path.
+        """
+        content = json_object(text, path)
         model = content.get("model") or {}
         steps = content.get("pre_tokenizer") or {}
         if model.get("type", "BPE") != "BPE" or not isinstance(model.get("vocab"), dict):
@@ -105,20 +146,21 @@ class Tokenizer:
             step.get("type") == "ByteLevel" for step in steps.get("pretokenizers", [])
         ):
             raise ValueError(f"{path}: not a byte-level BPE (pre_tokenizer {steps.get('type')!r})")
-        # The library finds special tokens inside texts. As plain vocabulary entries no text can reach them.
-        special = [token for token in content.get("added_tokens") or [] if token.get("special")]
-        for token in special:
+        # The library finds added tokens inside texts. As plain vocabulary entries no text can reach the special ones.
+        added = content.get("added_tokens") or []
+        for token in added:
             model["vocab"].setdefault(token["content"], token["id"])
-        content["added_tokens"] = [token for token in content.get("added_tokens") or [] if not token.get("special")]
+        content["added_tokens"] = [token for token in added if not token.get("special")]
         content.update(post_processor=None, truncation=None, padding=None)
         try:
             backend = tokenizers.Tokenizer.from_str(json.dumps(content))
         except Exception as error:  # the library raises the base class itself
             raise ValueError(f"{path}: not a usable tokenizer.json: {error}") from error
-        return _named(cls, backend, path, content)
+        names = {token["content"]: model["vocab"][token["content"]] for token in added if token.get("special")}
+        return _named(cls, backend, path, content, ends, names)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, no `<|endoftext|>` added. Lone surrogates count as U+FFFD, as in published encoders."""
+        """Token ids of a text, no end of text added. Lone surrogates count as U+FFFD, as in published encoders."""
         return self._backend.encode(_encodable(text), add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -127,7 +169,7 @@ class Tokenizer:
         return [one.ids for one in encoded]
 
     def encode_documents(self, texts: Sequence[str], end: bool = True) -> tuple[np.ndarray, np.ndarray]:
-        """Ids of many texts end to end, uint32 (n,), each followed by `<|endoftext|>` if `end`; int64 counts (texts,).
+        """Ids of many texts end to end, uint32 (n,), each followed by `eot_id` if `end`; int64 counts (texts,).
 
         The same ids as `encode`, an order of magnitude sooner where bpe_encoder.so is built (`make`). The caller
         bounds the batch.
@@ -160,12 +202,22 @@ class Tokenizer:
                 raise ValueError(f"token id {i} is outside the vocabulary 0..{self.vocab_size - 1}")
         return self._backend.decode(ids, skip_special_tokens=False)
 
+    def token_id(self, text: str) -> int | None:
+        """The id of one entry: of a text that is a single token, or of an entry's name, special ones among them."""
+        ids = self.encode(text)
+        return int(ids[0]) if len(ids) == 1 else self._backend.token_to_id(text)
+
     def to_json(self) -> str:
         """The content of a tokenizer.json that `from_folder` and Hugging Face's fast tokenizers read."""
         content = json.loads(self._backend.to_str())
-        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-        content["added_tokens"].append(dict(flags, id=self.eot_id, content=EOT, special=True))
+        there = {token["content"] for token in content["added_tokens"]}
+        special = [_special(token, number) for token, number in self._special.items() if token not in there]
+        content["added_tokens"] = sorted(content["added_tokens"] + special, key=lambda token: token["id"])
         return json.dumps(content, ensure_ascii=False)
+
+    def settings_json(self) -> str | None:
+        """The content of a tokenizer_config.json to stand beside `to_json`, if the end of a text needs to be named."""
+        return None if self.eot_token == EOT else json.dumps({"eos_token": self.eot_token}, ensure_ascii=False)
 
 
 def make_byte_level(backend: tokenizers.Tokenizer) -> None:
@@ -202,9 +254,14 @@ def published_files() -> tuple[Path, Path]:
     return folder / "encoder.json", folder / "vocab.bpe"
 
 
-def _named(cls: Any, backend: tokenizers.Tokenizer, path: PathLike, content: dict[str, Any]) -> Tokenizer:
+def _special(token: str, number: int) -> dict[str, Any]:
+    """A special token as tokenizer.json has it."""
+    return dict(dict.fromkeys(_FLAGS, False), id=number, content=token, special=True)
+
+
+def _named(cls: Any, backend: tokenizers.Tokenizer, path: PathLike, *more: Any) -> Tokenizer:
     try:
-        return cls(backend, content)
+        return cls(backend, *more)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -228,27 +285,8 @@ def to_utf8(text: str) -> bytes:
         return _encodable(text).encode("utf-8")
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8")
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text: {error}") from error
-
-
-def _json_object(text: str, path: PathLike) -> dict[str, Any]:
-    try:
-        content = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a JSON object")
-    return content
-
-
 def _read_vocab(path: Path) -> dict[str, int]:
-    entries = _json_object(_read_text(path), path)
+    entries = json_object(read_text(path), path)
     if not all(isinstance(i, int) for i in entries.values()) or sorted(entries.values()) != list(range(len(entries))):
         raise ValueError(f"{path}: expected a vocabulary, each token with its own id from 0 on")
     return entries
@@ -256,7 +294,7 @@ def _read_vocab(path: Path) -> dict[str, int]:
 
 def _read_merges(path: Path) -> list[tuple[str, str]]:
     pairs = []
-    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         line = line.rstrip("\r")
         if not line or (number == 1 and line.startswith("#version")):
             continue

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Iterable
 
+from tokenizer.entries import EOT
+
 if TYPE_CHECKING:
     from tokenizer.bpe import Tokenizer
 
@@ -22,7 +24,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int = 30522) -> Tokenizer:
     import tokenizers  # here: a command line that only knows SMALLEST_VOCAB need not wait for it
     from tokenizers import models, pre_tokenizers, trainers
 
-    from tokenizer.bpe import EOT, Tokenizer, make_byte_level
+    from tokenizer.bpe import Tokenizer, make_byte_level
 
     backend = tokenizers.Tokenizer(models.BPE())
     make_byte_level(backend)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tokenizer.bpe import FILE_PAIRS, MEGATRON_FILES, PathLike, Tokenizer
+from tokenizer.bpe import Tokenizer
+from tokenizer.entries import MEGATRON_FILES, PathLike, has_tokenizer, stated_ends
 
 HUGGING_FACE, MEGATRON = 0, 1
 
@@ -31,15 +32,7 @@ def open_tokenizer(
     if folder is not None and tokenizer_type == MEGATRON:
         vocab, merges = (Path(folder) / name for name in MEGATRON_FILES)
         if vocab.is_file() and merges.is_file():
-            return Tokenizer.from_files(vocab, merges)
+            return Tokenizer.from_files(vocab, merges, stated_ends(Path(folder)))
     elif folder is not None and has_tokenizer(folder):
         return Tokenizer.from_folder(folder)
     return Tokenizer.gpt2()
-
-
-def has_tokenizer(folder: PathLike) -> bool:
-    """Whether `Tokenizer.from_folder` finds files in the folder."""
-    folder = Path(folder)
-    return (folder / "tokenizer.json").is_file() or any(
-        (folder / vocab).is_file() and (folder / merges).is_file() for vocab, merges in FILE_PAIRS
-    )

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Learn a byte-level BPE vocabulary from a corpus: writes a tokenizer.json that every program here takes.
+"""Learn a byte-level BPE vocabulary from a corpus: writes a tokenizer.json that every program here takes, and the
+config.json of a model for it, with the dimensions of --config.
 
     python3 -m tokenizer.train --input corpus.txt --vocab-size 30522 --output my-tokenizer
 
@@ -9,9 +10,10 @@ The corpus is read as data/prepare.py reads it. Of more than 128 MB a part is us
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Iterator, TextIO
+from typing import TYPE_CHECKING, Any, Iterator, TextIO
 
 if __package__ in (None, ""):
     # Started as a script: the repository and not tokenizer/ is where modules are found.
@@ -22,10 +24,13 @@ from corpora.documents import DocumentReader  # noqa: E402
 from corpora.pieces import Corpus  # noqa: E402
 from corpora.program import add_input_flags, reported  # noqa: E402
 from corpora.sources import guess, open_source  # noqa: E402
+from tokenizer.entries import TOKENIZER_FILE, json_object, read_text  # noqa: E402
 from tokenizer.learning import SMALLEST_VOCAB, train_bpe  # noqa: E402
 
 if TYPE_CHECKING:
     from tokenizer.bpe import Tokenizer
+
+CONFIG = Path(__file__).resolve().parents[1] / "config" / "config.json"  # of GPT-2 small
 
 # Text that a vocabulary is learnt from: more gives the same words, and memory grows with the words that occur.
 LEARNING_BYTES = 128 << 20
@@ -41,13 +46,25 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--output", type=Path, required=True, metavar="PATH", help="a folder, or a file ending in .json"
     )
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="a model's config.json, for all but the vocabulary (GPT-2 small's)",
+    )
     args = parser.parse_args(argv)
     if args.vocab_size < SMALLEST_VOCAB:
         parser.error(f"--vocab-size must be {SMALLEST_VOCAB} or more (256 bytes and the end), not {args.vocab_size}")
+    args.config_output = None
     if args.output.suffix != ".json":
         if args.output.exists() and not args.output.is_dir():
             parser.error(f"--output {args.output}: neither a folder nor a name ending in .json")
-        args.output = args.output / "tokenizer.json"
+        if any(args.output.glob("*.safetensors")) or any(args.output.glob("pytorch_model*.bin")):
+            parser.error(f"--output {args.output}: holds the weights of a model for another vocabulary; name another")
+        args.config_output = args.output / "config.json"
+        args.output = args.output / TOKENIZER_FILE
+    elif args.config is not None:
+        parser.error("--config: a config.json is written into a folder only; name one with --output")
     return args
 
 
@@ -68,6 +85,9 @@ def learn_vocabulary(corpus: Corpus, json_key: str, vocab_size: int, stream: Tex
 
 def train(args: argparse.Namespace, stream: TextIO) -> None:
     """Write the tokenizer that the flags ask for. Raises ValueError for an input that cannot be used."""
+    there = args.config_output if args.config_output and args.config_output.is_file() else None
+    dimensions = args.config or there or CONFIG
+    values = json_object(read_text(dimensions), dimensions) if args.config_output else {}
     corpus, _ = open_source(args.source or guess(args.input), args.input, args.documents)
     tokenizer = learn_vocabulary(corpus, args.json_key, args.vocab_size, stream)
     if tokenizer.vocab_size < args.vocab_size:
@@ -76,6 +96,20 @@ def train(args: argparse.Namespace, stream: TextIO) -> None:
     with atomic_file(args.output) as file:
         file.write(tokenizer.to_json().encode("utf-8"))
     stream.write(f"wrote {args.output}; its <|endoftext|> is id {tokenizer.eot_id}\n")
+    if args.config_output is None:
+        stream.write(f"its model needs vocab_size {tokenizer.vocab_size} and eos_token_id {tokenizer.eot_id}\n")
+        return
+    with atomic_file(args.config_output) as file:
+        file.write(model_config(values, tokenizer).encode("utf-8"))
+    stream.write(f"wrote {args.config_output}: train_gpt2.py --config {args.config_output}\n")
+
+
+def model_config(values: dict[str, Any], tokenizer: Tokenizer) -> str:
+    """A config.json with these values, for the vocabulary of the tokenizer."""
+    end = tokenizer.eot_id
+    kept = {key: value for key, value in values.items() if key != "real_vocab_size"}  # vocab_size has no padding
+    kept.update(vocab_size=tokenizer.vocab_size, bos_token_id=end, eos_token_id=end)
+    return json.dumps(kept, indent=2) + "\n"
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -18,15 +18,16 @@ from command_line.checks import BadFlags
 from command_line.interruption import ignore_in_worker
 from data.bad_data import BadData
 from data.batches import SampleDataset
-from data.loading.corpus_tokenizer import corpus_tokenizer
+from data.loading.corpus_tokenizer import tokenizer_json
 from data.loading.datasets import MmapDataset, Shard, check_enough, collate, make_sampler, open_dataset
 from model import placement
-from model.checkpoint import VOCAB_MULTIPLE, load_pretrained, recover_interrupted
-from model.config import DROPOUTS, GPT2Config
+from model.checkpoint import load_pretrained, recover_interrupted
+from model.config import DROPOUTS, VOCAB_MULTIPLE
 from model.gpt2 import GPT2LMHeadModel
 from model.ipu_options import forward_options, instance, join_instances, training_options
 from model.non_finite import first_non_finite_weight
 from model.pretraining import PretrainingModel
+from tokenizer.entries import Entries
 from training import state as training_state
 from training.arithmetic import arithmetic, samples_per_call
 from training.label_counts import Call, LabelCounter
@@ -34,6 +35,7 @@ from training.memory import is_out_of_memory
 from training.optimization import make_optimizer, make_schedule, warmup_length
 from training.plan import plan_lines
 from training.validation import Validator
+from training.vocabulary import check_ids, check_tokenizer, model_config, run_tokenizer
 
 # Token ids in a combined batch from which on every copy of it counts (two int32 tensors: 32 MB).
 _LARGE_BATCH = 4_000_000
@@ -64,15 +66,18 @@ def _dropouts(args: argparse.Namespace) -> dict[str, float]:
     return {} if args.dropout is None else dict(zip(DROPOUTS, args.dropout))
 
 
-def load_or_make(args: argparse.Namespace) -> GPT2LMHeadModel:
-    """GPT-2 from --pretrained-checkpoint, or freshly initialised from the seed.
+def _model_flag(args: argparse.Namespace) -> str:
+    """The flag that says what the model is like, for a message."""
+    return f"--config {args.config}" if "config" in args.typed else f"--model {args.model}"
+
+
+def load_or_make(args: argparse.Namespace, tokenizer: Entries | None = None) -> GPT2LMHeadModel:
+    """GPT-2 from --pretrained-checkpoint, or freshly initialised from the seed. `tokenizer` is the run's.
 
     Raises ValueError if the checkpoint cannot be used, or is not of the model that the flags name.
     """
-    config = dataclasses.replace(GPT2Config.from_json(args.config), n_positions=args.max_len, **_dropouts(args))
-    # A new model gets as many rows as one that was saved and loaded, whatever padding the json file has.
-    rows = -(-config.real_vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
-    config = dataclasses.replace(config, vocab_size=rows, real_vocab_size=config.real_vocab_size)
+    config = dataclasses.replace(model_config(args, tokenizer), **_dropouts(args))
+    rows = config.vocab_size
     if rows % args.embedding_serialization_factor:
         raise ValueError(
             f"--embedding-serialization-factor {args.embedding_serialization_factor}: does not divide the vocabulary, "
@@ -89,15 +94,16 @@ def load_or_make(args: argparse.Namespace) -> GPT2LMHeadModel:
         return GPT2LMHeadModel(config, initialize=not args.compile_only)  # compiling asks for shapes, not for values
     recover_interrupted(args.pretrained_checkpoint)
     gpt2 = load_pretrained(args.pretrained_checkpoint, n_positions=args.max_len, dropouts=_dropouts(args))
+    if gpt2.config.real_vocab_size == model_config(args, None).real_vocab_size:
+        config = model_config(args, None)  # the tokenizer is the data's, which may do without tokens of the model
     different = [
         f"{name} {getattr(gpt2.config, name):,} instead of {getattr(config, name):,}"
         for name in _DIMENSIONS
         if getattr(gpt2.config, name) != getattr(config, name)
     ]
     if different:
-        flag = "--config" if "config" in args.typed else f"--model {args.model}"
         raise ValueError(
-            f"--pretrained-checkpoint {args.pretrained_checkpoint}: its shape is not that of {flag} "
+            f"--pretrained-checkpoint {args.pretrained_checkpoint}: its shape is not that of {_model_flag(args)} "
             f"({', '.join(different)}). Name the model it was made with: --config "
             f"{Path(args.pretrained_checkpoint) / 'config.json'}"
         )
@@ -124,7 +130,9 @@ def place_model(gpt2: GPT2LMHeadModel, args: argparse.Namespace) -> PretrainingM
     return PretrainingModel(gpt2, serialized, args.remap_logit, end_id).half().train()
 
 
-def open_samples(args: argparse.Namespace) -> tuple[SampleDataset, SampleDataset | None]:
+def open_samples(
+    args: argparse.Namespace, tokenizer: Entries | None, real_vocab_size: int
+) -> tuple[SampleDataset, SampleDataset | None]:
     """Samples to train on and held-out ones. Raises ValueError for unusable data, or fewer than one call takes."""
     samples_a_call = samples_per_call(args)
     samples, held_out = open_dataset(
@@ -133,7 +141,7 @@ def open_samples(args: argparse.Namespace) -> tuple[SampleDataset, SampleDataset
         stride=args.stride,
         seed=args.seed,
         val_num=args.val_num,
-        real_vocab_size=GPT2Config.from_json(args.config).real_vocab_size,
+        real_vocab_size=real_vocab_size,
         num_samples=4 * samples_a_call,
         tfrecord_path=args.tfrecord_path or (),
         data_prefix=args.data_prefix[0] if args.train_path == "dynamic" else "",
@@ -142,13 +150,15 @@ def open_samples(args: argparse.Namespace) -> tuple[SampleDataset, SampleDataset
         separate_last_epoch=args.sample_order == "megatron",
     )
     check_enough(samples, samples_a_call, arithmetic(args)[0])
+    if args.train_path != "generated":
+        check_ids(tokenizer, samples, f"--train-path {args.train_path}")
     return samples, held_out
 
 
 def read_inputs(
     args: argparse.Namespace,
-) -> tuple[dict[str, Any] | None, GPT2LMHeadModel, SampleDataset, SampleDataset | None]:
-    """Training state (None unless resuming), model, training and held-out samples.
+) -> tuple[dict[str, Any] | None, Entries | None, GPT2LMHeadModel, SampleDataset, SampleDataset | None]:
+    """Training state (None unless resuming), tokenizer (None if none is there), model, training and held-out samples.
 
     Raises ValueError whose `args` are all the problems found.
     """
@@ -158,16 +168,20 @@ def read_inputs(
         try:
             return read(*arguments)
         except ValueError as error:
-            problems.append(str(error))
+            problems.extend([] if str(error) in problems else [str(error)])
             return None
 
     resumes = args.resume_training_from_checkpoint
     state = attempt(training_state.read, Path(args.pretrained_checkpoint)) if resumes else None
-    gpt2 = attempt(load_or_make, args)
-    data = attempt(open_samples, args)
+    tokenizer = attempt(run_tokenizer, args)
+    gpt2 = attempt(load_or_make, args, tokenizer)
+    config = attempt(model_config, args, tokenizer) if gpt2 is None else gpt2.config
+    if config is not None:
+        attempt(check_tokenizer, tokenizer, config, _model_flag(args))
+        data = attempt(open_samples, args, tokenizer, config.real_vocab_size)
     if problems:
         raise ValueError(*problems)
-    return (state, gpt2, *data)
+    return (state, tokenizer, gpt2, *data)
 
 
 class TrainingRun:
@@ -188,7 +202,7 @@ class TrainingRun:
                 f"--global-batch-size {args.global_batch_size}: with the launcher's processes and replicas a weight "
                 f"update has {batch} samples; give --gradient-accumulation instead"
             )
-        state, gpt2, self.samples, held_out = read_inputs(args)
+        state, tokenizer, gpt2, self.samples, held_out = read_inputs(args)
         self.sampler = make_sampler(self.samples, args.seed, Shard(*instance(), self.samples_a_call))
         self.samples_a_step = self.sampler.shard.group  # of all processes
         self.calls_an_epoch = self.sampler.samples_an_epoch // self.samples_a_step
@@ -196,10 +210,7 @@ class TrainingRun:
         decay_steps = args.lr_decay_steps or self.calls
         warmup_steps = warmup_length(args.lr_warmup, args.lr_warmup_steps, decay_steps)
         self._facts = training_state.run_facts(args, gpt2.config, self.samples, warmup_steps, decay_steps)
-        prefix = args.data_prefix[0] if args.train_path == "dynamic" else ""
-        self._tokenizer = corpus_tokenizer(
-            args.train_path, args.tfrecord_path or (), prefix, args.pretrained_checkpoint
-        )
+        self._tokenizer = None if tokenizer is None else tokenizer_json(tokenizer)
         if state is not None:
             training_state.check_facts(state, self._facts)
         if args.save_model_path and not args.compile_only:

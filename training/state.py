@@ -16,10 +16,10 @@ import poptorch
 import torch
 
 from data.batches import SampleDataset
-from data.loading.corpus_tokenizer import TOKENIZER_FILE
 from model.checkpoint import recover_interrupted, save_pretrained, write_atomically
 from model.config import GPT2Config
 from model.gpt2 import GPT2LMHeadModel
+from tokenizer.entries import TOKENIZER_FILE
 
 STATE_FILE = "training_state.pt"
 _FORMAT = 1
@@ -103,7 +103,7 @@ def run_facts(
         facts["--" + dest.replace("_", "-")] = getattr(args, dest)
     facts["--lr-warmup-steps"] = warmup_steps
     facts["--lr-decay-steps"] = None if args.lr_schedule == "constant" else decay_steps
-    facts["the model's configuration"] = json.dumps(dataclasses.asdict(config), sort_keys=True)
+    facts["the model's configuration"] = json.dumps(config.values(), sort_keys=True)
     return facts
 
 

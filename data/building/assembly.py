@@ -79,13 +79,14 @@ class Assembly:
     ) -> None:
         self.corpus, self.recipe, self.selector = corpus, recipe, selector
         self.encoder, self.tokenizer_json = Encoder(tokenizer), tokenizer.to_json()
+        self.settings_json = tokenizer.settings_json()
         # Starting a process takes as long as a piece.
         self.workers = max(1, min(workers, corpus.size() // pieces.PIECE_BYTES))
         self.progress = Progress(corpus.size(), stream)
         self._prefix = f".{name}.parts-"
         self._lock_path = folder / f".{name}.lock"
         self.name = name
-        self.folder = folder / (self._prefix + corpus.key(self.tokenizer_json, recipe))
+        self.folder = folder / (self._prefix + corpus.key(self.tokenizer_json, self.settings_json, recipe))
         self._held_out: dict[int, np.ndarray] = {}  # rows of the parts that have any
         self._lock: Any = None
 

@@ -26,7 +26,7 @@ def build(
     validation: CorpusWriter | None,
     stream: TextIO,
 ) -> list[Path]:
-    """Write the corpus, its validation set and tokenizer.json into `folder`; returns the paths.
+    """Write the corpus, its validation set and its tokenizer's files into `folder`; returns the paths.
 
     Raises ValueError for an input that cannot be used, RuntimeError for a machine that cannot do it.
     """
@@ -41,6 +41,9 @@ def build(
             raise
         with atomic_file(folder / "tokenizer.json") as file:
             file.write(assembly.tokenizer_json.encode("utf-8"))
+        if assembly.settings_json is not None:
+            with atomic_file(folder / "tokenizer_config.json") as file:
+                file.write(assembly.settings_json.encode("utf-8"))
     progress = assembly.progress
     progress.show()
     if progress.broken:

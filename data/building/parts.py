@@ -73,7 +73,7 @@ class Encoder:
         if self.native is not None:
             return self.native.encode([to_utf8(text) for text in texts], self.eot_id)
         if isinstance(self._tokenizer, str):
-            self._tokenizer = Tokenizer.from_json(self._tokenizer)
+            self._tokenizer = Tokenizer.from_json(self._tokenizer, ends=[self.eot_id])
         return self._tokenizer.encode_documents(texts)
 
 

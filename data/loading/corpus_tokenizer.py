@@ -5,13 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Sequence
 
-TOKENIZER_FILE = "tokenizer.json"
+from tokenizer import Tokenizer
+from tokenizer.entries import TOKENIZER_FILE, Entries, read_entries
 
 
-def corpus_tokenizer(train_path: str, tfrecord_path: Sequence[str], data_prefix: str, checkpoint: str) -> bytes | None:
-    """The tokenizer.json beside the data, else that of the checkpoint the run starts from; None if there is none.
+def corpus_tokenizer(
+    train_path: str, tfrecord_path: Sequence[str], data_prefix: str, checkpoint: str
+) -> Entries | None:
+    """The tokenizer beside the data, or that of the checkpoint the run starts from; None if there is none.
 
-    TFRecord files are in a folder of their own, below that of the corpus.
+    TFRecord files are in a folder of their own, below that of the corpus. If there are two of them, one has all entries
+    of the other and is taken: a checkpoint may have added tokens that its data do without.
+
+    Raises ValueError naming folders and tokens if they contradict each other, or naming the file that cannot be used.
     """
     folders = []
     if train_path == "tfrecord":
@@ -21,11 +27,22 @@ def corpus_tokenizer(train_path: str, tfrecord_path: Sequence[str], data_prefix:
         folders = [Path(data_prefix).parent]
     elif train_path != "generated":
         folders = [Path(train_path).parent]
-    if checkpoint:
-        folders.append(Path(checkpoint))
-    for folder in folders:
-        try:
-            return (folder / TOKENIZER_FILE).read_bytes()
-        except OSError:
-            continue
-    return None
+    of_data = next(filter(None, map(read_entries, folders)), None)
+    of_model = read_entries(checkpoint) if checkpoint else None
+    if of_data is None or of_model is None:
+        return of_data or of_model
+    small, large = sorted((of_data, of_model), key=lambda found: len(found.ids))
+    foreign = [token for token, number in small.ids.items() if large.ids.get(token) != number]
+    if foreign:
+        raise ValueError(
+            f"{of_data.folder}: the tokenizer of the data is not that of the checkpoint {checkpoint}; {len(foreign):,} "
+            f"tokens have other ids or are missing, such as {foreign[0]!r}. Prepare the text with the checkpoint's "
+            f"(data.prepare --tokenizer {checkpoint}), or start without the checkpoint"
+        )
+    return of_model if large is of_model or small.ids == large.ids else of_data
+
+
+def tokenizer_json(found: Entries) -> bytes:
+    """The content of a tokenizer.json: the one that is there, or one made of the files that are."""
+    path = found.folder / TOKENIZER_FILE
+    return path.read_bytes() if path.is_file() else Tokenizer.from_folder(found.folder).to_json().encode("utf-8")

@@ -51,6 +51,10 @@ class WindowDataset(SampleDataset):
                 f"{max_len // 2 + 1} ids, half of --max-len {max_len} + 1; lower --max-len"
             )
 
+    def largest_id(self) -> int:
+        """The largest id of the corpus."""
+        return int(self.corpus.meta["largest_id"])
+
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 

@@ -3,6 +3,7 @@
 Modules and native operators, one or several IPUs, token by token and in one loop, alone and in a batch.
 """
 
+import dataclasses
 import functools
 
 import poptorch
@@ -137,6 +138,26 @@ def test_greedy_text_equals_that_of_transformers(tmp_path):
             torch.tensor([prompt]), max_new_tokens=LENGTH, do_sample=False, pad_token_id=0, eos_token_id=None
         )
         assert tokens == expected[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("kind, layers", [("modules", (3,)), ("native", (3,)), ("native", (1, 0, 2))])
+@pytest.mark.parametrize("divided, upcast", [(True, False), (False, True), (True, True)])
+def test_the_variants_of_attention_give_the_text_of_transformers(tmp_path, kind, layers, divided, upcast):
+    transformers = pytest.importorskip("transformers")
+    config = dataclasses.replace(CONFIG, scale_attn_by_inverse_layer_idx=divided, reorder_and_upcast_attn=upcast)
+    save_pretrained(fresh_model(config), tmp_path)
+    reference = transformers.GPT2LMHeadModel.from_pretrained(tmp_path, attn_implementation="eager").eval()
+    assert reference.config.scale_attn_by_inverse_layer_idx == divided
+    program = OneStep(steps(kind, layers, config), 1, POSITIONS, GREEDY)
+    executor = poptorch.inferenceModel(program.eval(), options())
+    for prompt in PROMPTS:
+        text = new_text(prompt, LENGTH, seed=1)
+        for _ in generate(executor, [text], 1, WIDTH, POSITIONS):
+            pass
+        with torch.no_grad():
+            logits = reference(torch.tensor([prompt + text.tokens])).logits[0, len(prompt) - 1 : -1]
+        assert text.tokens == logits.argmax(-1).tolist()
+        assert text.log_probs == pytest.approx(logits.log_softmax(-1).amax(-1).tolist(), abs=2e-4)
 
 
 def test_penalised_greedy_text_equals_that_of_transformers(tmp_path):

@@ -21,9 +21,10 @@ import inference_gpt2
 import text_generate_gpt2
 from arguments import parse_generate_args
 from generation.text_generator import TextGenerator
-from model.checkpoint import save_pretrained
+from model.checkpoint import load_pretrained, save_pretrained
 from model.config import GPT2Config
 from model.gpt2 import GPT2LMHeadModel
+from tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {
@@ -196,6 +197,73 @@ def test_entries_that_the_tokenizer_lacks_are_never_drawn(tmp_path):
         assert record["tokens"] and max(record["tokens"]) < 257
 
 
+@pytest.fixture(scope="module")
+def ending(tmp_path_factory):
+    """Two tokens were added; config.json says that <|end|>, always the likeliest, ends a text. Rows are padded."""
+    folder = tmp_path_factory.mktemp("ending")
+    content = json.loads(Tokenizer.gpt2().to_json())
+    for number, token in ((50257, "<|user|>"), (50258, "<|end|>")):
+        content["added_tokens"].append({**content["added_tokens"][0], "id": number, "content": token})
+    (folder / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(
+        GPT2Config(vocab_size=50272, n_positions=32, n_embd=8, n_layer=1, n_head=1, eos_token_id=50258)
+    )
+    with torch.no_grad():  # the last hidden state is the embedding of the likeliest token
+        model.transformer.ln_f.weight.zero_()
+        model.transformer.ln_f.bias.fill_(1.0)
+        model.transformer.wte.weight[50258], model.transformer.wte.weight[50257] = 5.0, 4.0
+    save_pretrained(model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    del config["real_vocab_size"]
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize("way", [[], ["--custom-ops", "false"], ["--poptorch-loop", "true", "--single-ipu", "true"]])
+def test_the_end_of_a_text_is_what_the_checkpoint_says(ending, tmp_path, way):
+    (tmp_path / "p.txt").write_text("hello there\n")
+    flags = ["--model-name-or-path", ending, "--prompt-file", tmp_path / "p.txt", "--input-len", 4, "--output-len", 3]
+    flags += ["--topk", 1, "--repetition-penalty", 1, *way]
+
+    def record(*more):
+        with pytest.warns(UserWarning, match="50259 of 50272 rows of the vocabulary are tokens"):
+            result = run_program(*flags, *more)
+        assert result.returncode == 0, result.stderr
+        return json.loads(result.stdout)
+
+    assert (record()["finish"], record()["tokens"]) == ("stop", [])
+    assert record("--stop-token", "<|end|>")["finish"] == "stop"
+    other = record("--stop-token", "<|user|>", "Ġthe", "<|endoftext|>")
+    assert (other["finish"], other["text"]) == ("length", "<|end|>" * 3)
+
+
+def test_a_text_begins_from_the_end_token_alone(checkpoint, tmp_path):
+    """What an empty prompt gives is what comes behind <|endoftext|>; a blank line is no prompt."""
+    flags = ["--model-name-or-path", checkpoint, "--input-len", 4, "--output-len", 5, "--topk", 1]
+    (tmp_path / "p.txt").write_text("\nHello\n  \n\n")
+    (tmp_path / "p.jsonl").write_text('{"prompt": ""}\n\n{"prompt": "Hello"}\n')
+    lines = run_program(*flags, "--prompt-file", tmp_path / "p.txt")
+    assert [json.loads(line)["prompt"] for line in lines.stdout.splitlines()] == ["Hello"], lines.stderr
+    lines = run_program(*flags, "--prompt-file", tmp_path / "p.jsonl")
+    empty, hello = (json.loads(line) for line in lines.stdout.splitlines())
+    assert (empty["prompt"], hello["prompt"]) == ("", "Hello")
+    model, ids = load_pretrained(checkpoint), [50256]
+    for _ in range(5):
+        with torch.no_grad():
+            scores = model(torch.tensor([ids]))[0, -1, :50257]
+        seen = torch.tensor(sorted(set(ids)))
+        scores[seen] = torch.where(scores[seen] > 0, scores[seen] / 2.0, scores[seen] * 2.0)
+        ids.append(int(scores.argmax()))
+    assert empty["tokens"] == ids[1:]
+    alone = run_program(*flags, "--prompt", "")
+    assert alone.returncode == 0 and alone.stdout.startswith(empty["text"]), alone.stderr
+    (tmp_path / "p.txt").write_text("\n \n")
+    assert "is empty" in run_program(*flags, "--prompt-file", tmp_path / "p.txt").stderr
+    (tmp_path / "p.txt").write_text("\nfar too many words for four tokens\n")
+    assert "line 2: the input has" in run_program(*flags, "--prompt-file", tmp_path / "p.txt").stderr
+
+
 def test_the_first_call_is_no_text_s(checkpoint):
     """It brings the weights into the operators' layout, which the first latency would show."""
     argv = ["--model-name-or-path", str(checkpoint), "--output-len", "4", "--input-len", "4"]
@@ -287,7 +355,6 @@ def test_terminal_history_ctrl_c_and_ctrl_d(checkpoint):
     [
         (["--model-name-or-path", "./nowhere", "--prompt", "a"], ["--model-name-or-path", "./nowhere"]),
         (["--model-name-or-path", "tests", "--prompt", "a"], ["--model-name-or-path", "tests/config.json"]),
-        (["--model-name-or-path", "CHECKPOINT", "--prompt", ""], ["--prompt: the input is empty"]),
         (["--stop-string", "###", ""], ["--stop-string ###", "an empty text"]),
         (
             ["--model-name-or-path", "no-one/no-model", "--prompt", "a"],

@@ -144,11 +144,91 @@ def test_positions_are_cut_to_the_first(model, saved):
     assert load_pretrained(saved, n_positions=12).config == model.config
 
 
-def test_warns_of_a_larger_vocabulary_that_may_not_be_padding(tmp_path):
-    config = transformers.GPT2Config(vocab_size=50300, n_positions=4, n_embd=2, n_layer=1, n_head=1)
-    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path)
-    with pytest.warns(UserWarning, match='"real_vocab_size": 50300'):
-        assert load_pretrained(tmp_path).config.real_vocab_size == 50257
+WRAPPED = ["module.", "_orig_mod.", "model.", "module._orig_mod.", "_orig_mod.module.model."]
+
+
+@pytest.mark.parametrize("prefix", WRAPPED)
+@pytest.mark.parametrize("bare", [False, True])
+def test_prefixes_of_wrapped_models_are_taken_off(model, saved, prefix, bare):
+    def wrap(tensors):
+        for key in list(tensors):
+            tensors[prefix + (key.replace("transformer.", "") if bare else key)] = tensors.pop(key)
+
+    rewrite(saved, wrap)
+    assert same_weights(load_pretrained(saved), model)
+
+
+def test_compiled_blocks_inside_a_model(model, saved):
+    rewrite(saved, lambda t: t.update({k.replace("h.1.", "h.1._orig_mod."): t.pop(k) for k in list(t)}))
+    assert same_weights(load_pretrained(saved), model)
+
+
+def test_what_changes_nothing_is_named_once_and_passed_over(model, saved):
+    heads = {"score.weight": torch.ones(2, 12), "v_head.summary.bias": torch.ones(1), "lm_head.bias": torch.zeros(50)}
+    rewrite(saved, lambda tensors: tensors.update(heads, counter=torch.tensor(3)))
+    with pytest.warns(UserWarning) as said:
+        assert same_weights(load_pretrained(saved), model)
+    (warning,) = said
+    names = "counter, lm_head.bias, score.weight, v_head.summary.bias"
+    assert f"{saved / 'model.safetensors'}: passed over {names}: not of the language model" in str(warning.message)
+
+
+# How many rows of a vocabulary are tokens
+
+
+def checkpoint_of(folder, rows, stated=None):
+    """With as many rows, and real_vocab_size as stated."""
+    config = transformers.GPT2Config(vocab_size=rows, n_positions=4, n_embd=2, n_layer=1, n_head=1)
+    transformers.GPT2LMHeadModel(config).save_pretrained(folder)
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**values, **({"real_vocab_size": stated} if stated else {})}))
+
+
+def write_tokenizer(folder, entries, slow):
+    """A vocabulary of `entries` ids, the last three of them added: one file, or the older form in several."""
+    tokens = {"<|endoftext|>": 0, **{f"t{i}": i for i in range(1, entries - 3)}}
+    added = {f"<|{i}|>": i for i in range(entries - 3, entries)}
+    if slow:
+        (folder / "vocab.json").write_text(json.dumps(tokens))
+        (folder / "merges.txt").write_text("#version: 0.2\n")
+        (folder / "added_tokens.json").write_text(json.dumps(added))
+    else:
+        listed = [{"id": number, "content": token, "special": True} for token, number in added.items()]
+        content = {"model": {"type": "BPE", "vocab": tokens, "merges": []}, "added_tokens": listed}
+        (folder / "tokenizer.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("slow", [False, True])
+@pytest.mark.parametrize(
+    "rows, stated, entries, real",
+    [
+        (100, None, 100, 100),  # as many as the tokenizer has
+        (104, None, 100, 100),  # the rest is padding
+        (104, 98, 100, 100),  # tokens were added after real_vocab_size was written
+        (104, 102, 100, 102),  # the file says otherwise
+        (98, None, 100, 98),  # a tokenizer that does not fit: who reads texts with it refuses it
+    ],
+)
+def test_the_rows_that_the_tokenizer_has_are_tokens(tmp_path, rows, stated, entries, real, slow):
+    checkpoint_of(tmp_path, rows, stated)
+    write_tokenizer(tmp_path, entries, slow)
+    if real < rows:
+        with pytest.warns(UserWarning, match=f"{real} of {rows} rows of the vocabulary are tokens"):
+            loaded = load_pretrained(tmp_path)
+    else:
+        loaded = load_pretrained(tmp_path)
+    assert (loaded.config.real_vocab_size, loaded.config.vocab_size) == (real, 112)
+    stored = safetensors.torch.load_file(tmp_path / "model.safetensors")[WTE]
+    assert torch.equal(loaded.transformer.wte.weight[:real], stored[:real])
+
+
+def test_without_a_tokenizer_the_rows_that_the_file_states_are_tokens(tmp_path):
+    checkpoint_of(tmp_path, 50300)
+    with pytest.warns(UserWarning, match=r'all 50300 rows .* tokens; if those from 50257 .* "real_vocab_size": 50257'):
+        assert load_pretrained(tmp_path).config.real_vocab_size == 50300
+    checkpoint_of(tmp_path, 50300, 50260)
+    with pytest.warns(UserWarning, match='50260 of 50300 .* "real_vocab_size": 50300'):
+        assert load_pretrained(tmp_path).config.real_vocab_size == 50260
 
 
 # The hub
@@ -258,7 +338,21 @@ WTE = "transformer.wte.weight"
         (index_of({"weight_map": {WTE: "absent.safetensors"}}), "absent.safetensors", "cannot be read"),
         (index_of({"weight_map": {"x": "part.safetensors"}}), "model.safetensors.index.json", "lack .* x;"),
         (lambda d: rewrite(d, drop_two), "model.safetensors", "missing: transformer.wpe.weight, .*h.0.ln_1.bias"),
-        (lambda d: rewrite(d, lambda t: t.update(score=torch.ones(1))), "model.safetensors", "unexpected: .*score"),
+        (
+            lambda d: rewrite(d, lambda t: t.update({"transformer.h.0.lora_A": torch.ones(1)})),
+            "model.safetensors",
+            "unexpected: .*h.0.lora_A",
+        ),
+        (
+            lambda d: rewrite(d, lambda t: t.update({"lm_head.bias": torch.ones(50)})),
+            "model.safetensors",
+            "unexpected: lm_head.bias",
+        ),
+        (
+            lambda d: rewrite(d, lambda t: t.update({"module." + WTE: t[WTE].clone()})),
+            "model.safetensors",
+            "holds transformer.wte.weight twice, as .*module.transformer.wte.weight",
+        ),
         (lambda d: rewrite(d, reshape), "model.safetensors", r"h.1.mlp.c_fc.weight \(48, 12\) instead of \(12, 48\)"),
         (lambda d: rewrite(d, lambda t: t.update({WTE: t[WTE].int()})), "model.safetensors", "not floating point"),
         (lambda d: rewrite(d, lambda t: t.update({"lm_head.weight": t[WTE] + 1})), "model.safetensors", "not tied"),

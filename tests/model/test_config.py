@@ -10,8 +10,8 @@ import pytest
 import torch
 import transformers
 
-from model.config import MODELS, GPT2Config, parameter_count
-from model.gpt2 import GPT2LMHeadModel
+from model.config import ACTIVATION_ALIASES, MODELS, GPT2Config, parameter_count
+from model.gpt2 import MLP, GPT2LMHeadModel
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -74,6 +74,7 @@ def test_reads_what_transformers_writes_and_the_reverse():
     )
     ours = GPT2Config.from_dict(theirs.to_dict())
     assert ours == GPT2Config(99, 7, 12, 2, 3, 5, "relu", attn_pdrop=0)
+    assert "reorder_and_upcast_attn" not in ours.to_dict()  # off: nothing is said of it
     again = transformers.GPT2Config.from_dict(ours.to_dict())
     for field in dataclasses.fields(ours):
         assert getattr(again, field.name) == getattr(ours, field.name), field.name
@@ -92,6 +93,21 @@ def test_reads_the_released_config_file():
     assert GPT2Config.from_dict(json.loads(released)) == GPT2Config()
 
 
+@pytest.mark.parametrize("theirs, ours", sorted(ACTIVATION_ALIASES.items()))
+def test_the_other_names_of_an_activation(theirs, ours):
+    """They are one function, within float32."""
+    assert GPT2Config(activation_function=theirs).activation_function == ours
+    assert GPT2Config.from_dict({"activation_function": theirs}).activation_function == ours
+    x = torch.linspace(-8, 8, 4001)
+    computed = MLP(GPT2Config(activation_function=theirs, n_embd=4, n_head=1)).act(x)
+    torch.testing.assert_close(computed, transformers.activations.ACT2FN[theirs](x), rtol=1e-6, atol=1e-6)
+
+
+def test_the_ids_that_end_a_text():
+    assert GPT2Config(eos_token_id=[7, 50256, 50257]).end_ids == [7, 50256]
+    assert GPT2Config(eos_token_id=None).end_ids == GPT2Config(vocab_size=300).end_ids == []
+
+
 def test_the_other_names_of_the_dimensions():
     names = {"hidden_size": 30, "num_attention_heads": 5, "num_hidden_layers": 3, "max_position_embeddings": 9}
     config = GPT2Config.from_dict(names)
@@ -99,7 +115,7 @@ def test_the_other_names_of_the_dimensions():
 
 
 def test_real_vocab_size_and_n_ctx():
-    assert GPT2Config(vocab_size=50304).real_vocab_size == 50257
+    assert GPT2Config(vocab_size=50304).real_vocab_size == 50304
     assert GPT2Config(vocab_size=100).real_vocab_size == 100
     assert GPT2Config(vocab_size=112, real_vocab_size=100).real_vocab_size == 100
     short = dataclasses.replace(GPT2Config(), n_positions=128)
@@ -109,8 +125,6 @@ def test_real_vocab_size_and_n_ctx():
 @pytest.mark.parametrize(
     "key, value",
     [
-        ("scale_attn_by_inverse_layer_idx", True),
-        ("reorder_and_upcast_attn", True),
         ("add_cross_attention", True),
         ("scale_attn_weights", False),
         ("tie_word_embeddings", False),
@@ -142,6 +156,8 @@ def test_refuses_variants_that_are_not_implemented(key, value):
         ("attn_pdrop", None),
         ("layer_norm_epsilon", 0),
         ("initializer_range", "0.02"),
+        ("reorder_and_upcast_attn", None),
+        ("scale_attn_by_inverse_layer_idx", 1),
         ("bos_token_id", -1),
         ("eos_token_id", [50256, "x"]),
     ],

@@ -45,7 +45,7 @@ def loss_of(model, ids):
 
 
 configs = st.builds(
-    lambda n_head, head, n_layer, inner, act, real, padding, positions: GPT2Config(
+    lambda n_head, head, n_layer, inner, act, real, padding, positions, divided, upcast: GPT2Config(
         real + padding,
         positions,
         n_head * head,
@@ -56,9 +56,12 @@ configs = st.builds(
         **NO_DROPOUT,
         **NO_ENDS,
         real_vocab_size=real,
+        scale_attn_by_inverse_layer_idx=divided,
+        reorder_and_upcast_attn=upcast,
     ),
     *(st.integers(1, 3), st.integers(1, 5), st.integers(1, 3), st.sampled_from([None, 7])),
     *(st.sampled_from(["gelu", "gelu_new", "relu"]), st.integers(3, 40), st.sampled_from([0, 5]), st.integers(4, 9)),
+    *(st.booleans(), st.booleans()),
 )
 
 
@@ -66,6 +69,8 @@ configs = st.builds(
 @given(config=configs, batch=st.integers(1, 3), dtype=st.sampled_from([torch.float32, torch.float64]))
 def test_logits_loss_and_gradients_equal_those_of_transformers(config, batch, dtype):
     torch.manual_seed(1)
+    if config.reorder_and_upcast_attn:
+        dtype = torch.float32  # transformers refuses it in float64, which it would not raise
     model = GPT2LMHeadModel(config).to(dtype)
     randomize(model)
     reference = reference_of(model)
@@ -165,6 +170,24 @@ def test_half_follows_float32():
     logits = half(ids)
     assert logits.dtype == torch.float16
     torch.testing.assert_close(logits[..., :50].float(), model(ids)[..., :50], rtol=0, atol=2e-3)
+
+
+def test_upcast_scores_are_float32_in_half():
+    """Queries and keys of half weights whose products leave the range of half: transformers' result, and no other."""
+    torch.manual_seed(8)
+    config = dataclasses.replace(SMALL, reorder_and_upcast_attn=True, **NO_DROPOUT)
+    model = GPT2LMHeadModel(config).eval()
+    with torch.no_grad():
+        for block in model.transformer.h:
+            block.attn.c_attn.weight[:, :24] *= 2000.0
+    model, ids = model.half(), torch.randint(50, (2, 16))
+    logits = model(ids)[..., :50]
+    assert logits.isfinite().all()
+    # Scores near 1e5 have an error of 0.01 in float32, and their probabilities of 1 %.
+    torch.testing.assert_close(logits, reference_of(model)(ids).logits, rtol=0, atol=3e-2)
+    plain = GPT2LMHeadModel(dataclasses.replace(config, reorder_and_upcast_attn=False)).half().eval()
+    plain.load_state_dict(model.state_dict())
+    assert not plain(ids).isfinite().all()
 
 
 def test_the_head_stays_tied():

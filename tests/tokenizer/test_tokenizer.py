@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from tokenizer import EOT, Tokenizer, open_tokenizer, train_bpe
 from tokenizer.bpe import published_files
+from tokenizer.entries import read_entries
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -267,3 +268,77 @@ def test_one_file_of_two_is_refused(files):
         open_tokenizer(1, **files)
     with pytest.raises(ValueError, match="--tokenizer-type 2"):
         open_tokenizer(2)
+
+
+def own_tokenizer(folder, added, files=None):
+    """GPT-2's tokenizer with tokens added, as the files of transformers; `files` are written beside."""
+    content = json.loads(Tokenizer.gpt2().to_json())
+    for number, (token, special) in enumerate(added, start=50257):
+        content["added_tokens"].append(
+            {**content["added_tokens"][0], "id": number, "content": token, "special": special}
+        )
+    (folder / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    for name, values in (files or {}).items():
+        (folder / name).write_text(json.dumps(values), encoding="utf-8")
+    return Tokenizer.from_folder(folder)
+
+
+def test_added_tokens_are_entries_and_special_ones_are_out_of_reach(tmp_path):
+    added = [("<|user|>", True), ("a plain one", False), ("<|bot|>", True)]
+    tokenizer = own_tokenizer(tmp_path, added)
+    assert tokenizer.vocab_size == 50260 and tokenizer.eot_id == 50256
+    assert [tokenizer.token_id(token) for token, _ in added] == [50257, 50258, 50259]
+    assert tokenizer.encode("say a plain one") == [*tokenizer.encode("say "), 50258]
+    assert not {50257, 50259} & set(tokenizer.encode("<|user|>hello<|bot|>"))
+    assert tokenizer.decode([50257, 50259]) == "<|user|><|bot|>"
+    (tmp_path / "again").mkdir()
+    (tmp_path / "again" / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
+    again = json.loads(Tokenizer.from_folder(tmp_path / "again").to_json())["added_tokens"]
+    assert [(token["id"], token["special"]) for token in again] == [
+        *((50256, True), (50257, True), (50258, False), (50259, True))
+    ]
+
+
+def test_the_older_files_of_added_tokens(tmp_path, gpt2):
+    """transformers' slow tokenizers keep them apart."""
+    for source, name in zip(published_files(), ("vocab.json", "merges.txt")):
+        (tmp_path / name).write_bytes(source.read_bytes())
+    (tmp_path / "added_tokens.json").write_text('{"<|user|>": 50257}')
+    decoder = {"50256": {"content": EOT, "special": True}, "50258": {"content": "<|end|>", "special": True}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": decoder}))
+    (tmp_path / "special_tokens_map.json").write_text('{"eos_token": "<|end|>"}')
+    tokenizer = Tokenizer.from_folder(tmp_path)
+    assert (tokenizer.vocab_size, tokenizer.eot_id, tokenizer.token_id("<|user|>")) == (50259, 50258, 50257)
+    assert tokenizer.encode_batch(TEXTS) == gpt2.encode_batch(TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("files", "end"),
+    [
+        ({}, 50256),
+        ({"tokenizer_config.json": {"eos_token": "<|end|>"}}, 50258),
+        ({"tokenizer_config.json": {"eos_token": {"content": "<|end|>"}}}, 50258),
+        ({"special_tokens_map.json": {"eos_token": "<|end|>"}}, 50258),
+        ({"config.json": {"eos_token_id": 50257}, "tokenizer_config.json": {"eos_token": "<|end|>"}}, 50257),
+        ({"config.json": {"eos_token_id": [50258, 50256]}}, 50258),
+        ({"config.json": {"eos_token_id": 60000}, "tokenizer_config.json": {"eos_token": "<|end|>"}}, 50258),
+        ({"config.json": {"eos_token_id": None}, "tokenizer_config.json": {"eos_token": "<|other|>"}}, 50256),
+    ],
+)
+def test_which_token_ends_a_text(tmp_path, files, end):
+    """eos_token_id of the checkpoint, then what the tokenizer's files name, if the vocabulary has it."""
+    tokenizer = own_tokenizer(tmp_path, [("<|user|>", True), ("<|end|>", True)], files)
+    assert tokenizer.eot_id == end == read_entries(tmp_path).end_id()
+    assert tokenizer.encode_documents(["a"])[0][-1] == end
+    assert open_tokenizer(0, tmp_path).eot_id == end
+
+
+@pytest.mark.parametrize("name", ["</s>", "<|fin|>"])
+def test_a_vocabulary_whose_end_is_another_token(tmp_path, name):
+    """A usual name, or the only special token."""
+    content = json.loads(train_bpe(["the cat sat"], 260).to_json().replace(EOT, name))
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    tokenizer = Tokenizer.from_folder(tmp_path)
+    assert (tokenizer.eot_id, tokenizer.eot_token) == (0, name)
+    assert json.loads(tokenizer.settings_json()) == {"eos_token": name}
+    assert Tokenizer.from_json(tokenizer.to_json()).eot_id == 0

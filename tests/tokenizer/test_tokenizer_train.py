@@ -14,6 +14,7 @@ from tiny_run import flags, run_here, write_config, write_corpus
 from corpora import pieces
 from data.loading.corpus_tokenizer import corpus_tokenizer
 from data.prepare import main as prepare
+from model.config import GPT2Config
 from tokenizer import Tokenizer, open_tokenizer, train_bpe
 from tokenizer import train as tokenizer_train
 from tokenizer.train import main
@@ -45,6 +46,19 @@ def test_the_command_learns_what_the_function_learns(tmp_path, text, capsys):
     assert Tokenizer.from_folder(tmp_path / "other.json").vocab_size < 5000
 
 
+def test_a_config_json_that_fits(tmp_path, text, capsys):
+    """GPT-2 small's dimensions, those of --config, or those that were there; the vocabulary is the tokenizer's."""
+    out, mine = tmp_path / "mine", write_config(tmp_path)
+    for flags_, size, width in (([], 300, 768), (["--config", mine], 290, 16), ([], 280, 16)):
+        assert run("--input", text, "--vocab-size", size, "--output", out, *flags_) == 0
+        assert f"--config {out / 'config.json'}" in capsys.readouterr().err
+        config = GPT2Config.from_json(out / "config.json")
+        assert (config.vocab_size, config.real_vocab_size, config.n_embd) == (size, size, width)
+        assert config.eos_token_id == config.bos_token_id == open_tokenizer(0, out).eot_id == 0
+    assert run("--input", text, "--vocab-size", 300, "--output", tmp_path / "a.json") == 0
+    assert "vocab_size 300 and eos_token_id 0" in capsys.readouterr().err
+
+
 def test_of_a_large_corpus_every_nth_piece(tmp_path, text, monkeypatch, capsys):
     monkeypatch.setattr(pieces, "PIECE_BYTES", 100)
     monkeypatch.setattr(tokenizer_train, "LEARNING_BYTES", text.stat().st_size // 3 + 1)
@@ -58,10 +72,15 @@ def test_of_a_large_corpus_every_nth_piece(tmp_path, text, monkeypatch, capsys):
         (["--vocab-size", "256"], "--vocab-size must be 257 or more"),
         (["--input", "none.txt"], "none.txt: no such file"),
         (["--output", "corpus.txt"], "neither a folder nor a name ending in .json"),
+        (["--output", "model"], "holds the weights of a model"),
+        (["--output", "a.json", "--config", "tiny.json"], "into a folder only"),
+        (["--config", "tiny.json"], "tiny.json: cannot be read"),
     ],
 )
 def test_refusals(tmp_path, text, capsys, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"")
     assert run("--input", text, "--output", "out", *arguments) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -123,3 +142,26 @@ def test_hugging_face_reads_a_trained_vocabulary(tmp_path, text):
     for one in [*TEXTS[:3], "other words, 数学 \n\n x"]:
         assert fast.encode(one) == ours.encode(one) == np.asarray(ours.encode_documents([one], False)[0]).tolist()
     assert json.loads(ours.to_json())["added_tokens"][0]["id"] == ours.eot_id == 0
+
+
+def test_documents_end_as_the_tokenizer_says(tmp_path, text):
+    """The end of a text is another token: it is at the end of documents, and beside them it is said which it is."""
+    assert run("--input", text, "--vocab-size", 280, "--output", tmp_path / "mine") == 0
+    content = json.loads((tmp_path / "mine" / "tokenizer.json").read_text(encoding="utf-8"))
+    content["added_tokens"].append({**content["added_tokens"][0], "id": 280, "content": "<|end|>"})
+    (tmp_path / "mine" / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    (tmp_path / "mine" / "config.json").unlink()
+    (tmp_path / "mine" / "tokenizer_config.json").write_text('{"eos_token": {"content": "<|end|>"}}')
+    for kind, workers in (("pkl", 1), ("mmap", 2)):
+        out = tmp_path / kind
+        command = ["--input", text, "--tokenizer", tmp_path / "mine", "--output", out, "--format", kind]
+        assert prepare([str(word) for word in [*command, "--workers", workers]]) == 0
+        found = corpus_tokenizer(str(out / "corpus.pkl"), (), "", "")
+        assert found.end_id() == Tokenizer.from_folder(out).eot_id == 280 and found.rows == 281
+        ids = np.fromfile(out / "corpus_text_document.bin", np.uint16) if kind == "mmap" else None
+        ends = [280] * 60 if ids is None else ids[ids == 280].tolist()
+        assert len(ends) == 60
+    from data.articles.corpus import open_corpus
+
+    corpus = open_corpus(tmp_path / "pkl" / "corpus.pkl", 281)
+    assert (corpus.tokens[corpus.offsets[1:] - 1] == 280).all() and len(corpus) == 60
