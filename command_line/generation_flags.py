@@ -32,7 +32,7 @@ SAMPLING = (
     Flag("--top-p", 1.0, real(0, 1, above=True), "draw from the likeliest tokens that make up this probability"),
     Flag("--min-p", 0.0, real(0, 1), "only tokens with this fraction of the largest probability"),
     Flag("--typical-p", 1.0, real(0, 1, above=True), "draw from the most typical tokens that make up this probability"),
-    Flag("--stop-token", ["<|endoftext|>"], TEXT, "a text ends at any of these tokens", True),
+    Flag("--stop-token", ["<|endoftext|>"], TEXT, "entries a text ends at; not given: eos_token_id", True),
     Flag("--stop-string", [], TEXT, "a text ends before any of these", True),
 )
 

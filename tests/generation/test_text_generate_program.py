@@ -136,9 +136,9 @@ def test_stop_string_and_full_context(checkpoint):
 def test_a_prompt_that_is_refused_leaves_the_file_of_samples_alone(checkpoint, tmp_path):
     samples, prompts = tmp_path / "samples.txt", tmp_path / "prompts.txt"
     samples.write_text("of yesterday")
-    prompts.write_text("Hello\n\n")
+    prompts.write_text("Hello\n" + "a " * 80)
     result = run_program("--model-name-or-path", checkpoint, "--prompt-file", prompts, "--save-samples-path", samples)
-    assert result.returncode == 2 and f"--prompt-file {prompts}, line 2: the input is empty" in result.stderr
+    assert result.returncode == 2 and f"--prompt-file {prompts}, line 2: the input has" in result.stderr
     assert samples.read_text() == "of yesterday"
 
 
