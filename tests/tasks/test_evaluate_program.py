@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import tiny_checkpoint
 import torch
 
@@ -172,6 +173,25 @@ def test_checkpoints_that_cannot_be_used(folder, tmp_path):
     (without / "tokenizer.json").unlink()  # GPT-2's takes its place
     status, _, err = run(tmp_path, "--data-dir", folder / "data", checkpoint="no_tokenizer")
     assert status == 2 and "the tokenizer 50,257" in err
+
+
+def test_tokens_that_were_added_count_and_padding_does_not(folder, tmp_path):
+    """A checkpoint of the rows that its tokenizer has, and the same one padded without saying so: the same figures."""
+    padded = tmp_path / "padded"
+    shutil.copytree(folder / "checkpoint", padded)
+    tensors = safetensors.torch.load_file(padded / "model.safetensors")
+    weight = tensors["transformer.wte.weight"]
+    config = json.loads((padded / "config.json").read_text(encoding="utf-8"))
+    tensors["transformer.wte.weight"] = torch.cat([weight, torch.ones(5, weight.shape[1])])
+    safetensors.torch.save_file(tensors, padded / "model.safetensors", metadata={"format": "pt"})
+    del config["real_vocab_size"]
+    (padded / "config.json").write_text(json.dumps({**config, "vocab_size": len(weight) + 5}), encoding="utf-8")
+    expected = run(folder, "--protocols", "token")[1]
+    with pytest.warns(UserWarning, match=f"{len(weight)} of {len(weight) + 5} rows of the vocabulary are tokens"):
+        status, out, err = run(tmp_path, "--data-dir", folder / "data", "--protocols", "token", checkpoint="padded")
+    assert status == 0, err
+    figures = r"loss[^\n]*\d+\.\d+[^\n]*"
+    assert re.findall(figures, out) == re.findall(figures, expected) != []
 
 
 def test_no_checkpoint_names_the_one_of_the_demo():

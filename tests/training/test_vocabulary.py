@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 
 import pytest
 import safetensors.torch
 import torch
 import transformers
-from tiny_run import CONFIG, flags, run_here, write_config, write_corpus
+from tiny_run import CONFIG, NO_DROPOUT, flags, run_here, write_config, write_corpus
 
 from model.checkpoint import load_pretrained, save_pretrained
 from model.config import GPT2Config
@@ -171,3 +172,27 @@ def test_the_factor_of_serialization_divides_the_rows_in_memory(tmp_path):
     write_config(tmp_path, vocab_size=61)
     given = {"train_path": corpus, "embedding_serialization_factor": 4}
     assert run_here(flags(tmp_path, **given, **ONE_STEP)).status == 0
+
+
+@pytest.mark.parametrize("change", [{"reorder_and_upcast_attn": True}, {"scale_attn_by_inverse_layer_idx": True}])
+def test_variants_of_attention_are_trained_and_saved(tmp_path, change):
+    """The loss of a step at a rate of 0 is that of transformers on the checkpoint it saves."""
+    corpus = write_corpus(tmp_path / "corpus.pkl", articles=2, length=17)
+    write_config(tmp_path, **NO_DROPOUT, **change, initializer_range=0.5)
+    run = {"training_steps": 1, "learning_rate": 0, "save_model_path": tmp_path / "save"}
+    done = run_here(flags(tmp_path, train_path=corpus, **run))
+    assert done.status == 0, done.err
+    reference = transformers.GPT2LMHeadModel.from_pretrained(
+        tmp_path / "save" / "epoch_0", attn_implementation="eager", dtype=torch.float32
+    )
+    assert all(getattr(reference.config, name) for name in change)
+    ids = torch.tensor(pickle.loads(corpus.read_bytes()))
+    logits = reference.eval()(ids[:, :-1]).logits
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+    said = float(re.search(r"loss: ([\d.]+)", done.out).group(1))
+    assert said == pytest.approx(expected.item(), abs=5e-4)
+    plain = {name: False for name in change}
+    other = transformers.GPT2LMHeadModel(transformers.GPT2Config(**{**reference.config.to_dict(), **plain}))
+    other.load_state_dict(reference.state_dict())
+    if "scale_attn_by_inverse_layer_idx" in change:
+        assert not torch.allclose(other.eval()(ids[:, :-1]).logits, logits, atol=1e-2)
