@@ -7,6 +7,7 @@ import time
 from typing import Any, Callable, TextIO
 
 from training.log.clock import time_text
+from training.log.live_line import LiveLine
 
 _REDRAW = 0.5  # seconds
 
@@ -27,7 +28,8 @@ class Progress:
         self._name, self._total, self._tokens, self._interval = name, max(1, total), tokens, interval
         self._quiet = quiet
         self._stream = stream or sys.stderr
-        self._terminal = self._stream.isatty()
+        self._live = LiveLine(self._stream)
+        self._terminal = self._live.live and not quiet
         self._start = self._drawn = time.perf_counter()
         self._calls = 0
 
@@ -48,8 +50,11 @@ class Progress:
             f"{self._name}: {done:,} of {self._total:,}, {share * self._tokens / max(seconds, 1e-9):,.0f} scored "
             f"tokens/s, {time_text(seconds / share * (1 - share))} left"
         )
-        self._stream.write(f"\r\033[K{line}" if self._terminal else f"{line}\n")
-        self._stream.flush()
+        if self._terminal:
+            self._live.draw(line)
+        else:
+            self._stream.write(f"{line}\n")
+            self._stream.flush()
 
     def until(self, asked: Callable[[], bool]) -> Callable[[int], bool]:
         """A `stop` for a Scorer: shows how far it is, and ends it when `asked` returns True."""
@@ -61,10 +66,9 @@ class Progress:
         return stop
 
     def __enter__(self) -> Progress:
+        self._live.__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
         """Clears the line of a terminal."""
-        if self._terminal and not self._quiet:
-            self._stream.write("\r\033[K")
-            self._stream.flush()
+        self._live.__exit__()

@@ -13,11 +13,11 @@ from tasks.published import comparable
 
 # Measures that the table shows, in order; the others are in the JSON.
 _SHOWN = ("loss", "ppl", "adjusted ppl", "word ppl", "bits per byte", "bits per character", "accuracy")
-_HEAD = ("task", "protocol", "text", "detokenizer", "T", "stride", "BPE", "scored", "result", "published, T 1024")
+_HEAD = ("task", "protocol", "text", "detokenizer", "T", "stride", "BPE", "scored", "result", "published")
 
 
 def table(results: Sequence[Result], config: GPT2Config) -> str:
-    """A row for each result. The last column has the figures that this protocol may be compared with."""
+    """A row for each result, and below them the figures that each may be compared with."""
     rows = [_HEAD, *(_row(result, config) for result in results)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD) - 1)]
     right = {_HEAD.index(name) for name in ("T", "stride", "BPE", "scored")}
@@ -25,15 +25,25 @@ def table(results: Sequence[Result], config: GPT2Config) -> str:
     for row in rows:
         cells = [cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths))]
         lines.append("  ".join([*cells, row[-1]]).rstrip())
-    return "\n".join(lines)
+    return "\n".join([*lines, *_published(results, config)])
+
+
+def _published(results: Sequence[Result], config: GPT2Config) -> list[str]:
+    """The published figures: a line for each protocol, measure and source, with all sizes that it has."""
+    lines: list[str] = []
+    for result in results:
+        sources: dict[tuple[str, str], list[str]] = {}
+        for measure, figure in comparable(result.subject, result.protocol, config):
+            shown = f"{_number(measure, figure.value)} ({figure.size})"
+            sources.setdefault((measure, figure.source), []).append(shown)
+        for (measure, source), shown in sources.items():
+            lines.append(f"  {result.task} {result.protocol}, {measure}: {', '.join(shown)}; {source}")
+    return ["published, T 1024:", *lines] if lines else []
 
 
 def _row(result: Result, config: GPT2Config) -> tuple[str, ...]:
     values = ", ".join(f"{name} {_number(name, result.values[name])}" for name in _SHOWN if name in result.values)
-    figures = [
-        f"{measure} {_number(measure, figure.value)} ({figure.size}, {figure.source})"
-        for measure, figure in comparable(result.subject, result.protocol, config)
-    ]
+    figures = comparable(result.subject, result.protocol, config)
     return (
         result.task,
         result.protocol,
@@ -44,7 +54,7 @@ def _row(result: Result, config: GPT2Config) -> tuple[str, ...]:
         f"{result.counts['bpe']:,}",
         f"{result.counts['scored']:,}",
         (values or "nothing scored") + ("" if result.complete else " (PARTIAL)"),
-        "; ".join(figures) or "none is comparable",
+        "below" if figures else "none",
     )
 
 

@@ -89,6 +89,9 @@ def test_all_that_is_there_with_the_last_lines_of_the_reference(folder, tmp_path
         r"^WIKITEXT103 adjusted: \d+ of \d+, [\d,]+ scored tokens/s, \d:\d\d:\d\d left$", err, re.MULTILINE
     )
     assert "\r" not in err
+    assert max(map(len, table)) <= 160, "a line for each published source, not one with all of them"
+    assert "  LAMBADA last-word, ppl: 35.1300 (124M), 15.6000 (355M), 10.8700 (774M), 8.6300 (1.5B); OpenAI" in table
+    assert re.search(r"^LAMBADA: 3 of 3, ", err, re.MULTILINE), "passages, however many are scored twice"
 
 
 def test_any_text(folder, tmp_path):

@@ -15,7 +15,7 @@ from tiny_run import NO_DROPOUT, ROOT, flags, run_here, write_config, write_corp
 from arguments import parse_train_args
 from command_line import training_checks
 from model.config import GPT2Config
-from training.log import curves, machine, run_log
+from training.log import clock, curves, machine, run_log
 from training.log import sinks as log_sinks
 from training.run import TrainingRun, load_or_make
 
@@ -220,13 +220,25 @@ def test_flops_per_token_of_gpt2_small():
 
 
 def test_the_share_of_the_peak(folder):
-    done = finished(flags(folder, peak_tflops=0.001, log_steps=4))
+    done = finished(flags(folder, peak_tflops=0.01, log_steps=4))
     config = GPT2Config.from_json(str(folder / "tiny.json"))
     (line,) = [line for line in done.out.splitlines() if line.startswith("speed: ")]
     speed = float(line.split("speed: ")[1].split(" tokens")[0].replace(",", ""))
     share = float(line.split("tokens/sec, ")[1].split("%")[0])
-    assert share == pytest.approx(100 * speed * machine.flops_per_token(config, 16) / 1e9, rel=0.01, abs=0.1)
-    assert "peak: 0.001 TFLOP/s (--peak-tflops); a trained token takes" in done.out
+    assert share == pytest.approx(100 * speed * machine.flops_per_token(config, 16) / 1e10, rel=0.01, abs=0.1)
+    assert "peak: 0.01 TFLOP/s (--peak-tflops); a trained token takes" in done.out
+
+
+def test_no_share_is_above_100_percent(folder, monkeypatch):
+    """A stated peak that the run exceeds is said to be exceeded; of a measured one nothing is said."""
+    monkeypatch.setattr(run_log, "_SPEED_LINES", 0.0)
+    done = finished(flags(folder, training_steps=2, peak_tflops=1e-9))
+    speeds = [line for line in done.out.splitlines() if line.startswith("speed: ")]
+    assert len(speeds) == 2 and all("tokens/sec, more than the peak, " in line for line in speeds)
+    monkeypatch.setattr(machine, "_measured", lambda: 1e4)
+    monkeypatch.setattr(machine, "_time_products", lambda: 1e4)
+    done = finished(flags(folder, training_steps=2))
+    assert "of peak" not in done.out and "more than the peak" not in done.out
 
 
 def test_no_share_of_a_cpu_that_is_slower_than_the_device(folder, monkeypatch):
@@ -413,6 +425,27 @@ def test_on_a_terminal_steps_between_the_lines_are_drawn(folder, monkeypatch, ca
         log.step(2, 0, 3.0, 0.5, 0.01, False)
         logged = capsys.readouterr().out
         assert logged.startswith("\r\x1b[Kstep 2 of epoch 0, loss: 3.0000, ") and logged.endswith(" left\n")
+
+
+def test_the_progress_line_has_the_rate_of_the_log_line(folder, monkeypatch, capsys):
+    """One rate and one time left on the screen, not an average since the start beside that of the last steps."""
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(run_log, "_REDRAW", 0.0)
+    monkeypatch.setattr(run_log, "_SPEED_LINES", 0.0)
+    monkeypatch.setenv("COLUMNS", "200")
+    now = [0.0]
+    monkeypatch.setattr(clock.time, "perf_counter", lambda: now[0])
+    with make_log(flags(folder, log_steps=2)) as log:
+        log.clock.start()
+        for step, seconds in ((1, 50.0), (2, 50.0), (3, 1.0), (4, 1.0), (5, 1.0)):
+            now[0] += seconds
+            capsys.readouterr()
+            log.step(step, 0, 4.0, 0.5, 0.01, False)
+            if step == 4:
+                logged = capsys.readouterr().out.split("speed: ")[1]
+        drawn = capsys.readouterr().out
+    assert "32 tokens/sec, " in logged and "32 tokens/sec, " in drawn  # 2 samples of 16 tokens a second
+    assert logged.endswith("0:01:36 left\n") and "0:01:35 left" in drawn
 
 
 def test_elsewhere_there_are_plain_lines_only(folder, capsys):

@@ -185,6 +185,9 @@ def test_clock(monkeypatch):
     now[0] = 105.0
     clock.count()
     assert clock.lap() == 1.0
+    now[0] = 109.0
+    assert clock.rate() == 1.0, "the last lap's, until the next one ends"
+    now[0] = 105.0
     assert (clock.calls, clock.seconds) == (3, 5.0)
 
 

@@ -13,6 +13,7 @@ class Clock:
     def __init__(self) -> None:
         self.calls, self.seconds = 0, 0.0  # in all
         self._lap_calls, self._lap_seconds = 0, 0.0
+        self._last_rate: float | None = None  # of the last lap that ended
         self._since = time.perf_counter()
 
     def start(self) -> None:
@@ -31,7 +32,7 @@ class Clock:
     def lap(self) -> float:
         """Calls a second since the last lap."""
         self._stop()
-        rate = self._lap_calls / self._lap_seconds
+        self._last_rate = rate = self._lap_calls / self._lap_seconds
         self._lap_calls, self._lap_seconds = 0, 0.0
         return rate
 
@@ -41,7 +42,9 @@ class Clock:
         self._lap_calls += 1
 
     def rate(self) -> float:
-        """Calls a second in all, up to now."""
+        """Calls a second as the last lap had them, so that a reader sees one rate; before the first ends, so far."""
+        if self._last_rate is not None:
+            return self._last_rate
         return self.calls / (self.seconds + time.perf_counter() - self._since)
 
     def _stop(self) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import os
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -24,6 +23,7 @@ from training.log import machine
 from training.log.clock import Clock, time_text
 from training.log.curves import CurveFile, ReferenceCurve, Row, draw
 from training.log.gradient_norm import GradientNorm
+from training.log.live_line import LiveLine
 from training.log.sinks import TensorBoard, WeightsAndBiases
 
 _REDRAW = 0.1  # seconds between two drawings of the progress line
@@ -67,7 +67,7 @@ class RunLog:
         self._sinks: list[TensorBoard | WeightsAndBiases] = []
         self._norm = GradientNorm(optimizer, args.device_iterations) if args.log_gradient_norm else None
         self._row: Row = {"step": first_step}  # of the last logged step
-        self._live, self._drawn, self._step = sys.stdout.isatty(), 0.0, first_step
+        self._line, self._drawn, self._step = LiveLine(sys.stdout), 0.0, first_step
         self._said_speed: float | None = None  # when
         self._run = {
             "date": _now(),
@@ -83,6 +83,7 @@ class RunLog:
         self._say_long_calls()
 
     def __enter__(self) -> RunLog:
+        self._line.__enter__()
         return self
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
@@ -100,7 +101,7 @@ class RunLog:
         speed = self.clock.lap() * self._samples  # samples a second since the last line
         left = (self._calls - step) * self._samples / speed  # an average since the start keeps a slow first call
         share = self._share(speed)
-        if share is None or share > 1.0:
+        if share is None:
             share = self._share_of_a_higher_peak(speed)
         self._print(
             f"step {step} of epoch {epoch}, loss: {loss:.4f}, acc: {accuracy:.4f}, lr: {learning_rate:.4g}, "
@@ -128,7 +129,7 @@ class RunLog:
 
     def close(self, in_haste: bool = False) -> None:
         """The run ends: the picture of its curves, the comparison with --reference-curve, the end in run.json."""
-        self._clear()
+        self._line.__exit__()
         for sink in self._sinks:
             sink.close()
         if self._curves is not None:
@@ -255,18 +256,20 @@ class RunLog:
 
     def _speed_text(self, samples_a_second: float, share: float | None, left: float) -> str:
         of_peak = f"{share:.1%} of peak, " if share is not None else ""
+        if share is None and self._peak is not None and not self._peak.source.startswith("measured"):
+            of_peak = "more than the peak, "  # which is therefore not the device's
         return f"{samples_a_second * self._args.max_len:,.0f} tokens/sec, {of_peak}{time_text(left)} left"
 
     def _share(self, samples_a_second: float) -> float | None:
-        """The share of the peak that this speed is. None if there is no peak to compare with.
+        """The share of the peak that this speed is. None if there is no peak to compare with, or it is exceeded.
 
-        A speed far beyond what this CPU could do means that the device is another one, which --peak-tflops would tell
-        of; some tens of per cent are the drift of a shared machine.
+        Nothing does more than its peak: the device is another one than was measured, or faster than was stated, or a
+        shared machine drifts.
         """
         if self._peak is None:
             return None
         share = samples_a_second * self._flops_a_sample / self._peak.flops
-        return None if share > 2.0 and self._peak.source.startswith("measured") else share
+        return share if share <= 1.0 else None
 
     def _share_of_a_higher_peak(self, samples_a_second: float) -> float | None:
         """The share after measuring the CPU again, a few times in a run: it cannot do more than its peak."""
@@ -281,7 +284,7 @@ class RunLog:
     def _draw(self, step: int, loss: float) -> None:
         """The progress line of a step that is not logged, on a terminal."""
         now = time.perf_counter()
-        if not self._live or now - self._drawn < _REDRAW:
+        if not self._line.live or now - self._drawn < _REDRAW:
             return
         self._drawn = now
         rate = self.clock.rate()
@@ -289,15 +292,10 @@ class RunLog:
         text = f"step {step}/{self._calls} ({step / self._calls:.0%}), loss {loss:.4f}, " + self._speed_text(
             speed, self._share(speed), (self._calls - step) / rate
         )
-        sys.stdout.write("\r\x1b[K" + text[: shutil.get_terminal_size().columns - 1])
-        sys.stdout.flush()
-
-    def _clear(self) -> None:
-        if self._live and self._drawn:
-            sys.stdout.write("\r\x1b[K")
+        self._line.draw(text)
 
     def _print(self, line: str) -> None:
-        self._clear()
+        self._line.clear()
         print(line, flush=True)
 
 

@@ -7,6 +7,8 @@ import time
 
 from tqdm import tqdm
 
+# No rate: the program has one of its own beside it, in its own unit, and a time left of all its calls.
+_BAR = "{percentage:3.0f} %|{bar}| {n_fmt} of {total_fmt} micro-batches, {remaining} left in this call"
 _WORTH_SAYING = 20.0  # seconds; shorter calls are left alone
 
 
@@ -49,7 +51,7 @@ class CallProgress:
         if not self._announced:
             self._announce(seconds, measured / (elapsed - self._first))
         if sys.stderr.isatty():
-            self._bar = tqdm(total=self._total, initial=self._done, unit="micro-batch", leave=False, file=sys.stderr)
+            self._bar = tqdm(total=self._total, initial=self._done, leave=False, file=sys.stderr, bar_format=_BAR)
 
     def _announce(self, seconds: float, rate: float) -> None:
         print(
