@@ -31,6 +31,7 @@ from tokenizer.entries import Entries
 from training import state as training_state
 from training.arithmetic import arithmetic, samples_per_call
 from training.label_counts import Call, LabelCounter
+from training.log.gradient_norm import loss_scale
 from training.memory import is_out_of_memory
 from training.optimization import make_optimizer, make_schedule, warmup_length
 from training.plan import plan_lines
@@ -366,13 +367,16 @@ class TrainingRun:
         if math.isfinite(value):
             return
         weights = f"from the weights of {self.last_checkpoint}" if self.last_checkpoint else "from the beginning"
-        remedy = "a lower --learning-rate"
-        if not self.args.auto_loss_scaling:
-            scaling = self.args.loss_scaling
+        remedy, scaling = "a lower --learning-rate", self.args.loss_scaling
+        if self.args.auto_loss_scaling:
+            scaling = loss_scale(self.optimizer)
+        else:
             limit = f"half gradients overflow at 65,504 / {scaling:g} = {65504 / scaling:.3g}"
-            remedy = f"a lower --loss-scaling ({limit}) or {remedy}"
+            remedy = f"a lower --loss-scaling ({limit}), --auto-loss-scaling or {remedy}"
+        lost = self.position.step - self.last_saved_step
         raise RuntimeError(
-            f"step {self.position.step}: the loss or the weights are no longer finite. Nothing more is saved.\n"
+            f"step {self.position.step}: the loss or the weights are no longer finite (loss scale {scaling:g}). "
+            f"Nothing more is saved, {lost} step{'s'[: lost != 1]} lost; no update was skipped on the way.\n"
             f"HINT: start again {weights} with {remedy}"
         )
 

@@ -48,3 +48,9 @@ class GradientNorm:
             total += float(difference.square().sum())
             self._moments[name] = moment.clone()
         return math.sqrt(total) / (1.0 - decay), float(state["ipu_param"][_LOSS_SCALE])
+
+
+def loss_scale(optimizer: Any) -> float:
+    """The loss scale at hand of an optimizer of poptorch.optim. Copies its whole state to the host."""
+    on_device = optimizer.state_dict().get("ipu_param") or {}  # none before the first call
+    return float(on_device.get(_LOSS_SCALE, optimizer.loss_scaling))

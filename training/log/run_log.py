@@ -24,6 +24,7 @@ from training.log.clock import Clock, time_text
 from training.log.curves import CurveFile, ReferenceCurve, Row, draw
 from training.log.gradient_norm import GradientNorm
 from training.log.live_line import LiveLine
+from training.log.loss_scale import FallingScale
 from training.log.sinks import TensorBoard, WeightsAndBiases
 
 _REDRAW = 0.1  # seconds between two drawings of the progress line
@@ -66,6 +67,7 @@ class RunLog:
         self._curves: CurveFile | None = None
         self._sinks: list[TensorBoard | WeightsAndBiases] = []
         self._norm = GradientNorm(optimizer, args.device_iterations) if args.log_gradient_norm else None
+        self._falling = FallingScale()
         self._row: Row = {"step": first_step}  # of the last logged step
         self._line, self._drawn, self._step = LiveLine(sys.stdout), 0.0, first_step
         self._said_speed: float | None = None  # when
@@ -174,6 +176,9 @@ class RunLog:
         row = self._row
         if self._norm is not None:
             row["gradient_norm"], row["loss_scale"] = self._norm.read(calls)
+            fallen = self._falling.line(step, row["loss_scale"])
+            if fallen is not None:
+                self._print(fallen)
         elif hasattr(self._optimizer, "loss_scaling") and not self._args.auto_loss_scaling:
             row["loss_scale"] = float(self._optimizer.loss_scaling)
         if self._curves is not None:
