@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Sequence, TextIO
 from arguments import parse_generate_args
 from command_line.checks import not_installed, refuse
 from command_line.interruption import INTERRUPTED
+from corpora.plain_text import plain
 from corpora.strict_json import json_text
 
 if TYPE_CHECKING:
@@ -99,12 +100,12 @@ def read_prompts(path: str) -> list[str | None]:
     Raises ValueError naming the line.
     """
     try:
-        lines = Path(path).read_bytes().decode("utf-8-sig").split("\n")
+        lines = plain(Path(path).read_bytes(), f"--prompt-file {path}").decode("utf-8").split("\n")
     except OSError as error:
         raise ValueError(f"--prompt-file {path}: cannot be read ({error.strerror}); check the path") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"--prompt-file {path}: is not UTF-8 text ({error})") from error
-    lines = [line.rstrip("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
+    lines = lines[:-1] if lines[-1] == "" else lines
     if not any(map(str.strip, lines)):
         raise ValueError(f"--prompt-file {path}: is empty; give one prompt a line")
     if not path.endswith(".jsonl"):

@@ -8,10 +8,11 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import sys
 import time
 from typing import Mapping, NoReturn, Sequence
 
+import corpora.refusal
+from corpora.refusal import not_installed as not_installed
 from model.config import MODELS, GPT2Config
 
 
@@ -55,14 +56,6 @@ class BadFlags(ValueError):
     """Flags that the runtime refuses once it sees the whole program."""
 
 
-def not_installed(error: ModuleNotFoundError) -> str:
-    """What to do about a library that is missing."""
-    return (
-        f"{error}: the environment is not set up. Run `make setup` and `source .venv/bin/activate` (on an IPU host: "
-        "the SDK's environment and `pip install -r requirements.txt`)"
-    )
-
-
 _PATIENCE = 10.0  # seconds; torchrun of torch 2.0 looks at its processes every 5
 
 
@@ -92,11 +85,7 @@ def refuse(program: str, problems: Sequence[str]) -> NoReturn:
     Of the processes of one run the first alone does (leave_to_first_process).
     """
     leave_to_first_process()
-    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    print(f"{program}: {count}, nothing was started or written", file=sys.stderr)
-    for problem in problems:
-        print(f"  {problem}", file=sys.stderr)
-    raise SystemExit(2)
+    corpora.refusal.refuse(program, problems)
 
 
 def check_config(problems: Problems) -> GPT2Config | None:

@@ -5,9 +5,10 @@ Each flag has an old spelling (SDK 2.5), whose name is the attribute on the name
 
 from __future__ import annotations
 
-import difflib
 import math
 from typing import Any, Callable, NamedTuple, Sequence
+
+from corpora.refusal import not_among
 
 
 class Kind(NamedTuple):
@@ -74,10 +75,9 @@ def one_of(*choices: str) -> Kind:
     """One of these words; a near miss is told which one it may have meant."""
 
     def parse(text: str) -> str:
-        if text not in choices:
-            near = [choice for choice in choices if choice.lower() == text.lower()]
-            near = near or difflib.get_close_matches(text, choices, n=1, cutoff=0.4)
-            raise ValueError("must be one of " + ", ".join(choices) + (f" (did you mean {near[0]}?)" if near else ""))
+        problem = not_among(text, choices)
+        if problem:
+            raise ValueError(problem)
         return text
 
     return Kind("{" + ",".join(choices) + "}", parse)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import re
 import sys
 from typing import Any, Sequence
 
 from command_line.checks import Problems
 from command_line.flags import BOOLEAN, Flag
+from corpora.refusal import unknown_words
 
 
 class _Formatter(argparse.HelpFormatter):
@@ -81,22 +81,9 @@ class Parser(argparse.ArgumentParser):
         args.typed = set(self.spelled)
         names = {dest: self.spelled.get(dest, flag.names[0]) for dest, flag in self.flags.items()}
         problems = Problems(self.prog, args, names, self.misread)
-        problems.lines += self._unknown(unknown)
+        problems.lines += unknown_words(unknown, [name for flag in self.flags.values() for name in flag.names])
         problems.lines += self.misread.values()
         return problems
-
-    def _unknown(self, words: Sequence[str]) -> list[str]:
-        lines: list[str] = []
-        known = [name for flag in self.flags.values() for name in flag.names]
-        for word in words:
-            name = word.split("=")[0]
-            if name.startswith("-"):
-                near = [k for k in known if k.startswith(name)] or difflib.get_close_matches(name, known, n=1)
-                remedy = f"did you mean {' or '.join(near)}?" if near else "see --help"
-                lines.append(f"{name}: unknown flag; {remedy}")
-            elif not lines:  # otherwise it is the value of the unknown flag before it
-                lines.append(f"{word!r}: belongs to no flag")
-        return lines
 
 
 def _dashed(word: str) -> str:

@@ -77,13 +77,15 @@ def check_tfrecords(problems: Problems) -> None:
 
 
 def check_train_path(problems: Problems) -> None:
-    """args.train_path is "generated" or a .pkl file that can be read."""
+    """args.train_path is "generated" or a .pkl or .txt file that can be read."""
     path = problems.args.train_path
     if path in ("generated", "pickle", "tfrecord", "dynamic", "mmap"):
         return
     dest = "data_prefix" if problems.args.data_prefix == [path] else "train_path"
-    if not path.endswith(".pkl"):
-        problems.add(dest, "neither generated nor a .pkl file; data/wikipedia_preprocess.py makes one")
+    if not path.endswith((".pkl", ".txt")):
+        problems.add(
+            dest, "neither generated nor a .pkl file, nor a .txt; python3 -m data.prepare makes a .pkl of others"
+        )
     elif not os.path.exists(path):
         problems.add(dest, "there is no such file; data/wikipedia_preprocess.py makes one")
     elif not os.path.isfile(path) or not os.access(path, os.R_OK):

@@ -25,7 +25,8 @@ DATA = (
         "--train-path --dataset",
         "generated",
         TEXT,
-        "generated, a .pkl file, tfrecord or dynamic (Megatron's mmap); new: pickle, tfrecord, mmap with --input-files",
+        "generated, a .pkl or .txt file, tfrecord or dynamic (Megatron's mmap); new: pickle, tfrecord, mmap with "
+        "--input-files",
     ),
     Flag("--tfrecord-path", None, PATH, "the TFRecord files: paths, or '*' patterns in quotes", True),
     Flag(

@@ -31,6 +31,20 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
         raise
 
 
+@contextlib.contextmanager
+def folder_made(folder: Path) -> Iterator[None]:
+    """The folder is there, made with its parents if need be; after an error those made that are empty go again."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # the first that is not empty, whose parents are not either
+            for path in made:
+                path.rmdir()
+        raise
+
+
 def unique_beside(path: Path) -> Path:
     """A hidden name in the folder of `path` that no other process uses.
 

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import io
-import json
 import tarfile
 from pathlib import Path
 from typing import Callable, Iterator
 
-from corpora.pieces import Piece, naming
-from corpora.wikipedia import ArticleReader
+from corpora.json_lines import text_in
+from corpora.pieces import HEADING, Piece, naming
+from corpora.plain_text import plain
+from corpora.wikipedia import ArticleReader, is_wiki_file, resolve_entities, without_placeholders
+
+PASSAGE = 16 << 10  # characters of a passage, at least
 
 
 class DocumentReader:
     """Iterates over the texts of a piece. `broken` counts documents that were not UTF-8 (bad bytes become U+FFFD)."""
 
-    def __init__(self, piece: Piece, json_key: str = "text") -> None:
-        """`json_key` is the member of a JSON line that holds the text."""
-        self.piece, self.json_key = piece, json_key
+    def __init__(self, piece: Piece, json_key: str = "text", drop_placeholders: bool = False) -> None:
+        """`json_key`: the member of a JSON line that holds the text; `drop_placeholders`: those of WikiExtractor."""
+        self.piece, self.json_key, self.drop_placeholders = piece, json_key, drop_placeholders
         self.broken = 0
 
     def __iter__(self) -> Iterator[str]:
@@ -25,7 +28,8 @@ class DocumentReader:
         return READERS[self.piece.kind](self)
 
     def decoded(self, raw: bytes) -> str:
-        """Bytes as text."""
+        """Bytes as text, without a byte order mark and with LF for CRLF."""
+        raw = plain(raw)
         try:
             return raw.decode("utf-8")
         except UnicodeDecodeError:
@@ -33,28 +37,33 @@ class DocumentReader:
             return raw.decode("utf-8", "replace")
 
     def _wikipedia(self) -> Iterator[str]:
-        reader = ArticleReader([Path(path) for path in self.piece.paths])
+        reader = ArticleReader([Path(path) for path in self.piece.paths], self.drop_placeholders)
         yield from reader
         self.broken += reader.broken_lines
 
+    def _content(self) -> bytes:
+        """The bytes of a piece of text."""
+        return plain(self.piece.read(), self.piece.name)
+
     def _lines(self) -> Iterator[str]:
-        for raw in self.piece.read().split(b"\n"):
+        for raw in self._content().split(b"\n"):
             yield self.decoded(raw).rstrip("\r")
 
     def _json_lines(self) -> Iterator[str]:
-        for number, raw in enumerate(self.piece.read().split(b"\n")):
+        of_wikipedia = is_wiki_file(Path(self.piece.name))
+        for number, raw in enumerate(self._content().split(b"\n")):
             if not raw.strip():
                 continue
             try:
-                row = json.loads(self.decoded(raw))
+                missing = f"no text under {self.json_key!r}"
+                text = text_in(self.decoded(raw), self.json_key, missing, "name the key with --json-key")
             except ValueError as error:
-                raise self._bad_line(number, f"not JSON: {error}") from error
-            if not isinstance(row, dict) or not isinstance(row.get(self.json_key), str):
-                keys = ", ".join(map(repr, row)) if isinstance(row, dict) else type(row).__name__
-                raise self._bad_line(
-                    number, f"no text under {self.json_key!r} (found {keys or 'nothing'}); name the key with --json-key"
-                )
-            yield row[self.json_key]
+                raise self._bad_line(number, str(error)) from error
+            if of_wikipedia:
+                text = resolve_entities(text)
+                if self.drop_placeholders:
+                    text = "\n".join(without_placeholders(text.split("\n")))
+            yield text
 
     def _bad_line(self, number: int, problem: str) -> ValueError:
         if self.piece.content is not None:
@@ -70,9 +79,7 @@ class DocumentReader:
 
     def _wikitext(self) -> Iterator[str]:
         # A document begins at its heading; what stands before the first heading of a file is one too.
-        from corpora.pieces import HEADING
-
-        raw = b"\n" + self.piece.read()
+        raw = b"\n" + self._content()
         begin = 0
         for match in HEADING.pattern.finditer(raw):
             yield self.decoded(raw[begin : match.end()]).strip("\n")
@@ -80,7 +87,20 @@ class DocumentReader:
         yield self.decoded(raw[begin:]).strip("\n")
 
     def _file(self) -> Iterator[str]:
-        yield self.decoded(self.piece.read())
+        yield self.decoded(self._content())
+
+    def _passages(self) -> Iterator[str]:
+        text = self.decoded(self._content())
+        begin = 0
+        while len(text) - begin >= 2 * PASSAGE:
+            least = begin + PASSAGE
+            end = text.find("\n\n", least, least + PASSAGE)
+            end = end + 2 if end >= 0 else text.find("\n", least) + 1
+            if end == 0:
+                break
+            yield text[begin:end]
+            begin = end
+        yield text[begin:]
 
     def _texts(self) -> Iterator[str]:
         for raw in self.piece.read().split(b"\0"):
@@ -100,6 +120,7 @@ READERS: dict[str, Callable[[DocumentReader], Iterator[str]]] = {
     "jsonl": DocumentReader._json_lines,
     "wikitext": DocumentReader._wikitext,
     "file": DocumentReader._file,
+    "passages": DocumentReader._passages,
     "texts": DocumentReader._texts,
     "archive": DocumentReader._archive,
 }

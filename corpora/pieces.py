@@ -23,7 +23,7 @@ from corpora.wikipedia import wiki_files
 
 PIECE_BYTES = 4 << 20
 _READ = 1 << 16
-_FORMAT = 1  # of what is kept under a corpus's key
+_FORMAT = 2  # of what is kept under a corpus's key
 _OPENERS: dict[str, Callable[..., BinaryIO]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}  # type: ignore
 
 

@@ -1,13 +1,79 @@
-"""What the programs that read corpora share: the flags of their input, and how they end."""
+"""What the programs beside train_gpt2.py share: their parser, the flags of their input, and how they end."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable, NamedTuple, NoReturn, Sequence
+
+from corpora.refusal import not_among, not_installed, refuse, unknown_words
 
 SOURCES = ("wikipedia", "wikitext", "openwebtext", "jsonl", "text")
+_OF_CORPORA = ("ftfy", "datasketch")  # libraries that few flags need: requirements-corpora.txt
+TRAIN_ON_IT = "train on it: python3 train_gpt2.py"  # what a program that prepares data says last, with the flags
+
+
+class _Misread(NamedTuple):
+    """In the place of a value: what is wrong with the word that was to be one."""
+
+    problem: str
+
+
+class ProgramParser(argparse.ArgumentParser):
+    """argparse's parser, but its errors are those of train_gpt2.py: every problem a line, no usage before them.
+
+    Whole words only: no flag can be abbreviated.
+    """
+
+    def __init__(self, program: str, about: str | None, **rest: Any) -> None:
+        rest.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(program, description=about, allow_abbrev=False, **rest)
+        for kind, shown in ((int, "a whole number"), (float, "a number")):
+            self.register("type", kind, _reader(kind, shown))
+
+    def parse_args(self, argv: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        """The values. Ends the program with status 2 if a flag is unknown, missing or misread."""
+        required = [action for action in self._actions if action.required]
+        choices = {action.dest: action.choices for action in self._actions if action.choices}
+        for action in self._actions:  # argparse would end at the first problem
+            action.required = False
+            if action.choices:
+                action.metavar = action.metavar or "{" + ",".join(action.choices) + "}"
+                action.choices = None
+        args, unknown = self.parse_known_args(argv, namespace)
+        problems = unknown_words(unknown, self._option_string_actions)
+        for action in self._actions:
+            value = getattr(args, action.dest, None)
+            values = value if isinstance(value, list) else [value]
+            flag = "/".join(action.option_strings) or action.dest
+            problems += [f"{flag}: {v.problem}" for v in values if isinstance(v, _Misread)]
+            if action.dest in choices and value is not None:
+                wrong = [(v, not_among(v, list(choices[action.dest]))) for v in values]
+                problems += [f"{flag}: {v!r} {problem}" for v, problem in wrong if problem]
+            if action in required and value is None:
+                problems.append(f"{flag}: is needed" + (f" ({action.help})" if action.help else ""))
+        if problems:
+            self.refuse(problems)
+        return args
+
+    def refuse(self, problems: Sequence[str]) -> NoReturn:
+        """End the program with these problems."""
+        refuse(self.prog, problems)
+
+    def error(self, message: str) -> NoReturn:
+        """argparse's own errors, and those of a program that has one."""
+        self.refuse([message[len("argument ") :] if message.startswith("argument ") else message])
+
+
+def _reader(kind: Callable[[str], Any], shown: str) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        try:
+            return kind(text)
+        except ValueError:
+            return _Misread(f"{text!r} must be {shown}")
+
+    return read
 
 
 def add_input_flags(parser: argparse.ArgumentParser) -> None:
@@ -16,26 +82,49 @@ def add_input_flags(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--input", nargs="+", required=True, type=Path, metavar="PATH", help="files or folders")
     what.add_argument("--source", choices=SOURCES, help="what they are (default: what their names say)")
     what.add_argument("--json-key", default="text", help="member of a JSON line that holds the text (default: text)")
-    what.add_argument("--documents", choices=("line", "file"), default="line", help="of plain text (default: line)")
+    what.add_argument(
+        "--documents",
+        choices=("line", "passage", "file"),
+        default="line",
+        help="of plain text; a passage is 16 KB or more, up to a blank line (default: line)",
+    )
+    add_placeholder_flag(what)
 
 
-def reported(program: str, work: Callable[[], object]) -> int:
-    """Run a command and report its errors in a line; the exit status."""
+def add_placeholder_flag(parser: Any) -> None:
+    """--drop-placeholders, of every program that reads extracted Wikipedia."""
+    parser.add_argument(
+        "--drop-placeholders",
+        "--drop_placeholders",
+        action="store_true",
+        help="of Wikipedia: leave out formula_1 and codice_1, which WikiExtractor puts for formulas and code",
+    )
+
+
+def reported(program: str, work: Callable[[], object], goes_on: bool = True) -> int:
+    """Run a command and report its errors in a line; the exit status.
+
+    `goes_on`: whether the same command goes on where it was interrupted; otherwise nothing was written.
+    """
     try:
         work()
     except (ValueError, RuntimeError) as error:
         print(f"{program}: {error}", file=sys.stderr)
         return 2
     except ImportError as error:
-        print(
-            f"{program}: {error.name} is not installed; run: pip install -r requirements-corpora.txt", file=sys.stderr
-        )
+        remedy = not_installed(error)
+        if error.name in _OF_CORPORA:
+            remedy = f"{error.name} is not installed; run: pip install -r requirements-corpora.txt"
+        print(f"{program}: {remedy}", file=sys.stderr)
         return 2
     except OSError as error:
         where = error.filename or "output"
-        print(f"{program}: {where}: {error.strerror}; once that is put right, run the same command", file=sys.stderr)
+        remedy = "once that is put right, run the same command" if goes_on else "nothing written"
+        print(f"{program}: {where}: {error.strerror}; {remedy}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"{program}: interrupted; the same command goes on", file=sys.stderr)
+        print(
+            f"{program}: interrupted{'; the same command goes on' if goes_on else ', nothing written'}", file=sys.stderr
+        )
         return 130
     return 0

@@ -6,7 +6,7 @@ import zipfile
 from pathlib import Path
 
 from corpora.pieces import HEADING, LINE, Corpus, archives, naming, running, whole_files, wikipedia
-from corpora.wikipedia import wiki_files
+from corpora.wikipedia import holds_json, wiki_files
 
 PACKED = ("", ".gz", ".bz2", ".xz")
 # For each kind the names of its files in a folder, the most telling first.
@@ -37,7 +37,7 @@ def guess(inputs: list[Path]) -> str:
 def open_source(kind: str, inputs: list[Path], documents: str = "line") -> tuple[Corpus, Corpus | None]:
     """The corpus in files or folders, and the validation set that comes with it (WikiText) or None.
 
-    `documents`: of plain text, whether each line or each file is one. Raises ValueError naming what is missing.
+    `documents`: of plain text, whether each line, passage or file is one. Raises ValueError naming what is missing.
     """
     files: list[Path] = []
     for path in inputs:
@@ -62,12 +62,20 @@ def open_source(kind: str, inputs: list[Path], documents: str = "line") -> tuple
         return Corpus(files, lambda: running("jsonl", LINE, files)), None
     if documents == "file":
         return Corpus(files, lambda: whole_files("file", files)), None
-    return Corpus(files, lambda: running("lines", LINE, files)), None
+    reader = "passages" if documents == "passage" else "lines"
+    return Corpus(files, lambda: running(reader, LINE, files)), None
+
+
+def check_placeholders(dropped: bool, source: str) -> None:
+    """Raise ValueError if --drop-placeholders was given for a source that has none."""
+    if dropped and source not in ("wikipedia", "jsonl"):
+        raise ValueError(f"--drop-placeholders is for extracted Wikipedia, and this is {source}; leave it out")
 
 
 def holds_wikipedia(path: Path) -> bool:
-    """Whether it is a folder of extracted Wikipedia."""
-    return bool(_matching(path, "wikipedia"))
+    """Whether it is a folder of extracted Wikipedia in <doc> elements, WikiExtractor's default."""
+    files = _matching(path, "wikipedia")
+    return bool(files) and not holds_json(files[0])
 
 
 def _matching(path: Path, kind: str) -> list[Path]:
@@ -83,6 +91,9 @@ def _matching(path: Path, kind: str) -> list[Path]:
         found = sorted(file for file in path.glob(pattern) if file.is_file())
         if found:
             return found
+    if kind == "jsonl":  # what `WikiExtractor --json` writes
+        found = _matching(path, "wikipedia")
+        return found if found and holds_json(found[0]) else []
     return []
 
 

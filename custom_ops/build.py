@@ -8,7 +8,6 @@ Exit status: 0 also if there is nothing to build with (the reference serves then
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import importlib.util
 import os
@@ -22,6 +21,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from corpora.program import ProgramParser
 from custom_ops import LIBRARY, build_stamp
 
 SOURCES = Path(__file__).resolve().parent
@@ -185,7 +185,7 @@ def _compile(output: Path, command: list[str], stamp: str) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python3 -m custom_ops.build", description="Builds the native libraries.")
+    parser = ProgramParser("python3 -m custom_ops.build", "Builds the native libraries.")
     parser.add_argument("--output", type=Path, default=LIBRARY, help="custom_ops.so; the others go beside it")
     parser.add_argument("--cxx", default="g++", help="the C++ compiler, with wrappers if need be")
     parser.add_argument("--cxxflags", default="-O3", help="flags to add")

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Iterable, Union
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Iterable, Sequence
+
+if __package__ in (None, ""):
+    # Started as a script: the repository and not data/ is where modules are found.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from corpora.program import ProgramParser, reported  # noqa: E402
 
 if TYPE_CHECKING:
     import numpy as np
 
-    Ids = Union[np.ndarray, Iterable[np.ndarray]]
-
 _CHUNK = 1 << 24  # np.bincount works on int64: a copy of the ids, bounded
 
 
-def unigram_cross_entropy(train_tokens: Ids, held_out_tokens: Ids, vocab: int) -> float:
+def unigram_cross_entropy(
+    train_tokens: np.ndarray | Iterable[np.ndarray], held_out_tokens: np.ndarray | Iterable[np.ndarray], vocab: int
+) -> float:
     """Cross-entropy in nats a token of held-out ids under the add-one smoothed frequencies of the training ids.
 
     Both are one array of ids or several, of any shape; ids below 0 (labels that are padding) do not count.
     p(t) = (count(t) + 1) / (N + vocab). Raises ValueError for ids of `vocab` or more, or if nothing is held out.
     """
-    import numpy as np  # here and below: --help need not wait for it
+    import numpy as np
 
     train, held_out = _counts(train_tokens, vocab), _counts(held_out_tokens, vocab)
     if held_out.sum() == 0:
@@ -27,7 +35,7 @@ def unigram_cross_entropy(train_tokens: Ids, held_out_tokens: Ids, vocab: int) -
     return float(-(held_out * log_p).sum() / held_out.sum())
 
 
-def _counts(ids: Ids, vocab: int) -> np.ndarray:
+def _counts(ids: np.ndarray | Iterable[np.ndarray], vocab: int) -> np.ndarray:
     import numpy as np
 
     counts = np.zeros(vocab, dtype=np.int64)
@@ -42,23 +50,24 @@ def _counts(ids: Ids, vocab: int) -> np.ndarray:
     return counts
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     """Print the baseline for the split that train_gpt2.py makes with the same flags."""
-    import argparse
-
-    parser = argparse.ArgumentParser(description=main.__doc__, allow_abbrev=False)
+    parser = ProgramParser("data.baseline", main.__doc__)
     parser.add_argument("--train-path", required=True)
     parser.add_argument("--max-len", type=int, required=True)
     parser.add_argument("--stride", type=int, required=True)
     parser.add_argument("--val-num", type=int, required=True)
     parser.add_argument("--seed", type=int, default=1234)
     parser.add_argument("--real-vocab-size", type=int, default=50257)
-    args = parser.parse_args()
-    from data.loading.datasets import open_dataset  # brings torch, which --help need not wait for
+    args = parser.parse_args(argv)
 
-    try:
+    def show() -> None:
+        # They bring torch, which --help need not wait for.
+        from data.loading.datasets import open_dataset
+        from data.loading.text_file import prepared
+
         train, held_out = open_dataset(
-            args.train_path,
+            prepared(args.train_path),
             max_len=args.max_len,
             stride=args.stride,
             seed=args.seed,
@@ -70,10 +79,10 @@ def main() -> None:
             raise ValueError("--val-num 0 holds nothing out; give 1 or more")
         labels = held_out.__getitems__(range(len(held_out)))[1].numpy()
         loss = unigram_cross_entropy(train.article_ids(), labels, args.real_vocab_size)
-    except ValueError as error:
-        parser.exit(2, f"data.baseline: {error}\n")
-    print(f"held-out cross-entropy of a unigram model of the training text: {loss:.4f}")
+        print(f"held-out cross-entropy of a unigram model of the training text: {loss:.4f}")
+
+    return reported("data.baseline", show)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

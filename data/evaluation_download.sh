@@ -22,10 +22,10 @@ dir='' sets=()
 for argument in "$@"; do
     case $argument in
         -h | --help) usage && exit 0 ;;
-        -*) usage >&2 && fail 2 "unknown flag $argument" ;;
+        -*) fail 2 "$argument: unknown flag; --help lists what there is" ;;
         wikitext | lambada | ptb | enwik8 | text8) sets+=("$argument") ;;
         *)
-            [ -z "$dir" ] || { usage >&2 && fail 2 "$argument is no set of data"; }
+            [ -z "$dir" ] || fail 2 "$argument is no set of data; --help lists them"
             dir=$argument
             ;;
     esac
@@ -37,7 +37,7 @@ if [ -z "${PYTHON:-}" ]; then
     [ -n "${VIRTUAL_ENV:-}" ] || [ ! -x "$root/.venv/bin/python" ] || PYTHON=$root/.venv/bin/python
 fi
 command -v curl >/dev/null || fail 2 "curl is not found; install it"
-command -v "$PYTHON" >/dev/null || fail 2 "$PYTHON not found; set PYTHON to a Python 3 interpreter"
+command -v "$PYTHON" >/dev/null || fail 2 "$PYTHON not found. Run \`make setup\`, or set PYTHON to a Python 3 interpreter"
 mkdir -p "$dir" || fail 2 "cannot make the folder $dir"
 
 fetch() { # TARGET URL...: the first that answers; the target appears only when it is whole

@@ -21,7 +21,7 @@ if __package__ in (None, ""):
     # Started as a script: the repository and not data/ is where modules are found.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from corpora.program import add_input_flags, reported  # noqa: E402
+from corpora.program import TRAIN_ON_IT, ProgramParser, add_input_flags, reported  # noqa: E402
 
 if TYPE_CHECKING:
     from data.building.corpus_formats import CorpusWriter
@@ -32,9 +32,7 @@ FORMATS = ("pkl", "tfrecord", "mmap")
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Flags; all problems are reported at once."""
-    parser = argparse.ArgumentParser(
-        prog="data.prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ProgramParser("data.prepare", __doc__)
     add_input_flags(parser)
     parser.add_argument("--fix-text", action="store_true", help="repair broken characters with ftfy")
     parser.add_argument("--detokenize", action="store_true", help="WikiText to ordinary text, as it is evaluated")
@@ -60,11 +58,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     which.add_argument("--seed", type=int, default=1234, help="which ones (1234)")
     how = parser.add_argument_group("tokenizer and processes")
     how.add_argument("--tokenizer", type=Path, metavar="PATH", help="tokenizer.json or a folder (default: GPT-2's)")
-    how.add_argument("--tokenizer-type", type=int, choices=(0, 1), default=0, help="1: Megatron's files in --tokenizer")
+    how.add_argument("--tokenizer-type", choices=("0", "1"), default="0", help="1: Megatron's files in --tokenizer")
     how.add_argument("--vocab-file", type=Path, metavar="PATH", help="vocabulary, with --merge-file")
     how.add_argument("--merge-file", type=Path, metavar="PATH", help="merges, with --vocab-file")
     how.add_argument("--workers", type=int, default=0, help="processes (default: 0, one a core)")
     args = parser.parse_args(argv)
+    args.tokenizer_type = int(args.tokenizer_type)
     problems = [
         f"--{name.replace('_', '-')} must be {least} or more, not {getattr(args, name)}"
         for name, least in (("min_length", 0), ("workers", 0), ("seq_length", 3), ("stride", 1), ("num_output", 1))
@@ -79,7 +78,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if args.output.exists() and not args.output.is_dir():
         problems.append(f"--output {args.output}: not a folder")
     if problems:
-        parser.error("; ".join(problems))
+        parser.refuse(problems)
     return args
 
 
@@ -89,7 +88,7 @@ def prepare(args: argparse.Namespace, stream: TextIO) -> None:
         from data.building.worker_pool import start_server
 
         start_server()
-    from corpora.sources import guess, open_source
+    from corpora.sources import check_placeholders, guess, open_source
     from data.building.corpus import build, worker_count
     from data.building.duplicates import Selector
     from data.building.parts import Recipe
@@ -99,6 +98,7 @@ def prepare(args: argparse.Namespace, stream: TextIO) -> None:
     source = args.source or guess(args.input)
     if args.detokenize and source != "wikitext":
         raise ValueError(f"--detokenize is for WikiText, and this is {source}; leave it out")
+    check_placeholders(args.drop_placeholders, source)
     corpus, own_validation = open_source(source, args.input, args.documents)
     tokenizer = chosen_tokenizer(args)
     encoder = "native" if tokenizer.is_native else "of the tokenizers library (`make` builds the native one)"
@@ -112,15 +112,15 @@ def prepare(args: argparse.Namespace, stream: TextIO) -> None:
         args.json_key,
         args.fix_text,
         args.detokenize,
+        args.drop_placeholders,
         digests=args.deduplicate != "none" or args.validation_fraction > 0,
         signatures=args.deduplicate == "near",
     )
     validation = writer(args, "-valid", tokenizer) if args.validation_fraction else None
     workers = worker_count(args.workers)
     name = f"{args.name}.{args.format}"
-    build(
-        corpus, tokenizer, recipe, selector, args.output, name, workers, writer(args, "", tokenizer), validation, stream
-    )
+    training = writer(args, "", tokenizer)
+    build(corpus, tokenizer, recipe, selector, args.output, name, workers, training, validation, stream)
     if own_validation is not None and validation is None:
         recipe = dataclasses.replace(recipe, digests=False, signatures=False)
         validation = writer(args, "-valid", tokenizer)
@@ -128,6 +128,7 @@ def prepare(args: argparse.Namespace, stream: TextIO) -> None:
         build(
             own_validation, tokenizer, recipe, keep_all, args.output, f"valid.{name}", workers, validation, None, stream
         )
+    stream.write(f"{TRAIN_ON_IT} {training.train_flags()}\n")
 
 
 def chosen_tokenizer(args: argparse.Namespace) -> Tokenizer:

@@ -19,17 +19,12 @@ if __package__ in (None, ""):
     # Started as a script: the repository and not data/ is where modules are found.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from corpora.program import reported  # noqa: E402
+from corpora.program import TRAIN_ON_IT, ProgramParser, add_placeholder_flag, reported  # noqa: E402
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Flags; all problems are reported at once. Dashes and underscores are the same."""
-    parser = argparse.ArgumentParser(
-        prog="preprocess_megatron.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = ProgramParser("preprocess_megatron.py", __doc__)
 
     def flag(name: str, *more: str, **rest: object) -> None:
         spellings = [name, *more]
@@ -44,6 +39,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     flag("--vocab-file", type=Path, metavar="PATH", help="vocabulary, with --merge-file")
     flag("--merge-file", type=Path, metavar="PATH", help="merges, with --vocab-file")
     flag("--workers", type=int, default=0, help="processes (default: 0, one a core)")
+    add_placeholder_flag(parser)
     args = parser.parse_args(argv)
     problems = []
     if args.workers < 0:
@@ -61,7 +57,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if args.tokenizer is not None and args.vocab_file is not None:
         problems.append("--tokenizer contradicts --vocab-file; leave one of the two out")
     if problems:
-        parser.error("; ".join(problems))
+        parser.refuse(problems)
     return args
 
 
@@ -87,12 +83,12 @@ def preprocess(args: argparse.Namespace, stream: TextIO) -> None:
     _check_beside(prefix.with_name("tokenizer.json"), tokenizer.to_json())
     for key in args.json_keys:
         writer = MegatronWriter(prefix, tokenizer.vocab_size, key, ends=args.append_eod)
-        recipe = Recipe(json_key=key)
+        recipe = Recipe(json_key=key, drop_placeholders=args.drop_placeholders)
         name = Path(writer.prefix).name
         nothing_dropped = Selector("none", 0.0, 0.0, 0)
         workers = worker_count(args.workers)
         build(corpus, tokenizer, recipe, nothing_dropped, prefix.parent, name, workers, writer, None, stream)
-        stream.write(f"train on it: --train-path dynamic --data-prefix {writer.prefix}\n")
+        stream.write(f"{TRAIN_ON_IT} {writer.train_flags()}\n")
 
 
 def _check_beside(path: Path, content: str) -> None:

@@ -27,21 +27,21 @@ for argument in "$@"; do
     case $argument in
         --sample) sample=true ;;
         -h | --help) usage && exit 0 ;;
-        -*) usage >&2 && fail 2 "unknown flag $argument" ;;
+        -*) fail 2 "$argument: unknown flag; --help lists what there is" ;;
         *)
-            [ -z "$dir" ] || { usage >&2 && fail 2 "one folder, not $dir and $argument"; }
+            [ -z "$dir" ] || fail 2 "one folder, not $dir and $argument; see --help"
             dir=$argument
             ;;
     esac
 done
-[ -n "$dir" ] || { usage >&2 && fail 2 "no folder given"; }
+[ -n "$dir" ] || fail 2 "no folder given; see --help"
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 if [ -z "${PYTHON:-}" ]; then
     PYTHON=python3
     [ -n "${VIRTUAL_ENV:-}" ] || [ ! -x "$root/.venv/bin/python" ] || PYTHON=$root/.venv/bin/python
 fi
-command -v "$PYTHON" >/dev/null || fail 2 "$PYTHON not found; set PYTHON to a Python 3 interpreter"
+command -v "$PYTHON" >/dev/null || fail 2 "$PYTHON not found. Run \`make setup\`, or set PYTHON to a Python 3 interpreter"
 mkdir -p "$dir" || fail 2 "cannot make the folder $dir"
 [ -d "$dir" ] && [ -w "$dir" ] || fail 2 "cannot write to the folder $dir"
 
@@ -84,6 +84,8 @@ download() { # the rest of $url to $part
 }
 
 if $sample; then
+    "$PYTHON" -c 'import pip' 2>/dev/null ||
+        fail 2 "$PYTHON has no pip: the environment is not set up. Run \`make setup\` in $root"
     work=$(mktemp -d "$dir/.sample.XXXXXX")
     trap 'rm -rf "$work"' EXIT
     echo "fetching $package, which carries the excerpt, to write $target"

@@ -11,6 +11,9 @@ if [ "${1:-}" = -h ] || [ "${1:-}" = --help ]; then
     echo "usage: wikipedia_extract.sh DUMP OUTDIR   (DUMP: .xml or .xml.bz2; set PYTHON to choose the interpreter)"
     exit 0
 fi
+for argument in "$@"; do
+    case $argument in -*) fail 2 "$argument: unknown flag; usage: wikipedia_extract.sh DUMP OUTDIR" ;; esac
+done
 [ $# -eq 2 ] || fail 2 "usage: wikipedia_extract.sh DUMP OUTDIR (DUMP: .xml or .xml.bz2)"
 dump=$1 out=$2
 [ -f "$dump" ] && [ -r "$dump" ] || fail 2 "$dump: no such file; fetch it with data/wikipedia_download.sh"
@@ -32,7 +35,8 @@ if [ -z "${PYTHON:-}" ]; then
     [ -n "${VIRTUAL_ENV:-}" ] || [ ! -x "$root/.venv/bin/python" ] || PYTHON=$root/.venv/bin/python
 fi
 "$PYTHON" -c 'import wikiextractor' 2>/dev/null ||
-    fail 2 "$PYTHON has no WikiExtractor; run: $PYTHON -m pip install -r $root/requirements.txt"
+    fail 2 "$PYTHON has no WikiExtractor: the environment is not set up. Run \`make setup\` in $root (on an IPU host:\
+ $PYTHON -m pip install -r $root/requirements.txt)"
 
 export PYTHONIOENCODING=utf-8 LC_ALL=C.UTF-8 # or WikiExtractor may raise UnicodeEncodeError
 mkdir -p "$out" || fail 2 "cannot make the folder $out"

@@ -19,7 +19,7 @@ if __package__ in (None, ""):
     # the well-known package).
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from corpora.program import reported  # noqa: E402
+from corpora.program import TRAIN_ON_IT, ProgramParser, add_placeholder_flag, reported  # noqa: E402
 
 OUTPUT_NAME = "wikicorpus_en_one_article_per_line.pkl"
 BPE_VOCAB_SIZE = 30522
@@ -27,7 +27,7 @@ BPE_VOCAB_SIZE = 30522
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Flags; dashes and underscores are the same."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser = ProgramParser("wikipedia_preprocess.py", __doc__.split("\n")[0])
     parser.add_argument(
         "--input-file-path", "--input_file_path", required=True, type=Path, help="folder with AA/wiki_00 ..."
     )
@@ -50,12 +50,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--workers", type=int, default=0, help="processes; any number gives the same file (default: 0, one a core)"
     )
+    add_placeholder_flag(parser)
     args = parser.parse_args(argv)
-    for name in ("min_length", "workers"):
-        if getattr(args, name) < 0:
-            parser.error(f"--{name.replace('_', '-')} must be 0 or more, not {getattr(args, name)}")
+    problems = [
+        f"--{name.replace('_', '-')} must be 0 or more, not {getattr(args, name)}"
+        for name in ("min_length", "workers")
+        if getattr(args, name) < 0
+    ]
     if args.output_file_path.exists() and not args.output_file_path.is_dir():
-        parser.error(f"--output-file-path {args.output_file_path}: not a folder")
+        problems.append(f"--output-file-path {args.output_file_path}: not a folder")
+    if problems:
+        parser.refuse(problems)
     return args
 
 
@@ -79,21 +84,23 @@ def preprocess(args: argparse.Namespace) -> None:
     source, folder = args.input_file_path, args.output_file_path
     corpus = Corpus(wiki_files(source), lambda: wikipedia([source]))
     if args.use_bpe:
-        tokenizer = learn_vocabulary(corpus, "text", BPE_VOCAB_SIZE, sys.stderr)
+        tokenizer = learn_vocabulary(corpus, "text", BPE_VOCAB_SIZE, sys.stderr, args.drop_placeholders)
     else:
         tokenizer = Tokenizer.gpt2()
+    writer = PickleWriter(folder / OUTPUT_NAME, tokenizer.vocab_size)
     build(
         corpus,
         tokenizer,
-        Recipe(args.min_length),
+        Recipe(args.min_length, drop_placeholders=args.drop_placeholders),
         Selector("none", 0.0, 0.0, 0),
         folder,
         OUTPUT_NAME,
         worker_count(args.workers),
-        PickleWriter(folder / OUTPUT_NAME, tokenizer.vocab_size),
+        writer,
         None,
         sys.stderr,
     )
+    sys.stderr.write(f"{TRAIN_ON_IT} {writer.train_flags()}\n")
     link_tfrecord_writer(folder)
 
 

@@ -19,6 +19,8 @@ if __package__ in (None, ""):
     # the well-known package).
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from corpora.program import TRAIN_ON_IT, ProgramParser, reported  # noqa: E402
+
 if TYPE_CHECKING:
     from data.tfrecord.writer import TFRecordWriter
 
@@ -27,9 +29,7 @@ _LARGEST_ID = 2**31 - 1  # any corpus will do: which model it fits is the loader
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Flags; dashes and underscores are the same."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = ProgramParser("write_into_tfrecord.py", __doc__)
     for name, kind, default, text in (
         ("input-file-path", Path, "wikicorpus_en_one_article_per_line.pkl", "the corpus"),
         ("output-file-path", Path, "tfrecords", "folder for the files"),
@@ -45,11 +45,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             help=f"{text} (default: {default})",
         )
     args = parser.parse_args(argv)
-    for name, least in (("seq_length", 3), ("stride", 1), ("num_output", 1)):
-        if getattr(args, name) < least:
-            parser.error(f"--{name.replace('_', '-')} must be {least} or more, not {getattr(args, name)}")
+    problems = [
+        f"--{name.replace('_', '-')} must be {least} or more, not {getattr(args, name)}"
+        for name, least in (("seq_length", 3), ("stride", 1), ("num_output", 1))
+        if getattr(args, name) < least
+    ]
     if args.output_file_path.exists() and not args.output_file_path.is_dir():
-        parser.error(f"--output-file-path {args.output_file_path}: not a folder")
+        problems.append(f"--output-file-path {args.output_file_path}: not a folder")
+    if problems:
+        parser.refuse(problems)
     return args
 
 
@@ -85,7 +89,8 @@ def write_corpus(source: Path, folder: Path, window: int, stride: int, shards: i
     Raises ValueError for a corpus that cannot be read or has too few articles that are long enough, and for a folder
     with other TFRecord files.
     """
-    import numpy as np  # and torch with the others: --help need not wait for them
+    # Imported where they are used: --help and bad flags need not wait for them.
+    import numpy as np
 
     from data.articles.corpus import open_corpus
     from data.loading.windows import windows_per_article
@@ -102,28 +107,25 @@ def write_corpus(source: Path, folder: Path, window: int, stride: int, shards: i
     progress.show(writer)
     stream.write(writer.summary() + "\n")
     stream.write(f"wrote {paths[0]}{f' and {shards - 1:,} more' if shards > 1 else ''}, with indexes\n")
+    stream.write(f"{TRAIN_ON_IT} {writer.train_flags()}\n")
     return paths
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; the exit status."""
     args = parse_args(argv)
-    name = "write_into_tfrecord.py"
-    try:
-        write_corpus(
-            args.input_file_path, args.output_file_path, args.seq_length, args.stride, args.num_output, sys.stderr
-        )
-    except (ValueError, RuntimeError) as error:
-        message = str(error).replace("--train-path", "--input-file-path")  # the corpus knows it as that flag
-        print(f"{name}: {message}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"{name}: {error.filename or args.output_file_path}: {error.strerror}; nothing written", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"{name}: interrupted, nothing written", file=sys.stderr)
-        return 130
-    return 0
+
+    def write() -> None:
+        paths = (args.input_file_path, args.output_file_path)
+        try:
+            write_corpus(*paths, args.seq_length, args.stride, args.num_output, sys.stderr)
+        except ValueError as error:
+            raise ValueError(str(error).replace("--train-path", "--input-file-path")) from error  # the corpus's word
+        except OSError as error:
+            error.filename = error.filename or str(args.output_file_path)
+            raise
+
+    return reported("write_into_tfrecord.py", write, goes_on=False)
 
 
 if __name__ == "__main__":

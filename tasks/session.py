@@ -141,8 +141,15 @@ class LambadaEvaluation(Evaluation):
 
     def __init__(self, session: Session, path: Path) -> None:
         self._session, self._path = session, path
-        self._rows, self._plain = encode_rows(texts.read_json_lines(path), session.tokenizer)
+        numbers, passages = zip(*texts.numbered_texts(path))
+        self._rows, self._plain = encode_rows(passages, session.tokenizer)
         window = session.args.seq_length
+        for number, row in zip(numbers, self._rows):
+            if len(row.target) > window:
+                raise ValueError(
+                    f"{path}, line {number}: its last word has {len(row.target)} tokens, more than --seq-length "
+                    f"{window} can hold; raise that, or take the line out"
+                )
         self._extra = [number for number, row in enumerate(self._rows) if not row.is_plain]
         self._items = [item_of(row.context, row.target, window) for row in self._rows]
         self._items += [item_of(self._plain[n][:-1], self._plain[n][-1:], window) for n in self._extra]

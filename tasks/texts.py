@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Iterator
+
+from corpora.json_lines import text_in
+from corpora.plain_text import plain
 
 _REMEDY = "bash data/evaluation_download.sh fetches the published files, --valid-data FILE names one of yours"
 _MEGABYTE = 1_000_000
 
 
 def read_text(path: Path, last_bytes: int | None = None) -> str:
-    """The text of a file, line ends as they are; of a long one its last bytes, from a whole character on.
+    """The text of a file, CRLF as LF; of a long one its last bytes, from a whole character on.
 
     Raises ValueError naming file and line if it is missing, empty or not UTF-8.
     """
@@ -36,20 +39,21 @@ def read_text(path: Path, last_bytes: int | None = None) -> str:
 
 def read_json_lines(path: Path) -> list[str]:
     """The "text" of every line of a JSON Lines file. Raises ValueError naming file and line."""
-    texts = []
+    return [text for _, text in numbered_texts(path)]
+
+
+def numbered_texts(path: Path) -> Iterator[tuple[int, str]]:
+    """The number of every line that is not blank, from 1 on, and its "text". Raises ValueError as read_json_lines."""
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            text = text_in(line, "text", 'has no "text"', 'write lines such as {"text": "…"}')
         except ValueError as error:
-            raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
-        if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-            raise ValueError(f'{path}, line {number}: has no "text"; expected lines such as {{"text": "…"}}')
-        if len(row["text"].split()) < 2:
+            raise ValueError(f"{path}, line {number}: {error}") from error
+        if len(text.split()) < 2:
             raise ValueError(f"{path}, line {number}: a single word, which leaves no context to predict it from")
-        texts.append(row["text"])
-    return texts
+        yield number, text
 
 
 def joined_lines(text: str) -> str:
@@ -79,6 +83,7 @@ def _read(path: Path) -> bytes:
         content = path.read_bytes()
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}); {_REMEDY}") from error
+    content = plain(content, path)
     if b"\0" in content[:_MEGABYTE]:
         raise ValueError(f"{path}: is not text (it has zero bytes)")
     return content

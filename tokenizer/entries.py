@@ -10,6 +10,8 @@ import json
 from pathlib import Path
 from typing import Any, Callable, Iterable, Mapping, NamedTuple, Sequence, Union
 
+from corpora.plain_text import plain
+
 EOT = "<|endoftext|>"
 TOKENIZER_FILE = "tokenizer.json"
 SETTINGS_FILE = "tokenizer_config.json"
@@ -123,9 +125,9 @@ def choose_end(
 
 
 def read_text(path: Path) -> str:
-    """A file of UTF-8 text. Raises ValueError naming it."""
+    """A file of UTF-8 text, without a byte order mark and with LF for CRLF. Raises ValueError naming it."""
     try:
-        return path.read_bytes().decode("utf-8")
+        return plain(path.read_bytes(), path).decode("utf-8")
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:

@@ -22,8 +22,8 @@ if __package__ in (None, ""):
 from corpora.atomic import atomic_file  # noqa: E402
 from corpora.documents import DocumentReader  # noqa: E402
 from corpora.pieces import Corpus  # noqa: E402
-from corpora.program import add_input_flags, reported  # noqa: E402
-from corpora.sources import guess, open_source  # noqa: E402
+from corpora.program import ProgramParser, add_input_flags, reported  # noqa: E402
+from corpora.sources import check_placeholders, guess, open_source  # noqa: E402
 from tokenizer.entries import TOKENIZER_FILE, json_object, read_text  # noqa: E402
 from tokenizer.learning import SMALLEST_VOCAB, train_bpe  # noqa: E402
 
@@ -38,9 +38,7 @@ LEARNING_BYTES = 128 << 20
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Flags."""
-    parser = argparse.ArgumentParser(
-        prog="tokenizer.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ProgramParser("tokenizer.train", __doc__)
     add_input_flags(parser)
     parser.add_argument("--vocab-size", type=int, default=30522, help="entries, <|endoftext|> included (30522)")
     parser.add_argument(
@@ -68,14 +66,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def learn_vocabulary(corpus: Corpus, json_key: str, vocab_size: int, stream: TextIO) -> Tokenizer:
-    """A byte-level BPE trained on the corpus, on pieces spread evenly over it if it is larger than LEARNING_BYTES."""
+def learn_vocabulary(
+    corpus: Corpus, json_key: str, vocab_size: int, stream: TextIO, drop_placeholders: bool = False
+) -> Tokenizer:
+    """A byte-level BPE trained on the corpus, on pieces spread evenly over it if it is larger than LEARNING_BYTES.
+
+    `json_key` and `drop_placeholders`: as for DocumentReader.
+    """
     step = -(-corpus.size() // LEARNING_BYTES)
 
     def texts() -> Iterator[str]:
         for number, piece in enumerate(corpus.pieces()):
             if number % step == 0:
-                yield from DocumentReader(piece, json_key)
+                yield from DocumentReader(piece, json_key, drop_placeholders)
 
     tokenizer = train_bpe(texts(), vocab_size)
     share = f" on every {step}th piece of the text" if step > 1 else ""
@@ -88,8 +91,10 @@ def train(args: argparse.Namespace, stream: TextIO) -> None:
     there = args.config_output if args.config_output and args.config_output.is_file() else None
     dimensions = args.config or there or CONFIG
     values = json_object(read_text(dimensions), dimensions) if args.config_output else {}
-    corpus, _ = open_source(args.source or guess(args.input), args.input, args.documents)
-    tokenizer = learn_vocabulary(corpus, args.json_key, args.vocab_size, stream)
+    source = args.source or guess(args.input)
+    check_placeholders(args.drop_placeholders, source)
+    corpus, _ = open_source(source, args.input, args.documents)
+    tokenizer = learn_vocabulary(corpus, args.json_key, args.vocab_size, stream, args.drop_placeholders)
     if tokenizer.vocab_size < args.vocab_size:
         stream.write(f"note: the text has words for {tokenizer.vocab_size:,} entries only, not {args.vocab_size:,}\n")
     args.output.parent.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ import custom_ops
 from command_line.checks import BadFlags
 from command_line.interruption import ignore_in_worker
 from data.loading.datasets import ResumableSampler, check_enough, collate, open_dataset
+from data.loading.text_file import prepared
 from model import placement
 from model.gpt2 import GPT2LMHeadModel
 from model.ipu_options import forward_options, join_instances
@@ -55,7 +56,7 @@ class ForwardRun:
         self.samples_a_call = args.batch_size * args.device_iterations * args.replication_factor
         gpt2 = load_or_make(args)
         samples, _ = open_dataset(
-            args.train_path,
+            prepared(args.train_path, args.pretrained_checkpoint),
             max_len=args.max_len,
             stride=args.stride,
             seed=args.seed,

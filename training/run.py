@@ -20,6 +20,7 @@ from data.bad_data import BadData
 from data.batches import SampleDataset
 from data.loading.corpus_tokenizer import tokenizer_json
 from data.loading.datasets import MmapDataset, Shard, check_enough, collate, make_sampler, open_dataset
+from data.loading.text_file import prepared
 from model import placement
 from model.checkpoint import load_pretrained, recover_interrupted
 from model.config import DROPOUTS, VOCAB_MULTIPLE
@@ -136,6 +137,7 @@ def open_samples(
 ) -> tuple[SampleDataset, SampleDataset | None]:
     """Samples to train on and held-out ones. Raises ValueError for unusable data, or fewer than one call takes."""
     samples_a_call = samples_per_call(args)
+    args.train_path = prepared(args.train_path, args.pretrained_checkpoint)
     samples, held_out = open_dataset(
         args.train_path,
         max_len=args.max_len,

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, Iterator, TextIO
 import numpy as np
 
 from corpora import pieces
+from corpora.atomic import folder_made
 from corpora.pieces import Corpus, Piece
 from data.building.duplicates import TRAIN, VALIDATION, Selector
 from data.building.parts import Encoder, Part, Recipe, make_part, read_part
@@ -88,22 +89,24 @@ class Assembly:
         self.name = name
         self.folder = folder / (self._prefix + corpus.key(self.tokenizer_json, self.settings_json, recipe))
         self._held_out: dict[int, np.ndarray] = {}  # rows of the parts that have any
+        self._made_folders = contextlib.ExitStack()
         self._lock: Any = None
 
     def __enter__(self) -> Assembly:
         """Raises ValueError if another process is at it."""
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        self._made_folders.enter_context(folder_made(self.folder.parent))
         self._lock = _locked(self._lock_path)
         self._remove_leftovers()
         self.folder.mkdir(exist_ok=True)
         return self
 
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if error is None or isinstance(error, ValueError):
             shutil.rmtree(str(self.folder), ignore_errors=True)
         with contextlib.suppress(OSError):
             self._lock_path.unlink()
         self._lock.close()
+        self._made_folders.__exit__(kind, error, trace)
 
     def _remove_leftovers(self) -> None:
         """What a process that was killed, or one with other flags, has left under this name."""

@@ -5,6 +5,7 @@ The third one is data/tfrecord/writer.py.
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Iterable, Protocol
 
@@ -30,6 +31,9 @@ class CorpusWriter(Protocol):
     def summary(self) -> str:
         """A line to print after that, or nothing."""
 
+    def train_flags(self) -> str:
+        """The flags of train_gpt2.py that read the files."""
+
 
 class PickleWriter:
     """A list of lists of ids: --train-path FILE.pkl."""
@@ -53,6 +57,10 @@ class PickleWriter:
             "more than a few GB take the mmap format, which is read as it is: python3 -m data.prepare --format mmap"
         )
 
+    def train_flags(self) -> str:
+        """--train-path."""
+        return f"--train-path {shlex.quote(str(self.path))}"
+
 
 class MegatronWriter:
     """Megatron-LM's <path>_text_document.bin and .idx: --train-path dynamic --data-prefix <path>_text_document.
@@ -75,3 +83,7 @@ class MegatronWriter:
     def summary(self) -> str:
         """Nothing."""
         return ""
+
+    def train_flags(self) -> str:
+        """--train-path and --data-prefix."""
+        return f"--train-path dynamic --data-prefix {shlex.quote(self.prefix)}"

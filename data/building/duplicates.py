@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from data.building.minhash import PERMUTATIONS, empty_sketch
+from data.building.minhash import SimilarityIndex
 from data.building.parts import Part
 
 DROPPED, TRAIN, VALIDATION = 0, 1, 2
@@ -43,11 +41,7 @@ class Selector:
         self.duplicates, self.validation, self.seed = duplicates, validation, seed
         self.exact = self.near = self.held_out = 0
         self._digests = DigestSet()
-        self._index: Any = None
-        if duplicates == "near":
-            import datasketch
-
-            self._index = datasketch.MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS)
+        self._index = SimilarityIndex(threshold) if duplicates == "near" else None
 
     def verdicts(self, part: Part) -> np.ndarray:
         """DROPPED, TRAIN or VALIDATION for each document of the next part, uint8."""
@@ -61,18 +55,10 @@ class Selector:
             repeated = ~self._digests.add(part.digests)
             verdicts[repeated] = DROPPED
             self.exact += int(repeated.sum())
-        if self.duplicates == "near":
+        if self._index is not None:
             for row in np.flatnonzero(verdicts != DROPPED):
-                if not self._is_new(part.signatures[row], part.digests[row]):
+                if not self._index.add(part.signatures[row]):
                     verdicts[row] = DROPPED
                     self.near += 1
         self.held_out += int((verdicts == VALIDATION).sum())
         return verdicts
-
-    def _is_new(self, signature: np.ndarray, digest: np.uint64) -> bool:
-        sketch = empty_sketch().copy()
-        sketch.hashvalues = signature.astype(sketch.hashvalues.dtype)
-        if self._index.query(sketch):
-            return False
-        self._index.insert(int(digest), sketch, check_duplication=False)
-        return True

@@ -34,6 +34,7 @@ class Recipe:
     json_key: str = "text"
     fix_text: bool = False  # ftfy
     detokenize: bool = False  # WikiText's words back to ordinary text, as evaluation does it
+    drop_placeholders: bool = False  # formula_1 and codice_1 of extracted Wikipedia
     digests: bool = False
     signatures: bool = False
 
@@ -107,7 +108,7 @@ def read_part(path: Path) -> Part | None:
 def encode(piece: Piece, recipe: Recipe, encoder: Encoder) -> Part:
     """The part of a piece."""
     dtype = np.uint16 if encoder.vocab_size <= 1 << 16 else np.int32
-    reader = DocumentReader(piece, recipe.json_key)
+    reader = DocumentReader(piece, recipe.json_key, recipe.drop_placeholders)
     ids, lengths, digests = [np.empty(0, dtype)], [np.empty(0, np.int64)], [np.empty(0, np.uint64)]
     signatures = [np.empty((0, 0), np.uint32)]
     documents = 0
@@ -153,12 +154,28 @@ def _cleaner(recipe: Recipe) -> Callable[[str], str]:
     """What is done to each text first. Raises ImportError if a library for that is missing."""
     steps: list[Callable[[str], str]] = []
     if recipe.fix_text:
-        import ftfy
-
-        steps.append(ftfy.fix_text)
+        steps.append(_fixer())
     if recipe.detokenize:
         steps.append(detokenizer.wikitext)
     return lambda text: functools.reduce(lambda done, step: step(done), steps, text)
+
+
+def _fixer() -> Callable[[str], str]:
+    """ftfy, told to repair what is broken and to leave what is a matter of style: quotes, ligatures, wide letters.
+
+    A line at a time: where ftfy sees a `<` it takes the rest of what it was given for HTML, whose entities stay.
+    """
+    import ftfy
+
+    config = ftfy.TextFixerConfig(
+        uncurl_quotes=False,
+        fix_latin_ligatures=False,
+        fix_character_width=False,
+        fix_line_breaks=False,
+        normalization=None,
+        explain=False,
+    )
+    return lambda text: "\n".join(ftfy.fix_text(line, config) for line in text.split("\n"))
 
 
 def _digest(text: str) -> int:

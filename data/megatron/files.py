@@ -32,7 +32,11 @@ _INT32_MAX = 2**31 - 1
 
 
 def smallest_dtype(vocab_size: int) -> np.dtype:
-    """The type Megatron writes ids of a vocabulary in: uint16 if they fit, else int32."""
+    """The type this project writes ids of a vocabulary in: uint16 where every id fits (65,536 entries), else int32.
+
+    Megatron-LM's own rule (megatron-core 0.16: DType.optimal_dtype) takes int32 from 65,500 entries on, so that its
+    files of such a vocabulary are larger; the .idx names the type, and either side reads the other's.
+    """
     return np.dtype(np.uint16) if vocab_size <= 1 << 16 else np.dtype(np.int32)
 
 

@@ -85,6 +85,8 @@ int64_t sample_index(const void* sizes, const int32_t* documents, int64_t positi
     }
     begin = end;
   }
+  if (entry > 0) // Megatron-LM's first entry does not skip empty documents; every later one does
+    index[0] = index[1] = 0;
   return entry;
 }
 

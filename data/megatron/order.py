@@ -94,7 +94,11 @@ def _shuffled_documents(documents: range, epochs: int, separate: bool, rng: np.r
 
 
 def _sample_index(sizes: np.ndarray, document_index: np.ndarray, samples: int, max_len: int) -> np.ndarray:
-    """Where token i T of the documents laid end to end is, for i = 0 ... samples."""
+    """Where token i T of the documents laid end to end is, for i = 0 ... samples.
+
+    The first entry is always (0, 0), as Megatron-LM has it, though the order may begin with empty documents; every
+    later one lies in a document that is not empty.
+    """
     positions = np.int32 if len(document_index) < 1 << 31 else np.int64
     index = np.empty((samples + 1, 2), dtype=positions)
     if native.sample_index(sizes, document_index, max_len, index):
@@ -107,6 +111,7 @@ def _sample_index(sizes: np.ndarray, document_index: np.ndarray, samples: int, m
         slots = np.searchsorted(ends, wanted, side="right")
         index[low:high, 0] = first + slots
         index[low:high, 1] = wanted - np.where(slots > 0, ends[slots - 1], begins)
+    index[0] = 0
     return index
 
 

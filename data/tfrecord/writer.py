@@ -5,13 +5,14 @@ from __future__ import annotations
 import fcntl
 import heapq
 import os
+import shlex
 import shutil
 from pathlib import Path
 from typing import Callable, Iterable, Iterator
 
 import numpy as np
 
-from corpora.atomic import unique_beside
+from corpora.atomic import folder_made, unique_beside
 from data.tfrecord import records, varint
 from data.tfrecord.index import index_line
 
@@ -57,7 +58,10 @@ class TFRecordWriter:
         Raises ValueError if there are fewer articles with a record than files. An error of `documents` passes through;
         nothing is there under a final name before everything is written.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with folder_made(self.folder):
+            return self._write(documents)
+
+    def _write(self, documents: Iterable[np.ndarray]) -> list[Path]:
         _remove_abandoned(self.folder)
         work = unique_beside(self.folder / _WORK)
         work.mkdir()
@@ -99,6 +103,11 @@ class TFRecordWriter:
             f"ids; {self.dropped_articles:,} articles too short, {self.dropped_ids:,} ids dropped; with --stride "
             f"{self.stride} an id is in {times:.1f} records on average{once}"
         )
+
+    def train_flags(self) -> str:
+        """The flags of train_gpt2.py that read the files."""
+        pattern = shlex.quote(str(self.folder / "*.tfrecord"))
+        return f"--train-path tfrecord --tfrecord-path {pattern} --max-len {self.window - 1}"
 
     def _check(self, shards: list[_Shard]) -> None:
         if not self.records:

@@ -171,6 +171,7 @@ def slow_order(sizes, documents, max_len, wanted, seed, separates):
         rng.shuffle(index)
     where = [(position, offset) for position, d in enumerate(index) for offset in range(sizes[d])]  # of every token
     samples = [where[i * max_len] for i in range((epochs * tokens - 1) // max_len + 1)]
+    samples[0] = (0, 0)  # Megatron-LM begins there, be the first documents empty or not
     total = len(samples) - 1
     shuffle = np.arange(total, dtype=np.uint32)
     if separate:

@@ -87,11 +87,35 @@ def test_positions_beyond_31_bits_are_64_bits_wide():
     assert not megatron_native.sample_index(sizes, documents, 3, np.empty((5, 2), dtype=np.int64))  # there are no 5
 
 
-def corpus(folder, documents, dtype, vocab=121):
+def test_an_order_that_begins_with_empty_documents_begins_at_its_first(tmp_path, without):
+    """Megatron-LM's sample_index[0] is [0, 0] there; later entries never lie in an empty document."""
+    sizes = np.array([0, 0, 5, 0, 4, 0], dtype=np.int32)
+    documents = [[], [], [1, 2, 3, 4, 5], [], [6, 7, 8, 9], []]
+    seed = next(s for s in range(99) if set(np.random.RandomState(s).permutation(6)[:2]) <= {0, 1, 3, 5})
+    read = []
+    for away in (False, True):
+        without(away)
+        order = build_order(sizes, range(6), OrderRule(4, 2, seed))
+        assert sizes[order.documents[:2]].tolist() == [0, 0]
+        assert order.samples[0].tolist() == [0, 0] and sizes[order.documents[order.samples[1:, 0]]].all()
+        folder = tmp_path / str(away)
+        folder.mkdir()
+        # A document more: the last 0.3 % are not trained on.
+        dataset = corpus(folder, [*documents, [10]], np.uint16, max_len=4, seed=seed, epochs=1)
+        assert dataset.order.samples[0].tolist() == [0, 0]
+        ids = np.empty((2, 5), dtype=np.int32)
+        dataset.read(np.arange(2), ids)
+        read.append(sorted(ids.tolist()))
+    whole = [token for d in order.documents for token in documents[d]]
+    assert read == [sorted([whole[0:5], whole[4:9]])] * 2
+
+
+def corpus(folder, documents, dtype, vocab=121, max_len=7, seed=3, epochs=2):
     with mmap_writer(folder / "c", vocab, dtype) as writer:
         for ids in documents:
             writer.write(np.asarray(ids, dtype=np.int64))
-    return open_mmap(str(folder / "c"), max_len=7, seed=3, val_num=0, real_vocab_size=121, epochs=2, samples=None)[0]
+    shaping = {"max_len": max_len, "seed": seed, "epochs": epochs, "samples": None}
+    return open_mmap(str(folder / "c"), val_num=0, real_vocab_size=121, **shaping)[0]
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values())

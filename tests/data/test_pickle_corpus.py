@@ -133,6 +133,13 @@ def test_objects_are_refused_and_nothing_runs(tmp_path, protocol, wrap):
     [
         (b"", "empty"),
         (b"not a pickle", "not a pickle"),
+        (b"corpus of many texts\nand lines\n", "byte 0: not a pickle of articles. A corpus"),  # c: GLOBAL
+        (b"Rivers run to the sea.\n" * 999, "not a pickle"),  # R: REDUCE
+        (b"Q. Why? b. So.", "not a pickle"),  # Q: BINPERSID, followed by STOP
+        (b"quick brown fox", "not a pickle"),  # q and a byte: a memo, then INST
+        (b"\x81\x04" + bytes(range(256)) * 9, "not a pickle"),
+        (b"PK\x03\x04 a zip", "not a pickle"),
+        (b"cos\nsystem\n" * 2000, "run code"),
         (b"\x89HDF\r\n", "not a pickle"),
         (pickle.dumps([[1]], protocol=0), "protocol 0"),
         (pickle.dumps([1, 2]), "article is not a list"),

@@ -153,7 +153,15 @@ def test_flags_that_do_not_fit(folder, words, message):
         ("WIKITEXT103", b"PK\0\1", "file: is not text (it has zero bytes)"),
         ("LAMBADA", b'{"text": "a b"}\n\n{"label": "a b"}\n', 'file, line 3: has no "text"'),
         ("LAMBADA", b'{"text": "a b"}\n{"text": 3}\n', 'file, line 2: has no "text"'),
+        ("LAMBADA", b'{"text": null}\n', 'file, line 1: has no "text": the value is null; '),
+        ("LAMBADA", b'[{"text": "a b"}]\n', "file, line 1: a JSON array begins here"),
         ("LAMBADA", b'{"text": "a b"}\nnot json\n', "file, line 2: not JSON"),
+        (
+            "LAMBADA",
+            b'\n{"text": "a ' + b"qzxjv" * 60 + b'"}\n',
+            "file, line 2: its last word has 301 tokens, more than",
+        ),
+        ("TEXT", "\ufefftext".encode("utf-16-le"), "file: UTF-16 or UTF-32 text, by its byte order mark"),
         ("LAMBADA", b'{"text": "word"}\n', "file, line 1: a single word"),
     ],
 )

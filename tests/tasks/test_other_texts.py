@@ -8,7 +8,7 @@ import torch
 from test_evaluation_protocols import scorer
 
 from data.building import detokenizer
-from tasks import protocols
+from tasks import protocols, texts
 from tasks.protocols import Corpus, Planner
 
 
@@ -75,3 +75,15 @@ def test_ptb_counts_words_before_it_is_detokenized(uniform, tmp_path):
     nats = math.log(uniform[0].vocab_size)
     assert values["ppl"] == pytest.approx(uniform[0].vocab_size, rel=1e-5)
     assert values["adjusted ppl"] == pytest.approx(math.exp(min(20.0, nats * (tokens - 1) / (words - 1))), rel=1e-5)
+
+
+def test_a_byte_order_mark_and_crlf_change_nothing(tmp_path):
+    path, text = tmp_path / "file", " = Town = \n \n A naïve text .\n"
+    rows = '{"text": "one two"}\n\n{"text": "three four"}\n'
+    for content in (text, rows):
+        for raw in (content.encode(), b"\xef\xbb\xbf" + content.replace("\n", "\r\n").encode()):
+            path.write_bytes(raw)
+            assert texts.read_text(path) == content
+            assert texts.read_text(path, last_bytes=12) == content.encode()[-12:].decode()
+    assert texts.read_json_lines(path) == ["one two", "three four"]
+    assert list(texts.numbered_texts(path)) == [(1, "one two"), (3, "three four")]

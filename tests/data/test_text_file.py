@@ -1,0 +1,84 @@
+"""--train-path FILE.txt: prepared once beside the text, with the right tokenizer, and trained on."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+from tiny_run import flags, run_here, write_config
+
+from data.loading.text_file import prepared
+from tokenizer import Tokenizer, train_bpe
+
+TEXT = "".join(f"Line {n} of a poem about the sea,\nand the rivers that run there.\n\n" for n in range(900))
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "poem.txt"
+    path.write_bytes(b"\xef\xbb\xbf" + TEXT.replace("\n", "\r\n").encode())
+    (tmp_path / "tokenizer.json").write_text(train_bpe([TEXT], 300).to_json(), encoding="utf-8")
+    return path
+
+
+def test_it_is_prepared_once_beside_the_text(text, capsys):
+    made = prepared(str(text))
+    said = capsys.readouterr().out
+    assert f"preparing {text}" in said and f"{text} is read from {made}" in said and "python3 -m data.prepare" in said
+    tokenizer = Tokenizer.from_folder(text.parent)
+    with open(made, "rb") as file:
+        articles = pickle.load(file)
+    assert "".join(tokenizer.decode(ids[:-1]) for ids in articles) == TEXT and len(articles) > 2
+    assert all(ids[-1] == tokenizer.eot_id for ids in articles)
+    assert prepared(str(text)) == made
+    assert "preparing" not in capsys.readouterr().out
+    text.write_text(TEXT + "More.", encoding="utf-8")
+    other = prepared(str(text))
+    assert other != made and "preparing" in capsys.readouterr().out
+    assert len(list(text.parent.glob("poem.txt.prepared-*"))) == 1, "what was made of an earlier text is removed"
+
+
+def test_the_checkpoint_s_tokenizer_comes_first(tmp_path, text):
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    beside = prepared(str(text))
+    of_checkpoint = train_bpe(["another text"], 270)
+    (folder / "tokenizer.json").write_text(of_checkpoint.to_json(), encoding="utf-8")
+    made = prepared(str(text), str(folder))
+    assert made != beside and prepared(str(text)) == beside, "one of each tokenizer is kept"
+    with open(made, "rb") as file:
+        assert max(map(max, pickle.load(file))) < of_checkpoint.vocab_size
+    assert Tokenizer.from_folder(made.rpartition("/")[0]).to_json() == of_checkpoint.to_json()
+
+
+def test_other_paths_stay_as_they_are():
+    for path in ("generated", "corpus.pkl", "tfrecord", "dynamic"):
+        assert prepared(path) == path
+
+
+def test_a_text_without_words_is_refused(tmp_path):
+    marked = "\ufefftext".encode("utf-16-le")
+    for content, message in ((b"", "empty"), (b" \n\n", "there is no text in it"), (marked, "UTF-16 or")):
+        (tmp_path / "a.txt").write_bytes(content)
+        with pytest.raises(ValueError, match=f"^--train-path [^ ]*a.txt: {message}"):
+            prepared(str(tmp_path / "a.txt"))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_run_trains_on_it_and_goes_on(tmp_path, text):
+    write_config(tmp_path, vocab_size=304, real_vocab_size=300)
+    save = tmp_path / "save"
+    asked = {
+        "train_path": text,
+        "save_model_path": save,
+        "device_iterations": 1,
+        "gradient_accumulation": 2,
+        "val_num": 2,
+    }
+    done = run_here(flags(tmp_path, **asked, training_steps=1))
+    assert done.status == 0, done.err
+    assert f"preparing {text}" in done.out and (save / "step_1" / "tokenizer.json").is_file()
+    resume = {"pretrained_checkpoint": save / "step_1", "resume_training_from_checkpoint": True}
+    again = run_here(flags(tmp_path, **asked, **resume, training_steps=2))
+    assert again.status == 0, again.err
+    assert "preparing" not in again.out and (save / "step_2").is_dir()
