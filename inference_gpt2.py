@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Sequence
 
 from arguments import parse_train_args
 from command_line.checks import not_installed, refuse
-from command_line.interruption import INTERRUPTED
+from command_line.interruption import interruptible
 
 if TYPE_CHECKING:  # torch is imported in main(), after the flags were read
     from training.forward_run import ForwardRun
@@ -37,6 +37,7 @@ def measure(run: ForwardRun) -> None:
     print(f"{step} steps, {rate:.4f} seq/s, {rate * run.args.max_len:,.0f} tokens/s on average")
 
 
+@interruptible
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program with these arguments (default: the command line's). Returns the exit status."""
     args = parse_train_args(argv, PROGRAM, trains=False)
@@ -44,8 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.notes.append(f"--gradient-accumulation {args.gradient_accumulation} has no effect: there are no updates")
         args.gradient_accumulation = 1
     args.notes = [note for note in args.notes if "nothing will be saved" not in note]
-    if args.save_model_path:
-        args.notes.append(f"--save-model-path {args.save_model_path} has no effect: there is nothing to save")
+    for dest in ("save_model_path", "resume", "time_limit", "keep_best", "overwrite"):
+        if getattr(args, dest):
+            args.notes.append(
+                f"--{dest.replace('_', '-')} {getattr(args, dest)} has no effect: nothing is trained or saved"
+            )
     samples = args.batch_size * args.device_iterations * args.replication_factor
     factors = f"batch {args.batch_size} x iterations {args.device_iterations} x replicas {args.replication_factor}"
     print("\n".join([f"{factors} = {samples:,} sequences a step", *args.notes]), flush=True)
@@ -54,10 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         run = ForwardRun(args)
         run.compile()
-        if not args.compile_only:
+        if args.compile_only:
+            print(f"compiled: {samples:,} sequences of {args.max_len} tokens a step; nothing was run")
+        else:
             measure(run)
-    except KeyboardInterrupt:
-        return INTERRUPTED
     except ModuleNotFoundError as error:
         refuse(PROGRAM, [not_installed(error)])
     except ValueError as error:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Sequence, TextIO
 
 from arguments import parse_generate_args
 from command_line.checks import not_installed, refuse
-from command_line.interruption import INTERRUPTED
+from command_line.interruption import Terminated, interruptible
 from corpora.plain_text import plain
 from corpora.strict_json import json_text
 
@@ -54,13 +54,14 @@ def answer(generator: TextGenerator, prompt: str, samples: Samples) -> None:
     """Continue one prompt on the terminal, as it comes if there is one text. Raises ValueError for a bad prompt."""
     results = generator.results([prompt])
     alone, parts = len(results) == 1, batches(results, generator.batch)
-    start = time.perf_counter()
+    start, terminated = time.perf_counter(), None
     try:
         if alone:
             print(prompt, end="", flush=True)
         for batch in parts:
             generator.run(batch, lambda result, piece: print(piece, end="", flush=True) if alone else None)
-    except KeyboardInterrupt:  # ends this text, not the program
+    except KeyboardInterrupt as stop:  # Ctrl-C ends this text, not the program
+        terminated = stop if isinstance(stop, Terminated) else None
         for result in results:
             result.stream.finish()
     seconds = time.perf_counter() - start
@@ -72,6 +73,8 @@ def answer(generator: TextGenerator, prompt: str, samples: Samples) -> None:
             print("log probabilities:", " ".join(f"{value:.4f}" for value in result.text.log_probs))
         samples.add(prompt + result.stream.text)
     print(timing(parts, seconds), flush=True)
+    if terminated is not None:
+        raise terminated
 
 
 def converse(generator: TextGenerator, samples: Samples) -> None:
@@ -88,6 +91,8 @@ def converse(generator: TextGenerator, samples: Samples) -> None:
         except EOFError:
             print()
             return
+        except Terminated:
+            raise
         except KeyboardInterrupt:  # at the prompt, or before the first token of a text
             print("\n(Ctrl-D leaves)")
         except ValueError as error:
@@ -173,6 +178,7 @@ def run(args: argparse.Namespace) -> None:
         converse(generator, samples)
 
 
+@interruptible
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program with these arguments (default: the command line's). Returns the exit status."""
     args = parse_generate_args(argv)
@@ -189,8 +195,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        return INTERRUPTED
     return 0
 
 

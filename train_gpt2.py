@@ -6,12 +6,14 @@ argv -> flags -> model -> placement -> executor -> the loop in `train`. --help l
 from __future__ import annotations
 
 import sys
+import time
 from typing import TYPE_CHECKING, Sequence
 
 from arguments import parse_train_args
 from command_line.checks import BadFlags, not_installed, refuse
-from command_line.interruption import INTERRUPTED, Interruption, command_to_resume
+from command_line.interruption import Interruption, command_to_resume, exit_status, interruptible
 from data.bad_data import BadData
+from model.disk_space import CheckpointNotWritten
 from training.arithmetic import arithmetic
 
 if TYPE_CHECKING:  # torch is imported in main(), after the flags were read: --help and mistakes answer at once
@@ -21,12 +23,17 @@ if TYPE_CHECKING:  # torch is imported in main(), after the flags were read: --h
 PROGRAM = "train_gpt2.py"
 
 
-def validate(run: TrainingRun, log: RunLog) -> None:
+def validate(run: TrainingRun, log: RunLog, interruption: Interruption) -> None:
     """Loss and perplexity of the samples held out by --val-num."""
-    if run.validator is not None:
+    if run.validator is None:
+        return
+    with run.limit.timing("validation"):
         loss = run.validator.loss()
-        log.validation(run.position.step, loss)
-        run.check_finite(loss)
+    log.validation(run.position.step, loss)
+    run.check_finite(loss)
+    if run.position.step > run.first_step:
+        with interruption.deferred():
+            run.save_if_best(loss)
 
 
 def train(run: TrainingRun, log: RunLog, interruption: Interruption) -> None:
@@ -34,14 +41,14 @@ def train(run: TrainingRun, log: RunLog, interruption: Interruption) -> None:
     args, position = run.args, run.position
     # Output mode Sum: a replica returns the sum over the micro-batches of all iterations and accumulation steps.
     micro_batches = args.device_iterations * args.gradient_accumulation
-    validate(run, log)
+    validate(run, log, interruption)
     log.clock.start()
-    while position.step < run.calls and not interruption.asked:
+    while position.step < run.calls and not interruption.asked and not run.limit.reached():
         epoch = position.epoch
         run.sampler.set_epoch(epoch, position.samples)
         for call in run.batches():  # input ids and labels: (samples a call, T) each, int32
             if not run.executor.isCompiled():
-                with log.clock.paused():
+                with log.clock.paused(), run.limit.timing("compilation"):
                     run.compile(call)
             learning_rate = run.schedule.get_last_lr()[0]
             losses, accuracies = run.executor(**call._asdict())
@@ -54,20 +61,23 @@ def train(run: TrainingRun, log: RunLog, interruption: Interruption) -> None:
             loss, accuracy = (float(out.float().mean()) / micro_batches for out in (losses, accuracies))
             run.check_finite(loss)
             log.step(position.step, epoch, loss, accuracy, learning_rate, finished)
+            run.limit.call_done()
             with log.clock.paused():
-                last = finished or interruption.asked
-                run.save_if_due(epoch, epoch_ended, last)
+                last = finished or interruption.asked or run.limit.reached()
+                with interruption.deferred():
+                    run.save_if_due(epoch, epoch_ended, last)
                 due = args.eval_steps and position.step % args.eval_steps == 0
                 if finished or ((epoch_ended or due) and not last):
-                    validate(run, log)
+                    validate(run, log, interruption)
             if last or epoch_ended:
                 break
-    if position.step > run.last_saved_step:  # Ctrl-C came while the epoch's end was validated
-        run.save_if_due(position.epoch, False, last=True)
+    if position.step > run.last_saved_step:  # a signal or the time limit came while the epoch's end was validated
+        with interruption.deferred():
+            run.save_if_due(position.epoch, False, last=True)
 
 
 def report_stop(run: TrainingRun, at_once: bool, argv: Sequence[str]) -> None:
-    """After Ctrl-C: where the run ended, what is lost, and how to go on."""
+    """After a signal, --time-limit or an error: where the run ended, what is lost, and how to go on."""
     step, checkpoint = run.position.step, run.last_checkpoint
     lines = [f"Stopped at once after step {step}" if at_once else f"Stopped after step {step}"]
     if checkpoint is None:
@@ -82,8 +92,17 @@ def report_stop(run: TrainingRun, at_once: bool, argv: Sequence[str]) -> None:
     print("\n".join(lines), file=sys.stderr, flush=True)
 
 
+def save_at_last(run: TrainingRun) -> None:
+    """What an error would lose is saved; no signal breaks that off."""
+    if run.position.step > run.last_saved_step:
+        with Interruption() as interruption, interruption.deferred():
+            run.save_if_due(run.position.epoch, False, last=True)
+
+
+@interruptible
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program with these arguments (default: the command line's). Returns the exit status."""
+    started = time.monotonic()
     argv, run = sys.argv[1:] if argv is None else argv, None
     try:
         args = parse_train_args(argv)
@@ -100,31 +119,32 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(machine.device_line(), flush=True)
         with memory.explained(args):
-            run = TrainingRun(args)
+            run = TrainingRun(args, argv, started)
             if args.compile_only:
                 run.compile_only()
                 print("\n".join(run.plan()))
                 return 0
             if run.position.step >= run.calls:
-                print(f"all {run.calls:,} steps are done already: raise --epochs or --training-steps to go on")
+                print(run.done_already())
                 return 0
             counts = (run.calls, run.position.step, run.samples_a_call)
             log = RunLog(args, run.model.gpt2.config, *counts, run.optimizer)
+            if run.folder is not None:
+                run.folder.keep_list(log.checkpoints)
             with Interruption(at_once=True) as interruption, log:
                 train(run, log, interruption)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         if run is None:
             print("Stopped before the first step; nothing is lost.", file=sys.stderr)
         else:
             report_stop(run, at_once=True, argv=argv)
-        return INTERRUPTED
+        return exit_status(stop)
     except ModuleNotFoundError as error:
         refuse(PROGRAM, [not_installed(error)])
     except BadData as error:
         if run is None or run.position.step == 0:
             refuse(PROGRAM, [str(error)])
-        if run.position.step > run.last_saved_step:
-            run.save_if_due(run.position.epoch, False, last=True)
+        save_at_last(run)
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         report_stop(run, at_once=False, argv=argv)
         return 2
@@ -136,11 +156,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "HINT:" not in str(error):
             raise
         print(f"{PROGRAM}: {error}", file=sys.stderr)
+        if isinstance(error, CheckpointNotWritten):
+            report_stop(run, at_once=False, argv=argv)
         return 1
-    if run.position.step < run.calls:
-        report_stop(run, at_once=False, argv=argv)
-        return INTERRUPTED
-    return 0
+    if run.position.step == run.calls:
+        return 0
+    if not interruption.asked:
+        print(f"--time-limit: {args.time_limit:,.0f} seconds leave no time for another call", file=sys.stderr)
+    report_stop(run, at_once=False, argv=argv)
+    return interruption.status if interruption.asked else 0
 
 
 if __name__ == "__main__":

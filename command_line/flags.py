@@ -6,6 +6,7 @@ Each flag has an old spelling (SDK 2.5), whose name is the attribute on the name
 from __future__ import annotations
 
 import math
+import re
 from typing import Any, Callable, NamedTuple, Sequence
 
 from corpora.refusal import not_among
@@ -71,6 +72,21 @@ def real(low: float, high: float = math.inf, above: bool = False) -> Kind:
     return Kind("X", parse)
 
 
+def _duration(text: str) -> float:
+    match = re.fullmatch(r"(?:(?:(\d+)-)?(\d+):)?(\d+):(\d\d)", text)
+    unit = re.fullmatch(r"(\d+\.?\d*|\.\d+)([smhd]?)", text)
+    if match:
+        days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+        value = float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
+    elif unit:
+        value = float(unit[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[unit[2]]
+    else:
+        value = 0.0
+    if not 0.0 < value < math.inf:
+        raise ValueError("must be a time above 0: seconds, 90m, 4h, 2d, or [[D-]H:]MM:SS")
+    return value
+
+
 def one_of(*choices: str) -> Kind:
     """One of these words; a near miss is told which one it may have meant."""
 
@@ -86,6 +102,7 @@ def one_of(*choices: str) -> Kind:
 BOOLEAN = Kind("[True|False]", _boolean)
 TEXT = Kind("TEXT", str)
 PATH = Kind("PATH", str)
+DURATION = Kind("TIME", _duration)  # seconds
 
 
 class Flag(NamedTuple):

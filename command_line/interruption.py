@@ -1,55 +1,172 @@
-"""Ctrl-C in a long run: the first ends the run after the current call, the second (in the first call: it) at once."""
+"""Ctrl-C and SIGTERM: a long run ends after the current call, the second signal ends it at once.
+
+A scheduler's SIGTERM is a Ctrl-C in every respect but the exit status.
+"""
 
 from __future__ import annotations
 
+import functools
+import math
+import mmap
 import os
 import shlex
 import signal
 import sys
+import threading
+import time
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any, Callable, Iterator, Sequence, TypeVar
 
-INTERRUPTED = 130  # exit status of a program that Ctrl-C ended: 128 + SIGINT
+INTERRUPTED = 128 + signal.SIGINT  # exit status of a program that Ctrl-C ended
+TERMINATED = 128 + signal.SIGTERM
 
-_ASKED = (
-    "Ctrl-C: the run ends after the current call, with a checkpoint if --save-model-path is given. Press again to "
-    "stop at once."
-)
+# `timeout` and torchrun signal a process and then its group, which may be the same one: seconds within which a further
+# SIGTERM is still the first one.
+_SAME_TERMINATION = 1.0
+
+_ASKED = "the run ends after the current call, with a checkpoint if --save-model-path is given."
+
+# Whether a program's main function is running; processes that it forked see it too.
+_runs = mmap.mmap(-1, 1)
+
+Main = TypeVar("Main", bound=Callable[..., int])
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came: what ends at a KeyboardInterrupt ends at it too."""
+
+
+def exit_status(error: KeyboardInterrupt) -> int:
+    """Of a program that this ended."""
+    return TERMINATED if isinstance(error, Terminated) else INTERRUPTED
+
+
+def interruptible(main: Main) -> Main:
+    """A program's main function, in which SIGTERM raises Terminated: a plain Python program would just be gone.
+
+    Where it does not catch that, or Ctrl-C, it ends with the exit status and without a traceback. In a thread other
+    than the main one, where signals cannot be caught, and where they are ignored they stay as they are.
+    """
+
+    @functools.wraps(main)
+    def run(*arguments: Any, **named: Any) -> int:
+        with _terminable():
+            _runs[0] = 1
+            try:
+                return main(*arguments, **named)
+            except KeyboardInterrupt as stop:
+                return exit_status(stop)
+            finally:
+                _runs[0] = 0
+
+    return run  # type: ignore[return-value]
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    here = threading.current_thread() is threading.main_thread()
+    if not here or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    program, before = os.getpid(), -math.inf
+
+    def terminate(number: int, frame: Any) -> None:
+        nonlocal before
+        before, since = time.monotonic(), time.monotonic() - before
+        # A process that was forked a moment ago still has this function.
+        if os.getpid() == program and since > _SAME_TERMINATION:
+            raise Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class Interruption:
-    """Counts SIGINTs inside `with`. `asked` says that the run shall end; the second one raises KeyboardInterrupt.
+    """Counts SIGINTs and SIGTERMs inside `with`: the first one asks the run to end, the second one ends it at once.
 
-    While `at_once` is true, because there is nothing yet that waiting would keep, the first one does.
+    `asked` says that the run shall end. The second signal raises KeyboardInterrupt, or Terminated if it is a SIGTERM;
+    within `deferred` it does so afterwards. Further ones do nothing. While `at_once` is true, because there is nothing
+    yet that waiting would keep, the first one does what the second one does.
     """
 
     def __init__(self, notice: str = _ASKED, at_once: bool = False) -> None:
-        """`notice` is what the first SIGINT prints on stderr."""
-        self._count, self._notice, self.at_once = 0, f"\n{notice}\n".encode(), at_once
+        """`notice` is what the first signal prints on stderr, behind its name."""
+        self._count, self._notice, self._program, self.at_once = 0, notice, os.getpid(), at_once
+        self._first = self._second = signal.SIGINT
+        self._first_at = 0.0
+        self._deferring, self._due = 0, False
 
     @property
     def asked(self) -> bool:
         return self._count > 0
 
+    @property
+    def status(self) -> int:
+        """The exit status of a program that ends because it was asked to."""
+        return TERMINATED if self._first == signal.SIGTERM else INTERRUPTED
+
     def __enter__(self) -> Interruption:
-        self._previous = signal.signal(signal.SIGINT, self._handle)
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        self._previous = {number: signal.signal(number, self._handle) for number in numbers}
         return self
 
     def __exit__(self, *error: Any) -> None:
-        signal.signal(signal.SIGINT, self._previous)
+        for number, previous in self._previous.items():
+            signal.signal(number, previous)
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """What happens inside is done to its end: a second signal that comes meanwhile acts when it is over."""
+        self._deferring += 1
+        try:
+            yield
+        finally:
+            self._deferring -= 1
+            if self._due and not self._deferring:
+                self._due = False
+                self._raise()
 
     def _handle(self, number: int, frame: Any) -> None:
+        if os.getpid() != self._program:  # a process that was forked a moment ago still has this function
+            return
+        now = time.monotonic()
+        if self._count and number == signal.SIGTERM == self._first and now - self._first_at < _SAME_TERMINATION:
+            return
         self._count += 1
-        if self._count == (1 if self.at_once else 2):
-            raise KeyboardInterrupt  # a further one must not disturb what this one sets going
         if self._count == 1:
-            os.write(2, self._notice)  # print could meet the print that the signal interrupted
+            self._first, self._first_at = signal.Signals(number), now
+        if self._count == (1 if self.at_once else 2):
+            self._second = signal.Signals(number)
+            if not self._deferring:
+                self._raise()
+            self._due = True
+            os.write(2, b"\nA checkpoint is being written; the run ends behind it.\n")
+        elif self._count == 1:
+            name, again = ("Ctrl-C", "Press") if number == signal.SIGINT else ("SIGTERM", "Send it")
+            text = f"\n{name}: {self._notice} {again} again to stop at once.\n"
+            os.write(2, text.encode())  # print could meet the print that the signal interrupted
+
+    def _raise(self) -> None:
+        raise Terminated if self._second == signal.SIGTERM else KeyboardInterrupt
 
 
 def ignore_in_worker(worker_id: int) -> None:
-    """For data loader processes: a Ctrl-C in the terminal reaches them too, but the main process decides."""
+    """For data loader processes: a signal to all processes of a program reaches them too, but the main one decides.
+
+    Which ends them by a message, or, if it is on its way out, by SIGTERM.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end_with_the_program)
     sys.excepthook = _report
+
+
+def _end_with_the_program(number: int, frame: Any) -> None:
+    if not _runs[0]:  # nor is it seen by a process that was not forked (Windows, macOS)
+        os._exit(0)
 
 
 def _report(kind: Any, error: Any, trace: Any) -> None:
@@ -58,10 +175,31 @@ def _report(kind: Any, error: Any, trace: Any) -> None:
         sys.__excepthook__(kind, error, trace)
 
 
+def command_line(argv: Sequence[str]) -> str:
+    """This program with the flags `argv`, as one types it in a shell."""
+    return shlex.join([sys.executable, sys.argv[0], *argv])
+
+
 def command_to_resume(argv: Sequence[str], checkpoint: Path) -> str:
     """The command line that continues the run of the flags `argv` from a checkpoint. The last of equal flags counts."""
+    kept = without_flag(without_flag(argv, "--overwrite"), "--resume")
     resume = ["--pretrained-checkpoint", str(checkpoint), "--resume-training-from-checkpoint", "True"]
-    kept = list(argv)
     if kept[-len(resume) :: 2] == resume[::2] and kept[-1] == "True":  # of the command that resumed this run
         kept = kept[: -len(resume)]
-    return shlex.join([sys.executable, sys.argv[0], *kept, *resume])
+    return command_line([*kept, *resume])
+
+
+def without_flag(argv: Sequence[str], name: str) -> list[str]:
+    """A command line without a flag of at most one value, however it was written."""
+    kept: list[str] = []
+    dropping = False
+    for word in argv:
+        spelling = word.partition("=")[0]
+        if spelling.startswith("--") and spelling.replace("_", "-") == name:
+            dropping = "=" not in word
+        elif dropping and not word.startswith("--"):
+            dropping = False
+        else:
+            dropping = False
+            kept.append(word)
+    return kept

@@ -8,8 +8,13 @@ import sys
 from typing import Any, Sequence
 
 from command_line.checks import Problems
-from command_line.flags import BOOLEAN, Flag
-from corpora.refusal import unknown_words
+from command_line.flags import BOOLEAN, PATH, Flag
+from command_line.flags_file import read_flags
+from corpora.refusal import is_negative, unknown_words
+
+FLAGS_FILE = Flag(
+    "--flags", None, PATH, "file with flags, as on the command line or in JSON, such as a run.json; those typed win"
+)
 
 
 class _Formatter(argparse.HelpFormatter):
@@ -21,6 +26,10 @@ class _Formatter(argparse.HelpFormatter):
     def _format_action_invocation(self, action: argparse.Action) -> str:
         names = ", ".join(action.option_strings)
         return f"{names} {action.metavar}" if action.metavar else names
+
+
+class _Negative(str):
+    """A negative number, behind a blank: argparse takes `-1e-5` for a flag, and nothing with a blank in it."""
 
 
 class _Store(argparse.Action):
@@ -37,6 +46,7 @@ class _Store(argparse.Action):
         flag = self.flag
         parser.spelled[self.dest] = option_string
         texts = values if isinstance(values, list) else [values]
+        texts = [text[1:] if isinstance(text, _Negative) else text for text in texts]
         read = []
         problem = None if texts and None not in texts else f"needs a value, {flag.kind.shown}"
         for text in () if problem else texts:
@@ -59,6 +69,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(program, f"{program} [flags]", about, allow_abbrev=False, formatter_class=_Formatter)
         self.spelled: dict[str, str] = {}
         self.misread: dict[str, str] = {}
+        groups = {"file of flags": (FLAGS_FILE,), **groups}
         self.flags = {flag.dest: flag for group in groups.values() for flag in group}
         for title, group in groups.items():
             section = self.add_argument_group(title)
@@ -75,18 +86,42 @@ class Parser(argparse.ArgumentParser):
                 )
 
     def read(self, argv: Sequence[str] | None = None) -> Problems:
-        """Parses argv (default: the program's own). `--help` exits here, everything else returns."""
+        """Parses argv (default: the program's own), behind what --flags FILE holds. `--help` exits here."""
         words = [_dashed(word) for word in (sys.argv[1:] if argv is None else argv)]
-        args, unknown = self.parse_known_args(words)
-        args.typed = set(self.spelled)
+        lines: list[str] = []
+        args = self.parse_known_args([])[0]
+        source = self._parse(words, argparse.Namespace())[0].flags
+        self.spelled, self.misread = {}, {}
+        if source is not None:
+            try:
+                args, unknown = self._parse([_dashed(word) for word in read_flags(source)], args)
+                lines += [f"{line} (in --flags {source})" for line in self._unknown(unknown)]
+                self.misread = {dest: f"{line} (in --flags {source})" for dest, line in self.misread.items()}
+                if "flags" in self.spelled:
+                    lines.append(f"--flags {source}: names a further file of flags; put them into one")
+            except ValueError as error:
+                lines.append(f"--flags {error}")
+        args, unknown = self._parse(words, args)
+        del args.flags  # its flags are among the others
+        args.typed = set(self.spelled) - {"flags"}
         names = {dest: self.spelled.get(dest, flag.names[0]) for dest, flag in self.flags.items()}
         problems = Problems(self.prog, args, names, self.misread)
-        problems.lines += unknown_words(unknown, [name for flag in self.flags.values() for name in flag.names])
+        problems.lines += lines + self._unknown(unknown)
         problems.lines += self.misread.values()
         return problems
 
+    def _parse(self, words: Sequence[str], args: argparse.Namespace) -> tuple[argparse.Namespace, list[str]]:
+        """Reads words into `args`; also what belongs to no flag."""
+        found, unknown = self.parse_known_args(words, args)
+        return found, [word[1:] if isinstance(word, _Negative) else word for word in unknown]
+
+    def _unknown(self, words: Sequence[str]) -> list[str]:
+        return unknown_words(words, [name for flag in self.flags.values() for name in flag.names])
+
 
 def _dashed(word: str) -> str:
-    """`--batch_size=1` as `--batch-size=1`; anything that is not a flag stays as it is."""
+    """`--batch_size=1` as `--batch-size=1`; a value stays as it is."""
+    if is_negative(word):
+        return _Negative(" " + word)
     name, equals, value = word.partition("=")
     return name.replace("_", "-") + equals + value if re.match(r"--[\w-]+$", name) else word

@@ -25,7 +25,7 @@ def check_available(problems: Problems) -> None:
     elif args.train_path in ("dynamic", "mmap"):
         args.train_path = "dynamic"
         check_prefix(problems)
-    elif args.data_prefix:
+    elif args.data_prefix and args.data_prefix != [args.train_path]:  # equal: as run.json has --dataset pickle
         problems.add("data_prefix", "is read with --train-path dynamic; add it, or leave this out")
     if args.train_path != "dynamic" and "sample_order" in args.typed:
         args.notes.append(f"{problems.shown('sample_order')} has no effect: it is for --train-path dynamic")
@@ -224,20 +224,37 @@ def check_validation(problems: Problems) -> None:
 
 
 def check_checkpoints(problems: Problems) -> None:
-    """What is read exists, what is written can be, and no flag about saving or resuming is left without its folder."""
+    """What is read exists, what is written can be, and no flag about saving or resuming is left without its folder.
+
+    Afterwards --resume PATH is --resume-training-from-checkpoint with that --pretrained-checkpoint, and args.resume is
+    "latest" or None.
+    """
     args = problems.args
-    check_checkpoint_source(problems, "pretrained_checkpoint")
+    if args.resume and args.resume_training_from_checkpoint:  # as in the command that is printed at an interruption
+        args.notes.append(f"{problems.shown('resume')} has no effect beside --resume-training-from-checkpoint")
+        args.resume = None
+    resumed = "resume" if args.resume not in (None, "latest") else "pretrained_checkpoint"
+    check_checkpoint_source(problems, resumed)
+    if resumed == "resume":
+        args.pretrained_checkpoint, args.resume, args.resume_training_from_checkpoint = args.resume, None, True
     check_folder(problems, "save_model_path")
     check_folder(problems, "executable_cache_dir")
-    if args.resume_training_from_checkpoint and not os.path.isdir(args.pretrained_checkpoint):
-        if not args.pretrained_checkpoint:
+    source = args.pretrained_checkpoint
+    if args.resume_training_from_checkpoint and not os.path.isdir(source):
+        if not source:
             remedy = "name the folder to go on from with --pretrained-checkpoint SAVE/step_N"
             problems.add("resume_training_from_checkpoint", remedy)
         elif problems.doubts:  # a hub name: it cannot hold a training state
             problems.lines.append(problems.doubts.pop() + ", which holds no training state to resume")
+    if args.keep_best and not args.val_num and problems.sound("keep_best", "val_num"):
+        problems.add("keep_best", "there is no held-out loss without --val-num N; add it")
     if args.save_model_path:
         return
-    for dest in ("save_per_epochs", "save_per_steps", "keep_checkpoints"):
+    if args.resume == "latest":
+        problems.add("resume", "looks in --save-model-path DIR, which is missing; add it")
+    elif args.keep_best and args.val_num:
+        problems.add("keep_best", "nothing is saved without --save-model-path DIR; add it")
+    for dest in ("save_per_epochs", "save_per_steps", "keep_checkpoints", "on_save_error", "overwrite", "time_limit"):
         if dest in args.typed and problems.sound("save_model_path", dest):
             problems.add(dest, "nothing is saved without --save-model-path DIR; add it")
     args.notes.append("no --save-model-path: nothing will be saved")

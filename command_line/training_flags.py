@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from command_line.flags import BOOLEAN, PATH, TEXT, Flag, one_of, or_word, real, whole
+from command_line.flags import BOOLEAN, DURATION, PATH, TEXT, Flag, one_of, or_word, real, whole
 from model.config import MODELS
 
 MODEL = (
@@ -15,10 +15,24 @@ CHECKPOINT = (
     Flag("--save-model-path --checkpoint-output-dir", None, PATH, "folder for checkpoints; without it none is saved"),
     Flag("--save-per-epochs", 1, whole(0), "epochs from one checkpoint to the next; 0: none at the end of epochs"),
     Flag("--save-per-steps", None, whole(1), "steps from one checkpoint to the next"),
-    Flag("--keep-checkpoints", 0, whole(0), "how many of the newest checkpoints stay; 0: all"),
+    Flag("--keep-checkpoints", 0, whole(0), "how many of this run's newest checkpoints stay; 0: all"),
+    Flag("--keep-best", False, BOOLEAN, "also keep the checkpoint of the lowest held-out loss, in the folder best"),
+    Flag(
+        "--on-save-error",
+        "stop",
+        one_of("stop", "continue"),
+        "what follows if a checkpoint cannot be written: the run ends, or goes on without that one",
+    ),
     Flag(
         "--resume-training-from-checkpoint", False, BOOLEAN, "restore the whole training state, not the weights alone"
     ),
+    Flag(
+        "--resume",
+        None,
+        PATH,
+        "checkpoint to resume; latest: the newest whole one of --save-model-path, or the start if there is none",
+    ),
+    Flag("--overwrite", False, BOOLEAN, "start over where an earlier run saved; equal names are replaced"),
 )
 DATA = (
     Flag(
@@ -57,6 +71,12 @@ DATA = (
 TRAINING = (
     Flag("--epochs", 1, whole(1), "passes over the data; ends here or at --training-steps, whichever is first"),
     Flag("--training-steps", 10000, whole(1), "calls of the training model, --device-iterations updates each"),
+    Flag(
+        "--time-limit",
+        None,
+        DURATION,
+        "end with a checkpoint before this much time has passed since the start: seconds, 90m, 4h, [[D-]H:]MM:SS",
+    ),
     Flag("--optimizer", "AdamW", one_of("AdamW", "Adam", "LAMB", "LAMBNoBiasCorrection"), "update rule"),
     Flag("--weight-decay", 0.0, real(0), "decay of parameters with two dimensions"),
     Flag("--learning-rate", 1e-5, real(0), "peak learning rate"),

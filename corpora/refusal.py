@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import sys
 from typing import Iterable, NoReturn, Sequence
 
@@ -33,13 +34,24 @@ def not_among(text: str, choices: Sequence[str]) -> str:
     return "must be one of " + ", ".join(choices) + (f" (did you mean {near[0]}?)" if near else "")
 
 
+def is_negative(word: str) -> bool:
+    """Whether a word of a command line is a number below 0, and not a flag."""
+    if not re.match(r"-[\d.in]", word, re.IGNORECASE):
+        return False
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
 def unknown_words(words: Sequence[str], known: Iterable[str]) -> list[str]:
     """A line for each word of a command line that no flag has taken; `known` flags that are like it are named."""
     lines: list[str] = []
     names = list(known)
     for word in words:
         name = word.split("=")[0]
-        if name.startswith("-"):
+        if name.startswith("-") and not is_negative(word):
             near = [k for k in names if k.startswith(name)] or difflib.get_close_matches(name, names, n=1)
             lines.append(f"{name}: unknown flag; " + (f"did you mean {' or '.join(near)}?" if near else "see --help"))
         elif not lines:  # otherwise it is the value of the unknown flag before it

@@ -44,6 +44,10 @@ class SampleDataset(torch.utils.data.Dataset):
         self.read(len(self) * np.arange(count, dtype=np.int64) // count, ids)
         return int(ids.max())
 
+    def identity(self) -> tuple[str, int]:
+        """What must be the same for a resumed run: a line about the samples, and how many of the first it is about."""
+        return self.summary(), len(self)
+
     def check_document_ends(self, end_id: int) -> None:
         """Raise ValueError if documents meet within samples and `end_id` does not stand between them.
 

@@ -168,8 +168,12 @@ class TextGenerator:
         ids = [int(token) for token in self.tokenizer.encode(text)] or [self.beginning]
         longest = min(self.args.input_len, self.config.n_positions)
         if len(ids) > longest:
+            room = self.config.n_positions
             limit = "--input-len allows" if longest == self.args.input_len else "the checkpoint has positions"
-            raise ValueError(f"the input has {len(ids)} tokens, more than {limit} ({longest}): shorten it")
+            remedy = f"shorten the text to {longest} (--prompt, or its line of --prompt-file)"
+            if len(ids) <= room:
+                remedy = f"raise --input-len to {len(ids)} (the checkpoint has {room} positions), or " + remedy
+            raise ValueError(f"the input has {len(ids)} tokens, more than {limit} ({longest}): {remedy}")
         return ids
 
     def results(self, prompts: Sequence[str]) -> list[Result]:

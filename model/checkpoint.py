@@ -12,10 +12,11 @@ import json
 import os
 import re
 import shutil
+import stat
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterator, Mapping, Union
+from typing import Any, Iterator, Mapping, Union
 
 import safetensors.torch
 import torch
@@ -171,6 +172,22 @@ def _warn_of_padding(directory: Path, config: GPT2Config) -> None:
 # Saving
 
 
+def tensor_bytes(values: Any) -> int:
+    """Bytes of all tensors in nested dicts and lists; of several over one storage, once."""
+    sizes: dict[int, int] = {}
+    waiting = [values]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, torch.Tensor):
+            place = value.data_ptr() or id(value)
+            sizes[place] = max(sizes.get(place, 0), value.numel() * value.element_size())
+        elif isinstance(value, Mapping):
+            waiting += value.values()
+        elif isinstance(value, (list, tuple)):
+            waiting += value
+    return sum(sizes.values())
+
+
 def save_pretrained(model: GPT2LMHeadModel, directory: PathLike) -> None:
     """Writes config.json and model.safetensors into `directory`, made if need be.
 
@@ -192,6 +209,8 @@ def save_pretrained(model: GPT2LMHeadModel, directory: PathLike) -> None:
         (directory / CONFIG_FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
         # transformers 4.26 refuses a file without the format
         safetensors.torch.save_file(tensors, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+        # newer safetensors make the file for its owner alone, whatever the umask
+        os.chmod(directory / WEIGHTS_FILE, stat.S_IMODE(os.stat(directory / CONFIG_FILE).st_mode))
     except (OSError, SafetensorError) as error:
         raise RuntimeError(
             f"{directory}: the checkpoint cannot be written ({error})\n"

@@ -20,7 +20,7 @@ if __package__ in (None, ""):  # started as a script: modules are found from the
 
 from command_line.checks import is_first_process, leave_to_first_process, not_installed, refuse  # noqa: E402
 from command_line.flags import PATH, Flag  # noqa: E402
-from command_line.interruption import INTERRUPTED  # noqa: E402
+from command_line.interruption import exit_status, interruptible  # noqa: E402
 from tasks.names import PROTOCOLS  # noqa: E402
 from tasks.parsing import parse_evaluate_args  # noqa: E402
 
@@ -144,6 +144,7 @@ def evaluate(parsed: Sequence[argparse.Namespace], points: list[Point], troubles
     return title
 
 
+@interruptible
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line (default: the program's own). Returns the exit status."""
     parsed = parse(list(sys.argv[1:] if argv is None else argv))
@@ -156,10 +157,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             if parsed[0].png:
                 draw(points, measure, parsed[0].png)
                 print(f"wrote {parsed[0].png}")
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print(table(points, "result"))
         print(f"{PROGRAM}: stopped, {len(points)} of {len(parsed)} checkpoints were evaluated", file=sys.stderr)
-        return INTERRUPTED
+        return exit_status(stop)
     except ModuleNotFoundError as error:
         if error.name != "matplotlib":
             refuse(PROGRAM, [not_installed(error)])

@@ -7,12 +7,13 @@ import sys
 from typing import Sequence
 
 from command_line.checks import leave_to_first_process, not_installed, refuse
-from command_line.interruption import INTERRUPTED, Interruption
+from command_line.interruption import Interruption, exit_status, interruptible
 from tasks.parsing import parse_evaluate_args
 
-_NOTICE = "Ctrl-C: the evaluation ends after the current call and prints what it has. Press again to stop at once."
+_NOTICE = "the evaluation ends after the current call and prints what it has."
 
 
+@interruptible
 def main(program: str, task: str, argv: Sequence[str] | None = None) -> int:
     """Evaluate by the flags (default: the command line's), `task` if they name none. Returns the exit status."""
     args = parse_evaluate_args(argv, program, task)
@@ -29,9 +30,9 @@ def main(program: str, task: str, argv: Sequence[str] | None = None) -> int:
             raise
         print(f"{program}: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print(f"{program}: stopped at once, nothing was written", file=sys.stderr)
-        return INTERRUPTED
+        return exit_status(stop)
 
 
 def _evaluate(args: argparse.Namespace) -> int:
@@ -52,4 +53,4 @@ def _evaluate(args: argparse.Namespace) -> int:
     if trouble is not None:
         leave_to_first_process()  # all have the same scores
         raise trouble
-    return INTERRUPTED if interruption.asked else 0
+    return interruption.status if interruption.asked else 0

@@ -23,7 +23,7 @@ if __package__ in (None, ""):  # started as a script: modules are found from the
 
 from command_line.checks import is_first_process, leave_to_first_process, not_installed, refuse  # noqa: E402
 from command_line.flags import PATH, TEXT, Flag, whole  # noqa: E402
-from command_line.interruption import INTERRUPTED  # noqa: E402
+from command_line.interruption import exit_status, interruptible  # noqa: E402
 from tasks.parsing import parse_evaluate_args  # noqa: E402
 
 PROGRAM = "tasks/harness.py"
@@ -78,6 +78,7 @@ def show(found: dict[str, Any], path: str | None) -> None:
         write_json(path, found["results"])
 
 
+@interruptible
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line (default: the program's own). Returns the exit status."""
     args = parse_evaluate_args(argv, PROGRAM, "TEXT8", ABOUT, {"the harness": FLAGS})  # a task that needs no file named
@@ -108,9 +109,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         leave_to_first_process()
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print(f"{PROGRAM}: stopped, nothing was written", file=sys.stderr)
-        return INTERRUPTED
+        return exit_status(stop)
     return 0
 
 

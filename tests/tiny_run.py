@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -112,3 +113,32 @@ def run_there(argv: list, timeout: float = 300.0) -> Finished:
     command = [sys.executable, str(ROOT / "train_gpt2.py"), *argv]
     done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=timeout)
     return Finished(done.returncode, done.stdout, done.stderr)
+
+
+class Running:
+    """train_gpt2.py in a process group of its own, as a terminal or a scheduler starts it: signals reach all of it."""
+
+    def __init__(self, argv: list, program: str = "train_gpt2.py") -> None:
+        command = [sys.executable, str(ROOT / program), *argv]
+        self.process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(),
+            start_new_session=True,
+        )
+
+    def wait_for(self, stream, text: str) -> None:
+        for line in stream:
+            if text in line:
+                return
+        raise AssertionError(f"{text!r} never came; {self.process.stderr.read()}")
+
+    def interrupt(self, number: int = signal.SIGINT) -> None:
+        os.killpg(self.process.pid, number)
+
+    def end(self, timeout: float) -> tuple:
+        """Exit status, standard output and error, what was waited for left out."""
+        out, err = self.process.communicate(timeout=timeout)
+        return self.process.returncode, out, err

@@ -6,9 +6,11 @@ import argparse
 import dataclasses
 import math
 import os
+import sys
+import time
 import warnings
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterator, Sequence
 
 import poptorch
 import torch
@@ -23,7 +25,8 @@ from data.loading.datasets import MmapDataset, Shard, check_enough, collate, mak
 from data.loading.text_file import prepared
 from model import placement
 from model.checkpoint import load_pretrained, recover_interrupted
-from model.config import DROPOUTS, VOCAB_MULTIPLE
+from model.config import DROPOUTS, VOCAB_MULTIPLE, parameter_count
+from model.disk_space import CheckpointNotWritten
 from model.gpt2 import GPT2LMHeadModel
 from model.ipu_options import forward_options, instance, join_instances, training_options
 from model.non_finite import first_non_finite_weight
@@ -36,6 +39,8 @@ from training.log.gradient_norm import loss_scale
 from training.memory import is_out_of_memory
 from training.optimization import make_optimizer, make_schedule, warmup_length
 from training.plan import plan_lines
+from training.save_folder import BEST, SaveFolder, find_latest, names_due
+from training.time_limit import TimeLimit
 from training.validation import Validator
 from training.vocabulary import check_ids, check_tokenizer, model_config, run_tokenizer
 
@@ -133,9 +138,12 @@ def place_model(gpt2: GPT2LMHeadModel, args: argparse.Namespace) -> PretrainingM
 
 
 def open_samples(
-    args: argparse.Namespace, tokenizer: Entries | None, real_vocab_size: int
+    args: argparse.Namespace, tokenizer: Entries | None, real_vocab_size: int, ordered_parts: Sequence[int] = ()
 ) -> tuple[SampleDataset, SampleDataset | None]:
-    """Samples to train on and held-out ones. Raises ValueError for unusable data, or fewer than one call takes."""
+    """Samples to train on and held-out ones; `ordered_parts` are MmapDataset.parts of the run that is resumed.
+
+    Raises ValueError for unusable data, or fewer than one call takes.
+    """
     samples_a_call = samples_per_call(args)
     args.train_path = prepared(args.train_path, args.pretrained_checkpoint)
     samples, held_out = open_dataset(
@@ -151,6 +159,7 @@ def open_samples(
         epochs=args.epochs,
         ordered_samples=args.training_steps * samples_a_call if "training_steps" in args.typed else None,
         separate_last_epoch=args.sample_order == "megatron",
+        ordered_parts=ordered_parts,
     )
     check_enough(samples, samples_a_call, arithmetic(args)[0])
     if args.train_path != "generated":
@@ -181,7 +190,8 @@ def read_inputs(
     config = attempt(model_config, args, tokenizer) if gpt2 is None else gpt2.config
     if config is not None:
         attempt(check_tokenizer, tokenizer, config, _model_flag(args))
-        data = attempt(open_samples, args, tokenizer, config.real_vocab_size)
+        parts = (state or {}).get("ordered_parts", ())
+        data = attempt(open_samples, args, tokenizer, config.real_vocab_size, parts)
     if problems:
         raise ValueError(*problems)
     return (state, tokenizer, gpt2, *data)
@@ -193,7 +203,10 @@ class TrainingRun:
     Raises ValueError, whose `args` are the problems, for checkpoints, data and folders that cannot be used.
     """
 
-    def __init__(self, args: argparse.Namespace) -> None:
+    def __init__(self, args: argparse.Namespace, argv: Sequence[str] = (), started: float | None = None) -> None:
+        """`argv` is the command line of `args`, for the commands that messages give; `started` the time.monotonic() at
+        the start of the program, from which --time-limit counts.
+        """
         try:
             join_instances(args)
         except poptorch.Error as error:
@@ -205,23 +218,24 @@ class TrainingRun:
                 f"--global-batch-size {args.global_batch_size}: with the launcher's processes and replicas a weight "
                 f"update has {batch} samples; give --gradient-accumulation instead"
             )
+        find_latest(args)
         state, tokenizer, gpt2, self.samples, held_out = read_inputs(args)
         self.sampler = make_sampler(self.samples, args.seed, Shard(*instance(), self.samples_a_call))
         self.samples_a_step = self.sampler.shard.group  # of all processes
         self.calls_an_epoch = self.sampler.samples_an_epoch // self.samples_a_step
         self.calls = min(self._planned_calls(), args.training_steps)
-        decay_steps = args.lr_decay_steps or self.calls
+        self._schedule_calls = self._calls_of_schedule(state)
+        decay_steps = args.lr_decay_steps or self._schedule_calls
         warmup_steps = warmup_length(args.lr_warmup, args.lr_warmup_steps, decay_steps)
         self._facts = training_state.run_facts(args, gpt2.config, self.samples, warmup_steps, decay_steps)
         self._tokenizer = None if tokenizer is None else tokenizer_json(tokenizer)
+        resumed = Path(args.pretrained_checkpoint) if state is not None else None
         if state is not None:
-            training_state.check_facts(state, self._facts)
+            training_state.check_facts(state, self._facts, resumed)
+        self.folder: SaveFolder | None = None
         if args.save_model_path and not args.compile_only:
-            older = training_state.prepare_folder(Path(args.save_model_path))
-            if older and state is None:
-                print(
-                    f"{args.save_model_path} has checkpoints of an earlier run ({older[-1]}, …), which may be replaced"
-                )
+            self.folder = SaveFolder(Path(args.save_model_path), resumed, args.overwrite, argv)
+        self.best_loss = math.inf if resumed is None or self.folder is None else self.folder.best_loss()
 
         if args.document_boundaries == "isolated":
             self.samples.check_document_ends(gpt2.config.end_of_text())
@@ -240,15 +254,21 @@ class TrainingRun:
         )
         floor = args.min_learning_rate / args.learning_rate if args.min_learning_rate else 0.0
         self.schedule = make_schedule(self.optimizer, args.lr_schedule, warmup_steps, decay_steps, floor)
+        begun = time.monotonic() if started is None else started
+        self.limit = TimeLimit(args.time_limit, begun, parameter_count(gpt2.config))
         self.position = training_state.Position()
         self.last_checkpoint: Path | None = None
         self._rng_state: list[int] | None = None
         if state is not None:
             self.position = training_state.restore(state, self.optimizer, self.schedule)
-            self.last_checkpoint, self._rng_state = Path(args.pretrained_checkpoint), state["rng_state"].tolist()
+            self.last_checkpoint, self._rng_state = resumed, state["rng_state"].tolist()
+            print(
+                f"resuming from {resumed}: {self.position.step:,} of {self.calls:,} steps are done; on with sample "
+                f"{self.position.samples:,} of epoch {self.position.epoch}"
+            )
             for line in training_state.loss_notes(state, self._uneven and self.samples_a_step > args.batch_size):
                 print(line)
-        self.last_saved_step = self.position.step
+        self.first_step = self.last_saved_step = self.position.step
 
         options = training_options(args)
         self.loader = self._make_loader(options)
@@ -275,9 +295,26 @@ class TrainingRun:
         if not isinstance(self.samples, MmapDataset):
             return self.args.epochs * self.calls_an_epoch
         samples = len(self.samples)  # over all passes
-        if "epochs" in self.args.typed:
+        if "epochs" in self.args.typed or "training_steps" not in self.args.typed:
             samples = min(samples, self.args.epochs * self.samples.samples_a_pass)
         return samples // self.samples_a_step
+
+    def _calls_of_schedule(self, state: dict[str, Any] | None) -> int:
+        """The calls that the schedule's default lengths are about.
+
+        A constant rate needs none but for the warm-up, which stays as it was when such a run is extended.
+        """
+        if state is not None and self.args.lr_schedule == "constant":
+            return state.get("schedule_calls", self.calls)
+        return self.calls
+
+    def done_already(self) -> str:
+        """What to say of a resumed run that has no step left."""
+        text = f"all {self.calls:,} steps are done already: raise --epochs or --training-steps to go on"
+        if self.args.lr_schedule != "constant":
+            lengths = " ".join(f"{flag} {self._facts[flag]}" for flag in ("--lr-warmup-steps", "--lr-decay-steps"))
+            text += f", with {lengths} (the learning rate stays at the end of its {self.args.lr_schedule} course)"
+        return text
 
     def _make_loader(self, options: poptorch.Options) -> poptorch.DataLoader:
         # Loader processes hold a combined batch each. One of them, with one batch under way, keeps it at two in all
@@ -349,20 +386,18 @@ class TrainingRun:
     def save_if_due(self, epoch: int, epoch_ended: bool, last: bool) -> None:
         """Save the checkpoints that --save-per-steps and --save-per-epochs ask for after this call of `epoch`.
 
-        The `last` call is saved in any case, as step_N if nothing else is due.
+        The `last` call is saved in any case, as step_N if nothing else is due. Raises CheckpointNotWritten, which with
+        --on-save-error continue ends a run after its last call only.
         """
-        args, position = self.args, self.position
-        if not args.save_model_path:
-            return
-        names = []
-        if args.save_per_steps and position.step % args.save_per_steps == 0:
-            names.append(f"step_{position.step}")
-        if epoch_ended and args.save_per_epochs and (epoch + 1) % args.save_per_epochs == 0:
-            names.append(f"epoch_{epoch}")
-        if last and not names:
-            names.append(f"step_{position.step}")
-        for name in names:
-            self._save(Path(args.save_model_path) / name)
+        if self.folder is not None:
+            for name in names_due(self.args, self.position.step, epoch, epoch_ended, last):
+                self._save(name, needed=last)
+
+    def save_if_best(self, held_out_loss: float) -> None:
+        """--keep-best: a loss below all before it makes this the checkpoint `best`. Raises CheckpointNotWritten."""
+        if self.args.keep_best and self.folder is not None and held_out_loss < self.best_loss:
+            if self._save(BEST, needed=False, held_out_loss=held_out_loss):
+                self.best_loss = held_out_loss
 
     def check_finite(self, value: float) -> None:
         """Raises RuntimeError if a loss, or a sum of weights, is not finite: nothing is learnt from then on."""
@@ -382,19 +417,25 @@ class TrainingRun:
             f"HINT: start again {weights} with {remedy}"
         )
 
-    def _save(self, directory: Path) -> None:
+    def _save(self, name: str, needed: bool, **further: Any) -> bool:
+        """Writes a checkpoint; False if that failed, which --on-save-error continue allows to one not `needed`."""
         # The update after the last loss may have been the one that overflowed.
         self.check_finite(sum(float(weight.detach().float().sum()) for weight in self.model.parameters()))
-        training_state.save(
-            directory,
-            self.model.gpt2,
-            self.executor,
-            self.optimizer,
-            self.schedule,
-            self.position,
-            self._facts,
-            self._tokenizer,
-        )
-        self.last_checkpoint, self.last_saved_step = directory, self.position.step
-        training_state.prune(directory.parent, self.args.keep_checkpoints, directory)
+        if isinstance(self.samples, MmapDataset):
+            further["ordered_parts"] = list(self.samples.parts)
+        directory = self.folder.writes(name)
+        further["schedule_calls"] = self._schedule_calls
+        parts = (self.model.gpt2, self.executor, self.optimizer, self.schedule)
+        try:
+            with self.limit.timing("save"):
+                training_state.save(directory, *parts, self.position, self._facts, self._tokenizer, **further)
+        except CheckpointNotWritten as error:
+            if needed or self.args.on_save_error == "stop":
+                raise
+            print(str(error).splitlines()[0], file=sys.stderr, flush=True)
+            return False
         print(f"saved {directory}", flush=True)
+        if name != BEST:  # which a later one replaces
+            self.last_checkpoint, self.last_saved_step = directory, self.position.step
+            self.folder.prune(self.args.keep_checkpoints)
+        return True

@@ -6,18 +6,16 @@ import argparse
 import dataclasses
 import hashlib
 import json
-import re
-import shutil
-import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Sequence
 
 import poptorch
 import torch
 
 from data.batches import SampleDataset
-from model.checkpoint import recover_interrupted, save_pretrained, write_atomically
+from model.checkpoint import recover_interrupted, save_pretrained, tensor_bytes, write_atomically
 from model.config import GPT2Config
+from model.disk_space import CheckpointNotWritten, check_room
 from model.gpt2 import GPT2LMHeadModel
 from tokenizer.entries import TOKENIZER_FILE
 
@@ -31,6 +29,9 @@ _FORMER = {
     "--gradient-clipping": None,
 }
 _LOSS_MEAN = "labels"  # what the loss of a weight update is the mean over; older states have no such entry
+_MODEL = "the model's configuration"
+_SMALL_FILES = 1 << 18  # bytes: config.json, names of tensors, what is between them
+_CELL = 40  # characters of a column of a table
 
 # Flags that decide the course of a run. With dropout the split of a batch does too: it orders the random numbers.
 _DECIDING = (
@@ -70,27 +71,6 @@ class Position:
             self.epoch, self.samples = self.epoch + 1, 0
 
 
-def prepare_folder(folder: Path) -> list[str]:
-    """Make the folder for checkpoints and try it out, before hours of training do. Raises ValueError.
-
-    Returns the names of the checkpoints that are in it, oldest first.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=str(folder)).close()
-    except OSError as error:
-        raise ValueError(
-            f"--save-model-path {folder}: checkpoints cannot be written there ({error.strerror}); name another folder"
-        ) from error
-    return [path.name for path in _checkpoints(folder)]
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, oldest first."""
-    found = [path for path in folder.iterdir() if re.fullmatch(r"(step|epoch)_\d+", path.name)]
-    return sorted(found, key=lambda path: path.stat().st_mtime_ns)
-
-
 def run_facts(
     args: argparse.Namespace, config: GPT2Config, samples: SampleDataset, warmup_steps: int, decay_steps: int
 ) -> dict[str, Any]:
@@ -98,19 +78,20 @@ def run_facts(
 
     Placement, recomputation and serialisation are left out: they change no result.
     """
-    facts: dict[str, Any] = {"--train-path": f"{samples.summary()}, {fingerprint(samples)}"}
+    summary, count = samples.identity()
+    facts: dict[str, Any] = {"--train-path": f"{summary}, {fingerprint(samples, count)}"}
     for dest in _DECIDING:
         facts["--" + dest.replace("_", "-")] = getattr(args, dest)
     facts["--lr-warmup-steps"] = warmup_steps
     facts["--lr-decay-steps"] = None if args.lr_schedule == "constant" else decay_steps
-    facts["the model's configuration"] = json.dumps(config.values(), sort_keys=True)
+    facts[_MODEL] = json.dumps(config.values(), sort_keys=True)
     return facts
 
 
-def fingerprint(samples: SampleDataset) -> str:
-    """A hash of up to 64 samples spread over the data, so that another corpus of the same size is told apart."""
-    count = min(64, len(samples))
-    inputs, labels = samples.__getitems__([len(samples) * i // count for i in range(count)])
+def fingerprint(samples: SampleDataset, of: int) -> str:
+    """A hash of up to 64 of the first `of` samples, so that another corpus of the same size is told apart."""
+    count = min(64, of)
+    inputs, labels = samples.__getitems__([of * i // count for i in range(count)])
     return hashlib.sha256(inputs.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()[:16]
 
 
@@ -123,8 +104,15 @@ def save(
     position: Position,
     facts: dict[str, Any],
     tokenizer: bytes | None = None,
+    **further: Any,
 ) -> None:
-    """Write a checkpoint to `directory`, whole or not at all. `tokenizer` is the content of a tokenizer.json."""
+    """Write a checkpoint to `directory`, whole or not at all.
+
+    `tokenizer` is the content of a tokenizer.json; `further` are plain values that go into the training state.
+
+    Raises:
+        CheckpointNotWritten: if there is no room for it, which is seen before anything is written, or writing fails.
+    """
     state = {
         "format": _FORMAT,
         "optimizer": optimizer.state_dict(),
@@ -133,12 +121,18 @@ def save(
         "position": dataclasses.asdict(position),
         "facts": facts,
         "loss_mean": _LOSS_MEAN,
+        **further,
     }
-    with write_atomically(directory) as temporary:
-        save_pretrained(gpt2, temporary)
-        torch.save(state, temporary / STATE_FILE)
-        if tokenizer is not None:
-            (temporary / TOKENIZER_FILE).write_bytes(tokenizer)
+    needed = tensor_bytes([gpt2.state_dict(), state]) + len(tokenizer or b"") + _SMALL_FILES
+    check_room(directory, needed)
+    try:
+        with write_atomically(directory) as temporary:
+            save_pretrained(gpt2, temporary)
+            torch.save(state, temporary / STATE_FILE)
+            if tokenizer is not None:
+                (temporary / TOKENIZER_FILE).write_bytes(tokenizer)
+    except (OSError, RuntimeError, ValueError) as error:  # torch.save tells of a full disk by a RuntimeError
+        raise CheckpointNotWritten(directory, needed, error) from error
 
 
 def read(directory: Path) -> dict[str, Any]:
@@ -162,21 +156,42 @@ def read(directory: Path) -> dict[str, Any]:
     return state
 
 
-def check_facts(state: dict[str, Any], facts: dict[str, Any]) -> None:
-    """Raises ValueError listing every flag that makes this another run than the saved one."""
+def check_facts(state: dict[str, Any], facts: dict[str, Any], checkpoint: Path) -> None:
+    """Raises ValueError with a table of all flags that make this another run than the saved one."""
     saved = {**_FORMER, **state["facts"]}
-    different = [
-        f"{flag}: {saved.get(flag)} in the checkpoint, {value} now"
-        for flag, value in facts.items()
-        if saved.get(flag) != value
-    ]
-    if different:
-        raise ValueError(
-            "--resume-training-from-checkpoint continues a run exactly, but this is another one (what follows from "
-            "--epochs and --training-steps may be given by hand): "
-            + "; ".join(different)
-            + ". Use the flags of that run, or leave the flag out to start a new one from its weights."
-        )
+    rows = [("flag", f"in {checkpoint.name}", "now")]
+    for flag, value in facts.items():
+        if flag == _MODEL and flag in saved:
+            then, now = json.loads(saved[flag]), json.loads(value)
+            rows += [(f"{flag}: {k}", then.get(k), now.get(k)) for k in {**then, **now} if then.get(k) != now.get(k)]
+        elif saved.get(flag) != value:
+            rows.append((flag, saved.get(flag), value))
+    if len(rows) == 1:
+        return
+    lines = [f"{checkpoint}: a resumed run continues exactly, but these flags make it another one", *_table(rows)]
+    follow = [flag for flag in ("--lr-warmup-steps", "--lr-decay-steps") if flag in {row[0] for row in rows}]
+    if follow:
+        given = " ".join(f"{flag} {saved[flag]}" for flag in follow if saved.get(flag) is not None)
+        lines.append(f"{' and '.join(follow)}: from --epochs and --training-steps, unless given: {given}")
+    lines.append(
+        "Use the flags of that run, or start a new one from its weights: --pretrained-checkpoint without "
+        "--resume-training-from-checkpoint"
+    )
+    raise ValueError("\n      ".join(lines))
+
+
+def _table(rows: Sequence[Sequence[Any]]) -> list[str]:
+    """Columns side by side; a cell that is too long for that stands on a line of its own."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    narrow = [row for row in cells if max(map(len, row[1:])) <= _CELL]
+    widths = [max(len(row[0]) for row in cells)] + [max(len(row[column]) for row in narrow) for column in (1, 2)]
+    lines = []
+    for row in cells:
+        if row in narrow:
+            lines.append("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+        else:
+            lines += [f"{row[0]}", f"  {cells[0][1]}: {row[1]}", f"  {cells[0][2]}: {row[2]}"]
+    return lines
 
 
 def loss_notes(state: dict[str, Any], uneven: bool) -> list[str]:
@@ -197,15 +212,3 @@ def restore(
     optimizer.load_state_dict(state["optimizer"])
     schedule.load_state_dict(state["schedule"])
     return Position(**state["position"])
-
-
-def prune(folder: Path, keep: int, current: Path) -> list[Path]:
-    """Delete all but the newest `keep` checkpoints of `folder` (0 keeps all); `current` always stays."""
-    if keep <= 0:
-        return []
-    for left in folder.glob(".*.pruned"):  # by a run that was killed here
-        shutil.rmtree(left)
-    old = [path for path in _checkpoints(folder) if path != current][: -(keep - 1) or None]
-    for path in old:  # under a name that says so while it is half there
-        shutil.rmtree(path.rename(path.with_name(f".{path.name}.pruned")))
-    return old

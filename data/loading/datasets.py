@@ -42,13 +42,15 @@ def open_dataset(
     epochs: int = 1,
     ordered_samples: int | None = None,
     separate_last_epoch: bool = True,
+    ordered_parts: Sequence[int] = (),
 ) -> tuple[SampleDataset, SampleDataset | None]:
     """Training and validation samples (None if `val_num` is 0) for --train-path: `generated`, `tfrecord` (the files
     of `tfrecord_path`), `dynamic` (Megatron's `data_prefix`) or a corpus `.pkl`.
 
     `num_samples` is the size of the generated set, which a corpus ignores; `epochs`, `ordered_samples` (None: as many
-    as the epochs have) and `separate_last_epoch` shape Megatron's order (data/megatron/order.py). Raises ValueError
-    naming flag and file for data that are missing, unreadable, empty, too short or outside the vocabulary.
+    as the epochs have), `separate_last_epoch` and `ordered_parts` (MmapDataset.parts of the run that is resumed) shape
+    Megatron's order (data/megatron/order.py). Raises ValueError naming flag and file for data that are missing,
+    unreadable, empty, too short or outside the vocabulary.
     """
     if val_num < 0:
         raise ValueError(f"--val-num must be 0 or more, not {val_num}")
@@ -73,6 +75,7 @@ def open_dataset(
             epochs=epochs,
             samples=ordered_samples,
             separate_last_epoch=separate_last_epoch,
+            parts=ordered_parts,
         )
     corpus = open_corpus(train_path, real_vocab_size)
     if val_num == 0:

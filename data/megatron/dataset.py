@@ -7,7 +7,7 @@ import hashlib
 import json
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Sequence
 
 import numpy as np
 
@@ -70,12 +70,21 @@ class MmapDataset(SampleDataset):
     """The samples of some documents of a corpus, in their final order: sample i is the i-th of the run.
 
     All passes over the data are in the order already; `samples_a_pass` says how many samples one of them has.
+
+    Megatron's order is that of a number of samples: with another number it is another order from the first sample on. A
+    run that is extended therefore keeps its order, and a further one follows it. `parts` has the samples of each.
     """
 
-    def __init__(self, corpus: MmapCorpus, documents: range, rule: OrderRule, real_vocab_size: int, count: int) -> None:
-        """The first `count` samples of the order. Raises ValueError if the documents have no whole sample."""
+    def __init__(
+        self, corpus: MmapCorpus, documents: range, rule: OrderRule, real_vocab_size: int, parts: Sequence[int]
+    ) -> None:
+        """The samples of the orders of `parts`; of each the rule is `rule` but for the number of samples and, from the
+        second part on, the seed, which is one more than that before it.
+
+        Raises ValueError if the documents have no whole sample.
+        """
         self.corpus, self.max_len, self.real_vocab_size = corpus, rule.max_len, real_vocab_size
-        self._documents, self._count = documents, count
+        self._documents, self.parts = documents, tuple(parts)
         self.tokens = corpus.count_tokens(documents.stop) - corpus.count_tokens(documents.start)
         if self.tokens <= rule.max_len:
             raise ValueError(
@@ -83,30 +92,50 @@ class MmapDataset(SampleDataset):
                 f"sample of --max-len {rule.max_len} + 1; lower --max-len"
             )
         self.samples_a_pass = (self.tokens - 1) // rule.max_len
-        self.rule = rule
-        self.order = cached_order(corpus, documents, rule)
+        seeds = ((rule.seed + number) % 2**32 for number in range(len(parts)))
+        self._rules = [dataclasses.replace(rule, samples=n, seed=seed) for n, seed in zip(parts, seeds)]
+        self._orders = [cached_order(corpus, documents, rule) for rule in self._rules]
         self._steps = self._found = None
 
+    @property
+    def order(self) -> Order:
+        """Of the first part."""
+        return self._orders[0]
+
     def __len__(self) -> int:
-        return self._count
+        return sum(self.parts)
 
     def read(self, indices: np.ndarray, ids: np.ndarray) -> None:
         """Write the samples `indices` (int64 (n,)) to `ids` (int32 (n, T + 1)).
 
         Raises BadData naming sample and token for an id outside the vocabulary, or a file that has become shorter.
         """
-        order, corpus = self.order, self.corpus
-        corpus.check_size()
+        self.corpus.check_size()
+        if len(self.parts) == 1:
+            self._read_part(self.order, indices, ids, 0)
+            return
+        first = 0
+        for order, count in zip(self._orders, self.parts):
+            rows = np.flatnonzero((indices >= first) & (indices < first + count))
+            if len(rows):
+                found = np.empty((len(rows), ids.shape[1]), dtype=np.int32)
+                self._read_part(order, indices[rows] - first, found, first)
+                ids[rows] = found
+            first += count
+
+    def _read_part(self, order: Order, indices: np.ndarray, ids: np.ndarray, first: int) -> None:
+        """As `read`, of one part, whose samples are counted from 0; `first` is its first one's number in all."""
+        corpus = self.corpus
         begins = order.samples[order.shuffle[indices]].astype(np.int64)
         arrays = (corpus.tokens, corpus.sizes, corpus.pointers, order.documents, begins)
         if native.read_samples(*arrays, self.real_vocab_size, ids):
             return
         for start in range(0, len(indices), _ROWS):
             rows = slice(start, start + _ROWS)
-            self._read(indices[rows], ids[rows])
+            self._read_rows(order, indices[rows], ids[rows], first)
 
-    def _read(self, indices: np.ndarray, ids: np.ndarray) -> None:
-        order, tokens, length = self.order, self.corpus.tokens, self.max_len + 1
+    def _read_rows(self, order: Order, indices: np.ndarray, ids: np.ndarray, part_begins: int) -> None:
+        tokens, length = self.corpus.tokens, self.max_len + 1
         if self._steps is None:  # kept: fresh memory would cost more than the reading
             self._steps = np.empty(_ROWS * length, dtype=np.int64)
             self._found = np.empty(_ROWS * length, dtype=tokens.dtype)
@@ -118,18 +147,19 @@ class MmapDataset(SampleDataset):
         else:
             found = self._found[: len(indices) * length]
             # The positions are right by construction; clipping spares numpy a copy of the result.
-            np.take(tokens, self._positions(first[:, 0], last, begins), out=found, mode="clip")
+            np.take(tokens, self._positions(order, first[:, 0], last, begins), out=found, mode="clip")
             found = found.reshape(-1, length)
         if (found.dtype.kind == "i" and found.min() < 0) or found.max() >= self.real_vocab_size:
             row, column = (int(axis[0]) for axis in np.nonzero((found < 0) | (found >= self.real_vocab_size)))
+            sample = part_begins + int(indices[row])
             raise BadData(
-                f"{self.corpus.bin_path}, sample {int(indices[row])}: token id {int(found[row, column])} is outside "
+                f"{self.corpus.bin_path}, sample {sample}: token id {int(found[row, column])} is outside "
                 f"the vocabulary 0..{self.real_vocab_size - 1}; preprocess the text with the model's tokenizer, or use "
                 "a --model of that vocabulary"
             )
         ids[:] = found
 
-    def _positions(self, first: np.ndarray, last: np.ndarray, begins: np.ndarray) -> np.ndarray:
+    def _positions(self, order: Order, first: np.ndarray, last: np.ndarray, begins: np.ndarray) -> np.ndarray:
         """Where the tokens of n samples lie, over several documents each: int64 (n (T + 1),), until the next call.
 
         Sample r begins at token `begins[r]`, in document position `first[r]`, and ends in position `last[r]`.
@@ -138,7 +168,7 @@ class MmapDataset(SampleDataset):
         spans = last - first + 1  # documents of each sample
         heads = np.cumsum(spans) - spans  # the first piece of each sample among all pieces
         pieces = np.arange(int(spans.sum())) - np.repeat(heads - first, spans)  # positions in `documents`
-        numbers = self.order.documents[pieces]
+        numbers = order.documents[pieces]
         starts = self.corpus.starts(numbers)
         sizes = self.corpus.sizes[numbers].astype(np.int64)
         sizes[heads] -= begins - starts[heads]
@@ -157,11 +187,11 @@ class MmapDataset(SampleDataset):
         return np.cumsum(steps, out=steps)
 
     def __getstate__(self) -> dict[str, Any]:
-        return dict(self.__dict__, _steps=None, _found=None, order=None)  # a loader process maps the order itself
+        return dict(self.__dict__, _steps=None, _found=None, _orders=None)  # a loader process maps the order itself
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.order = cached_order(self.corpus, self._documents, self.rule)
+        self._orders = [cached_order(self.corpus, self._documents, rule) for rule in self._rules]
 
     def check_document_ends(self, end_id: int) -> None:
         """Raise ValueError if one of up to 1,000 documents, spread over all, does not end in `end_id`."""
@@ -180,12 +210,20 @@ class MmapDataset(SampleDataset):
 
     def summary(self) -> str:
         """One line for the start of a run."""
-        passes = self._count / self.samples_a_pass
+        count, further = len(self), len(self) - self.parts[0]
+        extended = f"; the last {further:,} extend the order of the run before" if further else ""
+        return self._summary(count) + extended
+
+    def identity(self) -> tuple[str, int]:
+        """The first part alone: what a run began with stays, however far it is extended."""
+        return self._summary(self.parts[0]), self.parts[0]
+
+    def _summary(self, count: int) -> str:
         left = self.tokens - 1 - self.samples_a_pass * self.max_len
         return (
-            f"{self._count:,} samples of {self.max_len + 1} ids from {len(self._documents):,} documents with "
-            f"{self.tokens:,} tokens, {passes:.2f} passes over them; none is padded, the {left:,} tokens "
-            "after the last sample of a pass begin the next"
+            f"{count:,} samples of {self.max_len + 1} ids from {len(self._documents):,} documents with "
+            f"{self.tokens:,} tokens, {count / self.samples_a_pass:.2f} passes over them; none is padded, the "
+            f"{left:,} tokens after the last sample of a pass begin the next"
         )
 
 
@@ -199,12 +237,14 @@ def open_mmap(
     epochs: int,
     samples: int | None,
     separate_last_epoch: bool = True,
+    parts: Sequence[int] = (),
 ) -> tuple[MmapDataset, MmapDataset | None]:
     """Training and validation samples (None if `val_num` is 0) of `<prefix>.bin` and `<prefix>.idx`.
 
     Training documents are the first int(0.997 D) of D. `val_num` samples come from the others, in their own order; if
     those are too few, from the last of the training documents, which are then left out of training. `samples`: how many
-    are trained on, None: `epochs` passes. Raises ValueError naming flag and file.
+    are trained on, None: `epochs` passes. `parts` are those of the run that is resumed; if they have fewer samples, one
+    more makes up for it. Raises ValueError naming flag and file.
     """
     corpus = MmapCorpus(prefix)
     train, total = int(TRAINING_SHARE * len(corpus)), len(corpus)
@@ -219,10 +259,12 @@ def open_mmap(
     held_out = None
     if val_num:
         rule = OrderRule(max_len, val_num, seed, separate_last_epoch)
-        held_out = MmapDataset(corpus, range(train, total), rule, real_vocab_size, val_num)
+        held_out = MmapDataset(corpus, range(train, total), rule, real_vocab_size, [val_num])
     wanted = samples or epochs * max(0, (corpus.count_tokens(train) - 1) // max_len)
     rule = OrderRule(max_len, wanted, seed, separate_last_epoch)
-    return MmapDataset(corpus, range(train), rule, real_vocab_size, wanted), held_out
+    missing = wanted - sum(parts)
+    parts = [*parts, missing] if missing > 0 else parts
+    return MmapDataset(corpus, range(train), rule, real_vocab_size, parts), held_out
 
 
 def _room_for(corpus: MmapCorpus, train: int, tokens: int) -> int:

@@ -40,6 +40,10 @@ FLAGS = [
         True,
         f"--pretrained-checkpoint {shlex.quote(str(ROOT))}",
     ),
+    ("keep_best", "--keep-best", False, "true", True, "--save-model-path out --val-num 4"),
+    ("on_save_error", "--on-save-error", "stop", "continue", "continue", "--save-model-path out"),
+    ("resume", "--resume", None, "latest", "latest", "--save-model-path out"),
+    ("overwrite", "--overwrite", False, "True", True, "--save-model-path out"),
     ("train_path", "--train-path --dataset", "generated", "generated", "generated", ""),
     ("sample_order", "--sample-order", "megatron", "reference", "reference", ""),
     ("enable_sequence_serialized", "--enable-sequence-serialized", False, "True", True, ""),
@@ -52,6 +56,7 @@ FLAGS = [
     ("async_dataloader", "--async-dataloader", False, "false", False, ""),
     ("epochs", "--epochs", 1, "20", 20, ""),
     ("training_steps", "--training-steps", 10000, "5", 5, ""),
+    ("time_limit", "--time-limit", None, "4h", 14400.0, "--save-model-path out"),
     ("batch_size", "--batch-size", 1, "8", 8, ""),
     ("gradient_accumulation", "--gradient-accumulation", 1, "2048", 2048, ""),
     ("device_iterations", "--device-iterations", 4, "1", 1, ""),
@@ -169,7 +174,7 @@ def test_the_parser_has_these_flags_and_no_others() -> None:
     parser = arguments.Parser("train_gpt2.py", "", arguments.TRAIN_GROUPS)
     known = {dest: set(flag.names) for dest, flag in parser.flags.items()}
     expected = {flag[0]: set(flag[1].split()) for flag in FLAGS}
-    expected.update(config={"--config"}, tfrecord_path={"--tfrecord-path"})
+    expected.update(config={"--config"}, tfrecord_path={"--tfrecord-path"}, flags={"--flags"})
     expected.update(data_prefix={"--data-prefix", "--input-files"})
     assert known == expected
 
@@ -177,7 +182,7 @@ def test_the_parser_has_these_flags_and_no_others() -> None:
 @pytest.mark.parametrize("dest", [d for d in BOOLEANS if d != "log_gradient_norm"])
 def test_booleans(dest: str) -> None:
     flag = "--" + dest.replace("_", "-")
-    further = f"--pretrained-checkpoint {shlex.quote(str(ROOT))} "
+    further = f"--pretrained-checkpoint {shlex.quote(str(ROOT))} --save-model-path out --val-num 1 "
     for text in ("True", "true", "1", "yes", "on", "TRUE"):
         assert getattr(parse(f"{further} {flag} {text}"), dest) is True
     for text in ("False", "false", "0", "no", "off"):
@@ -360,6 +365,21 @@ WRONG = [
     ("--save-per-steps 5", ["--save-per-steps 5", "--save-model-path"]),
     ("--save-per-epochs 5", ["--save-per-epochs 5", "--save-model-path"]),
     ("--keep-checkpoints 5", ["--keep-checkpoints 5", "--save-model-path"]),
+    ("--on-save-error stop", ["--on-save-error stop", "--save-model-path"]),
+    ("--overwrite", ["--overwrite True", "--save-model-path"]),
+    ("--time-limit 60", ["--time-limit", "--save-model-path"]),
+    ("--time-limit soon --save-model-path out", ["--time-limit", "'soon'", "90m, 4h"]),
+    ("--time-limit 0 --save-model-path out", ["--time-limit", "'0'", "above 0"]),
+    ("--resume latest", ["--resume latest", "--save-model-path"]),
+    ("--resume ./no-such", ["--resume ./no-such", "no such folder"]),
+    ("--resume missing/step_4", ["--resume missing/step_4", "holds no training state"]),
+    ("--keep-best --save-model-path out", ["--keep-best True", "--val-num"]),
+    ("--keep-best --val-num 4", ["--keep-best True", "--save-model-path"]),
+    ("--learning-rate -1e-4", ["--learning-rate", "'-1e-4' must be a number of at least 0"]),
+    ("--learning-rate -inf", ["--learning-rate", "'-inf'"]),
+    ("--matmul-proportion 0.2 -.1e0", ["--matmul-proportion", "'-.1e0'"]),
+    ("-1e-4", ["'-1e-4'", "belongs to no flag"]),
+    ("--flags no/such", ["--flags no/such", "cannot be read"]),
     ("--train-path no-such.pkl", ["--train-path no-such.pkl", "no such file"]),
     ("--dataset wiki.csv", ["--dataset wiki.csv", "neither generated nor a .pkl"]),
     ("--dataset wiki.txt", ["--dataset wiki.txt", "there is no such file"]),

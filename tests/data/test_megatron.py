@@ -273,6 +273,28 @@ def opened(prefix, **changes):
     return open_mmap(prefix, **dict(arguments, **changes))
 
 
+def test_an_order_that_is_extended_keeps_what_it_had(tmp_path):
+    """The further part is an order of its own, with a seed one higher, over the same documents."""
+    documents = [[10 * d + i for i in range(1 + d % 7)] for d in range(100)]
+    prefix = write(tmp_path / "c", documents)
+    before, _ = opened(prefix, samples=30)
+    extended, _ = opened(prefix, samples=75, parts=(30,))
+    further, _ = opened(prefix, samples=45, seed=2)
+    assert (before.parts, extended.parts, len(extended)) == ((30,), (30, 45), 75)
+    mixed = np.random.default_rng(0).permutation(75).tolist()
+    copies = [extended, pickle.loads(pickle.dumps(extended))]
+    for dataset in copies:
+        inputs, labels = dataset.__getitems__(mixed)
+        for place, number in enumerate(mixed):
+            source, at = (before, number) if number < 30 else (further, number - 30)
+            assert inputs[place].tolist() == source[at][:-1].tolist()
+            assert labels[place].tolist() == source[at][1:].tolist()
+    assert extended.identity() == before.identity() == (before.summary(), 30)
+    assert extended.summary().endswith("; the last 45 extend the order of the run before")
+    assert opened(prefix, samples=20, parts=(30, 45))[0].parts == (30, 45), "a shorter run keeps the order too"
+    assert opened(prefix, samples=80, parts=(30, 45))[0].parts == (30, 45, 5)
+
+
 def test_ids_outside_the_vocabulary_are_found_while_reading(tmp_path):
     prefix = write(tmp_path / "c", [[1] * 8 + [2**32 + 7], [3]], np.int64, vocab=2**40)
     dataset, _ = opened(prefix)
@@ -470,6 +492,46 @@ def test_a_resumed_run_goes_on_with_the_next_sample(tmp_path):
     assert len(run(training_steps=7, epochs=1)) == 4
     two = run(training_steps=7, sample_order="reference")
     assert len(two) == 7
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_a_finished_run_can_be_extended(tmp_path, schedule):
+    """By more epochs and by more steps, again and again; what is trained on already does not come in another order."""
+    write_config(tmp_path)
+    prefix = write(tmp_path / "c", [[1 + (7 * d + i) % 60 for i in range(20)] for d in range(21)])  # 24 samples a pass
+    words = {"train_path": "dynamic", "data_prefix": prefix, "gradient_accumulation": 5, "lr_schedule": schedule}
+    if schedule == "cosine":
+        words.update(lr_decay_steps=6, lr_warmup_steps=1)
+    save = {"save_model_path": tmp_path / "save", "save_per_epochs": 0}
+
+    def run(*further, **changes):
+        done = run_here(flags(tmp_path, **{**words, **save, **changes}) + list(further))
+        assert done.status == 0, done.err
+        return done.out, [line.split(", loss")[0] for line in done.out.splitlines() if line.startswith("step ")]
+
+    def numbers(first, last):
+        return [f"step {n + 1} of epoch {n // 4}" for n in range(first, last)]
+
+    assert run(epochs=1)[1] == numbers(0, 4)
+    said = run("--resume", "latest", epochs=1)[0]
+    assert "all 4 steps are done already: raise --epochs or --training-steps to go on" in said
+    out, steps = run("--resume", "latest", epochs=2)
+    assert steps == numbers(4, 9) and "24 extend the order of the run before" in out
+    assert run("--resume", "latest", training_steps=12)[1] == numbers(9, 12)
+    assert run("--resume", "latest", training_steps=3)[1] == []  # fewer are as good
+    # In the middle of a run: the rest of its order comes first.
+    whole = run_here(flags(tmp_path, **words, epochs=2))
+    run(epochs=2, save_model_path=tmp_path / "second", save_per_steps=3)
+    resume = ["--resume", str(tmp_path / "second" / "step_6")]
+    done = run_here(flags(tmp_path, **words, epochs=4) + resume)
+    losses = [
+        [line.split(", lr")[0] for line in text.splitlines() if line.startswith("step ")]
+        for text in (whole.out, done.out)
+    ]
+    assert done.status == 0 and losses[1][:3] == losses[0][6:9] and len(losses[1]) == 19 - 6, done.err
+    other = write(tmp_path / "d", [[1 + (5 * d + i) % 60 for i in range(20)] for d in range(21)])
+    refused = run_here(flags(tmp_path, **{**words, "data_prefix": other}, epochs=4) + resume)
+    assert refused.status == 2 and "--train-path" in refused.err
 
 
 def test_damaged_data_end_the_program_with_status_2(tmp_path):

@@ -323,6 +323,15 @@ class Terminal:
                 break
         return self.process.wait(max(1.0, deadline - time.monotonic()))
 
+    def terminate(self, seconds=90):
+        """SIGTERM until the program has ended; its exit status."""
+        deadline = time.monotonic() + seconds
+        while self.process.poll() is None and time.monotonic() < deadline:
+            self.process.terminate()
+            if not self.read(2.0):
+                break
+        return self.process.wait(max(1.0, deadline - time.monotonic()))
+
     def close(self):
         self.process.kill()
         self.process.wait()
@@ -350,6 +359,24 @@ def test_terminal_history_ctrl_c_and_ctrl_d(checkpoint):
         terminal.close()
 
 
+@pytest.mark.parametrize("text", ["", "Hello\r"], ids=["at the prompt", "in a text"])
+def test_sigterm_ends_the_program(checkpoint, text, tmp_path):
+    """Ctrl-C ends the text at hand alone."""
+    samples = tmp_path / "samples.txt"
+    flags = ["--output-len", 100000, "--input-len", 8, "--save-samples-path", samples]
+    terminal = Terminal("--model-name-or-path", checkpoint, *flags)
+    try:
+        terminal.expect("Input: ")
+        if text:
+            terminal.type(text)
+            terminal.expect("full")
+        assert terminal.terminate() == 143
+        assert "Traceback" not in terminal.seen
+        assert samples.read_text().startswith(text.strip())
+    finally:
+        terminal.close()
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
@@ -369,6 +396,14 @@ def test_terminal_history_ctrl_c_and_ctrl_d(checkpoint):
         (["--model-name-or-path", "CHECKPOINT", "--layers-per-ipu", "1", "2"], ["--layers-per-ipu 1 2", "2 layers"]),
         (["--model-name-or-path", "CHECKPOINT", "--stop-token", "two words"], ["--stop-token", "--stop-string"]),
         (["--model-name-or-path", "CHECKPOINT", "--prompt", "a " * 40], ["--prompt: ", "tokens", "24"]),
+        (
+            ["--model-name-or-path", "CHECKPOINT", "--prompt", "a a a a a", "--input-len", "3"],
+            ["more than --input-len allows (3): raise --input-len to 5 (the checkpoint has 24 positions), or shorten"],
+        ),
+        (
+            ["--model-name-or-path", "CHECKPOINT", "--prompt", "a" + " a" * 39],
+            ["40 tokens, more than the checkpoint has positions (24): shorten the text to 24 (--prompt, or its line"],
+        ),
         (["--model-name-or-path", "CHECKPOINT", "--int8", "--prompt", "a"], ["--int8: "]),
     ],
 )
@@ -383,6 +418,15 @@ def test_forward_only_program(tmp_path):
     result = run_program(*flags, "--layers-per-ipu", 1, 3, "--ipus-per-replica", 2, program=inference_gpt2)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("Throughput: ") == 4 and result.stdout.count(" seq/s, Latency: ") == 4
+
+
+def test_compile_only_of_the_forward_program_says_that_it_is_done():
+    flags = ["--model", "gpt2-tiny", "--max-len", 16, "--device-iterations", 2, "--batch-size", 3, "--compile-only"]
+    result = run_program(*flags, "--resume", "latest", "--save-model-path", "x", program=inference_gpt2)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == "compiled: 6 sequences of 16 tokens a step; nothing was run"
+    assert "--resume latest has no effect: nothing is trained or saved" in result.stdout
+    assert "Throughput" not in result.stdout
 
 
 def test_predictions_are_those_of_the_model():

@@ -10,9 +10,9 @@ import poptorch
 import pytest
 import safetensors.torch
 import torch
-from tiny_run import ROOT, environment, flags, run_here, run_there, saved_in, write_config, write_corpus
+from tiny_run import ROOT, Running, environment, flags, run_here, run_there, saved_in, write_config, write_corpus
 
-from training.state import Position, prune
+from training.state import Position
 
 RESUME = "--resume-training-from-checkpoint"
 
@@ -143,15 +143,15 @@ def test_a_finished_run_says_so_and_writes_nothing(folder, full, tmp_path):
 @pytest.mark.parametrize(
     "changes, named",
     [
-        ({"learning_rate": 0.02}, "--learning-rate: 0.01 in the checkpoint, 0.02 now"),
-        ({"seed": 3}, "--seed: 1234 in the checkpoint, 3 now"),
-        ({"optimizer": "LAMB"}, "--optimizer: AdamW in the checkpoint, LAMB now"),
+        ({"learning_rate": 0.02}, "--learning-rate 0.01 0.02"),
+        ({"seed": 3}, "--seed 1234 3"),
+        ({"optimizer": "LAMB"}, "--optimizer AdamW LAMB"),
         # the same samples a call, but other updates
-        ({"gradient_accumulation": 2, "device_iterations": 3}, "--gradient-accumulation: 3 in the checkpoint, 2 now"),
-        ({"lr_schedule": "linear"}, "--lr-schedule: cosine in the checkpoint, linear now"),
-        ({"epochs": 3}, "--lr-decay-steps: 10 in the checkpoint, 15 now"),
-        ({"stride": 8}, "--train-path: "),
-        ({"weight_decay": 0.0, "loss_scaling": 1}, "--weight-decay: 0.01 in the checkpoint, 0.0 now"),
+        ({"gradient_accumulation": 2, "device_iterations": 3}, "--gradient-accumulation 3 2"),
+        ({"lr_schedule": "linear"}, "--lr-schedule cosine linear"),
+        ({"epochs": 3}, "--lr-decay-steps 10 15"),
+        ({"stride": 8}, "--train-path"),
+        ({"weight_decay": 0.0, "loss_scaling": 1}, "--weight-decay 0.01 0.0"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
@@ -159,9 +159,48 @@ def test_other_flags_are_refused(folder, full, tmp_path, changes, named):
     save, _ = full("AdamW")
     again = ["--pretrained-checkpoint", str(save / "step_3"), RESUME]
     done = run_here(run_flags(folder, tmp_path / "new", **{"optimizer": "AdamW", **changes}) + again)
-    assert done.status == 2 and named in done.err, done.err
-    assert "Use the flags of that run" in done.err
+    assert done.status == 2, done.err
+    head, *table = done.err.splitlines()[1:]
+    assert head.strip().startswith(f"{save / 'step_3'}: a resumed run continues exactly, but these flags make it")
+    assert table[0].split() == ["flag", "in", "step_3", "now"]
+    assert named in [" ".join(row.split()) for row in table[1:]], done.err
+    assert max(map(len, table[:-1])) < 250 and table[-1].strip().startswith("Use the flags of that run")
+    for flag in changes:  # its row in the table, under the three headings
+        if flag not in ("epochs", "stride"):
+            (row,) = (row for row in table if row.split()[0] == f"--{flag.replace('_', '-')}")
+            assert row.rindex(row.split()[-1]) == table[0].index("now")
     assert not (tmp_path / "new").exists()
+
+
+def test_a_finished_run_goes_on_as_it_is_told(folder, tmp_path):
+    """The warm-up of a constant rate is a part of the planned calls; it stays when there are more of them."""
+    changes = {"lr_schedule": "constant", "lr_warmup": 0.3, "save_per_steps": None, "num_workers": 0}
+    whole = run_here(run_flags(folder, tmp_path / "whole", **changes))
+    first = run_here(run_flags(folder, tmp_path / "parts", **changes, training_steps=5))
+    assert "--lr-warmup" not in first.err and first.status == 0, first.err
+    rates = [[line.split("lr: ")[1] for line in losses(run.out)] for run in (whole, first)]
+    assert len(set(rates[0])) == 4 and len(set(rates[1])) == 2, "3 of 10 calls, 1 of 5"
+    again = run_flags(folder, tmp_path / "parts", **changes) + ["--resume", "latest"]
+    for steps in ("5", "7", "9"):
+        done = run_here([*again, "--training-steps", steps])
+        assert done.status == 0, done.err
+        if steps == "5":
+            assert "raise --epochs or --training-steps to go on" in done.out.splitlines()[-1]
+    assert [line.split(",")[0] for line in losses(done.out)] == ["step 8 of epoch 1", "step 9 of epoch 1"]
+    assert losses(done.out)[0].split("lr: ")[1] == rates[1][-1]
+    # Another warm-up is another run.
+    done = run_here([*again, "--training-steps", "10", "--lr-warmup", "0.9"])
+    assert done.status == 2 and "--lr-warmup-steps 1 4" in " ".join(done.err.split())
+
+
+def test_what_a_finished_cosine_needs_to_go_on_is_said_and_works(folder, full, tmp_path):
+    save, _ = full("AdamW")
+    resume = ["--resume", str(save / "epoch_1")]
+    said = run_here(run_flags(folder, tmp_path, optimizer="AdamW") + resume).out.splitlines()[-1]
+    flags_said = said.split(", with ")[1].split(" (")[0].split()
+    assert flags_said == ["--lr-warmup-steps", "1", "--lr-decay-steps", "10"] and "its cosine course" in said
+    done = run_here(run_flags(folder, tmp_path, optimizer="AdamW", epochs=3, save_per_steps=None) + resume + flags_said)
+    assert done.status == 0 and len(losses(done.out)) == 5, done.err
 
 
 def test_another_corpus_of_the_same_size_is_refused(folder, full, tmp_path):
@@ -169,7 +208,10 @@ def test_another_corpus_of_the_same_size_is_refused(folder, full, tmp_path):
     other = write_corpus(tmp_path / "other.pkl", articles=13, length=40, largest_id=50)
     again = ["--pretrained-checkpoint", str(save / "step_3"), RESUME]
     done = run_here(run_flags(folder, tmp_path / "new", train_path=other, optimizer="AdamW") + again)
-    assert done.status == 2 and "--train-path: " in done.err
+    assert done.status == 2
+    place = [line.split()[0] for line in done.err.splitlines()].index("--train-path")
+    then, now = done.err.splitlines()[place + 1 : place + 3]
+    assert then.split()[:2] == ["in", "step_3:"] and now.split()[0] == "now:" and then.split()[2:] != now.split()[1:]
 
 
 def test_more_epochs_with_the_schedule_of_the_run(folder, full, tmp_path):
@@ -212,34 +254,6 @@ def test_a_kill_during_a_save_leaves_the_checkpoint_before_it(folder, full, tmp_
     expected, got = contents(save / "step_10"), contents(tmp_path / "step_10")
     assert got[:2] == expected[:2]
     assert_equal(got[2], expected[2])
-
-
-class Running:
-    """The program in a process group of its own, as a terminal starts it: Ctrl-C reaches all its processes."""
-
-    def __init__(self, argv):
-        command = [sys.executable, str(ROOT / "train_gpt2.py"), *argv]
-        self.process = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment(),
-            start_new_session=True,
-        )
-
-    def wait_for(self, stream, text):
-        for line in stream:
-            if text in line:
-                return
-        raise AssertionError(f"{text!r} never came; {self.process.stderr.read()}")
-
-    def interrupt(self):
-        os.killpg(self.process.pid, signal.SIGINT)
-
-    def end(self, timeout):
-        out, err = self.process.communicate(timeout=timeout)
-        return self.process.returncode, out, err
 
 
 def test_ctrl_c_ends_after_the_call_and_the_printed_command_goes_on(folder, tmp_path):
@@ -361,17 +375,6 @@ def test_position():
     assert walk == [(1, 0, 6), (2, 1, 0), (3, 1, 6), (4, 2, 0), (5, 2, 6)]
 
 
-def test_only_the_newest_checkpoints_stay(tmp_path):
-    for age, name in enumerate(["step_9", "epoch_0", "step_10", "step_11", "other", ".step_3.new"]):
-        (tmp_path / name).mkdir()
-        os.utime(str(tmp_path / name), (1000 + age, 1000 + age))
-    (tmp_path / ".step_2.pruned").mkdir()
-    assert prune(tmp_path, 0, tmp_path / "step_11") == []
-    assert {path.name for path in prune(tmp_path, 2, tmp_path / "step_11")} == {"step_9", "epoch_0"}
-    assert {path.name for path in tmp_path.iterdir()} == {"step_10", "step_11", "other", ".step_3.new"}
-    assert [path.name for path in prune(tmp_path, 1, tmp_path / "step_10")] == ["step_11"], "the current one stays"
-
-
 def test_ctrl_c_while_validating_at_the_end_of_an_epoch_keeps_the_steps(folder, tmp_path, monkeypatch):
     from training.validation import Validator
 
@@ -409,7 +412,7 @@ def test_batches_of_another_process_are_the_same_run(folder, full, tmp_path, mon
     if large:
         monkeypatch.setattr("training.run._LARGE_BATCH", 64)  # workers make batches of one sample
     save, lines = full("AdamW")
-    for again in ([], ["--pretrained-checkpoint", str(save / "step_3"), RESUME]):
+    for again in ([], ["--pretrained-checkpoint", str(save / "step_3"), RESUME, "--overwrite"]):
         argv = run_flags(folder, tmp_path, optimizer="AdamW", async_dataloader=True, num_workers=1) + again
         done = run_here(argv)
         assert done.status == 0, done.err

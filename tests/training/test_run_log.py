@@ -97,7 +97,7 @@ def test_a_resumed_run_goes_on_with_its_curves(folder):
 
 def test_a_new_run_puts_the_curves_of_an_earlier_one_aside(folder):
     for _ in range(3):
-        finished(flags(folder, save_model_path=folder / "save", training_steps=2))
+        finished([*flags(folder, save_model_path=folder / "save", training_steps=2), "--overwrite"])
     names = sorted(path.name for path in (folder / "save").glob("curves*.csv"))
     assert names == ["curves-1.csv", "curves-2.csv", "curves.csv"]
     assert all(len(rows(folder / "save" / name)) == 2 for name in names)

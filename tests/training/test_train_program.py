@@ -264,12 +264,6 @@ def test_a_vocabulary_that_is_not_padded_is_padded_for_training_and_not_in_files
     assert "--embedding-serialization-factor 61: does not divide the vocabulary, padded to 64 rows" in problem
 
 
-def test_a_folder_with_checkpoints_of_another_run_is_pointed_out(folder):
-    asked = {"save_model_path": folder / "save", "training_steps": 1}
-    assert "earlier run" not in run_here(flags(folder, **asked)).out
-    assert "has checkpoints of an earlier run (step_1, …)" in run_here(flags(folder, **asked)).out
-
-
 def test_without_a_folder_the_start_says_that_nothing_is_saved(folder):
     done = run_here(flags(folder, training_steps=1))
     assert done.status == 0 and "no --save-model-path: nothing will be saved" in done.out.splitlines()

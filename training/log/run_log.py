@@ -10,8 +10,9 @@ import datetime
 import os
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Iterator
 
 from command_line.checks import BadFlags
 from corpora.strict_json import json_text
@@ -77,10 +78,12 @@ class RunLog:
             "flags": _plain(args),
             **machine.describe(),
         }
+        self._open_succeeded, self._unwritten = False, set()
         try:
             self._open(first_step)
         except ValueError as error:
             raise BadFlags(*error.args) from error
+        self._open_succeeded = True
         self._say_peak()
         self._say_long_calls()
 
@@ -124,10 +127,15 @@ class RunLog:
         self._print(
             f"validation after step {step}, held-out perplexity: {perplexity(loss):.2f}, held-out loss: {loss:.4f}"
         )
-        if self._curves is not None:
-            self._curves.add({"step": step, "tokens": step * self._tokens_a_step, "validation_loss": loss})
+        self._add({"step": step, "tokens": step * self._tokens_a_step, "validation_loss": loss})
         for sink in self._sinks:
             sink.record(step, {"validation/loss": loss})
+
+    def checkpoints(self, names: list[str]) -> None:
+        """The checkpoints of this run, oldest first, the one that is about to be written last: kept in run.json."""
+        self._run["checkpoints"] = names
+        if self._folder is not None:
+            self._write_run()
 
     def close(self, in_haste: bool = False) -> None:
         """The run ends: the picture of its curves, the comparison with --reference-curve, the end in run.json."""
@@ -135,7 +143,8 @@ class RunLog:
         for sink in self._sinks:
             sink.close()
         if self._curves is not None:
-            self._curves.close()
+            with self._spared(self._folder / "curves.csv"):
+                self._curves.close()
             if not in_haste:
                 self._picture()
         if self._reference is not None:
@@ -181,8 +190,7 @@ class RunLog:
                 self._print(fallen)
         elif hasattr(self._optimizer, "loss_scaling") and not self._args.auto_loss_scaling:
             row["loss_scale"] = float(self._optimizer.loss_scaling)
-        if self._curves is not None:
-            self._curves.add(row)
+        self._add(row)
         if self._reference is not None:
             self._reference.add(row)
         if not self._sinks:
@@ -216,8 +224,26 @@ class RunLog:
     def _write_run(self) -> None:
         path = self._folder / "run.json"
         temporary = path.with_name(".run.json.part")
-        temporary.write_text(json_text(self._run, indent=2, default=str) + "\n", encoding="utf-8")
-        os.replace(str(temporary), str(path))
+        with self._spared(path):
+            temporary.write_text(json_text(self._run, indent=2, default=str) + "\n", encoding="utf-8")
+            os.replace(str(temporary), str(path))
+
+    @contextmanager
+    def _spared(self, path: Path) -> Iterator[None]:
+        """A full disk costs a log, not the run: said once a file. At the start it is an error."""
+        try:
+            yield
+        except OSError as error:
+            if not self._open_succeeded:
+                raise
+            if path not in self._unwritten:
+                self._print(f"{path}: cannot be written ({error.strerror}), the run goes on")
+            self._unwritten.add(path)
+
+    def _add(self, row: Row) -> None:
+        if self._curves is not None:
+            with self._spared(self._folder / "curves.csv"):
+                self._curves.add(row)
 
     def _use(self, reader: Any, flag: str, path: str | None) -> Any:
         if path is None:

@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import pickle
 import random
+import select
 import signal
 import sys
 import threading
@@ -130,7 +131,21 @@ def _end_with_parent() -> None:
 _ending = False  # this process is on its way out
 
 
+_accessor: Any = None  # this process's end of the connection
+
+
+def _abandoned() -> bool:
+    """Whether the accessor has closed its end, as it does before it signals this process, or is gone."""
+    if os.getppid() != parent_process().pid:
+        return True
+    poll = select.poll()
+    poll.register(_accessor.fileno(), 0)
+    return bool(poll.poll(0))
+
+
 def _exit_on_sigterm(number: int, frame: Any) -> None:
+    if not _abandoned():  # a scheduler signals all processes of a job: as with Ctrl-C, the main one decides
+        return
     ending = _ending
     _end_workers()
     if not ending:  # otherwise it may be in a destructor, which would print what is raised
@@ -148,7 +163,7 @@ def _end_workers() -> None:
     _ending = True
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would call it a failure
     for worker in multiprocessing.active_children():
-        worker.terminate()
+        worker.kill()  # a SIGTERM they may ignore, which is not for them to decide
 
 
 def serve(
@@ -166,6 +181,8 @@ def serve(
     `dataset` is what to iterate, or its pickle (bytes), or the path of a file with it (str); `start_method` is how a
     data loader in this process starts its own; `inherited` are connections to close, which a fork copied.
     """
+    global _accessor
+    _accessor = connection
     multiprocessing.set_start_method(start_method, force=True)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C reaches every process; the main one decides
     signal.signal(signal.SIGTERM, _exit_on_sigterm)

@@ -1,0 +1,178 @@
+"""The folder that a run saves to: the checkpoints in it, which of them are this run's, and the newest one."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import re
+import shutil
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Callable, Sequence
+
+from safetensors import SafetensorError, safe_open
+
+from command_line.interruption import command_line, without_flag
+from model.checkpoint import CONFIG_FILE, recover_interrupted
+from model.weights import WEIGHTS_FILE
+from training.state import STATE_FILE, read
+
+BEST = "best"  # the checkpoint of --keep-best; the others are step_N and epoch_N
+RUN_FILE = "run.json"
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, oldest first: as run.json lists them, and before these those it does not know."""
+    for aside in folder.glob(".*.old"):  # of a save that was killed between its two renames
+        if _is_checkpoint_name(aside.name[1 : -len(".old")]):
+            recover_interrupted(folder / aside.name[1 : -len(".old")])
+    listed = {name: place for place, name in enumerate(recorded(folder))}
+    found = [path for path in folder.iterdir() if _is_checkpoint_name(path.name) and path.is_dir()]
+    return sorted(found, key=lambda path: (listed.get(path.name, -1), path.stat().st_mtime_ns))
+
+
+def _is_checkpoint_name(name: str) -> bool:
+    return name == BEST or re.fullmatch(r"(step|epoch)_\d+", name) is not None
+
+
+def recorded(folder: Path) -> list[str]:
+    """The checkpoints that the run of run.json wrote, in that order; none if the file is missing or says nothing."""
+    try:
+        names = json.loads((folder / RUN_FILE).read_text(encoding="utf-8")).get("checkpoints", [])
+    except (OSError, ValueError, AttributeError):
+        return []
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether the files of a checkpoint have the lengths that they state, and a run can be resumed from it."""
+    try:
+        with safe_open(str(checkpoint / WEIGHTS_FILE), "pt"):
+            return (checkpoint / CONFIG_FILE).is_file() and zipfile.is_zipfile(str(checkpoint / STATE_FILE))
+    except (OSError, SafetensorError):
+        return False
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest whole checkpoint in a folder, `best` only if there is no other; None if there is none."""
+    if not folder.is_dir():
+        return None
+    newest = checkpoints(folder)[::-1]
+    for checkpoint in sorted(newest, key=lambda path: path.name == BEST):
+        if is_whole(checkpoint):
+            return checkpoint
+        print(f"{checkpoint}: is not a whole checkpoint to resume from, passed over")
+    return None
+
+
+def find_latest(args: argparse.Namespace) -> None:
+    """--resume latest: the newest checkpoint becomes the one to resume; if there is none the run starts."""
+    if args.resume != "latest":
+        return
+    found = latest(Path(args.save_model_path))
+    if found is None:
+        print(f"--resume latest: no checkpoint in {args.save_model_path}, the run starts from the beginning")
+    else:
+        args.pretrained_checkpoint, args.resume_training_from_checkpoint = str(found), True
+
+
+def names_due(args: argparse.Namespace, step: int, epoch: int, epoch_ended: bool, last: bool) -> list[str]:
+    """The checkpoints to write after this step, a call of `epoch`; after the `last` one always one."""
+    names = []
+    if args.save_per_steps and step % args.save_per_steps == 0:
+        names.append(f"step_{step}")
+    if epoch_ended and args.save_per_epochs and (epoch + 1) % args.save_per_epochs == 0:
+        names.append(f"epoch_{epoch}")
+    return names or ([f"step_{step}"] if last else [])
+
+
+class SaveFolder:
+    """Makes the folder for checkpoints and tries it out, before hours of training do.
+
+    Args:
+        folder: --save-model-path.
+        resumed: the checkpoint that the run goes on from; None if it starts.
+        overwrite: --overwrite.
+        argv: the command line, for the commands in messages.
+
+    `written` has the names of this run's checkpoints, oldest first, those before it was resumed among them.
+
+    Raises ValueError if the folder cannot be written, or has checkpoints that are not this run's.
+    """
+
+    def __init__(self, folder: Path, resumed: Path | None, overwrite: bool, argv: Sequence[str]) -> None:
+        self.path = folder
+        self.written: list[str] = []
+        self._list = _no_list
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=str(folder)).close()
+        except OSError as error:
+            raise ValueError(
+                f"--save-model-path {folder}: checkpoints cannot be written there ({error.strerror}); name another "
+                "folder"
+            ) from error
+        if resumed is not None and os.path.realpath(resumed.parent) == os.path.realpath(folder):
+            names = recorded(folder)
+            # The list is that of the run of this checkpoint, unless another run has started there since.
+            self.written = [name for name in names if (folder / name).is_dir()] if resumed.name in names else []
+            return
+        others = checkpoints(folder)
+        if others and not overwrite:
+            raise ValueError(_taken(folder, others, argv))
+
+    def keep_list(self, kept: Callable[[list[str]], None]) -> None:
+        """`kept` is called with `written` now, and before a checkpoint is written, so that the list misses none."""
+        self._list = kept
+        kept(self.written)
+
+    def best_loss(self) -> float:
+        """The held-out loss of this run's checkpoint `best`; infinite if there is none."""
+        if BEST not in self.written:
+            return math.inf
+        try:
+            return float(read(self.path / BEST)["held_out_loss"])
+        except (ValueError, KeyError):  # damaged: the next loss makes a new one
+            return math.inf
+
+    def writes(self, name: str) -> Path:
+        """A checkpoint of that name is about to be written: where."""
+        self.written = [other for other in self.written if other != name] + [name]
+        self._list(self.written)
+        return self.path / name
+
+    def prune(self, keep: int) -> list[str]:
+        """Delete all but the newest `keep` step_N and epoch_N of this run (0 keeps all). Returns the names of those."""
+        for left in self.path.glob(".*.pruned"):  # by a run that was killed here
+            shutil.rmtree(left)
+        there = [name for name in self.written if name != BEST and (self.path / name).is_dir()]
+        old = there[:-keep] if keep > 0 else []
+        for name in old:  # under a name that says so while it is half there
+            shutil.rmtree((self.path / name).rename(self.path / f".{name}.pruned"))
+        self.written = [name for name in self.written if name not in old]
+        return old
+
+
+def _no_list(names: list[str]) -> None:
+    """Until somebody keeps it."""
+
+
+def _taken(folder: Path, others: Sequence[Path], argv: Sequence[str]) -> str:
+    """Why a run does not start in a folder, and the commands that go on."""
+    names = others[-1].name if len(others) == 1 else f"{others[0].name} … {others[-1].name}"
+    number = next(n for n in range(2, len(others) + 1000000) if not os.path.exists(f"{folder}-{n}"))
+    flags = list(argv)
+    for name in ("--save-model-path", "--checkpoint-output-dir", "--overwrite", "--resume"):
+        flags = without_flag(flags, name)
+    lines = [f"--save-model-path {folder}: has checkpoints of an earlier run ({names}), which this one would replace"]
+    if latest(folder) is not None:
+        for name in ("--pretrained-checkpoint", "--checkpoint-input-dir", "--resume-training-from-checkpoint"):
+            flags = without_flag(flags, name)
+        resume = [*flags, "--save-model-path", str(folder), "--resume", "latest"]
+        lines.append("to resume that run:  " + command_line(resume))
+    lines.append("to start elsewhere:  " + command_line([*argv, "--save-model-path", f"{folder}-{number}"]))
+    lines.append("to start over here:  --overwrite; checkpoints of equal names are replaced, others stay")
+    return "\n      ".join(lines)
