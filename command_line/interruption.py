@@ -63,10 +63,14 @@ def interruptible(main: Main) -> Main:
     return run  # type: ignore[return-value]
 
 
+def _on_the_way_out(number: int, frame: Any) -> None:
+    """What a further SIGTERM does to a program that has ended and whose interpreter is tidying up."""
+
+
 @contextmanager
 def _terminable() -> Iterator[None]:
     here = threading.current_thread() is threading.main_thread()
-    if not here or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+    if not here or signal.getsignal(signal.SIGTERM) not in (signal.SIG_DFL, _on_the_way_out):
         yield
         return
     program, before = os.getpid(), -math.inf
@@ -82,7 +86,7 @@ def _terminable() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, _on_the_way_out if before > -math.inf else signal.SIG_DFL)
 
 
 class Interruption:
