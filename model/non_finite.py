@@ -79,7 +79,7 @@ def _outputs(gpt2: GPT2LMHeadModel, ids: Tensor) -> Iterator[tuple[str, Tensor]]
     yield "the sum of the embeddings", x
     for index, block in enumerate(transformer.h):
         # A layer of its own: the model's may be placed, and half products are slow or missing on a host.
-        fresh = Block(config).eval()
+        fresh = Block(config, index).eval()
         fresh.load_state_dict(block.state_dict())
         found: list[tuple[str, Tensor]] = []
         for name, part in fresh.named_modules():
