@@ -1,9 +1,11 @@
 """Runs that overflow late: the scale and what is lost are told."""
 
+import poptorch
 import pytest
+import torch
 from tiny_run import flags, run_here, write_config
 
-from training.log.gradient_norm import GradientNorm
+from training.log.gradient_norm import GradientNorm, loss_scale
 from training.log.loss_scale import FallingScale
 
 
@@ -44,6 +46,11 @@ def test_the_log_of_a_run_has_it(folder, monkeypatch):
     assert [line.split(" (step")[0].split(" of ")[0] for line in lines] == [
         "step 1", "step 2", "WARNING: the loss scale fell from 4096", "step 3", "step 4",
     ]  # fmt: skip
+
+
+def test_the_scale_before_the_first_call_is_the_optimizers():
+    optimizer = poptorch.optim.AdamW([torch.nn.Parameter(torch.ones(2))], loss_scaling=8.0)
+    assert loss_scale(optimizer) == 8.0
 
 
 @pytest.mark.parametrize("automatic", [False, True])
