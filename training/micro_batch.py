@@ -38,6 +38,8 @@ _OF_A_TRIAL: dict[str, Any] = {
     "async_dataloader": False,
     "save_model_path": None,
     "resume_training_from_checkpoint": False,
+    "keep_best": False,
+    "time_limit": None,
     "global_batch_size": None,
 }
 
