@@ -230,7 +230,7 @@ def test_the_held_out_loss_is_that_of_the_newest_weights_and_without_dropout(fol
     done = run_here(argv)
     assert done.status == 0, done.err
     found = re.findall(r"held-out loss: ([\d.]+)$", done.out, re.MULTILINE)
-    items = TrainingRun(parse_train_args(argv)).validator.items
+    items = TrainingRun(parse_train_args([*argv, "--overwrite"])).validator.items
     ids = torch.from_numpy(np.stack([item.ids for item in items])).long()
     labels = torch.from_numpy(np.stack([item.targets for item in items])).long()  # no padding: articles are longer
     for epoch, said in enumerate(found[1:]):
