@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Sequence
 
-from tokenizer import Tokenizer
 from tokenizer.entries import TOKENIZER_FILE, Entries, read_entries
 
 
@@ -45,4 +44,8 @@ def corpus_tokenizer(
 def tokenizer_json(found: Entries) -> bytes:
     """The content of a tokenizer.json: the one that is there, or one made of the files that are."""
     path = found.folder / TOKENIZER_FILE
-    return path.read_bytes() if path.is_file() else Tokenizer.from_folder(found.folder).to_json().encode("utf-8")
+    if path.is_file():
+        return path.read_bytes()
+    from tokenizer import Tokenizer  # a run needs the library for nothing else
+
+    return Tokenizer.from_folder(found.folder).to_json().encode("utf-8")
