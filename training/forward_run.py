@@ -17,7 +17,7 @@ from model import placement
 from model.gpt2 import GPT2LMHeadModel
 from model.ipu_options import forward_options, join_instances
 from training.arithmetic import arithmetic
-from training.run import load_or_make
+from training.inputs import load_or_make
 
 
 class PredictionModel(nn.Module):

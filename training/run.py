@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import math
-import os
 import sys
 import time
 import warnings
 from pathlib import Path
-from typing import Any, Callable, Iterator, Sequence
+from typing import Any, Iterator, Sequence
 
 import poptorch
 import torch
@@ -19,21 +17,17 @@ import custom_ops
 from command_line.checks import BadFlags
 from command_line.interruption import ignore_in_worker
 from data.bad_data import BadData
-from data.batches import SampleDataset
 from data.loading.corpus_tokenizer import tokenizer_json
-from data.loading.datasets import MmapDataset, Shard, check_enough, collate, make_sampler, open_dataset
-from data.loading.text_file import prepared
+from data.loading.datasets import MmapDataset, Shard, collate, make_sampler
 from model import placement
-from model.checkpoint import load_pretrained, recover_interrupted
-from model.config import DROPOUTS, VOCAB_MULTIPLE, parameter_count
+from model.config import parameter_count
 from model.disk_space import CheckpointNotWritten
 from model.gpt2 import GPT2LMHeadModel
 from model.ipu_options import forward_options, instance, join_instances, training_options
-from model.non_finite import first_non_finite_weight
 from model.pretraining import PretrainingModel
-from tokenizer.entries import Entries
 from training import state as training_state
-from training.arithmetic import arithmetic, samples_per_call
+from training.arithmetic import samples_per_call
+from training.inputs import read_inputs
 from training.label_counts import Call, LabelCounter
 from training.log.gradient_norm import loss_scale
 from training.memory import is_out_of_memory
@@ -42,14 +36,9 @@ from training.plan import plan_lines
 from training.save_folder import BEST, SaveFolder, find_latest, names_due
 from training.time_limit import TimeLimit
 from training.validation import Validator
-from training.vocabulary import check_ids, check_tokenizer, model_config, run_tokenizer
 
 # Token ids in a combined batch from which on every copy of it counts (two int32 tensors: 32 MB).
 _LARGE_BATCH = 4_000_000
-
-# Dimensions in which a checkpoint and the model of the flags must agree. The checkpoint's own activation and dropouts
-# are used: released checkpoints have gelu_new where config/*.json say gelu.
-_DIMENSIONS = ("n_layer", "n_embd", "n_head", "inner_size", "real_vocab_size")
 
 
 def _asynchronous(args: argparse.Namespace, large: bool) -> dict[str, Any]:
@@ -68,61 +57,6 @@ def _asynchronous(args: argparse.Namespace, large: bool) -> dict[str, Any]:
     }
 
 
-def _dropouts(args: argparse.Namespace) -> dict[str, float]:
-    """What --dropout changes in a configuration."""
-    return {} if args.dropout is None else dict(zip(DROPOUTS, args.dropout))
-
-
-def _model_flag(args: argparse.Namespace) -> str:
-    """The flag that says what the model is like, for a message."""
-    return f"--config {args.config}" if "config" in args.typed else f"--model {args.model}"
-
-
-def load_or_make(args: argparse.Namespace, tokenizer: Entries | None = None) -> GPT2LMHeadModel:
-    """GPT-2 from --pretrained-checkpoint, or freshly initialised from the seed. `tokenizer` is the run's.
-
-    Raises ValueError if the checkpoint cannot be used, or is not of the model that the flags name.
-    """
-    config = dataclasses.replace(model_config(args, tokenizer), **_dropouts(args))
-    rows = config.vocab_size
-    if rows % args.embedding_serialization_factor:
-        raise ValueError(
-            f"--embedding-serialization-factor {args.embedding_serialization_factor}: does not divide the vocabulary, "
-            f"padded to {rows:,} rows; choose a power of 2 up to {VOCAB_MULTIPLE}"
-        )
-    masks, memory = config.n_layer * args.max_len**2, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if masks > memory:
-        raise ValueError(
-            f"--max-len {args.max_len}: the causal masks of {config.n_layer} layers take {masks:,} bytes, and this "
-            f"machine has {memory:,}; lower --max-len"
-        )
-    if not args.pretrained_checkpoint:
-        torch.manual_seed(args.seed)
-        return GPT2LMHeadModel(config, initialize=not args.compile_only)  # compiling asks for shapes, not for values
-    recover_interrupted(args.pretrained_checkpoint)
-    gpt2 = load_pretrained(args.pretrained_checkpoint, n_positions=args.max_len, dropouts=_dropouts(args))
-    if gpt2.config.real_vocab_size == model_config(args, None).real_vocab_size:
-        config = model_config(args, None)  # the tokenizer is the data's, which may do without tokens of the model
-    different = [
-        f"{name} {getattr(gpt2.config, name):,} instead of {getattr(config, name):,}"
-        for name in _DIMENSIONS
-        if getattr(gpt2.config, name) != getattr(config, name)
-    ]
-    if different:
-        raise ValueError(
-            f"--pretrained-checkpoint {args.pretrained_checkpoint}: its shape is not that of {_model_flag(args)} "
-            f"({', '.join(different)}). Name the model it was made with: --config "
-            f"{Path(args.pretrained_checkpoint) / 'config.json'}"
-        )
-    weight = first_non_finite_weight(gpt2)
-    if weight is not None:
-        raise ValueError(
-            f"--pretrained-checkpoint {args.pretrained_checkpoint}: {weight}, so that nothing can be computed "
-            "with them; name a checkpoint from before the run that made this one diverged"
-        )
-    return gpt2
-
-
 def place_model(gpt2: GPT2LMHeadModel, args: argparse.Namespace) -> PretrainingModel:
     """The objective over the placed model, in half."""
     for line in placement.place(gpt2, args.layers_per_ipu, training=True):
@@ -135,66 +69,6 @@ def place_model(gpt2: GPT2LMHeadModel, args: argparse.Namespace) -> PretrainingM
     serialized = args.serialized_seq_len if args.enable_sequence_serialized else None
     end_id = gpt2.config.end_of_text() if args.document_boundaries == "isolated" else None
     return PretrainingModel(gpt2, serialized, args.remap_logit, end_id).half().train()
-
-
-def open_samples(
-    args: argparse.Namespace, tokenizer: Entries | None, real_vocab_size: int, ordered_parts: Sequence[int] = ()
-) -> tuple[SampleDataset, SampleDataset | None]:
-    """Samples to train on and held-out ones; `ordered_parts` are MmapDataset.parts of the run that is resumed.
-
-    Raises ValueError for unusable data, or fewer than one call takes.
-    """
-    samples_a_call = samples_per_call(args)
-    args.train_path = prepared(args.train_path, args.pretrained_checkpoint)
-    samples, held_out = open_dataset(
-        args.train_path,
-        max_len=args.max_len,
-        stride=args.stride,
-        seed=args.seed,
-        val_num=args.val_num,
-        real_vocab_size=real_vocab_size,
-        num_samples=4 * samples_a_call,
-        tfrecord_path=args.tfrecord_path or (),
-        data_prefix=args.data_prefix[0] if args.train_path == "dynamic" else "",
-        epochs=args.epochs,
-        ordered_samples=args.training_steps * samples_a_call if "training_steps" in args.typed else None,
-        separate_last_epoch=args.sample_order == "megatron",
-        ordered_parts=ordered_parts,
-    )
-    check_enough(samples, samples_a_call, arithmetic(args)[0])
-    if args.train_path != "generated":
-        check_ids(tokenizer, samples, f"--train-path {args.train_path}")
-    return samples, held_out
-
-
-def read_inputs(
-    args: argparse.Namespace,
-) -> tuple[dict[str, Any] | None, Entries | None, GPT2LMHeadModel, SampleDataset, SampleDataset | None]:
-    """Training state (None unless resuming), tokenizer (None if none is there), model, training and held-out samples.
-
-    Raises ValueError whose `args` are all the problems found.
-    """
-    problems: list[str] = []
-
-    def attempt(read: Callable[..., Any], *arguments: Any) -> Any:
-        try:
-            return read(*arguments)
-        except ValueError as error:
-            problems.extend([] if str(error) in problems else [str(error)])
-            return None
-
-    resumes = args.resume_training_from_checkpoint
-    state = attempt(training_state.read, Path(args.pretrained_checkpoint)) if resumes else None
-    tokenizer = attempt(run_tokenizer, args)
-    gpt2 = attempt(load_or_make, args, tokenizer)
-    config = attempt(model_config, args, tokenizer) if gpt2 is None else gpt2.config
-    if config is not None:
-        attempt(check_tokenizer, tokenizer, config, _model_flag(args))
-        parts = (state or {}).get("ordered_parts", ())
-        data = attempt(open_samples, args, tokenizer, config.real_vocab_size, parts)
-    if problems:
-        raise ValueError(*problems)
-    return (state, tokenizer, gpt2, *data)
 
 
 class TrainingRun:
@@ -241,17 +115,7 @@ class TrainingRun:
             self.samples.check_document_ends(gpt2.config.end_of_text())
         print(self.samples.summary())
         self.model = place_model(gpt2, args)
-        scaling = 1.0 if args.auto_loss_scaling else args.loss_scaling
-        self.optimizer = make_optimizer(
-            args.optimizer,
-            self.model,
-            args.learning_rate,
-            args.weight_decay,
-            scaling,
-            eps=args.adam_epsilon,
-            betas=args.adam_betas,
-            gradient_clipping=args.gradient_clipping,
-        )
+        self.optimizer = self._make_optimizer()
         floor = args.min_learning_rate / args.learning_rate if args.min_learning_rate else 0.0
         self.schedule = make_schedule(self.optimizer, args.lr_schedule, warmup_steps, decay_steps, floor)
         begun = time.monotonic() if started is None else started
@@ -260,14 +124,7 @@ class TrainingRun:
         self.last_checkpoint: Path | None = None
         self._rng_state: list[int] | None = None
         if state is not None:
-            self.position = training_state.restore(state, self.optimizer, self.schedule)
-            self.last_checkpoint, self._rng_state = resumed, state["rng_state"].tolist()
-            print(
-                f"resuming from {resumed}: {self.position.step:,} of {self.calls:,} steps are done; on with sample "
-                f"{self.position.samples:,} of epoch {self.position.epoch}"
-            )
-            for line in training_state.loss_notes(state, self._uneven and self.samples_a_step > args.batch_size):
-                print(line)
+            self._restore(state, resumed)
         self.first_step = self.last_saved_step = self.position.step
 
         options = training_options(args)
@@ -289,6 +146,30 @@ class TrainingRun:
             self.validator = Validator(
                 self.model, held_out, lambda: forward_options(args), args.batch_size, self.executor
             )
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        args = self.args
+        return make_optimizer(
+            args.optimizer,
+            self.model,
+            args.learning_rate,
+            args.weight_decay,
+            1.0 if args.auto_loss_scaling else args.loss_scaling,
+            eps=args.adam_epsilon,
+            betas=args.adam_betas,
+            gradient_clipping=args.gradient_clipping,
+        )
+
+    def _restore(self, state: dict[str, Any], resumed: Path) -> None:
+        """Goes on where the checkpoint `resumed` was written, and says where that is."""
+        self.position = training_state.restore(state, self.optimizer, self.schedule)
+        self.last_checkpoint, self._rng_state = resumed, state["rng_state"].tolist()
+        print(
+            f"resuming from {resumed}: {self.position.step:,} of {self.calls:,} steps are done; on with sample "
+            f"{self.position.samples:,} of epoch {self.position.epoch}"
+        )
+        for line in training_state.loss_notes(state, self._uneven and self.samples_a_step > self.args.batch_size):
+            print(line)
 
     def _planned_calls(self) -> int:
         """The calls that --epochs asks for."""

@@ -164,8 +164,8 @@ def _taken(folder: Path, others: Sequence[Path], argv: Sequence[str]) -> str:
     """Why a run does not start in a folder, and the commands that go on."""
     names = others[-1].name if len(others) == 1 else f"{others[0].name} … {others[-1].name}"
     number = next(n for n in range(2, len(others) + 1000000) if not os.path.exists(f"{folder}-{n}"))
-    flags = list(argv)
-    for name in ("--save-model-path", "--checkpoint-output-dir", "--overwrite", "--resume"):
+    flags = elsewhere = without_flag(without_flag(argv, "--save-model-path"), "--checkpoint-output-dir")
+    for name in ("--overwrite", "--resume"):
         flags = without_flag(flags, name)
     lines = [f"--save-model-path {folder}: has checkpoints of an earlier run ({names}), which this one would replace"]
     if latest(folder) is not None:
@@ -173,6 +173,6 @@ def _taken(folder: Path, others: Sequence[Path], argv: Sequence[str]) -> str:
             flags = without_flag(flags, name)
         resume = [*flags, "--save-model-path", str(folder), "--resume", "latest"]
         lines.append("to resume that run:  " + command_line(resume))
-    lines.append("to start elsewhere:  " + command_line([*argv, "--save-model-path", f"{folder}-{number}"]))
+    lines.append("to start elsewhere:  " + command_line([*elsewhere, "--save-model-path", f"{folder}-{number}"]))
     lines.append("to start over here:  --overwrite; checkpoints of equal names are replaced, others stay")
     return "\n      ".join(lines)

@@ -15,9 +15,10 @@ from tiny_run import NO_DROPOUT, ROOT, flags, run_here, write_config, write_corp
 from arguments import parse_train_args
 from command_line import training_checks
 from model.config import GPT2Config
+from training.inputs import load_or_make
 from training.log import clock, curves, machine, run_log
 from training.log import sinks as log_sinks
-from training.run import TrainingRun, load_or_make
+from training.run import TrainingRun
 
 
 @pytest.fixture
@@ -77,7 +78,7 @@ def test_of_several_processes_the_first_alone_keeps_a_log(folder, monkeypatch, w
 
     wandb.modes.clear()
     monkeypatch.setattr(run_log, "instance", lambda: (1, 2))
-    done = finished(words)
+    done = finished([*words, "--overwrite"])
     assert {path: path.read_bytes() for path in save.iterdir() if path.is_file()} == before
     assert not wandb.modes and "step 2 of epoch 0, loss: " in done.out and "reference curve" not in done.out
     finished(flags(folder, log_dir=logs, training_steps=2))
@@ -298,7 +299,7 @@ def test_the_gradient_norm_is_plain_torchs(folder, optimizer):
     argv = flags(folder, save_model_path=folder / "save", log_gradient_norm=True, learning_rate=0, optimizer=optimizer)
     finished(argv)
     logged = [(float(row["gradient_norm"]), row["loss_scale"]) for row in rows(folder / "save" / "curves.csv")]
-    run = TrainingRun(parse_train_args(argv))
+    run = TrainingRun(parse_train_args([*argv, "--overwrite"]))
     expected = []
     for ids, labels in run.loader:
         gpt2 = load_or_make(run.args).half().float().eval()

@@ -15,10 +15,11 @@ from arguments import parse_train_args
 from data.loading.generated import GeneratedDataset
 from model.checkpoint import load_pretrained, save_pretrained
 from model.config import GPT2Config
+from training.inputs import load_or_make
 from training.log import clock as clocks
 from training.log import run_log
 from training.log.run_log import RunLog
-from training.run import TrainingRun, load_or_make
+from training.run import TrainingRun
 from training.validation import Validator
 
 # As benchmarks.yml has them.

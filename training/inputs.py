@@ -1,0 +1,142 @@
+"""What a training run reads, by its flags: the model, the data, the tokenizer, the state to resume."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any, Callable, Sequence
+
+import torch
+
+from data.batches import SampleDataset
+from data.loading.datasets import check_enough, open_dataset
+from data.loading.text_file import prepared
+from model.checkpoint import load_pretrained, recover_interrupted
+from model.config import DROPOUTS, VOCAB_MULTIPLE
+from model.gpt2 import GPT2LMHeadModel
+from model.non_finite import first_non_finite_weight
+from tokenizer.entries import Entries
+from training import state as training_state
+from training.arithmetic import arithmetic, samples_per_call
+from training.vocabulary import check_ids, check_tokenizer, model_config, run_tokenizer
+
+# Dimensions in which a checkpoint and the model of the flags must agree. The checkpoint's own activation and dropouts
+# are used: released checkpoints have gelu_new where config/*.json say gelu.
+_DIMENSIONS = ("n_layer", "n_embd", "n_head", "inner_size", "real_vocab_size")
+
+
+def _dropouts(args: argparse.Namespace) -> dict[str, float]:
+    """What --dropout changes in a configuration."""
+    return {} if args.dropout is None else dict(zip(DROPOUTS, args.dropout))
+
+
+def _model_flag(args: argparse.Namespace) -> str:
+    """The flag that says what the model is like, for a message."""
+    return f"--config {args.config}" if "config" in args.typed else f"--model {args.model}"
+
+
+def load_or_make(args: argparse.Namespace, tokenizer: Entries | None = None) -> GPT2LMHeadModel:
+    """GPT-2 from --pretrained-checkpoint, or freshly initialised from the seed. `tokenizer` is the run's.
+
+    Raises ValueError if the checkpoint cannot be used, or is not of the model that the flags name.
+    """
+    config = dataclasses.replace(model_config(args, tokenizer), **_dropouts(args))
+    rows = config.vocab_size
+    if rows % args.embedding_serialization_factor:
+        raise ValueError(
+            f"--embedding-serialization-factor {args.embedding_serialization_factor}: does not divide the vocabulary, "
+            f"padded to {rows:,} rows; choose a power of 2 up to {VOCAB_MULTIPLE}"
+        )
+    masks, memory = config.n_layer * args.max_len**2, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if masks > memory:
+        raise ValueError(
+            f"--max-len {args.max_len}: the causal masks of {config.n_layer} layers take {masks:,} bytes, and this "
+            f"machine has {memory:,}; lower --max-len"
+        )
+    if not args.pretrained_checkpoint:
+        torch.manual_seed(args.seed)
+        return GPT2LMHeadModel(config, initialize=not args.compile_only)  # compiling asks for shapes, not for values
+    recover_interrupted(args.pretrained_checkpoint)
+    gpt2 = load_pretrained(args.pretrained_checkpoint, n_positions=args.max_len, dropouts=_dropouts(args))
+    if gpt2.config.real_vocab_size == model_config(args, None).real_vocab_size:
+        config = model_config(args, None)  # the tokenizer is the data's, which may do without tokens of the model
+    different = [
+        f"{name} {getattr(gpt2.config, name):,} instead of {getattr(config, name):,}"
+        for name in _DIMENSIONS
+        if getattr(gpt2.config, name) != getattr(config, name)
+    ]
+    if different:
+        raise ValueError(
+            f"--pretrained-checkpoint {args.pretrained_checkpoint}: its shape is not that of {_model_flag(args)} "
+            f"({', '.join(different)}). Name the model it was made with: --config "
+            f"{Path(args.pretrained_checkpoint) / 'config.json'}"
+        )
+    weight = first_non_finite_weight(gpt2)
+    if weight is not None:
+        raise ValueError(
+            f"--pretrained-checkpoint {args.pretrained_checkpoint}: {weight}, so that nothing can be computed "
+            "with them; name a checkpoint from before the run that made this one diverged"
+        )
+    return gpt2
+
+
+def open_samples(
+    args: argparse.Namespace, tokenizer: Entries | None, real_vocab_size: int, ordered_parts: Sequence[int] = ()
+) -> tuple[SampleDataset, SampleDataset | None]:
+    """Samples to train on and held-out ones; `ordered_parts` are MmapDataset.parts of the run that is resumed.
+
+    Raises ValueError for unusable data, or fewer than one call takes.
+    """
+    samples_a_call = samples_per_call(args)
+    args.train_path = prepared(args.train_path, args.pretrained_checkpoint)
+    samples, held_out = open_dataset(
+        args.train_path,
+        max_len=args.max_len,
+        stride=args.stride,
+        seed=args.seed,
+        val_num=args.val_num,
+        real_vocab_size=real_vocab_size,
+        num_samples=4 * samples_a_call,
+        tfrecord_path=args.tfrecord_path or (),
+        data_prefix=args.data_prefix[0] if args.train_path == "dynamic" else "",
+        epochs=args.epochs,
+        ordered_samples=args.training_steps * samples_a_call if "training_steps" in args.typed else None,
+        separate_last_epoch=args.sample_order == "megatron",
+        ordered_parts=ordered_parts,
+    )
+    check_enough(samples, samples_a_call, arithmetic(args)[0])
+    if args.train_path != "generated":
+        check_ids(tokenizer, samples, f"--train-path {args.train_path}")
+    return samples, held_out
+
+
+def read_inputs(
+    args: argparse.Namespace,
+) -> tuple[dict[str, Any] | None, Entries | None, GPT2LMHeadModel, SampleDataset, SampleDataset | None]:
+    """Training state (None unless resuming), tokenizer (None if none is there), model, training and held-out samples.
+
+    Raises ValueError whose `args` are all the problems found.
+    """
+    problems: list[str] = []
+
+    def attempt(read: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return read(*arguments)
+        except ValueError as error:
+            problems.extend([] if str(error) in problems else [str(error)])
+            return None
+
+    resumes = args.resume_training_from_checkpoint
+    state = attempt(training_state.read, Path(args.pretrained_checkpoint)) if resumes else None
+    tokenizer = attempt(run_tokenizer, args)
+    gpt2 = attempt(load_or_make, args, tokenizer)
+    config = attempt(model_config, args, tokenizer) if gpt2 is None else gpt2.config
+    if config is not None:
+        attempt(check_tokenizer, tokenizer, config, _model_flag(args))
+        parts = (state or {}).get("ordered_parts", ())
+        data = attempt(open_samples, args, tokenizer, config.real_vocab_size, parts)
+    if problems:
+        raise ValueError(*problems)
+    return (state, tokenizer, gpt2, *data)
