@@ -5,7 +5,10 @@ from __future__ import annotations
 import builtins
 import os
 
+from . import openmp
+
 os.environ.setdefault("RDMAV_FORK_SAFE", "1")  # as PopTorch does, for programs that look
+openmp.bound_spinning()  # torch brings the library that reads it
 
 import torch
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .. import notices, optim, option_effects
+from .. import notices, openmp, optim, option_effects
 from ..checks import require
 from ..device import policy as device_policy
 from ..engine.running.probe import Probe
@@ -119,6 +119,8 @@ class ExecutorState:
         except BaseException:
             self._compiled = None
             raise
+        if self._policy.device.type == "cpu" and torch.get_num_threads() > 1:
+            openmp.report_late()
         notices.report_differences()
         self._compile_seconds = time.perf_counter() - start
 
