@@ -35,7 +35,7 @@ if [ "$2" = venv ]; then mkdir -p "$3/bin" && cp "$0" "$3/bin/python"; else echo
 def tree(tmp_path):
     """A copy of what make reads, without .venv and the libraries."""
     root = tmp_path / "tree"
-    for folder in ("custom_ops", "data", "tokenizer"):
+    for folder in ("corpora", "custom_ops", "data", "tokenizer"):
         shutil.copytree(str(ROOT / folder), str(root / folder), ignore=shutil.ignore_patterns("__pycache__"))
     for name in ["Makefile"] + REQUIREMENT_FILES:
         shutil.copy(str(ROOT / name), str(root / name))
