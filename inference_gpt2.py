@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Sequence
 
 from arguments import parse_train_args
 from command_line.checks import not_installed, refuse
+from command_line.collection import no_collection
 from command_line.interruption import interruptible
 
 if TYPE_CHECKING:  # torch is imported in main(), after the flags were read
@@ -54,9 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     factors = f"batch {args.batch_size} x iterations {args.device_iterations} x replicas {args.replication_factor}"
     print("\n".join([f"{factors} = {samples:,} sequences a step", *args.notes]), flush=True)
     try:
-        from training.forward_run import ForwardRun
+        with no_collection():
+            from training.forward_run import ForwardRun
 
-        run = ForwardRun(args)
+            run = ForwardRun(args)
         run.compile()
         if args.compile_only:
             print(f"compiled: {samples:,} sequences of {args.max_len} tokens a step; nothing was run")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Sequence
 
 from arguments import parse_train_args
 from command_line.checks import BadFlags, not_installed, refuse
+from command_line.collection import no_collection
 from command_line.interruption import Interruption, command_to_resume, exit_status, interruptible
 from data.bad_data import BadData
 from model.disk_space import CheckpointNotWritten
@@ -112,14 +113,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(micro_batch.choose(args), flush=True)
         for line in arithmetic(args) + args.notes:
             print(line, flush=True)
-        from training import memory
-        from training.log import machine
-        from training.log.run_log import RunLog
-        from training.run import TrainingRun
+        with no_collection():
+            from training import memory
+            from training.log import machine
+            from training.log.run_log import RunLog
+            from training.run import TrainingRun
 
-        print(machine.device_line(), flush=True)
+            print(machine.device_line(), flush=True)
+            with memory.explained(args):
+                run = TrainingRun(args, argv, started)
         with memory.explained(args):
-            run = TrainingRun(args, argv, started)
             if args.compile_only:
                 run.compile_only()
                 print("\n".join(run.plan()))

@@ -30,7 +30,7 @@ from benchmarks import busy_machine_sides  # noqa: E402
 from benchmarks.side_process import SideProcess  # noqa: E402
 from command_line.openmp import BOUNDED, DECIDED  # noqa: E402
 
-BY_HAND = ("GOMP_SPINCOUNT=0", "GOMP_SPINCOUNT=1000", "GOMP_SPINCOUNT=100000", "OMP_WAIT_POLICY=passive", "threads=1")
+BY_HAND = ("GOMP_SPINCOUNT=0", "GOMP_SPINCOUNT=100", "GOMP_SPINCOUNT=10000", "OMP_WAIT_POLICY=passive", "threads=1")
 BUSY = "while True: pass"
 
 

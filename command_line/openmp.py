@@ -11,7 +11,7 @@ import os
 import sys
 
 # Whichever library torch brings reads its own one: GNU's libgomp turns, LLVM's and Intel's milliseconds.
-BOUNDED = {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "1"}
+BOUNDED = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1"}
 # What says that the person who runs the program has decided.
 DECIDED = (*BOUNDED, "OMP_WAIT_POLICY")
 

@@ -56,7 +56,7 @@ def test_a_program_that_imports_torch_first_is_told_once():
     assert json.loads(done.stdout) == [None] * len(openmp.DECIDED)
     assert done.stderr.count("OpenMP spins: import poptorch before torch") == 1
     told = run(code, POPTORCH_LOG_LEVEL="INFO").stderr
-    assert told.count("GOMP_SPINCOUNT=10000 KMP_BLOCKTIME=1 in the environment") == 1
+    assert told.count("GOMP_SPINCOUNT=1000 KMP_BLOCKTIME=1 in the environment") == 1
     assert "OpenMP" not in run(code.replace("(2)\nfor", "(1)\nfor")).stderr  # one thread meets nobody
 
 
@@ -66,7 +66,8 @@ def test_processes_of_a_loader_inherit_it(tmp_path):
         "import os, sys, poptorch, torch\n"
         "class Variables(torch.utils.data.Dataset):\n"
         "    def __len__(self): return 2\n"
-        "    def __getitem__(self, i): return torch.tensor([int(os.environ[name]) for name in poptorch.openmp.BOUNDED])\n"
+        "    def __getitem__(self, i):\n"
+        "        return torch.tensor([int(os.environ[name]) for name in poptorch.openmp.BOUNDED])\n"
         "if __name__ == '__main__':\n"
         "    loader = poptorch.DataLoader(poptorch.Options(), Variables(), batch_size=2, num_workers=1,\n"
         "        mode=poptorch.DataLoaderMode.Async, async_options={'sharing_strategy':\n"

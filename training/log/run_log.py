@@ -31,7 +31,7 @@ from training.log.sinks import TensorBoard, WeightsAndBiases
 _REDRAW = 0.1  # seconds between two drawings of the progress line
 _SPEED_LINES = 60.0  # seconds between two lines that tell the speed
 _LONG_CALL = 3600.0  # seconds; the runtime says what shorter ones take, after their first micro-batches
-_MEASUREMENTS = 4  # of the peak of a CPU, a quarter of a second each
+_MEASUREMENTS = 4  # of the peak of a CPU, a tenth of a second each
 
 
 class RunLog:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import gc
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -66,6 +69,21 @@ def _as_input(leaf: torch.Tensor, written: bool) -> torch.Tensor:
     return leaf.detach().clone() if leaf.is_inference() else leaf.detach()
 
 
+@contextlib.contextmanager
+def no_collection() -> Iterator[None]:
+    """Python's garbage collector rests.
+
+    What tracing imports and makes mostly stays, and the collector would go through it again and again.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
 def compile_model(
     model: torch.nn.Module, args: tuple, kwargs: dict[str, Any], options: Options, training: bool, policy: Policy
 ) -> Compiled:
@@ -106,7 +124,7 @@ def compile_model(
         return found
 
     replica_groups.check(model, counts.replicas)
-    with replica_groups.one_entry(model, counts.replicas):
+    with replica_groups.one_entry(model, counts.replicas), no_collection():
         traced = tracing.trace(model, run, leaves, context)
     check_stages(blocks.met, options, counts, training)
     extract_regions(traced)
