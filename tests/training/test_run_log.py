@@ -343,12 +343,32 @@ def test_tensorboard(folder):
     assert [event.step for event in events.Scalars("validation/loss")] == [0, 4]
 
 
+def test_a_resumed_run_shows_each_step_once(folder):
+    """From an earlier checkpoint: in TensorBoard and in curves.csv no step stands twice, the validation's neither."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    corpus = write_corpus(folder / "corpus.pkl")
+    words = {"log_dir": folder / "runs", "train_path": corpus, "stride": 16, "val_num": 2, "eval_steps": 2}
+    words.update(save_model_path=folder / "save", save_per_steps=2, training_steps=6)
+    finished(flags(folder, **words))
+    resume = {"pretrained_checkpoint": folder / "save" / "step_2", "resume_training_from_checkpoint": True}
+    finished(flags(folder, **words, **resume))
+    events = EventAccumulator(str(folder / "runs"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
+    assert [event.step for event in events.Scalars("validation/loss")] == [0, 2, 4, 6]
+    found = [(row["step"], bool(row["loss"])) for row in rows(folder / "save" / "curves.csv")]
+    assert len(found) == len(set(found)) == 10
+
+
 class FakeWandb(types.ModuleType):
     """Notes what it is asked; `online` says whether there is a network."""
 
     def __init__(self, online=False):
         super().__init__("wandb")
         self.online, self.modes, self.points, self.over = online, [], [], False
+        self.dir = "wandb/offline-run-1/files"
         self.Settings = lambda **settings: settings
 
     def init(self, mode, **rest):
@@ -386,6 +406,7 @@ def test_wandb_without_a_network_goes_on_offline(folder, wandb, monkeypatch):
     done = finished(flags(folder, use_wandb=True, training_steps=2))
     assert wandb.modes == ["online", "offline"] and len(wandb.points) == 2
     assert done.out.count("W&B cannot be reached (no network); logging offline") == 1
+    assert "W&B logs offline into wandb/offline-run-1: `wandb sync wandb/offline-run-1` sends it later" in done.out
 
 
 def test_wandb_modes(wandb, monkeypatch, tmp_path):

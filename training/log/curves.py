@@ -32,7 +32,8 @@ class CurveFile:
     """curves.csv: a row a logged step, written as it happens.
 
     A run that is resumed after `after_step` goes on with the file that is there, without the steps that it does again.
-    A new run, with `after_step` 0, puts an earlier run's file aside as curves-1.csv, curves-2.csv, …
+    A new run, with `after_step` 0, puts an earlier run's file aside as curves-1.csv, curves-2.csv, … `validated`: the steps
+    whose held-out loss is in the file when the run begins.
 
     Raises OSError if it cannot be written, ValueError if the file there is something else.
     """
@@ -41,6 +42,7 @@ class CurveFile:
         if not after_step and path.exists():
             path.rename(_free_name(path))
         kept = [row for row in read_rows(path) if row["step"] <= after_step] if path.exists() else []
+        self.validated = {int(row["step"]) for row in kept if row.get("validation_loss") is not None}
         temporary = path.with_name(f".{path.name}.part")
         self._open(temporary, "w")
         self._writer.writerow(COLUMNS)

@@ -127,6 +127,8 @@ class RunLog:
         self._print(
             f"validation after step {step}, held-out perplexity: {perplexity(loss):.2f}, held-out loss: {loss:.4f}"
         )
+        if self._curves is not None and step in self._curves.validated:
+            return  # a resumed run begins with the validation that its checkpoint was followed by
         self._add({"step": step, "tokens": step * self._tokens_a_step, "validation_loss": loss})
         for sink in self._sinks:
             sink.record(step, {"validation/loss": loss})
@@ -166,7 +168,7 @@ class RunLog:
         if not self._writes:
             return
         if args.log_dir:
-            self._sinks.append(TensorBoard(Path(args.log_dir)))
+            self._sinks.append(TensorBoard(Path(args.log_dir), first_step))
         if args.use_wandb:
             self._sinks.append(WeightsAndBiases(f"{args.model}-{self._run['date']}", self._run["flags"]))
         if self._folder is not None:

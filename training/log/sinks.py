@@ -10,9 +10,12 @@ from urllib.parse import urlparse
 
 
 class TensorBoard:
-    """Event files in a folder. Raises ValueError without the package."""
+    """Event files in a folder. Raises ValueError without the package.
 
-    def __init__(self, folder: Path) -> None:
+    A run that is resumed after `first_step` does later steps again: what earlier files say of them is not shown.
+    """
+
+    def __init__(self, folder: Path, first_step: int = 0) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ModuleNotFoundError as error:
@@ -20,7 +23,8 @@ class TensorBoard:
                 f"--log-dir {folder}: {error}; `pip install -r requirements-tensorboard.txt`, or leave the flag out"
             ) from error
         # Written from a thread of its own every 30 seconds; at most 100 figures wait.
-        self._writer = SummaryWriter(log_dir=str(folder), max_queue=100, flush_secs=30)
+        purge = {"purge_step": first_step + 1} if first_step else {}
+        self._writer = SummaryWriter(log_dir=str(folder), max_queue=100, flush_secs=30, **purge)
 
     def record(self, step: int, figures: Mapping[str, float]) -> None:
         """One point a figure."""
@@ -53,13 +57,17 @@ class WeightsAndBiases:
         except Exception as error:  # whatever W&B makes of a network, a key or a folder that it cannot use
             if mode != "online":
                 raise ValueError(f"--use-wandb: W&B does not start ({error}); leave the flag out") from error
-            print(f"W&B cannot be reached ({error}); logging offline, `wandb sync` sends it later", flush=True)
+            print(f"W&B cannot be reached ({error}); logging offline", flush=True)
             self._run = self._start(wandb, "offline", name, settings)
 
     @staticmethod
     def _start(wandb: Any, mode: str, name: str, settings: Mapping[str, Any]) -> Any:
         quiet = wandb.Settings(silent=True, console="off", init_timeout=30)
-        return wandb.init(project="gpt2", name=name, mode=mode, config=dict(settings), settings=quiet)
+        run = wandb.init(project="gpt2", name=name, mode=mode, config=dict(settings), settings=quiet)
+        if mode == "offline":
+            folder = Path(run.dir).parent  # run.dir is `files` in it
+            print(f"W&B logs offline into {folder}: `wandb sync {folder}` sends it later", flush=True)
+        return run
 
     def record(self, step: int, figures: Mapping[str, float]) -> None:
         """One point a figure."""
