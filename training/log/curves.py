@@ -32,8 +32,9 @@ class CurveFile:
     """curves.csv: a row a logged step, written as it happens.
 
     A run that is resumed after `after_step` goes on with the file that is there, without the steps that it does again.
-    A new run, with `after_step` 0, puts an earlier run's file aside as curves-1.csv, curves-2.csv, … `validated`: the steps
-    whose held-out loss is in the file when the run begins.
+    A new run, with `after_step` 0, puts an earlier run's file aside as curves-1.csv, curves-2.csv, …
+
+    `validated`: the steps whose held-out loss is in the file when the run begins.
 
     Raises OSError if it cannot be written, ValueError if the file there is something else.
     """
