@@ -1,7 +1,7 @@
 """Python's garbage collector rests while a program starts.
 
-Importing torch and tracing a model make some million objects that stay; the collector goes through them again and again
-and finds next to nothing, for a seventh of the start's processor time.
+Importing torch and tracing a model make many objects that stay, and the collector goes through them again and again. Of
+the processor time that importing torch and torch.export takes it had a seventh (6.2 against 5.3 s).
 """
 
 from __future__ import annotations
