@@ -65,7 +65,8 @@ void to_half(const float* x, int64_t count, uint16_t* out) {
 
 } // namespace
 
-const Kernels portable_kernels = {product, weighted_sum, softmax, activate, layer_norm, quantise, to_half, largest, sum_of_exp};
+const Kernels portable_kernels = {product,  weighted_sum, softmax, activate,  layer_norm,
+                                  quantise, to_half,      largest, sum_of_exp};
 
 const Kernels& kernels() {
   static const Kernels* const chosen = [] {
