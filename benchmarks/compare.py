@@ -10,7 +10,6 @@ if nothing could be compared, 2 if a file cannot be used; a slower figure is no 
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.record import speed_ups  # noqa: E402
+from corpora.program import ProgramParser  # noqa: E402
 
 RECORDS = Path(__file__).resolve().parent / "records"
 RECORD = RECORDS / "benchmarks_yml.json"
@@ -87,7 +87,7 @@ def alternatives() -> list[str]:
 
 def main(argv: list[str]) -> int:
     """Compares and prints. Returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ProgramParser("benchmarks/compare.py", __doc__)
     parser.add_argument("results", type=Path, help="benchmark_results.json of a session")
     parser.add_argument("--record", action="store_true", help=f"add the figures to {RECORD.name}")
     args = parser.parse_args(argv)

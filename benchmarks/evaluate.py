@@ -21,6 +21,7 @@ from typing import Any, Callable
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import record, train_step  # noqa: E402
+from corpora.program import ProgramParser  # noqa: E402
 
 STRIDE = 32
 
@@ -95,7 +96,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ProgramParser("benchmarks/evaluate.py", __doc__)
     parser.add_argument("--model", choices=sorted(train_step.MODELS), default="gpt2", help="size of the model")
     parser.add_argument("--length", type=int, default=1024, help="window T in tokens")
     parser.add_argument("--windows", type=int, default=2, help="windows in a round")

@@ -29,6 +29,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 
+from corpora.program import ProgramParser  # noqa: E402
+
+
 def executor_step(model: Any, ids: Any, labels: Any, accumulation: int) -> Callable[[], float]:
     """A call of a training executor: one update."""
     import poptorch
@@ -121,7 +124,7 @@ _CAPTURED: dict[str, Any] = dict(capture_output=True, text=True, check=True, cwd
 
 def main(argv: list[str] | None = None) -> int:
     """Measure, print, and write the record if one is asked for."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ProgramParser("benchmarks/executor_overhead.py", __doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15, help="steps of each side")
     parser.add_argument("--imports", type=int, default=5, help="imports of each kind")
     parser.add_argument("--batch", type=int, default=2, help="samples in a micro-batch")

@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import generate_sides, record  # noqa: E402
 from benchmarks.side_process import SideProcess  # noqa: E402
+from corpora.program import ProgramParser  # noqa: E402
 
 # n_layer, n_embd, n_head, vocabulary
 MODELS = {"tiny": (2, 64, 2, 50257), "gpt2": (12, 768, 12, 50257)}
@@ -147,7 +148,7 @@ def report(results: dict[str, Any]) -> str:
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = ProgramParser("benchmarks/generate.py", __doc__.split("\n")[0])
     parser.add_argument("--model", choices=MODELS, default="gpt2")
     parser.add_argument("--tokens", type=int, default=128, help="new tokens (default: 128)")
     parser.add_argument("--rounds", type=int, default=3, help="texts of each side (default: 3)")

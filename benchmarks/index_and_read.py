@@ -30,6 +30,8 @@ from pathlib import Path
 from typing import Any, Callable
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from corpora.program import ProgramParser  # noqa: E402
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from benchmarks import record  # noqa: E402
@@ -154,7 +156,7 @@ def show(
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ProgramParser("benchmarks/index_and_read.py", __doc__)
     parser.add_argument("--documents", type=int, default=10_000_000, help="documents of 100 tokens (default: 10000000)")
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each side (default: 3)")
     parser.add_argument("--step-rate", type=float, default=500.0, help="samples/s of the stand-in step (default: 500)")

@@ -35,6 +35,8 @@ from typing import Any, Callable
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from corpora.program import ProgramParser  # noqa: E402
+
 SIDES = ("bare", "off", "progress", "all")
 MEMORY_STEPS = 10_000
 
@@ -197,7 +199,7 @@ def memory(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ProgramParser("benchmarks/instrumentation.py", __doc__)
     parser.add_argument("--model", default="gpt2-tiny", help="a model of train_gpt2.py")
     parser.add_argument("--batch", type=int, default=1, help="samples of a step")
     parser.add_argument("--length", type=int, default=32, help="tokens of a sample")

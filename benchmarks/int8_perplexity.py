@@ -17,12 +17,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import record  # noqa: E402
+from corpora.program import ProgramParser  # noqa: E402
 
 BATCH = 8  # samples side by side
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = ProgramParser("benchmarks/int8_perplexity.py", __doc__.split("\n")[0])
     parser.add_argument("--checkpoint", default="demo/checkpoints/epoch_0", help="default: %(default)s")
     parser.add_argument("--corpus", default="demo/corpus/wikicorpus_en_one_article_per_line.pkl")
     parser.add_argument("--max-len", type=int, default=128, help="T, as in run/demo.sh (default: 128)")

@@ -29,6 +29,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from corpora.program import ProgramParser  # noqa: E402
+
 FORMATS = ("pkl", "tfrecord", "mmap")
 ARTICLE = re.compile(r"<doc .*?</doc>\n", re.DOTALL)
 NEW_WORDS = 0.03
@@ -213,7 +217,7 @@ def main(argv: list[str]) -> int:
     if argv[:1] == ["--tiktoken"]:
         print(json.dumps(tiktoken_side(Path(argv[1]), int(argv[2]))))
         return 0
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ProgramParser("benchmarks/preprocess.py", __doc__)
     parser.add_argument("--excerpt", type=Path, default=ROOT / "demo" / "extracted", help="what `make demo` extracts")
     parser.add_argument("--megabytes", type=int, default=50, help="of text in the rounds")
     parser.add_argument("--large", type=int, default=500, help="of text, once in each format; 0: not")

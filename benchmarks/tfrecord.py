@@ -22,6 +22,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from corpora.program import ProgramParser  # noqa: E402
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from benchmarks import record  # noqa: E402
@@ -126,7 +129,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ProgramParser("benchmarks/tfrecord.py", __doc__)
     parser.add_argument("--samples", type=int, default=16_384, help="records in the file (default: 16384, 38 MB)")
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each side (default: 5)")
     parser.add_argument("--json", metavar="FILE", help="write the results there too")

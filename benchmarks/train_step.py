@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import record, train_step_sides  # noqa: E402
 from benchmarks.side_process import SideProcess  # noqa: E402
+from corpora.program import ProgramParser  # noqa: E402
 
 SIDES = ("ours", "transformers")
 # n_layer, n_embd, n_head, vocabulary (transformers', ours is padded to a multiple of 16)
@@ -115,7 +116,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ProgramParser("benchmarks/train_step.py", __doc__)
     parser.add_argument("--model", choices=sorted(MODELS), default="gpt2", help="size of the model")
     parser.add_argument("--batch", type=int, default=4, help="samples of a micro-batch")
     parser.add_argument("--length", type=int, default=256, help="tokens of a sample, at most 1024")

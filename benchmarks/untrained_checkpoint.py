@@ -7,17 +7,17 @@ A folder that is there already is left as it is.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from corpora.program import ProgramParser  # noqa: E402
 from model.config import MODELS, GPT2Config  # noqa: E402
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ProgramParser("benchmarks/untrained_checkpoint.py", __doc__)
     parser.add_argument("folder", type=Path, help="where the checkpoint goes")
     parser.add_argument("--model", choices=sorted(MODELS), default="gpt2", help="size of the model")
     parser.add_argument("--seed", type=int, default=0)

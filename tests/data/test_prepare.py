@@ -682,3 +682,42 @@ def test_missing_input(tmp_path, capsys):
     (tmp_path / "f").write_text("x", encoding="utf-8")
     assert run("--input", tmp_path, "--output", tmp_path / "f") == 2
     assert "not a folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("form", "flags"),
+    [
+        ("pkl", "--train-path {}/corpus.pkl"),
+        ("mmap", "--train-path dynamic --data-prefix {}/corpus_text_document"),
+        ("tfrecord", "--train-path tfrecord --tfrecord-path '{}/corpus/*.tfrecord' --max-len 8"),
+    ],
+)
+def test_the_last_line_is_the_command_that_trains_on_it(tmp_path, corpus, tokenizer, capsys, form, flags):
+    out = tmp_path / "out"
+    command = ["--input", corpus, "--output", out, "--tokenizer", tokenizer, "--workers", 1, "--format", form]
+    assert run(*command, "--seq-length", 9, "--num-output", 1) == 0
+    assert capsys.readouterr().err.splitlines()[-1] == f"train on it: python3 train_gpt2.py {flags.format(out)}"
+
+
+@pytest.mark.parametrize("form", prepare.FORMATS)
+def test_folders_that_an_error_leaves_empty_go_again(tmp_path, tokenizer, form):
+    (tmp_path / "a.txt").write_text("too short\n", encoding="utf-8")
+    command = ["--input", tmp_path / "a.txt", "--tokenizer", tokenizer, "--workers", 1, "--format", form]
+    command += ["--min-length", 99]
+    assert run(*command, "--output", tmp_path / "new" / "deep") == 2
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "mine").mkdir()
+    assert run(*command, "--output", tmp_path / "mine") == 2
+    assert list((tmp_path / "mine").iterdir()) == [], "a folder that was there stays"
+
+
+def test_placeholders_are_dropped_where_there_are_any(tmp_path, corpus, tokenizer, capsys):
+    (tmp_path / "wiki" / "AA").mkdir(parents=True)
+    text = '<doc id="1" url="u" title="T">\nT\n\nthe river, formula_1, and\nformula_2\n\n</doc>\n'
+    (tmp_path / "wiki" / "AA" / "wiki_00").write_text(text, encoding="utf-8")
+    common = ["--output", tmp_path / "out", "--tokenizer", tokenizer, "--workers", 1]
+    for flags, kept in (([], "the river, formula_1, and formula_2"), (["--drop-placeholders"], "the river, and")):
+        assert run("--input", tmp_path / "wiki", *common, *flags) == 0
+        assert pickle.loads((tmp_path / "out" / "corpus.pkl").read_bytes()) == ids_of([kept])
+    assert run("--input", corpus, *common, "--drop-placeholders") == 2
+    assert "--drop-placeholders is for extracted Wikipedia, and this is text" in capsys.readouterr().err
