@@ -7,7 +7,6 @@ draws the picture of one run anew, or several runs over each other.
 
 from __future__ import annotations
 
-import argparse
 import bisect
 import csv
 import json
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Dict, Iterator, Optional, Sequence
 
 from command_line.checks import refuse
+from corpora.program import ProgramParser
 
 PROGRAM = "training.log.curves"
 COLUMNS = (
@@ -234,7 +234,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     python -m training.log.curves RUN [RUN ...] [--output PNG] [--line NAME=LOSS ...]
     """
-    parser = argparse.ArgumentParser(prog=PROGRAM, description=main.__doc__.split("\n")[0], allow_abbrev=False)
+    parser = ProgramParser(PROGRAM, main.__doc__.split("\n")[0])
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder with a curves.csv, or such a file")
     parser.add_argument("--output", type=Path, metavar="PNG", help="the picture (of one run: its curves.png)")
     parser.add_argument("--line", action="append", default=[], metavar="NAME=LOSS", help="what another model reaches")
