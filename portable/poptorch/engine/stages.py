@@ -13,6 +13,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from .tracing import markers
+from .tracing.buffer_writes import BufferWrites
 from .tracing.export import TracedGraph
 from .tracing.writes import origins, written
 
@@ -79,7 +80,9 @@ class Program:
     parameters: dict[str, str]
     buffers: dict[str, str]
     constants: dict[str, torch.Tensor]
-    written_buffers: frozenset[str]  # value names
+    written_buffers: frozenset[str]  # value names of buffers that keep what is written to them
+    restored_buffers: frozenset[str]  # value names of those that each micro-batch finds as they were uploaded
+    shared_writes: frozenset[str]  # names in the module of buffers that replicas cannot share
     written_inputs: frozenset[str]
     written_parameters: frozenset[str]  # names in the module
     folded: dict[str, torch.Tensor]  # buffers (by name in the module) that are compiled in with these values
@@ -132,6 +135,7 @@ def build_program(traced: TracedGraph) -> Program:
     """Cut the traced graph into stages and segments. The graph's markers for losses and loops must be gone."""
     graph, loss = traced.graph, traced.loss
     writes = written(graph.nodes, traced.modules)
+    buffers = BufferWrites.of(traced)
     cuts, stages = _cut(graph)
     watched = {name: node.name for name, node in traced.watched.items()}
     kept = {node.name for node in traced.outputs} | set(watched.values())
@@ -165,7 +169,9 @@ def build_program(traced: TracedGraph) -> Program:
         parameters=dict(traced.parameters),
         buffers=dict(traced.buffers),
         constants=dict(traced.constants),
-        written_buffers=frozenset(node.name for node in writes if node.name in traced.buffers),
+        written_buffers=buffers.kept,
+        restored_buffers=buffers.restored,
+        shared_writes=buffers.shared,
         written_inputs=frozenset(node.name for node in writes if node.name in traced.inputs),
         written_parameters=frozenset(traced.parameters[node.name] for node in writes if node.name in traced.parameters),
         folded=dict(traced.folded),

@@ -209,7 +209,7 @@ def _check_writes(program: Program, options: Options, counts: Counts) -> None:
             f"forward() changes the parameter {sorted(program.written_parameters)[0]} in place. Only the optimizer "
             "changes parameters: register a tensor that forward() updates as a buffer."
         )
-    if program.written_buffers and counts.replicas > 1 and options.broadcast_buffers:
+    if program.shared_writes and counts.replicas > 1 and options.broadcast_buffers:
         raise createPoptorchError(
             "PopTorch does not support broadcasting buffers. If your model is able to tolerate buffers becoming "
             "out of sync between replicas, you can disable buffer broadcasting using "

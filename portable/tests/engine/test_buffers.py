@@ -7,9 +7,10 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from programs import Body, infer, make_options
+from programs import Body, infer, make_options, train
 
 import poptorch
+from poptorch import notices
 
 
 def test_a_buffer_changes_with_every_micro_batch_and_stays_on_the_device():
@@ -173,6 +174,76 @@ def test_section9_batch_norm_of_replicas():
         reference(x[rows], y[rows])
     torch.testing.assert_close(model.norm.running_mean, reference.norm.running_mean)
     torch.testing.assert_close(model.norm.running_var, reference.norm.running_var)
+
+
+def test_batch_norm_needs_no_option_for_replicas():
+    """Each replica has statistics of its own; the host gets the first one's."""
+    x, y = torch.randn(12, 3), torch.randn(12, 4)
+    model, reference = Normed(), Normed()
+    executor = poptorch.trainingModel(model, make_options(2, replicas=2), torch.optim.SGD(model.parameters(), lr=0.0))
+    executor(x, y)
+    for rows in (slice(0, 3), slice(6, 9)):
+        reference(x[rows], y[rows])
+    for name, expected in reference.norm.state_dict().items():
+        torch.testing.assert_close(model.norm.state_dict()[name], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_statistics_that_the_program_changes_itself_are_not_shared():
+    def forward(m, x):
+        m.norm.running_mean.mul_(0.5)
+        return m.norm(x)
+
+    with pytest.raises(poptorch.Error, match="does not support broadcasting buffers"):
+        infer(forward, torch.ones(4, 3), options=make_options(replicas=2), norm=torch.nn.BatchNorm1d(3))
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.uint8])
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_an_integer_buffer_is_a_constant(dtype, replicas, monkeypatch, capsys):
+    monkeypatch.setattr(notices, "_said", set())
+
+    def forward(m, x):
+        m.n += 1
+        m.n.mul_(2)
+        return x + m.n
+
+    model = Body(forward, n=torch.zeros(1, dtype=dtype))
+    executor = poptorch.inferenceModel(model, make_options(3, replicas=replicas))
+    for _ in range(2):
+        assert executor(torch.zeros(3 * replicas)).tolist() == [2] * 3 * replicas
+    executor.copyWeightsToHost()
+    assert model.n.item() == 0
+    assert capsys.readouterr().err.count("Integer buffer n is changed by forward()") == 1
+    model.n.fill_(4)
+    executor.copyWeightsToDevice()
+    assert executor(torch.zeros(3 * replicas)).tolist() == [10] * 3 * replicas
+
+
+def test_an_integer_buffer_is_a_constant_in_training():
+    def forward(m, x):
+        m.mask.index_fill_(0, m.at, True)
+        m.at += 1
+        return poptorch.identity_loss((m.w * x).sum() + m.mask.sum(), "none")
+
+    options = make_options(1, 3, mode=poptorch.OutputMode.All)
+    members = {"mask": torch.zeros(4, dtype=torch.bool), "at": torch.zeros(1, dtype=torch.int64)}
+    assert train(forward, torch.zeros(3), options=options, **members).tolist() == [1, 1, 1]
+
+
+def test_an_integer_buffer_of_a_native_operator_keeps_its_values():
+    """PopTorch has no operators of this kind: what they write to is state, as the program means it."""
+    library = torch.library.Library("test_buffers", "FRAGMENT")
+    library.define("count(Tensor(a!) total, Tensor x) -> ()")
+    library.impl("count", lambda total, x: total.add_(x.int()) and None, "CPU")
+    torch.library.register_fake("test_buffers::count", lambda total, x: None, lib=library)
+
+    def forward(m, x):
+        torch.ops.test_buffers.count(m.n, x)
+        return m.n + 0
+
+    executor = poptorch.inferenceModel(Body(forward, n=torch.zeros(1, dtype=torch.int16)), make_options(3))
+    assert executor(torch.ones(3)).tolist() == [1, 2, 3]
+    assert executor(torch.ones(3)).tolist() == [4, 5, 6]
 
 
 def test_section9_named_buffers_are_updated_alone():

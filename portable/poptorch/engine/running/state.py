@@ -14,7 +14,8 @@ class DeviceState:
     """Parameters, buffers and constants of a program, by value name and by name in the module.
 
     A parameter that the module has under several names is one tensor here, known by the first of them. Each replica
-    has its own copy of the buffers that the program writes to; the first one's is the one in `buffers`.
+    has its own copy of the buffers that the program writes to; the first one's is the one in `buffers`. Of those that
+    do not keep what is written to them each micro-batch has a copy.
     """
 
     def __init__(self, program: Program, model: torch.nn.Module, policy: Policy, training: bool, replicas: int = 1):
@@ -61,6 +62,8 @@ class DeviceState:
             for value, name in program.buffers.items()
             if self._copies and id(self.values[value]) in self._copies[0]
         }
+        restored = {id(self.values[value]) for value in program.restored_buffers}
+        self._restored = [value for value in program.buffers if id(self.values[value]) in restored]
 
     @property
     def grouped(self) -> list[str]:
@@ -75,6 +78,8 @@ class DeviceState:
         if replica:
             copies = self._copies[replica - 1]
             values.update((value, copies[buffer]) for value, buffer in self._buffer_values.items())
+        fresh = {id(values[value]): values[value].clone() for value in self._restored}
+        values.update((value, fresh[id(values[value])]) for value in self._restored)
         return values
 
     @torch.no_grad()

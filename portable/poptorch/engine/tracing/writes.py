@@ -19,6 +19,11 @@ _NORMS = {  # their schemas do not say that running statistics change: (statisti
 }
 
 
+def is_norm(node: torch.fx.Node) -> bool:
+    """Whether `node` is a normalisation, which changes nothing but its running statistics."""
+    return node.target in _NORMS
+
+
 def _written_arguments(node: torch.fx.Node) -> list[torch.fx.Node]:
     schema = getattr(node.target, "_schema", None)
     written = []
@@ -28,7 +33,7 @@ def _written_arguments(node: torch.fx.Node) -> list[torch.fx.Node]:
                 continue
             value = node.args[index] if index < len(node.args) else node.kwargs.get(argument.name)
             written.extend(item for item in _flat(value) if isinstance(item, torch.fx.Node))
-    if node.target in _NORMS:
+    if is_norm(node):
         positions, switch = _NORMS[node.target]
         if node.args[switch]:
             written.extend(node.args[p] for p in positions if isinstance(node.args[p], torch.fx.Node))
@@ -72,19 +77,32 @@ def _targets(node: torch.fx.Node, modules: dict[str, torch.nn.Module]) -> list[t
     return _written_arguments(node)
 
 
-def written(
+def writers(
     nodes: Iterable[torch.fx.Node],
     modules: dict[str, torch.nn.Module],
     origin: dict[torch.fx.Node, torch.fx.Node] | None = None,
-) -> set[torch.fx.Node]:
-    """The nodes whose memory some node of `nodes` writes to, views followed back to what they view.
+) -> dict[torch.fx.Node, list[torch.fx.Node]]:
+    """The nodes whose memory some node of `nodes` writes to, views followed back to what they view, and who does.
 
     `modules` are the bodies of loops: the positions in `writes` of such a module name the arguments it changes.
     `origin` is origins() of the whole graph where `nodes` are a part of it.
     """
     nodes = list(nodes)
     origin = origins(nodes) if origin is None else origin
-    return {origin.get(target, target) for node in nodes for target in _targets(node, modules)}
+    found: dict[torch.fx.Node, list[torch.fx.Node]] = {}
+    for node in nodes:
+        for target in _targets(node, modules):
+            found.setdefault(origin.get(target, target), []).append(node)
+    return found
+
+
+def written(
+    nodes: Iterable[torch.fx.Node],
+    modules: dict[str, torch.nn.Module],
+    origin: dict[torch.fx.Node, torch.fx.Node] | None = None,
+) -> set[torch.fx.Node]:
+    """The nodes whose memory some node of `nodes` writes to; arguments as for writers()."""
+    return set(writers(nodes, modules, origin))
 
 
 def dependencies(
