@@ -138,11 +138,16 @@ class Structure:
 
     @classmethod
     def of(
-        cls, value: Any, wanted: Callable[[torch.Tensor], bool] = lambda tensor: True, objects: bool = False
+        cls,
+        value: Any,
+        wanted: Callable[[torch.Tensor], bool] = lambda tensor: True,
+        objects: bool = False,
+        other: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor,
     ) -> tuple[list[torch.Tensor], Structure]:
         """The tensors of `value` that are `wanted`, and what is left when they are taken out.
 
-        With `objects` those in the attributes of any object are, too (a cache that a model returns, say).
+        Tensors that are not wanted stay, as what `other` makes of them. With `objects` those in the attributes of any
+        object are taken, too (a cache that a model returns, say).
         """
         leaves: list[torch.Tensor] = []
         opened: set[int] = set()  # objects being taken apart: one may refer to itself
@@ -150,7 +155,7 @@ class Structure:
         def take(leaf: Any) -> Any:
             if isinstance(leaf, torch.Tensor):
                 if not wanted(leaf):
-                    return leaf
+                    return other(leaf)
                 leaves.append(leaf)
                 return _Slot(len(leaves) - 1)
             if objects and id(leaf) not in opened and _has_tensors(leaf, set()):
@@ -163,8 +168,14 @@ class Structure:
         return leaves, cls(map_leaves(value, take, apart=True))
 
     def fill(self, leaves: list[Any]) -> Any:
-        """The structure again, with `leaves` in the tensors' places."""
-        return map_leaves(self.template, lambda leaf: leaves[leaf.index] if isinstance(leaf, _Slot) else leaf)
+        """The structure again, with `leaves` in the tensors' places, and copies of tensors that were left in it."""
+
+        def filled(leaf: Any) -> Any:
+            if isinstance(leaf, _Slot):
+                return leaves[leaf.index]
+            return leaf.clone() if isinstance(leaf, torch.Tensor) else leaf
+
+        return map_leaves(self.template, filled)
 
     def constants(self) -> list[Any]:
         """What is in the structure besides the tensors that were taken out, None left aside."""

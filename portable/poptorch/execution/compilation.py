@@ -18,7 +18,7 @@ from ..engine.running import replica_groups
 from ..engine.running.runner import Counts
 from ..engine.stages import Program, build_program, ipu_switches
 from ..engine.tracing import export as tracing
-from ..engine.tracing import scope_names
+from ..engine.tracing import host_tensors, scope_names
 from ..engine.tracing.losses import erase_marks, find_loss
 from ..engine.tracing.regions import extract_regions
 from ..enums import OutputMode
@@ -119,7 +119,8 @@ def compile_model(
 
     def run(traced_model: torch.nn.Module, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
         rebuilt_args, rebuilt_kwargs = call.rebuild(tensors)
-        found, shape = Structure.of(traced_model(*rebuilt_args, **rebuilt_kwargs), _on_device, objects=True)
+        result = traced_model(*rebuilt_args, **rebuilt_kwargs)
+        found, shape = Structure.of(result, _on_device, objects=True, other=host_tensors.snapshot)
         structure.append(shape)
         return found
 

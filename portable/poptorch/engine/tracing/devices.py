@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from ... import notices
 from ...poptorch_core import createPoptorchError
+from . import host_tensors
 
 # Made on the device unless the program says where.
 _FACTORIES = frozenset(
@@ -24,6 +25,7 @@ _FACTORIES = frozenset(
     | {torch.randint, torch.randn, torch.randperm, torch.range, torch.tensor, torch.zeros, torch.zeros_like}
     | {torch.normal}
 )
+_LIKE = frozenset({torch.full_like, torch.zeros_like})
 # A host tensor becomes one of the device's by these.
 _MOVES = frozenset({torch.Tensor.to, torch.Tensor.type_as, torch.as_tensor, torch.tensor})
 # Constructors of host tensors.
@@ -87,14 +89,30 @@ def on_host(func: Callable, args: tuple, kwargs: dict[str, Any]) -> torch.Tensor
         return None
     if device != "cpu":  # a torch.device may be that of another tensor of the program
         return None
-    with _disable_current_modes():
-        return func(*args, **kwargs)
+    return host_tensors.outside(func, *args, **kwargs)
+
+
+def stays_on_host(func: Callable, args: tuple, kwargs: dict[str, Any]) -> bool:
+    """Whether what `func` makes of host tensors alone is on the host, too: it moves nothing to the device."""
+    if func in _FACTORIES and func is not torch.normal:  # which is one only where it takes numbers
+        return kwargs.get("device") == "cpu"
+    return func not in _MOVES or not any(map(_names_device, (*args[1:], kwargs.get("device"))))
+
+
+def _names_device(value: Any) -> bool:
+    """Whether `value` is a device that is not said to be the host's: a torch.device may be that of another tensor."""
+    return isinstance(value, torch.device) or (isinstance(value, str) and value != "cpu")
 
 
 def operands(func: Callable, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
     """The arguments of `func` with devices as tracing knows them. poptorch.Error if one is a host tensor."""
-    if func not in _MOVES:
-        _check_on_device(func, args, kwargs)
+    if func in _LIKE and host_tensors.is_host(args[0]):
+        args = (torch.empty(args[0].shape, dtype=args[0].dtype), *args[1:])
+    if func in _MOVES:
+        args = tuple(host_tensors.snapshot(value) if host_tensors.is_host(value) else value for value in args)
+    else:
+        args, kwargs = host_tensors.numbers(func, args, kwargs, every=func in _FACTORIES)
+        check_on_device(func, args, kwargs)
     args = tuple(map(_as_traced, args))
     return args, {**kwargs, "device": _as_traced(kwargs["device"])} if "device" in kwargs else kwargs
 
@@ -105,7 +123,8 @@ def adopted(func: Callable, result: Any) -> Any:
     return result.clone() if moved else result
 
 
-def _check_on_device(func: Callable, args: tuple, kwargs: dict[str, Any]) -> None:
+def check_on_device(func: Callable, args: tuple, kwargs: dict[str, Any]) -> None:
+    """Raises poptorch.Error if a host tensor is an operand of `func`."""
     for value in torch.utils._pytree.tree_leaves((args, kwargs)):
         if isinstance(value, torch.Tensor) and not on_device(value):
             raise createPoptorchError(

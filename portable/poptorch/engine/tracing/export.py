@@ -20,6 +20,7 @@ from torch.export.graph_signature import InputKind
 from ... import notices
 from ...poptorch_core import Error, createPoptorchError
 from . import devices, functions, lenient, members, opaque
+from .host_tensors import HostWrites
 from .program_mode import ProgramMode, value_unknown
 from .recording import PythonState, record, silent_repetition
 
@@ -38,6 +39,7 @@ class TraceContext:
     input_ids: set[int] = dataclasses.field(default_factory=set)  # id() of the tensors that forward() is given
     overlapped: set[tuple[str, int]] = dataclasses.field(default_factory=set)  # (function, id() of its tensor)
     left_behind: PythonState | None = None  # by forward(), once it has run to its end
+    host_writes: HostWrites = dataclasses.field(default_factory=HostWrites)
     kept: list[torch.Tensor] = dataclasses.field(default_factory=list)  # alive, so that no id() is used again
     regions: int = 0
 
@@ -215,6 +217,7 @@ def _recorded(
     reason = f"{type(refusal).__name__}: {str(refusal).strip().splitlines()[0]}" if str(refusal) else repr(refusal)
     ran = context.left_behind
     before.restore()
+    context.host_writes.take_back()
     context.functions.clear()
     context.overlapped.clear()
     context.blocks.forget()

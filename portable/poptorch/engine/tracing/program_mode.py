@@ -14,7 +14,7 @@ from torch._subclasses import FakeTensor
 from torch.overrides import TorchFunctionMode
 
 from ...poptorch_core import Error, createPoptorchError
-from . import devices, functions, lenient, markers, opaque
+from . import devices, functions, host_tensors, lenient, markers, opaque
 
 # torch functions that are a loss by themselves (spec section 4).
 LOSS_FUNCTIONS = frozenset(
@@ -86,9 +86,16 @@ class ProgramMode(TorchFunctionMode):
         super().__init__()
         self._check_active = context.blocks.check_active
         self._training = context.training
+        self._host_writes = context.host_writes
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = dict(kwargs or {})
+        if isinstance(func, torch._ops.OpOverload):  # a step of tracing itself, or a native operator
+            if func.namespace.startswith("poptorch"):
+                devices.check_on_device(func, args, kwargs)
+            return opaque.call_native(func, args, kwargs)
+        if host_tensors.are_alone(args, kwargs) and devices.stays_on_host(func, args, kwargs):
+            return self._host_writes.run(func, args, kwargs)
         if func in _HOST_VALUES:
             raise value_unknown(_HOST_VALUES[func])
         if func is torch._C._set_grad_enabled:
@@ -101,8 +108,6 @@ class ProgramMode(TorchFunctionMode):
             return args[0].detach().copy_(args[1])
         if getattr(func, "__name__", "") == "__get__" or func in _METADATA:
             return func(*args, **kwargs)
-        if isinstance(func, torch._ops.OpOverload):  # a step of tracing itself, or a native operator
-            return opaque.call_native(func, args, kwargs)
         result = self._call(func, args, kwargs)
         return result if torch.is_grad_enabled() else _detached(result, args)
 
