@@ -162,20 +162,25 @@ __all__ = [
 
 
 def trainingModel(
-    model: torch.nn.Module, options: Options | None = None, optimizer: torch.optim.Optimizer | None = None
+    model: torch.nn.Module | PoplarExecutor,
+    options: Options | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
 ) -> PoplarExecutor:
-    """An executor that trains `model`; the optimizer is SGD with lr 0.01 if none is given.
+    """An executor that trains `model`, or the user's model of an executor; by default with SGD of lr 0.01.
 
     The options are frozen. Raises RuntimeError if the model is wrapped for training already.
     """
+    if isinstance(model, PoplarExecutor):
+        model = model._user_model
     return PoplarExecutor(model, options, training=True, poptorch_version=__version__, optimizer=optimizer)
 
 
 def inferenceModel(model: torch.nn.Module | PoplarExecutor, options: Options | None = None) -> PoplarExecutor:
     """An executor that runs `model` forward only, with the weights of its training executor if there is one."""
+    user_model = None
     if isinstance(model, PoplarExecutor):
-        model = model.model
-    return PoplarExecutor(model, options, training=False, poptorch_version=__version__)
+        model, user_model = model.model, model._user_model
+    return PoplarExecutor(model, options, training=False, poptorch_version=__version__, user_model=user_model)
 
 
 def isRunningOnIpu() -> bool:

@@ -30,10 +30,11 @@ class SGD(Optimizer, torch.optim.SGD):
         loss_scaling: factor on the loss before the backward pass, taken off the gradients again; 1.0.
         velocity_scaling: factor on the stored velocity, with use_combined_accum only; 1.0.
         use_combined_accum: one tensor for gradient accumulation and velocity, of the weight's type.
-        accum_type, velocity_accum_type: torch.float16 or float32, without use_combined_accum only.
+        accum_type, velocity_accum_type: torch.float16 or float32; with use_combined_accum the former has no effect and
+            the latter is refused.
         max_grad_norm: bound on the norm of all (scaled) gradients; infinity.
     Raises:
-        AssertionError: an accumulator type that is none, or that use_combined_accum rules out.
+        AssertionError: an accumulator type that is none, or a type of the velocity with use_combined_accum.
     """
 
     ipu_kind = "SGD"
@@ -64,10 +65,10 @@ class SGD(Optimizer, torch.optim.SGD):
         self._configure(tuple(numbers), dtypes, numbers)
         self.use_combined_accum = bool(use_combined_accum)
         if self.use_combined_accum:
-            for name, dtype in dtypes.items():
-                require(
-                    dtype is None, f"{name} is only for separate accumulators: leave it out with use_combined_accum"
-                )
+            require(
+                velocity_accum_type is None,
+                "velocity_accum_type is only for separate accumulators: leave it out with use_combined_accum",
+            )
         elif velocity_scaling is not None:
             notices.logger.warning(
                 "velocity_scaling of SGD is ignored without use_combined_accum: it is tied to loss_scaling there."

@@ -80,6 +80,8 @@ class PoplarExecutor(ExecutorState):
             self._unlink_optimizer()
             hosting.unwrap(self._user_model, self._model)
             self._source = None
+        else:
+            hosting.ungroup(self._user_model)
         self._drop_session()
         self._compiled = None
 

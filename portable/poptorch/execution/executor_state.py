@@ -25,7 +25,11 @@ _NOT_COMPILED = "Model has not been compiled or has been destroyed."
 
 
 class ExecutorState:
-    """The part of PoplarExecutor that a program does not see."""
+    """The part of PoplarExecutor that a program does not see.
+
+    Args:
+        model: what is copied and runs; `user_model`, if given, is the model of the user's that it is a copy of.
+    """
 
     def __init__(
         self,
@@ -55,7 +59,7 @@ class ExecutorState:
         notices.report_without_effect(self._options)
         notices.report_environment()
         engine_options.report_folder(self._options)  # a mistake in it is told now, not after tracing
-        self._model = hosting.executor_copy(self._user_model)
+        self._model = hosting.executor_copy(model)
         self._policy = device_policy.choose()
         self._optimizer = optimizer
         if training and optimizer is None:
@@ -67,6 +71,8 @@ class ExecutorState:
         self._source: hosting.WeightSource | None = None  # of this executor, if it trains
         if training:
             self._wrap()
+        else:
+            hosting.make_groupable(self._user_model)
         self._offline = self._options.connection_type is ConnectionType.Never
         self._probe = Probe()  # a report, if one is asked for
         self._session: Session | None = None  # while attached to the device
@@ -102,6 +108,8 @@ class ExecutorState:
             self._check_optimizer(self._optimizer)  # the model may have become half since
             if self._source is None:  # destroyed and called again
                 self._wrap()
+        else:
+            hosting.make_groupable(self._user_model)
         self._sync_host()
         try:
             with torch.inference_mode(False), hosting.plain(self._user_model), hosting.own_class(self._model):
@@ -122,6 +130,8 @@ class ExecutorState:
         if self._policy.device.type == "cpu" and torch.get_num_threads() > 1:
             openmp.report_late()
         notices.report_differences()
+        if not self._training:
+            hosting.fix_grouping(self._user_model)
         self._compile_seconds = time.perf_counter() - start
 
     def _seed(self) -> int:

@@ -20,6 +20,8 @@ from ..engine.running import replica_groups
 from ..enums import CommGroupType, VariableRetrievalMode
 from ..poptorch_core import createPoptorchError
 
+# In the __dict__ of a tensor: the executors that train it, and whether one that does not was compiled for it.
+_SOURCES, _COMPILED = "_poptorch_sources", "_poptorch_compiled"
 # Reading one of these from the model means reading weights.
 _SYNCHRONISING = frozenset({"_parameters", "_buffers", "forward", "state_dict"})
 _ALREADY_WRAPPED = (
@@ -95,33 +97,33 @@ def _tensors(model: torch.nn.Module) -> Iterator[torch.Tensor]:
 
 def _sources(tensor: torch.Tensor) -> tuple[WeightSource, ...]:
     """Of a hosted tensor; several training executors may share it (as parts of different models)."""
-    return tensor.__dict__["_poptorch_sources"]
+    return tensor.__dict__[_SOURCES]
 
 
-class _HostedParameter(torch.nn.Parameter):
-    """A parameter whose reading brings the weights back from the device."""
-
-    @classmethod
-    def __torch_function__(cls, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        return _read(func, args, kwargs)
+class _GroupedParameter(torch.nn.Parameter):
+    """A parameter of an executor's model, of which groups of replicas may have a value each."""
 
     def replicaGrouping(
         self, comm_group_type: CommGroupType, shards: int, variable_retrieval_mode: VariableRetrievalMode
     ) -> None:
         """Give groups of `shards` replicas a value each, before the model is compiled (see engine.replica_groups).
 
+        `shards` means nothing where the groups are all replicas or each by itself, and may be 0 then.
         Raises AssertionError for an argument of another type, poptorch.Error for a scalar or a compiled model.
         """
         require(
             isinstance(comm_group_type, CommGroupType),
             f"comm_group_type must be a poptorch.CommGroupType, got {comm_group_type!r}",
         )
-        require_positive_int("shards", shards)
+        if comm_group_type in (CommGroupType.All, CommGroupType.NoGrouping):
+            require(type(shards) is int and shards >= 0, f"shards must be an integer of at least 0, got {shards!r}")
+        else:
+            require_positive_int("shards", shards)
         require(
             isinstance(variable_retrieval_mode, VariableRetrievalMode),
             f"variable_retrieval_mode must be a poptorch.VariableRetrievalMode, got {variable_retrieval_mode!r}",
         )
-        if any(source.used for source in _sources(self)):
+        if self.__dict__.get(_COMPILED) or any(source.used for source in self.__dict__.get(_SOURCES, ())):
             raise createPoptorchError("replicaGrouping() must be called before the model is compiled.")
         grouping = replica_groups.ReplicaGrouping(comm_group_type, shards, variable_retrieval_mode)
         replica_groups.set_grouping(self, grouping)
@@ -134,6 +136,14 @@ class _HostedParameter(torch.nn.Parameter):
 
     def __reduce_ex__(self, protocol: int) -> Any:
         return torch.nn.Parameter(_plain(self), self.requires_grad).__reduce_ex__(protocol)
+
+
+class _HostedParameter(_GroupedParameter):
+    """A parameter whose reading brings the weights back from the device."""
+
+    @classmethod
+    def __torch_function__(cls, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        return _read(func, args, kwargs)
 
 
 class _HostedBuffer(torch.Tensor):
@@ -257,13 +267,14 @@ def host(model: torch.nn.Module, source: WeightSource) -> None:
 
 def _set_sources(tensor: torch.Tensor, sources: tuple[WeightSource, ...]) -> None:
     if type(tensor) in _HOSTED and not sources:
-        del tensor.__dict__["_poptorch_sources"]
+        del tensor.__dict__[_SOURCES]
         tensor.__class__ = _HOSTED[type(tensor)]
     elif sources:
-        hosted = next((hosted for hosted, usual in _HOSTED.items() if type(tensor) in (hosted, usual)), None)
+        kind = torch.nn.Parameter if type(tensor) is _GroupedParameter else type(tensor)
+        hosted = next((hosted for hosted, usual in _HOSTED.items() if kind in (hosted, usual)), None)
         if hosted is not None:
             tensor.__class__ = hosted
-            tensor.__dict__["_poptorch_sources"] = sources
+            tensor.__dict__[_SOURCES] = sources
 
 
 def _unhost(model: torch.nn.Module, source: WeightSource) -> None:
@@ -273,11 +284,35 @@ def _unhost(model: torch.nn.Module, source: WeightSource) -> None:
             _set_sources(tensor, tuple(other for other in _sources(tensor) if other is not source))
 
 
+def make_groupable(model: torch.nn.Module) -> None:
+    """The parameters of an inference executor's model have replicaGrouping() from now on."""
+    for parameter in model.parameters():
+        if type(parameter) is torch.nn.Parameter:
+            parameter.__class__ = _GroupedParameter
+
+
+def fix_grouping(model: torch.nn.Module) -> None:
+    """An inference executor was compiled: how replicas are grouped may not change any more."""
+    for parameter in model.parameters():
+        if type(parameter) is _GroupedParameter:
+            parameter.__dict__[_COMPILED] = True
+
+
+def ungroup(model: torch.nn.Module) -> None:
+    """The parameters are what they were before make_groupable(), unless a training executor has them."""
+    for parameter in model.parameters():
+        if type(parameter) is _GroupedParameter:
+            parameter.__dict__.pop(_COMPILED, None)
+            replica_groups.forget(parameter)
+            parameter.__class__ = torch.nn.Parameter
+
+
 def unwrap(model: torch.nn.Module, duplicate: torch.nn.Module) -> None:
     """Both are what they were before `wrap`."""
     _unhost(model, type(model)._poptorch_source)
     for parameter in model.parameters():
         replica_groups.forget(parameter)
+        parameter.__dict__.pop(_COMPILED, None)
     model.__class__ = duplicate.__class__ = type(model)._poptorch_user_class
 
 
@@ -296,13 +331,18 @@ def own_class(duplicate: torch.nn.Module) -> Iterator[None]:
 def plain(model: torch.nn.Module) -> Iterator[None]:
     """Inside this context `model`'s tensors are ordinary ones, for tracing and copying."""
     hosted = [(tensor, _sources(tensor)) for tensor in _tensors(model) if type(tensor) in _HOSTED]
+    grouped = [tensor for tensor in model.parameters() if type(tensor) is _GroupedParameter]
     source = source_of(model)
     with source.suspended() if source is not None else contextlib.nullcontext():
         for tensor, _ in hosted:
             _set_sources(tensor, ())
+        for tensor in grouped:
+            tensor.__class__ = torch.nn.Parameter
         try:
             yield
         finally:
+            for tensor in grouped:
+                tensor.__class__ = _GroupedParameter
             for tensor, sources in hosted:
                 _set_sources(tensor, sources)
 

@@ -59,7 +59,7 @@ class Session:
                 "stochastically then.",
             )
         if kept is not None:
-            self.optimizer.load_state_dict(kept)
+            self._load_optimizer(kept)
         self.upload((kept or {}).get(MASTERS))
         mode = _resolved(options.output_mode, optimizer is not None)
         self.anchors = self._anchors(compiled, optimizer is not None)
@@ -84,11 +84,19 @@ class Session:
         }
         counts = compiled.counts
         sizes = (counts.iterations, counts.accumulation, counts.replicas)
-        return Anchors(wanted, compiled.program, self._state, compiled.input_names, sizes, training) if wanted else None
+        if not wanted:
+            return None
+        scaled = self._scales_automatically
+        return Anchors(wanted, compiled.program, self._state, compiled.input_names, sizes, training, scaled)
+
+    @property
+    def _scales_automatically(self) -> bool:
+        return self.optimizer is not None and _automatic_scaling(self._options) is not None
 
     def tensor_names(self, compiled: Compiled) -> list[str]:
         """The names that Options.anchorTensor() takes."""
-        return tensor_names(compiled.program, self._state, compiled.input_names, self.optimizer is not None)
+        training, scaled = self.optimizer is not None, self._scales_automatically
+        return tensor_names(compiled.program, self._state, compiled.input_names, training, scaled)
 
     def upload_buffers(self, names: list[str]) -> None:
         """Host -> device for these buffers."""
@@ -136,15 +144,21 @@ class Session:
     def read_optimizer(self) -> dict[str, Any]:
         """The optimizer's state, and the weights where the device holds them more precisely than the program."""
         state = self.optimizer.state_dict()
+        state["ipu_state"] = self._state.replicated(state["ipu_state"])
         with hosting.plain(self._model):
             masters = self._state.masters(self._model)
         return {**state, MASTERS: masters} if masters else state
 
     def write_optimizer(self, state: dict[str, Any]) -> None:
         """Continue from what read_optimizer() gave, the weights in it included."""
-        self.optimizer.load_state_dict(state)
+        self._load_optimizer(state)
         if MASTERS in state:
             self._state.load_masters(state[MASTERS])
+
+    def _load_optimizer(self, state: dict[str, Any]) -> None:
+        if state.get("ipu_state") is not None:
+            state = {**state, "ipu_state": self._state.grouped_states(state["ipu_state"])}
+        self.optimizer.load_state_dict(state)
 
     def close(self) -> None:
         """Free the device."""

@@ -109,6 +109,10 @@ class OptionsDict(Freezable):
             return self._values[name]
         raise AttributeError(f"Invalid option {name!r}: {type(self).__name__} has no such option, or it is not set")
 
+    def __getitem__(self, name: str) -> Any:
+        """The value of an option by its name. KeyError if there is none, or it is not set."""
+        return self._values[name]
+
     def __setattr__(self, name: str, value: Any) -> None:
         if name.startswith("_"):
             object.__setattr__(self, name, value)

@@ -129,9 +129,10 @@ def test_errors(cls):
 def test_sgd_combined_and_separate_arguments(monkeypatch):
     said = []
     monkeypatch.setattr(notices.logger, "warning", said.append)
-    for name in ("accum_type", "velocity_accum_type"):
-        with pytest.raises(AssertionError, match=name):
-            make(optim.SGD, use_combined_accum=True, **{name: torch.float32})
+    with pytest.raises(AssertionError, match="velocity_accum_type"):
+        make(optim.SGD, use_combined_accum=True, velocity_accum_type=torch.float32)
+    for dtype in (torch.float16, torch.float32):
+        assert make(optim.SGD, use_combined_accum=True, accum_type=dtype).accum_type == dtype
     make(optim.SGD, use_combined_accum=True, velocity_scaling=2.0)
     assert not said
     make(optim.SGD, velocity_scaling=2.0)

@@ -106,6 +106,73 @@ def test_weights_of_groups_come_and_go():
     assert type(model.w) is torch.nn.Parameter and not hasattr(model.w, "replicaGrouping")
 
 
+@pytest.mark.parametrize("retrieval", [ONE, ALL])
+def test_states_of_the_optimizer_have_the_entries_that_the_weight_has(retrieval):
+    """And they are loaded into another executor, which goes on alike."""
+
+    def trainer(w):
+        model = Body(forward, w=torch.nn.Parameter(w.clone()), v=torch.nn.Parameter(torch.ones(1)))
+        optimizer = poptorch.optim.Adam(model.parameters(), lr=0.1)
+        executor = poptorch.trainingModel(model, make_options(replicas=4), optimizer)
+        return model, executor, optimizer
+
+    x = torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
+    for kind, shards in ((CommGroupType.NoGrouping, 0), (CommGroupType.Consecutive, 2)):
+        entries = 4 if kind is CommGroupType.NoGrouping or retrieval is ALL else 2
+        model, executor, optimizer = trainer(torch.zeros(entries, 2))
+        model.w.replicaGrouping(kind, shards, retrieval)
+        executor(x)
+        states = optimizer.state_dict()["ipu_state"]
+        assert {key: tuple(states[key].shape) for key in states if key.endswith("___w")} == {
+            "Accl1___w": (entries, 2),
+            "Accl2___w": (entries, 2),
+            "Step___w": (entries,),
+        }
+        assert states["Step___v"].shape == () and states["Accl1___v"].shape == (1,)
+        other, resumed, resumed_optimizer = trainer(model.w.detach())
+        other.load_state_dict(model.state_dict())
+        resumed_optimizer.load_state_dict(optimizer.state_dict())
+        other.w.replicaGrouping(kind, shards, retrieval)
+        for run in (executor, resumed):
+            run(x)
+        assert torch.equal(other.w.detach(), model.w.detach())
+        for key, state in resumed_optimizer.state_dict()["ipu_state"].items():
+            assert torch.equal(state, optimizer.state_dict()["ipu_state"][key])
+
+
+def test_section5_weights_of_groups_in_inference_alone():
+    entries = torch.tensor([[0.0, 0], [1, 1]])
+    model = Body(lambda m, x: x @ m.w, w=torch.nn.Parameter(entries))
+    executor = poptorch.inferenceModel(model, make_options(replicas=4))
+    executor.w.replicaGrouping(CommGroupType.Orthogonal, 2, ONE)
+    assert executor(torch.ones(4, 2)).tolist() == [0, 2, 0, 2]
+    with pytest.raises(poptorch.Error, match="before the model is compiled"):
+        model.w.replicaGrouping(CommGroupType.Consecutive, 2, ONE)
+    assert type(copy.deepcopy(model).w) is torch.nn.Parameter and isinstance(model.w, torch.nn.Parameter)
+    assert repr(model.w).startswith("Parameter containing:")
+    with torch.no_grad():
+        model.w += 1
+    executor.copyWeightsToDevice()
+    assert executor(torch.ones(4, 2)).tolist() == [2, 4, 2, 4]
+    executor.destroy()
+    assert type(model.w) is torch.nn.Parameter and not vars(model.w)
+    model.w = torch.nn.Parameter(torch.arange(8.0).view(4, 2))
+    again = poptorch.inferenceModel(model, make_options(replicas=4))
+    model.w.replicaGrouping(CommGroupType.NoGrouping, 0, ONE)
+    assert again(torch.ones(4, 2)).tolist() == [1, 5, 9, 13]
+
+
+def test_a_model_of_an_inference_executor_is_saved_as_it_was(tmp_path):
+    model = torch.nn.Linear(2, 2)
+    poptorch.inferenceModel(model)
+    torch.save(model, tmp_path / "model")
+    loaded = torch.load(tmp_path / "model", weights_only=False)
+    assert type(loaded.weight) is torch.nn.Parameter and torch.equal(loaded.weight, model.weight)
+    trainer = poptorch.trainingModel(model)
+    trainer.destroy()  # never compiled: without effect
+    model.weight.replicaGrouping(CommGroupType.All, 0, ONE)
+
+
 def test_section5_what_is_refused():
     model, executor = grouped(torch.zeros(3, 2), 4, CommGroupType.Consecutive, 2)
     with pytest.raises(poptorch.Error, match=r"parameter w of shape \[3, 2\] needs a first dimension of size 2"):
@@ -117,6 +184,8 @@ def test_section5_what_is_refused():
         model.w.replicaGrouping("Consecutive", 2, ONE)
     with pytest.raises(AssertionError, match="shards"):
         model.w.replicaGrouping(CommGroupType.Consecutive, 0, ONE)
+    with pytest.raises(AssertionError, match="shards"):
+        model.w.replicaGrouping(CommGroupType.NoGrouping, -1, ONE)
     with pytest.raises(AssertionError, match="variable_retrieval_mode"):
         model.w.replicaGrouping(CommGroupType.Consecutive, 2, 0)
     scalar = Body(lambda m, x: poptorch.identity_loss(x * m.s, "mean"), s=torch.nn.Parameter(torch.ones(())))

@@ -105,3 +105,24 @@ def test_section3_a_model_may_anchor_in_inference_and_over_stages():
     executor = poptorch.inferenceModel(model, options)
     executor(X)
     torch.testing.assert_close(executor.getAnchoredTensor("inner"), model.first(X).detach())
+
+
+@pytest.mark.parametrize(
+    ("iterations", "accumulation", "period", "rows"),
+    [(1, 1, 2, []), (3, 1, 2, [1]), (1, 2, 2, []), (3, 2, 2, [2, 3]), (5, 1, 5, [4])],
+)
+def test_section3_a_period_need_not_divide_the_iterations(iterations, accumulation, period, rows):
+    options = make_options(iterations, accumulation)
+    options.anchorTensor("doubled", "Mul:0", poptorch.OutputMode.EveryN, period)
+    options.anchorTensor("total", "loss", poptorch.OutputMode.EveryN, period)
+    options.anchorTensor("weight", "UpdatedVar___w", poptorch.OutputMode.EveryN, period)
+    model = Body(lambda m, x: poptorch.identity_loss(x * m.w, "sum"), w=torch.nn.Parameter(torch.tensor(2.0)))
+    executor = poptorch.trainingModel(model, options, torch.optim.SGD(model.parameters(), lr=0.0))
+    x = torch.arange(2.0 * iterations * accumulation)
+    executor(x)
+    expected = 2 * x.view(-1, 2)[rows]
+    assert torch.equal(executor.getAnchoredTensor("doubled"), expected.flatten())
+    total = expected.sum(1)
+    assert torch.equal(executor.getAnchoredTensor("total"), total[0] if len(rows) == 1 else total)
+    updates = len(rows) // accumulation
+    assert executor.getAnchoredTensor("weight").tolist() == (2.0 if updates == 1 else [2.0] * updates)

@@ -8,6 +8,7 @@ from programs import Body, make_options, regression_data, weights
 
 import poptorch
 
+Mode = poptorch.OutputMode
 SMALL = 2.0**-26  # below the smallest number of float16, 2^-24
 
 
@@ -106,3 +107,30 @@ def test_automatic_loss_scaling_makes_the_attribute_variable(enabled):
     else:
         with pytest.raises(poptorch.Error, match="loss_scaling of the optimizer is constant"):
             executor.setOptimizer(changed)
+
+
+def test_the_final_loss_scale_can_be_anchored():
+    """What the losses of a call were multiplied by: the initial scaling times the factor, which doubles here."""
+    options = make_options(3, 2)
+    options.Training.setAutomaticLossScaling(True)
+    options.anchorTensor("last", "finalLossScale").anchorTensor("all", "finalLossScale", Mode.All)
+    model = Body(
+        lambda m, x: poptorch.identity_loss((m.w * x).float().sum(), "sum"),
+        w=torch.nn.Parameter(torch.ones(4).half()),
+    )
+    optimizer = poptorch.optim.SGD(model.parameters(), lr=0.0, loss_scaling=8.0)
+    executor = poptorch.trainingModel(model, options, optimizer)
+    for call in range(2):
+        executor(torch.ones(24).half())
+        first = 8.0 * 8**call
+        assert executor.getAnchoredTensor("all").tolist() == [first, first, 2 * first, 2 * first, 4 * first, 4 * first]
+        assert executor.getAnchoredTensor("last").item() == 4 * first
+    assert optimizer.state_dict()["ipu_state"]["lossScaleUpdateFactor"] == 64
+    assert "finalLossScale" in executor.getTensorNames()
+
+
+def test_without_automatic_scaling_there_is_no_final_loss_scale():
+    options = make_options().anchorTensor("scale", "finalLossScale")
+    model = Body(lambda m, x: poptorch.identity_loss(m.w * x, "sum"), w=torch.nn.Parameter(torch.ones(4)))
+    with pytest.raises(poptorch.Error, match="has no tensor 'finalLossScale'"):
+        poptorch.trainingModel(model, options)(torch.ones(4))

@@ -79,6 +79,25 @@ def test_an_inference_executor_made_from_a_training_executor():
     assert model.training and training.model.training and not torch.equal(plain(model), before)
 
 
+@pytest.mark.parametrize("inference", [False, True])
+def test_a_training_executor_made_from_a_destroyed_one(inference):
+    """It is that of the user's model, as if the executor had never been."""
+    model = Loss()
+    first = poptorch.trainingModel(model, None, torch.optim.SGD(model.parameters(), lr=0.5))
+    follower = poptorch.inferenceModel(first)
+    first(X)
+    with pytest.raises(RuntimeError, match="already been wrapped"):
+        poptorch.trainingModel(first)
+    first.destroy()
+    source = follower if inference else first
+    second = poptorch.trainingModel(source, None, torch.optim.SGD(model.parameters(), lr=0.5))
+    before = plain(model)
+    torch.testing.assert_close(second(X)[0], 10 * before)
+    assert not torch.equal(plain(model), before)
+    second.destroy()
+    assert type(model) is Loss
+
+
 def test_attributes_are_those_of_the_copy():
     model = TenTimesInTraining()
     executor = poptorch.inferenceModel(model)

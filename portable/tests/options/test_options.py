@@ -257,6 +257,9 @@ def test_to_dict_is_flat_plain_data():
     assert plain["output_mode"] == 2 and plain["gradient_accumulation"] == 8
     assert plain["available_memory_proportion"] == {1: 0.5} and plain["outlineThreshold"] == 10.0
     assert plain["location_weight"] == {"onChip": False}
+    assert options.TensorLocations.location_weight["onChip"] is False
+    with pytest.raises(KeyError, match="minElementsForOffChip"):
+        options.TensorLocations.location_weight["minElementsForOffChip"]
     json.dumps(plain)
 
 

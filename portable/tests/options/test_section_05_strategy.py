@@ -34,6 +34,7 @@ def strategy(executor):
         (torch.float16, {}, Strategy.Running),
         (torch.float16, {"accum_type": torch.float32}, Strategy.Post),
         (torch.float16, {"use_combined_accum": True}, Strategy.Post),
+        (torch.float32, {"use_combined_accum": True, "accum_type": torch.float16}, Strategy.Post),
     ],
 )
 def test_section5_half_accumulators_choose_the_running_mean(dtype, arguments, expected):

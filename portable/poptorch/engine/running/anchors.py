@@ -15,16 +15,22 @@ from .state import DeviceState
 
 GRADIENT = "Gradient___"
 UPDATED = "UpdatedVar___"
+FINAL_LOSS_SCALE = "finalLossScale"
 
 
-def tensor_names(program: Program, state: DeviceState, inputs: list[str], training: bool) -> list[str]:
-    """The names that can be anchored. `inputs` are the names of the program's inputs as the user knows them."""
+def tensor_names(
+    program: Program, state: DeviceState, inputs: list[str], training: bool, scaled: bool = False
+) -> list[str]:
+    """The names that can be anchored. `inputs` are the names of the program's inputs as the user knows them.
+
+    With `scaled`, automatic loss scaling, what the loss of a micro-batch is multiplied by is one of them.
+    """
     names = [*inputs, *state.parameters, *state.buffers]
     names += [f"output_{position}" for position in range(len(program.outputs))]
     if training:
         trained = [name for name, tensor in state.parameters.items() if tensor.requires_grad]
         names += [GRADIENT + name for name in [*inputs, *trained]] + [UPDATED + name for name in trained] + ["loss"]
-    return [*names, *program.scope_names]
+    return [*names, *([FINAL_LOSS_SCALE] if scaled else []), *program.scope_names]
 
 
 class Anchors:
@@ -44,8 +50,9 @@ class Anchors:
         inputs: list[str],
         sizes: tuple[int, int, int],
         training: bool,
+        scaled: bool = False,
     ):
-        known = tensor_names(program, state, inputs, training)
+        known = tensor_names(program, state, inputs, training, scaled)
         for long_name, _, _ in wanted.values():
             if long_name not in known:
                 raise createPoptorchError(
@@ -95,7 +102,10 @@ class Anchors:
         self._collectors.clear()
 
     def micro_batch(self, s: int, a: int, r: int, values: Mapping[str, torch.Tensor]) -> None:
-        """Micro-batch (s, a, r) is done; `values` holds its inputs, outputs, intermediate tensors and loss."""
+        """Micro-batch (s, a, r) is done.
+
+        `values` holds its inputs, outputs, intermediate tensors, loss, and what that was scaled by.
+        """
         for short, (long_name, mode, period) in self._wanted.items():
             if not long_name.startswith(UPDATED):
                 self._add(short, mode, period, (s, a, r), self._sizes, self._read(long_name, values))
@@ -129,7 +139,7 @@ class Anchors:
             return self._state.parameters[long_name]
         if long_name in self._state.buffers:
             return self._state.buffers[long_name]
-        if long_name == "loss" or long_name in self._program.watched:
+        if long_name in ("loss", FINAL_LOSS_SCALE) or long_name in self._program.watched:
             return values[long_name]
         if long_name in self._inputs:
             return values[self._program.inputs[self._inputs.index(long_name)]]

@@ -47,22 +47,23 @@ class OutputCollector:
         if self._mode in (OutputMode.Final, OutputMode.Sum):
             return 1
         period = self._period if self._mode is OutputMode.EveryN else 1
-        return self._iterations * self._accumulation // period
+        return self._iterations // period * self._accumulation
 
     def add(self, s: int, a: int, r: int, outputs: list[torch.Tensor]) -> bool:
         """Take the outputs of one micro-batch; what the mode does not ask for is not even copied.
 
         Returns whether the entry of the result that it belongs to is complete now.
         """
-        if not self._wanted(s, a):
-            return False
-        if not self._results:
+        wanted = self._wanted(s, a)
+        if not self._results and (wanted or not self._entries):
             # Filled in place: joining copies at the end would need the memory twice. The program may write to the
             # memory of its outputs again (buffers, inputs), so they cannot be kept themselves.
             self._results = [
                 torch.empty((self._entries, *output.shape), dtype=dtype, device=output.device)
                 for output, dtype in zip(outputs, self._dtypes, strict=True)
             ]
+        if not wanted:
+            return False
         first_sum = self._mode is OutputMode.Sum and s == a == 0
         entry = r if self._mode is OutputMode.Sum else self._taken
         for result, output in zip(self._results, outputs, strict=True):
@@ -85,7 +86,7 @@ class OutputCollector:
         return [self._joined(result).cpu() for result in self._results]
 
     def _joined(self, result: torch.Tensor) -> torch.Tensor:
-        """(entries, d0, …) -> (entries * d0, …); one scalar stays a scalar."""
+        """(entries, d0, …) -> (entries * d0, …); one scalar stays a scalar. None is a tensor without elements."""
         if result.dim() == 1:
-            return result if self._entries > 1 else result[0]
+            return result[0] if self._entries == 1 else result
         return result.flatten(0, 1)

@@ -65,7 +65,8 @@ def grouping_of(parameter: torch.Tensor, replicas: int) -> ReplicaGrouping | Non
     input groups, unless the weight's first dimension fits the latter only.
     """
     grouping = parameter.__dict__.get(_KEY)
-    if grouping is not None and grouping.retrieval is VariableRetrievalMode.OnePerGroup:
+    sized = grouping is not None and grouping.kind in (CommGroupType.Consecutive, CommGroupType.Orthogonal)
+    if sized and grouping.retrieval is VariableRetrievalMode.OnePerGroup:
         groups, rest = divmod(replicas, grouping.group_size)
         if groups > 1 and parameter.shape[0] == grouping.group_size != groups and not rest:
             grouping = dataclasses.replace(grouping, group_size=groups)

@@ -15,7 +15,7 @@ from ...device.policy import Policy
 from ...enums import CommGroupType, OutputMode
 from ...poptorch_core import createPoptorchError
 from ..stages import Program
-from .anchors import Anchors
+from .anchors import FINAL_LOSS_SCALE, Anchors
 from .gradients import GradientAccumulator
 from .outputs import OutputCollector
 from .probe import Probe
@@ -150,6 +150,8 @@ class Runner:
             self._check_valid(outputs, loss)
         if self._anchors is not None:
             values = dict(zip([*self._program.inputs, *self._program.outputs], [*slices, *outputs], strict=True))
+            if self._optimizer is not None:
+                values[FINAL_LOSS_SCALE] = torch.tensor(self._optimizer.loss_scaling)
             self._anchors.micro_batch(s, a, r, {**values, **watched, "loss": loss})
         if collector.add(s, a, r, outputs):
             self.timings.output.append(available)

@@ -70,6 +70,29 @@ class DeviceState:
         """Names of the parameters that differ between groups of replicas."""
         return sorted(self._groupings)
 
+    def replicated(self, states: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """An optimizer's states as the host has them: where a parameter has entries for replicas, so have all of its.
+
+        `states` are by role and name, `Accl1___weight`; those that are one number for a parameter become a vector.
+        """
+        return {key: self._entries(key, state, to_host=True) for key, state in states.items()}
+
+    def grouped_states(self, states: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What replicated() was given for these."""
+        return {key: self._entries(key, state, to_host=False) for key, state in states.items()}
+
+    def _entries(self, key: str, state: torch.Tensor, to_host: bool) -> torch.Tensor:
+        role, _, name = key.partition("___")
+        if name not in self._groupings:
+            return state
+        members = self._groupings[name].members(self._replicas)
+        if role == "Step":
+            return state.repeat(len(members)) if to_host else state.reshape(-1)[0]
+        if to_host:
+            return state[members]
+        groups = self.parameters[name].shape[0]
+        return state if len(members) != len(state) else state[[members.index(group) for group in range(groups)]]
+
     def values_of(self, replica: int) -> dict[str, torch.Tensor]:
         """`values` as one replica has them. Gradients flow back to `parameters`."""
         values = dict(self.values)

@@ -19,7 +19,7 @@ from torch.export.graph_signature import InputKind
 
 from ... import notices
 from ...poptorch_core import Error, createPoptorchError
-from . import devices, functions, lenient, members, opaque
+from . import devices, functions, lenient, members, opaque, subclasses
 from .host_tensors import HostWrites
 from .program_mode import ProgramMode, value_unknown
 from .recording import PythonState, record, silent_repetition
@@ -120,6 +120,7 @@ class _Entry(torch.nn.Module):
             lenient.unvalidated(),
             lenient.masks_taken_as_given(),
             lenient.without_backward_hooks(),
+            subclasses.refused(),
             devices.host_constructors(),
             self._context.around_forward(),
             ProgramMode(self._context),

@@ -110,5 +110,37 @@ def _gaussian_nll_loss(
     return {"mean": torch.mean, "sum": torch.sum, "none": torch.clone}[reduction](loss)
 
 
-# Functions of torch that look at values, and what tracing calls in their places.
-REPLACED = {F.gaussian_nll_loss: _gaussian_nll_loss}
+def _random_(
+    tensor: torch.Tensor, *limits: int | None, generator: torch.Generator | None = None, **named: int | None
+) -> torch.Tensor:
+    """Tensor.random_(from, to), whose overload has a name that no generated code can hold, by way of torch.randint."""
+    if len(limits) == 1 and "to" not in named:
+        limits = (named.get("from"), *limits)  # one alone is the upper one
+    low, high = (*limits, *[named.get(name) for name in ("from", "to")[len(limits) :]])
+    if low is None:
+        return tensor.random_(generator=generator) if high is None else tensor.random_(high, generator=generator)
+    if high is None:  # up to what the type holds exactly
+        high = 2 / torch.finfo(tensor.dtype).eps if tensor.is_floating_point() else torch.iinfo(tensor.dtype).max
+    return tensor.copy_(torch.randint(int(low), int(high), tensor.shape, device=tensor.device, generator=generator))
+
+
+def _bincount(values: torch.Tensor, weights: torch.Tensor | None = None, minlength: int = 0) -> torch.Tensor:
+    """(N,) integers -> (minlength,) counts, or sums of `weights`, of 0 … minlength - 1; larger values are not counted.
+
+    Without minlength torch's own, whose result has as many entries as the values need.
+    """
+    if minlength <= 0:
+        return torch.bincount(values, weights, minlength)
+    outside = (values < 0) | (values >= minlength)
+    index = torch.where(outside, minlength, values).long()
+    counted = torch.ones_like(index) if weights is None else weights
+    return counted.new_zeros(minlength + 1).scatter_add(0, index, counted)[:minlength]
+
+
+# Functions of torch that look at values, or that cannot be recorded, and what tracing calls in their places.
+REPLACED = {
+    F.gaussian_nll_loss: _gaussian_nll_loss,
+    torch.Tensor.random_: _random_,
+    torch.bincount: _bincount,
+    torch.Tensor.bincount: _bincount,
+}
