@@ -12,7 +12,7 @@ os.environ.update(openmp.bounded_spin())  # before torch brings the library that
 
 import torch
 
-from . import enums, ops, optim, options, poptorch_core, profiling, testing
+from . import enums, ops, optim, options, popart_libraries, poptorch_core, profiling, testing
 from .engine.tracing import export as tracing
 from .enums import (
     AutoStage,
@@ -75,6 +75,8 @@ from .poptorch_core import Error, RecoverableError, UnrecoverableError, createPo
 from .structure import ICustomArgParser, registerCustomArgParser, registerGeometricCustomArgParsers
 
 __version__ = "3.4.0"
+
+popart_libraries.install()
 
 __all__ = [
     "AsynchronousDataAccessor",

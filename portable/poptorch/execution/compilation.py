@@ -189,18 +189,27 @@ def check_stages(blocks: list[tuple[str, int]], options: Options, counts: Counts
                 "poptorch.Options().deviceIterations must be greater than or equal to the number of pipeline stages "
                 f"({stages}) when using PopTorch.PipelinedExecution."
             )
-    rounded = 1 << (ipus - 1).bit_length()
-    if rounded != ipus and not options.auto_round_num_ipus:
+    if _rounded(ipus) * counts.replicas > MAX_IPUS:
         raise createPoptorchError(
-            f"The model specifies the use of {ipus} IPUs, however PopTorch must reserve a minimum of {rounded} in "
-            "order to allow the model to run, because PopTorch must reserve a power of 2 or a multiple of 64 IPUs. "
-            f"Please reconfigure your model to use a different number of IPUs or set "
-            "poptorch.Options().autoRoundNumIPUs(True)."
+            f"Too many IPUs requested ({_rounded(ipus) * counts.replicas}). Experiments that need more than 64 IPUs "
+            "require distributed execution."
         )
-    if rounded * counts.replicas > MAX_IPUS:
+
+
+def _rounded(ipus: int) -> int:
+    """The next power of two."""
+    return 1 << (ipus - 1).bit_length()
+
+
+def check_reserved(program: Program, options: Options) -> None:
+    """poptorch.Error if the device to be acquired for `program` has more IPUs than it uses, unless that is wanted."""
+    ipus = max(stage.ipu for stage in program.stages) + 1
+    if _rounded(ipus) != ipus and not options.auto_round_num_ipus:
         raise createPoptorchError(
-            f"Too many IPUs requested ({rounded * counts.replicas}). Experiments that need more than 64 IPUs require "
-            "distributed execution."
+            f"The model specifies the use of {ipus} IPUs, however PopTorch must reserve a minimum of {_rounded(ipus)} "
+            "in order to allow the model to run, because PopTorch must reserve a power of 2 or a multiple of 64 IPUs. "
+            "Please reconfigure your model to use a different number of IPUs or set "
+            "poptorch.Options().autoRoundNumIPUs(True)."
         )
 
 

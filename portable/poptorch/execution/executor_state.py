@@ -141,6 +141,7 @@ class ExecutorState:
         return torch.initial_seed() % 2**31
 
     def _attach(self) -> None:
+        compilation.check_reserved(self._compiled.program, self._options)
         self._sync_host()
         with torch.inference_mode(False):
             session = Session(

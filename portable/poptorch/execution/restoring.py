@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from ..enums import ConnectionType
 from .executor import PoplarExecutor
 from .saving import read
 
@@ -13,8 +14,9 @@ from .saving import read
 def load(filename: str | os.PathLike, edit_opts_fn: Callable[[Any], None] | None = None) -> PoplarExecutor:
     """Restore an executor written with export_model=True: weights, optimizer and its state, random numbers.
 
-    It is ready to run: the program is compiled for inputs of the saved shapes. `edit_opts_fn` may change the options
-    before. Raises AssertionError for another file, or one without a model.
+    It is ready to run: the program is compiled for inputs of the saved shapes. An offline target among the options is
+    dropped, and ConnectionType.Never becomes Always; then `edit_opts_fn` may change the options.
+    Raises AssertionError for another file, or one without a model.
     """
     contents = read(filename)
     if "model" not in contents:
@@ -23,6 +25,9 @@ def load(filename: str | os.PathLike, edit_opts_fn: Callable[[Any], None] | None
             "export_model=True."
         )
     options = contents["options"].clone()
+    options.deleteIfExists("ipu_version")
+    if options.connection_type is ConnectionType.Never:
+        options.connectionType(ConnectionType.Always)
     if edit_opts_fn is not None:
         edit_opts_fn(options)
     executor = PoplarExecutor(

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from .. import notices
+from .. import notices, popart_libraries
 from ..engine.tracing import export as tracing
 from ..engine.tracing import opaque
 from ..poptorch_core import createPoptorchError
@@ -88,7 +88,7 @@ def _compiled_kernel(name: str, domain: str, domain_version: int) -> Callable[..
         raise createPoptorchError(
             f"No kernel for the custom op {domain}.{name} version {domain_version}: no torch operator "
             f"{namespace}::{operator_name} is registered. Load the library that defines it first "
-            "(torch.ops.load_library)."
+            f"(torch.ops.load_library).{popart_libraries.advice()}"
         ) from error
 
 

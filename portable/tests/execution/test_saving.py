@@ -89,6 +89,48 @@ def test_inference_in_a_directory_with_other_options(tmp_path):
     assert torch.equal(loaded(X, Y)[0], expected[0])
 
 
+class ThreeParts(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.parts = torch.nn.Sequential(*[torch.nn.Linear(3, 3) for _ in range(3)])
+        for ipu, part in enumerate(self.parts):
+            self.parts[ipu] = poptorch.BeginBlock(part, ipu_id=ipu)
+
+    def forward(self, x):
+        return self.parts(x)
+
+
+def test_what_was_compiled_offline_runs_when_it_is_loaded(tmp_path):
+    model, seen = Regression(), []
+    offline = make_options(2).useOfflineIpuTarget()
+    executor = poptorch.inferenceModel(model, offline)
+    executor.compileAndExport(tmp_path / "file", X, Y)
+    with pytest.raises(AssertionError, match="offline device"):
+        executor(X, Y)
+    loaded = poptorch.load(
+        tmp_path / "file", lambda options: seen.append((options.connection_type, options.exists("ipu_version")))
+    )
+    assert seen == [(poptorch.ConnectionType.Always, False)] and loaded.isAttachedToDevice()
+    assert torch.equal(loaded(X, Y)[0], poptorch.inferenceModel(model, make_options(2))(X, Y)[0])
+    kept = poptorch.load(tmp_path / "file", lambda options: options.connectionType(poptorch.ConnectionType.OnDemand))
+    assert not kept.isAttachedToDevice() and torch.equal(kept(X, Y)[0], loaded(X, Y)[0])
+
+
+def test_the_number_of_ipus_is_checked_where_a_device_is_acquired(tmp_path):
+    options = make_options(3)
+    executor = poptorch.inferenceModel(ThreeParts(), options.clone().useOfflineIpuTarget())
+    executor.compileAndExport(tmp_path / "file", X[:6])
+    with pytest.raises(poptorch.Error, match="use of 3 IPUs, however PopTorch must reserve a minimum of 4"):
+        poptorch.load(tmp_path / "file")
+    loaded = poptorch.load(tmp_path / "file", lambda options: options.autoRoundNumIPUs(True))
+    torch.testing.assert_close(loaded(X[:6]), ThreeParts()(X[:6]).detach())
+    deferred = poptorch.inferenceModel(ThreeParts(), options.clone().connectionType(poptorch.ConnectionType.OnDemand))
+    deferred.compile(X[:6])
+    with pytest.raises(poptorch.Error, match="must reserve a minimum of 4"):
+        deferred.attachToDevice()
+
+
 def test_without_the_random_state_the_stream_starts_again(tmp_path):
     executor = trained(OPTIMIZERS[0])
     executor.save(tmp_path / "file", save_rng_state=False)
