@@ -53,6 +53,13 @@ class Runner:
         return Session(status, out.getvalue(), err.getvalue(), logs)
 
 
+def program(folder: Path, name: str, text: str) -> None:
+    """A shell script in a folder, which can be put into PATH."""
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+    (folder / name).chmod(0o755)
+
+
 PRINTING = """
 import sys
 print("noise")

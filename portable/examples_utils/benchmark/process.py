@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import subprocess
 import threading
@@ -18,11 +19,12 @@ _LOOK = 0.2  # seconds between two looks
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a command ended. `problem` is "" if it succeeded."""
+    """How a command ended. `problem` is "" if it succeeded; `cpu_seconds` is what it computed on all cores."""
 
     exit_code: int | None
     seconds: float
     problem: str = ""
+    cpu_seconds: float = 0.0
 
 
 def run(
@@ -42,7 +44,7 @@ def run(
 
     However this function is left, KeyboardInterrupt included, the process group is gone.
     """
-    start = time.monotonic()
+    start, cpu_before = time.monotonic(), _cpu_seconds()
     timed_out, process = False, None
     try:
         with stdout.open("ab") as out, stderr.open("ab") as err:
@@ -67,9 +69,14 @@ def run(
         if process is not None:
             _end_group(process)
     seconds = time.monotonic() - start
-    if timed_out:
-        return Outcome(process.returncode, seconds, f"timed out after {timeout:g} s")
-    return Outcome(process.returncode, seconds, _describe(process.returncode))
+    problem = f"timed out after {timeout:g} s" if timed_out else _describe(process.returncode)
+    return Outcome(process.returncode, seconds, problem, _cpu_seconds() - cpu_before)
+
+
+def _cpu_seconds() -> float:
+    """What the children that have ended computed, with the ones that they waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 @contextlib.contextmanager

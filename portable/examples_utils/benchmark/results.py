@@ -1,4 +1,7 @@
-"""A session's results on disk: benchmark_results.json and benchmark_results.csv, rewritten after every variant."""
+"""A session's results on disk, rewritten after every variant: benchmark_results.json, benchmark_results.csv, junit.xml.
+
+Beside a variant's logs, variant_result.json has its own.
+"""
 
 from __future__ import annotations
 
@@ -11,38 +14,18 @@ import os
 import platform
 import shutil
 import subprocess
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from . import junit
+from .result import Result
 
 # Distributions whose versions explain a figure; those that are installed are listed.
 _DISTRIBUTIONS = (
     *("torch", "poptorch-portable", "poptorch", "popart", "numpy", "transformers", "tokenizers", "safetensors"),
 )
-
-
-@dataclass
-class Result:
-    """What one variant came to. `status` is success, failure, timeout or interrupted; `problems` say why."""
-
-    benchmark: str
-    variant: str
-    description: str
-    command: list[str]
-    parameters: dict[str, Any]
-    log_folder: str
-    started: str
-    status: str = "success"
-    exit_code: int | None = None
-    seconds: float = 0.0
-    metrics: dict[str, float] = field(default_factory=dict)
-    output: dict[str, float] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
-
-    def fail(self, status: str, problem: str) -> None:
-        """Notes why it is no success; the first status stays."""
-        self.status = status if self.status == "success" else self.status
-        self.problems.append(problem)
 
 
 class Report:
@@ -53,11 +36,20 @@ class Report:
         spec_folder: whose commit is noted.
         arguments: what the session was started with.
         columns: the metrics of the CSV file; None for all of them.
+        specs: how the spec files are called, by their paths; a path for what is not in it.
     """
 
-    def __init__(self, folder: Path, spec_folder: Path, arguments: dict[str, Any], columns: list[str] | None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        spec_folder: Path,
+        arguments: dict[str, Any],
+        columns: list[str] | None,
+        specs: Mapping[Path, str] | None = None,
+    ) -> None:
         self.json_path, self.csv_path = folder / "benchmark_results.json", folder / "benchmark_results.csv"
-        self._columns = columns
+        self._junit_path = folder / "junit.xml"
+        self._columns, self._specs = columns, specs or {}
         self._head = {
             "date": now(),
             "commit": commit(spec_folder),
@@ -67,22 +59,31 @@ class Report:
         }
         self.results: list[Result] = []
 
+    def shown(self, spec: Path) -> str:
+        """What a spec file is called."""
+        return self._specs.get(spec, str(spec))
+
     def add(self, result: Result) -> None:
-        """Adds a result and writes both files."""
+        """Adds a result and writes the files."""
         self.results.append(result)
         document = {**self._head, "benchmarks": [asdict(each) for each in self.results]}
         _write(self.json_path, json.dumps(document, indent=2) + "\n")
         _write(self.csv_path, self._csv())
+        _write(self._junit_path, junit.document(self.results, self._head["date"]))
+        if Path(result.log_folder).is_dir():
+            _write(Path(result.log_folder) / "variant_result.json", json.dumps(asdict(result), indent=2) + "\n")
 
     def _csv(self) -> str:
         names = self._columns
         if names is None:
             names = list(dict.fromkeys(name for result in self.results for name in result.metrics))
+        more = list(dict.fromkeys(name for result in self.results for name in result.additional))
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["date", "commit", "hardware", "benchmark", "variant", "status", "seconds", *names])
+        writer.writerow(["date", "commit", "hardware", "benchmark", "variant", "status", "seconds", *more, *names])
         for result in self.results:
-            figures = [result.metrics.get(name, "") for name in names]
+            figures = [result.additional.get(name, "") for name in more]
+            figures += [result.metrics.get(name, "") for name in names]
             about = [result.started, self._head["commit"] or "", self._head["machine"]["hardware"]]
             row = [result.benchmark, result.variant, result.status, f"{result.seconds:.1f}"]
             writer.writerow([*about, *row, *figures])

@@ -5,21 +5,27 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
+import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import metrics, process, variants
-from .results import Report, Result, now
-from .spec import Benchmark, SpecError
+from . import custom_metrics, launchers, metrics, process, variants
+from .entry import NUMBER, Benchmark, Variant
+from .monitor import Monitor
+from .result import Result
+from .results import Report, now
+from .set_up import SetUp
 from .status_line import StatusLine
+from .tracking import without_wandb
+from .yaml_lines import SpecError
 
 logger = logging.getLogger("examples_utils")
 
-LOGS = ("requirements.log", "pre_run.log", "stdout.log", "stderr.log")
-_WANDB_FLAGS = ("--use-wandb", "--wandb")
+LOGS = ("requirements.log", "pre_run.log", "stdout.log", "stderr.log", "gc_monitor.log")
 
 
 @dataclass(frozen=True)
@@ -32,39 +38,47 @@ class Settings:
     compile_only: bool = False
     stop_on_error: bool = False
     allow_wandb: bool = False
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A benchmark with its parameters put in: the command and everything around it."""
-
-    name: str
-    benchmark: Benchmark
-    parameters: variants.Parameters
-    words: list[str]
-    pre_run: list[list[str]]
-    environment: dict[str, str]
+    set_up: bool = True
+    requirements: Path | None = None
+    gc_monitor: bool = False
+    remove_after: Sequence[str] = ()
+    additional_metrics: bool = False
 
 
 def prepare(
     chosen: list[tuple[Benchmark, variants.Parameters]], settings: Settings, environment: Mapping[str, str]
 ) -> list[Variant]:
-    """The commands of all variants. Raises SpecError for names and variables in them that are not there."""
+    """The commands of all variants. Raises SpecError for names and variables in them that are not there.
+
+    A variable that is not set stays as text in a command whose launcher, poprun or mpirun, is not on this machine: it
+    never starts here, and must not keep the others from it.
+    """
     problems: list[str] = []
     prepared: list[Variant] = []
     for benchmark, parameters in chosen:
         name = variants.variant_name(benchmark.name, parameters)
+        inherited = _inherited(environment)
+        unset: list[str] | None = [] if launchers.is_absent(benchmark.words, inherited, benchmark.folder) else None
         key = "env"
         try:
-            env = _environment(benchmark, parameters, settings, environment, name)
+            env = dict(inherited)
+            for variable, value in benchmark.env.items():
+                env[variable] = variants.expand_text(value, parameters, env, unset)
+            env |= _of_the_session(benchmark, settings, name)
+            key = "parameters"
+            values = variants.expand_parameters(parameters, env, unset)
             key = "cmd"
-            words = _flags(variants.expand(benchmark.words, parameters, env), settings)
+            words = variants.expand(benchmark.words, values, env, unset)
+            words = words if _allows_wandb(benchmark, settings) else without_wandb(words)
+            words += ["--compile-only"] if settings.compile_only else []
             key = "pre_run_commands"
-            pre_run = [variants.expand(command, parameters, env) for command in benchmark.pre_run]
+            pre_run = [variants.expand(command, values, env, unset) for command in benchmark.pre_run]
         except ValueError as error:
             problems.append(f"{benchmark.where(key)}: {benchmark.name}: {error}")
             continue
-        prepared.append(Variant(name, benchmark, parameters, words, pre_run, env))
+        missing = tuple(dict.fromkeys(unset or ()))
+        prepared.append(Variant(name, benchmark, values, words, pre_run, env, launchers.instances(words), missing))
+        problems += _not_removable(benchmark, settings)
     names = [variant.name for variant in prepared]
     for name in sorted({name for name in names if names.count(name) > 1}):
         twice = next(variant.benchmark for variant in prepared if variant.name == name)
@@ -74,17 +88,21 @@ def prepare(
     return prepared
 
 
-def _environment(
-    benchmark: Benchmark, parameters: variants.Parameters, settings: Settings, inherited: Mapping[str, str], name: str
-) -> dict[str, str]:
-    env = dict(inherited)
+def _allows_wandb(benchmark: Benchmark, settings: Settings) -> bool:
+    return settings.allow_wandb or benchmark.allow_wandb
+
+
+def _inherited(environment: Mapping[str, str]) -> dict[str, str]:
+    env = dict(environment)
     # `python3` in a command is the Python that runs this, as it is in an activated environment.
     env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", os.defpath)])
     env["PYTHONUNBUFFERED"] = "1"  # so that the logs are live
-    for key, value in benchmark.env.items():
-        env[key] = variants.expand_text(value, parameters, env)
-    if not settings.allow_wandb:
-        env["WANDB_MODE"] = "disabled"
+    return env
+
+
+def _of_the_session(benchmark: Benchmark, settings: Settings, name: str) -> dict[str, str]:
+    """The variables that the session's flags set, whatever the entry says."""
+    env = {} if _allows_wandb(benchmark, settings) else {"WANDB_MODE": "disabled"}
     if settings.profile:
         report = {
             "autoReport.all": "true",
@@ -95,19 +113,16 @@ def _environment(
     return env
 
 
-def _flags(words: list[str], settings: Settings) -> list[str]:
-    """The command with what the session's flags add to it and take away."""
-    kept: list[str] = []
-    skipped = False
-    for word in words:
-        if not settings.allow_wandb and word.split("=")[0].replace("_", "-") in _WANDB_FLAGS:
-            skipped = "=" not in word  # its value, if it has one, follows
-        elif skipped and word.lower() in ("true", "false", "1", "0", "yes", "no"):
-            skipped = False
-        else:
-            skipped = False
-            kept.append(word)
-    return [*kept, "--compile-only"] if settings.compile_only else kept
+def _not_removable(benchmark: Benchmark, settings: Settings) -> list[str]:
+    """What --remove-dirs-after must not take: anything but folders below the benchmark's, and the logs."""
+    problems = []
+    for given in settings.remove_after:
+        path = (benchmark.folder / given).resolve()
+        if benchmark.folder.resolve() not in path.parents:
+            problems.append(f"--remove-dirs-after {given}: must be below {benchmark.folder}")
+        elif path == settings.log_folder or path in settings.log_folder.parents:
+            problems.append(f"--remove-dirs-after {given}: the logs are in it; name another --log-dir")
+    return problems
 
 
 class Suite:
@@ -115,8 +130,8 @@ class Suite:
 
     def __init__(self, settings: Settings, report: Report) -> None:
         self._settings, self._report = settings, report
-        self._installed: dict[Path, str] = {}  # requirements and what went wrong with them
-        self._set_up: dict[str, str] = {}  # benchmarks and what went wrong with their pre-run commands
+        self._set_up = SetUp(settings.requirements, settings.timeout)
+        self._monitor = Monitor() if settings.gc_monitor else None
 
     def run(self, prepared: list[Variant]) -> bool:
         """Whether every one was a success. A failure ends it if --stop-on-error says so.
@@ -133,8 +148,10 @@ class Suite:
                 result.fail("interrupted", f"interrupted ({type(error).__name__})")
                 raise
             finally:
+                self._remove(variant)
                 self._report.add(result)
                 status.finish(_sentence(result))
+                print(_verdict(result), flush=True)
             if result.status != "success" and self._settings.stop_on_error:
                 left = len(prepared) - index - 1
                 if left:
@@ -144,14 +161,17 @@ class Suite:
 
     def _result(self, variant: Variant) -> Result:
         folder = self._settings.log_folder / variant.name
+        benchmark = variant.benchmark
         return Result(
-            variant.benchmark.name,
+            benchmark.name,
             variant.name,
-            variant.benchmark.description,
+            benchmark.description,
             variant.words,
             dict(variant.parameters),
             str(folder),
             now(),
+            spec=self._report.shown(benchmark.file),
+            notes=dict(benchmark.notes),
         )
 
     def _run(self, variant: Variant, result: Result, status: StatusLine) -> None:
@@ -159,71 +179,70 @@ class Suite:
         folder.mkdir(parents=True, exist_ok=True)
         for name in LOGS:  # of an earlier session: figures of two must not be read together
             (folder / name).unlink(missing_ok=True)
-        problem = self._install(variant, folder, status) or self._pre_run(variant, folder, status)
+        problem = self._set_up(variant, folder, status) if self._settings.set_up else ""
         if problem:
             result.fail("failure", problem)
             return
         logger.debug("%s: %s in %s", variant.name, result.command, variant.benchmark.folder)
-        stdout, stderr = folder / "stdout.log", folder / "stderr.log"
-        outcome = process.run(
-            variant.words,
-            variant.benchmark.folder,
-            variant.environment,
-            stdout,
-            stderr,
-            self._settings.timeout,
-            status.watch,
-        )
+        outcome = self._start(variant, folder, status)
         result.exit_code, result.seconds = outcome.exit_code, outcome.seconds
         if outcome.problem:
-            result.fail("timeout" if outcome.problem.startswith("timed out") else "failure", outcome.problem)
-        if not self._settings.compile_only:  # which prints no figures
-            self._measure(variant.benchmark, result, [stdout, stderr])
+            unset = f"; not set: {', '.join(variant.unset)}" if variant.unset else ""
+            result.fail("timeout" if outcome.problem.startswith("timed out") else "failure", outcome.problem + unset)
+        if not self._settings.compile_only and outcome.exit_code is not None:  # no figures are printed
+            self._measure(variant, result, folder)
+        if self._settings.additional_metrics:
+            result.additional = {"exit_code": outcome.exit_code, "cpu_seconds": outcome.cpu_seconds}
 
-    def _measure(self, benchmark: Benchmark, result: Result, logs: list[Path]) -> None:
-        texts = [log.read_text(encoding="utf-8", errors="replace") for log in logs]
-        result.metrics, problems = metrics.collect(benchmark.data, benchmark.derived, texts)
-        result.output = {shown: result.metrics[name] for shown, name in benchmark.output if name in result.metrics}
-        for problem in problems:
+    def _start(self, variant: Variant, folder: Path, status: StatusLine) -> process.Outcome:
+        limits = [limit for limit in (self._settings.timeout, variant.benchmark.timeout) if limit is not None]
+        arguments = (variant.words, variant.benchmark.folder, variant.environment)
+        logs = (folder / "stdout.log", folder / "stderr.log")
+        monitor = self._monitor
+        if monitor is None:
+            return process.run(*arguments, *logs, min(limits, default=None), status.watch)
+
+        def watch(seconds: float, stdout: Path, stderr: Path) -> None:
+            status.watch(seconds, stdout, stderr)
+            monitor.look(seconds)
+
+        with monitor.into(folder / "gc_monitor.log"):
+            return process.run(*arguments, *logs, min(limits, default=None), watch)
+
+    def _measure(self, variant: Variant, result: Result, folder: Path) -> None:
+        benchmark = variant.benchmark
+        texts = [(folder / name).read_text(encoding="utf-8", errors="replace") for name in ("stdout.log", "stderr.log")]
+        result.metrics, problems = metrics.collect(
+            benchmark.data, benchmark.derived, texts, variant.parameters, variant.instances
+        )
+        rules = metrics.rules(benchmark.data, benchmark.derived, variant.instances)
+        more, more_problems = custom_metrics.measure(*texts, result.exit_code or 0)
+        result.metrics |= more
+        result.rules = {name: rules.get(name, "custom") for name in result.metrics}
+        literals = {name: name for _, name in benchmark.output if re.fullmatch(NUMBER, name)}
+        figures = {**literals, **variant.parameters, **result.metrics}
+        result.output = {shown: figures[name] for shown, name in benchmark.output if name in figures}
+        for problem in problems + more_problems:
             result.fail("failure", problem)
 
-    def _install(self, variant: Variant, folder: Path, status: StatusLine) -> str:
-        """pip install -r requirements_path, once a session. What went wrong, or ""."""
-        path = variant.benchmark.requirements
-        if path is None:
-            return ""
-        if path not in self._installed:
-            pip = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "-r", str(path)]
-            log = folder / "requirements.log"
-            outcome = process.run(pip, path.parent, variant.environment, log, log, self._settings.timeout, status.watch)
-            problem = outcome.problem and f"pip install -r {path.name}: {outcome.problem}; see {log}"
-            self._installed[path] = problem
-        return self._installed[path]
-
-    def _pre_run(self, variant: Variant, folder: Path, status: StatusLine) -> str:
-        """The pre-run commands, once a benchmark, or once a variant if they have parameters. What went wrong, or ""."""
-        key = json.dumps([variant.benchmark.name, variant.pre_run])
-        if key not in self._set_up:
-            self._set_up[key] = ""
-            log = folder / "pre_run.log"
-            for words in variant.pre_run:
-                outcome = process.run(
-                    words,
-                    variant.benchmark.folder,
-                    variant.environment,
-                    log,
-                    log,
-                    self._settings.timeout,
-                    status.watch,
-                )
-                if outcome.problem:
-                    self._set_up[key] = f"pre-run command {' '.join(words)}: {outcome.problem}; see {log}"
-                    break
-        return self._set_up[key]
+    def _remove(self, variant: Variant) -> None:
+        """The folders of --remove-dirs-after."""
+        for given in self._settings.remove_after:
+            path = variant.benchmark.folder / given
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+                logger.info("--remove-dirs-after: removed %s", path)
 
 
 def _sentence(result: Result) -> str:
-    figures = "".join(f", {name} {value:,.5g}" for name, value in result.output.items())
+    figures = "".join(
+        f", {name} {value:,.5g}" if isinstance(value, (int, float)) else f", {name} {value}"
+        for name, value in result.output.items()
+    )
     if result.status == "success":
         return f"success in {result.seconds:.1f} s{figures}"
     return f"{result.status.upper()} in {result.seconds:.1f} s{figures}: {'; '.join(result.problems)}"
+
+
+def _verdict(result: Result) -> str:
+    return f"{'PASSED' if result.status == 'success' else 'FAILED'} {result.spec}::{result.variant}"

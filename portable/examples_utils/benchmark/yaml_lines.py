@@ -28,6 +28,10 @@ class Sequence(list):
         self.line, self.lines = line, []
 
 
+class Set(Sequence):
+    """A YAML set in curly brackets, {a, b}: names or numbers without values, in their order."""
+
+
 def read(path: Path) -> Mapping:
     """The mapping in a YAML file, anchors and merges resolved.
 
@@ -103,7 +107,14 @@ class _Builder:
         finally:
             self._open.discard(id(node))
 
-    def _mapping(self, node: yaml.MappingNode, line: int) -> Mapping:
+    def _mapping(self, node: yaml.MappingNode, line: int) -> Mapping | Set:
+        # No bracket of a mapping has only names: `{a: , b: }` is the same to YAML, and as little of a mapping.
+        if node.flow_style and node.value and all(_is_nothing(value) for _, value in node.value):
+            built_set = Set(line)
+            for key_node, _ in node.value:
+                built_set.append(self.build(key_node))
+                built_set.lines.append(key_node.start_mark.line + 1)
+            return built_set
         self._loader.flatten_mapping(node)  # puts what `<<` names in front, where the mapping's own keys override it
         built = Mapping(line)
         for key_node, value in node.value:
@@ -113,3 +124,7 @@ class _Builder:
             built[key] = self.build(value)
             built.lines[key] = key_node.start_mark.line + 1
         return built
+
+
+def _is_nothing(node: yaml.Node) -> bool:
+    return isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:null"

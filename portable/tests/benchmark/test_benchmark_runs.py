@@ -106,7 +106,8 @@ def test_benchmarks_are_chosen_by_name_and_by_variant(runner):
         "a: {cmd: 'python3 program.py {n}', parameters: {n: [1, 2]}}\nb: {cmd: python3 program.py}\nc_conv: {cmd: x}\n"
     )
     assert list(runner(text, "--benchmark", "a").results) == ["a_n_1", "a_n_2"]
-    assert list(runner(text, "--benchmark", "b", "a_n_2").results) == ["a_n_2", "b"]
+    assert list(runner(text, "--benchmark", "b", "a_n_2").results) == ["b", "a_n_2"]
+    assert list(runner(text, "--benchmark", "a_n_2", "c_conv", "a").results) == ["a_n_2", "c_conv", "a_n_1"]
     assert list(runner(text).results) == ["a_n_1", "a_n_2", "b"]
     assert list(runner(text, "--include-convergence").results) == ["a_n_1", "a_n_2", "b", "c_conv"]
 

@@ -1,0 +1,1 @@
+"""Names that files of metrics import; what is behind them is in examples_utils/benchmark."""
