@@ -39,7 +39,13 @@ def new_records(results: Any, path: Path) -> list[dict[str, Any]]:
             raise ValueError(f"{path}: was measured under a profiler; run it without --profile")
         head = {"date": results["date"][:10], "hardware": results["machine"]["hardware"], "commit": results["commit"]}
         return [
-            {**head, "versions": results["versions"], "variant": each["variant"], "metrics": each["metrics"]}
+            {
+                **head,
+                "versions": results["versions"],
+                "variant": each["variant"],
+                "metrics": each["metrics"],
+                **({"rules": each["rules"]} if "rules" in each else {}),
+            }
             for each in results["benchmarks"]
             if each["status"] == "success" and each["metrics"]
         ]
@@ -70,6 +76,9 @@ def table(records: list[dict[str, Any]], news: list[dict[str, Any]]) -> list[str
             else:
                 quotient = f"{value / before:8.2f} x" if before else ""
                 lines.append(f"  {name:<14} {before:>12,.4g} {value:>12,.4g} {quotient}")
+                rules = [each.get("rules", {}).get(name) for each in (old, new)]
+                if None not in rules and rules[0] != rules[1]:
+                    lines.append(f"    by other rules: recorded {rules[0]}, now {rules[1]}")
     return lines
 
 

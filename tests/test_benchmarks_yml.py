@@ -200,6 +200,21 @@ def test_a_result_beside_its_record_and_the_alternatives(record, capsys):
     ]
 
 
+def test_figures_by_other_rules_are_told(record, capsys):
+    rows = json.loads(compare.RECORD.read_text())
+    for row in rows:
+        row["rules"] = {"throughput": "mean after the first 1"}
+    compare.RECORD.write_text(json.dumps(rows))
+    path = results(record, x={"throughput": 6.0})
+    document = json.loads(path.read_text())
+    document["benchmarks"][0]["rules"] = {"throughput": "mean without the 1 smallest"}
+    path.write_text(json.dumps(document))
+    assert compare.main([str(path), "--record"]) == 0
+    told = "by other rules: recorded mean after the first 1, now mean without the 1 smallest"
+    assert told in capsys.readouterr().out
+    assert json.loads(compare.RECORD.read_text())[-1]["rules"] == {"throughput": "mean without the 1 smallest"}
+
+
 def test_recording(record):
     assert compare.main([str(results(record, x={"throughput": 6.0}, z={})), "--record"]) == 0
     rows = json.loads(compare.RECORD.read_text())

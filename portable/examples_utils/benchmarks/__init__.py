@@ -1,1 +1,4 @@
-"""Names that files of metrics import; what is behind them is in examples_utils/benchmark."""
+"""Names that files of metrics import, under the path where Graphcore's runner has them.
+
+custom_metrics has register_custom_metric; what is behind it is in examples_utils/benchmark, which runs such files.
+"""
