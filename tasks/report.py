@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Any, Sequence
 
@@ -13,37 +14,80 @@ from tasks.published import comparable
 
 # Measures that the table shows, in order; the others are in the JSON.
 _SHOWN = ("loss", "ppl", "adjusted ppl", "word ppl", "bits per byte", "bits per character", "accuracy")
-_HEAD = ("task", "protocol", "text", "detokenizer", "T", "stride", "BPE", "scored", "result", "published")
+_COLUMNS = 100  # of a terminal; what is longer goes on in the next line
+_KEPT = "\xa0"  # a space at which no line ends
+_RESULT = ("task", "protocol", "published", "result")
+_SCORED = ("task", "protocol", "text", "detokenizer", "T", "stride", "BPE", "scored")
+_RIGHT = {"T", "stride", "BPE", "scored"}
 
 
 def table(results: Sequence[Result], config: GPT2Config) -> str:
-    """A row for each result, and below them the figures that each may be compared with."""
-    rows = [_HEAD, *(_row(result, config) for result in results)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD) - 1)]
-    right = {_HEAD.index(name) for name in ("T", "stride", "BPE", "scored")}
-    lines = []
+    """What came out, what it was computed on and the figures it may be compared with; no line over 100 columns."""
+    found = _aligned([_RESULT, *(_result(result, config) for result in results)])
+    scored = [_SCORED, *map(_of_what, results)]
+    text = _SCORED.index("text")
+    excess = max(map(len, _aligned(scored))) - _COLUMNS
+    if excess > 0:  # a long name: the whole path is in the JSON
+        room = max(len("text"), max(len(row[text]) for row in scored) - excess)
+        scored = [(*row[:text], _shortened(row[text], room), *row[text + 1 :]) for row in scored]
+    return "\n".join([*found, "", *_aligned(scored), *_published(results, config)])
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Columns below their names, those of numbers to the right. A last one that is too long goes on below itself."""
+    head = rows[0]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    lines: list[str] = []
     for row in rows:
-        cells = [cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths))]
-        lines.append("  ".join([*cells, row[-1]]).rstrip())
-    return "\n".join([*lines, *_published(results, config)])
+        cells = [c.rjust(w) if name in _RIGHT else c.ljust(w) for name, c, w in zip(head, row, widths)]
+        left = "  ".join(cells).rstrip()[: -len(row[-1])]
+        lines += _wrapped(left, row[-1], " " * len(left))
+    return lines
+
+
+def _wrapped(begin: str, text: str, further: str) -> list[str]:
+    """Lines of at most _COLUMNS, the first one after `begin` and the others after `further`, broken at spaces."""
+    lines = textwrap.wrap(
+        text, _COLUMNS, initial_indent=begin, subsequent_indent=further, break_long_words=False, break_on_hyphens=False
+    )
+    return [line.replace(_KEPT, " ") for line in lines]
+
+
+def _shortened(name: str, room: int) -> str:
+    """A name with its middle left out if it is longer than `room`."""
+    if len(name) <= room:
+        return name
+    end = (room - 1) // 2
+    return f"{name[: room - 1 - end]}…{name[len(name) - end :]}"
 
 
 def _published(results: Sequence[Result], config: GPT2Config) -> list[str]:
-    """The published figures: a line for each protocol, measure and source, with all sizes that it has."""
+    """The published figures: for each protocol, measure and source all sizes that it has."""
     lines: list[str] = []
     for result in results:
         sources: dict[tuple[str, str], list[str]] = {}
         for measure, figure in comparable(result.subject, result.protocol, config):
-            shown = f"{_number(measure, figure.value)} ({figure.size})"
+            shown = f"{_number(measure, figure.value)} ({figure.size})".replace(" ", _KEPT)
             sources.setdefault((measure, figure.source), []).append(shown)
         for (measure, source), shown in sources.items():
-            lines.append(f"  {result.task} {result.protocol}, {measure}: {', '.join(shown)}; {source}")
-    return ["published, T 1024:", *lines] if lines else []
+            text = f"{result.task} {result.protocol}, {measure}: {', '.join(shown)}; {source}"
+            lines += _wrapped("  ", text, "    ")
+    return ["", "published, T 1024:", *lines] if lines else []
 
 
-def _row(result: Result, config: GPT2Config) -> tuple[str, ...]:
-    values = ", ".join(f"{name} {_number(name, result.values[name])}" for name in _SHOWN if name in result.values)
+def _result(result: Result, config: GPT2Config) -> tuple[str, ...]:
+    shown = [f"{name} {_number(name, result.values[name])}" for name in _SHOWN if name in result.values]
+    values = ", ".join(one.replace(" ", _KEPT) for one in shown)
     figures = comparable(result.subject, result.protocol, config)
+    return (
+        result.task,
+        result.protocol,
+        "below" if figures else "none",
+        (values or "nothing scored") + ("" if result.complete else f"{_KEPT}(PARTIAL)"),
+    )
+
+
+def _of_what(result: Result) -> tuple[str, ...]:
     return (
         result.task,
         result.protocol,
@@ -53,8 +97,6 @@ def _row(result: Result, config: GPT2Config) -> tuple[str, ...]:
         "rows" if result.stride is None else str(result.stride),
         f"{result.counts['bpe']:,}",
         f"{result.counts['scored']:,}",
-        (values or "nothing scored") + ("" if result.complete else " (PARTIAL)"),
-        "below" if figures else "none",
     )
 
 
