@@ -1,29 +1,20 @@
-"""Ctrl-C and SIGTERM: a long run ends after the current call, the second signal ends it at once.
-
-A scheduler's SIGTERM is a Ctrl-C in every respect but the exit status.
-"""
+"""Ctrl-C and SIGTERM: a long run ends after the current call, the second signal ends it at once."""
 
 from __future__ import annotations
 
 import functools
-import math
 import mmap
 import os
 import shlex
 import signal
 import sys
-import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Callable, Iterator, Sequence, TypeVar
 
-INTERRUPTED = 128 + signal.SIGINT  # exit status of a program that Ctrl-C ended
-TERMINATED = 128 + signal.SIGTERM
-
-# `timeout` and torchrun signal a process and then its group, which may be the same one: seconds within which a further
-# SIGTERM is still the first one.
-_SAME_TERMINATION = 1.0
+from corpora.termination import INTERRUPTED, TERMINATED, Terminated, exit_status, terminable
+from corpora.termination import SAME_TERMINATION as _SAME_TERMINATION
 
 _ASKED = "the run ends after the current call, with a checkpoint if --save-model-path is given."
 
@@ -33,25 +24,15 @@ _runs = mmap.mmap(-1, 1)
 Main = TypeVar("Main", bound=Callable[..., int])
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM came: what ends at a KeyboardInterrupt ends at it too."""
-
-
-def exit_status(error: KeyboardInterrupt) -> int:
-    """Of a program that this ended."""
-    return TERMINATED if isinstance(error, Terminated) else INTERRUPTED
-
-
 def interruptible(main: Main) -> Main:
-    """A program's main function, in which SIGTERM raises Terminated: a plain Python program would just be gone.
+    """A program's main function, in which SIGTERM raises Terminated.
 
-    Where it does not catch that, or Ctrl-C, it ends with the exit status and without a traceback. In a thread other
-    than the main one, where signals cannot be caught, and where they are ignored they stay as they are.
+    Where it does not catch that, or Ctrl-C, it ends with the exit status and without a traceback.
     """
 
     @functools.wraps(main)
     def run(*arguments: Any, **named: Any) -> int:
-        with _terminable():
+        with terminable():
             _runs[0] = 1
             try:
                 return main(*arguments, **named)
@@ -61,32 +42,6 @@ def interruptible(main: Main) -> Main:
                 _runs[0] = 0
 
     return run  # type: ignore[return-value]
-
-
-def _on_the_way_out(number: int, frame: Any) -> None:
-    """What a further SIGTERM does to a program that has ended and whose interpreter is tidying up."""
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    here = threading.current_thread() is threading.main_thread()
-    if not here or signal.getsignal(signal.SIGTERM) not in (signal.SIG_DFL, _on_the_way_out):
-        yield
-        return
-    program, before = os.getpid(), -math.inf
-
-    def terminate(number: int, frame: Any) -> None:
-        nonlocal before
-        before, since = time.monotonic(), time.monotonic() - before
-        # A process that was forked a moment ago still has this function.
-        if os.getpid() == program and since > _SAME_TERMINATION:
-            raise Terminated
-
-    signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, _on_the_way_out if before > -math.inf else signal.SIG_DFL)
 
 
 class Interruption:

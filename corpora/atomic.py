@@ -8,6 +8,8 @@ import secrets
 from pathlib import Path
 from typing import BinaryIO, Iterator
 
+from corpora.termination import undivided
+
 
 @contextlib.contextmanager
 def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
@@ -29,6 +31,18 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
         with contextlib.suppress(FileNotFoundError):
             part.unlink()
         raise
+
+
+@contextlib.contextmanager
+def atomic_files(*paths: str | Path) -> Iterator[list[BinaryIO]]:
+    """As `atomic_file`, for files that belong together.
+
+    They get their names one after the other, from the last to the first, which no signal breaks off.
+    """
+    with contextlib.ExitStack() as files:
+        yield [files.enter_context(atomic_file(path)) for path in paths]
+        with undivided():
+            files.close()
 
 
 @contextlib.contextmanager

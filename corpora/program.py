@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Callable, NamedTuple, NoReturn, Sequence
 
 from corpora.refusal import not_among, not_installed, refuse, unknown_words
+from corpora.termination import Terminated, exit_status, terminable
 
 SOURCES = ("wikipedia", "wikitext", "openwebtext", "jsonl", "text")
 _OF_CORPORA = ("ftfy", "datasketch")  # libraries that few flags need: requirements-corpora.txt
@@ -102,12 +103,14 @@ def add_placeholder_flag(parser: Any) -> None:
 
 
 def reported(program: str, work: Callable[[], object], goes_on: bool = True) -> int:
-    """Run a command and report its errors in a line; the exit status.
+    """Run a command and report its errors, Ctrl-C and SIGTERM in a line; the exit status.
 
-    `goes_on`: whether the same command goes on where it was interrupted; otherwise nothing was written.
+    `goes_on`: whether the same command goes on where it was interrupted; otherwise nothing was written. What an
+    interruption has as its argument is what there is to go on from.
     """
     try:
-        work()
+        with terminable():
+            work()
     except (ValueError, RuntimeError) as error:
         print(f"{program}: {error}", file=sys.stderr)
         return 2
@@ -122,9 +125,10 @@ def reported(program: str, work: Callable[[], object], goes_on: bool = True) -> 
         remedy = "once that is put right, run the same command" if goes_on else "nothing written"
         print(f"{program}: {where}: {error.strerror}; {remedy}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(
-            f"{program}: interrupted{'; the same command goes on' if goes_on else ', nothing written'}", file=sys.stderr
-        )
-        return 130
+    except KeyboardInterrupt as stop:
+        name = "SIGTERM" if isinstance(stop, Terminated) else "Ctrl-C"
+        kept = "".join(f"; {what}" for what in stop.args)
+        left = f"{kept}; the same command goes on" if goes_on else ", nothing written; the same command begins again"
+        print(f"{program}: {name}: interrupted{left}", file=sys.stderr)
+        return exit_status(stop)
     return 0

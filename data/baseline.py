@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         loss = unigram_cross_entropy(train.article_ids(), labels, args.real_vocab_size)
         print(f"held-out cross-entropy of a unigram model of the training text: {loss:.4f}")
 
-    return reported("data.baseline", show)
+    return reported("data.baseline", show, goes_on=False)
 
 
 if __name__ == "__main__":

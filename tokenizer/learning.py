@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Iterable
+import threading
+from typing import TYPE_CHECKING, Any, Iterable, Iterator
 
 from tokenizer.entries import EOT
 
 if TYPE_CHECKING:
+    import tokenizers
+
     from tokenizer.bpe import Tokenizer
 
 # The 256 bytes and <|endoftext|>, before the first merge.
 SMALLEST_VOCAB = 257
+# Seconds that an interrupted training has to notice that its texts have ended: a thread must not want the interpreter
+# while that ends. Merging words can take minutes and needs no interpreter.
+_LEAVE = 1.0
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int = 30522) -> Tokenizer:
@@ -34,5 +40,37 @@ def train_bpe(texts: Iterable[str], vocab_size: int = 30522) -> Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    backend.train_from_iterator(texts, trainer=trainer)
+    _train(backend, texts, trainer)
     return Tokenizer.from_json(backend.to_str(), "the trained tokenizer")
+
+
+def _train(backend: tokenizers.Tokenizer, texts: Iterable[str], trainer: Any) -> None:
+    """In a thread: Ctrl-C and SIGTERM reach Python code that waits, and native code only when it is done.
+
+    Raises what reading the texts raises.
+    """
+    errors: list[BaseException] = []
+    stopped = False
+
+    def read() -> Iterator[str]:
+        for text in texts:
+            if stopped:
+                return
+            yield text
+
+    def run() -> None:
+        try:
+            backend.train_from_iterator(read(), trainer=trainer)
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        thread.join()
+    except KeyboardInterrupt:
+        stopped = True
+        thread.join(_LEAVE)
+        raise
+    if errors:
+        raise errors[0]

@@ -19,7 +19,7 @@ if __package__ in (None, ""):
     # Started as a script: the repository and not tokenizer/ is where modules are found.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from corpora.atomic import atomic_file  # noqa: E402
+from corpora.atomic import atomic_files, folder_made  # noqa: E402
 from corpora.documents import DocumentReader  # noqa: E402
 from corpora.pieces import Corpus  # noqa: E402
 from corpora.program import ProgramParser, add_input_flags, reported  # noqa: E402
@@ -97,16 +97,17 @@ def train(args: argparse.Namespace, stream: TextIO) -> None:
     tokenizer = learn_vocabulary(corpus, args.json_key, args.vocab_size, stream, args.drop_placeholders)
     if tokenizer.vocab_size < args.vocab_size:
         stream.write(f"note: the text has words for {tokenizer.vocab_size:,} entries only, not {args.vocab_size:,}\n")
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(args.output) as file:
-        file.write(tokenizer.to_json().encode("utf-8"))
+    contents = {args.output: tokenizer.to_json()}
+    if args.config_output is not None:
+        contents[args.config_output] = model_config(values, tokenizer)
+    with folder_made(args.output.parent), atomic_files(*contents) as files:
+        for file, content in zip(files, contents.values()):
+            file.write(content.encode("utf-8"))
     stream.write(f"wrote {args.output}; its <|endoftext|> is id {tokenizer.eot_id}\n")
     if args.config_output is None:
         stream.write(f"its model needs vocab_size {tokenizer.vocab_size} and eos_token_id {tokenizer.eot_id}\n")
-        return
-    with atomic_file(args.config_output) as file:
-        file.write(model_config(values, tokenizer).encode("utf-8"))
-    stream.write(f"wrote {args.config_output}: train_gpt2.py --config {args.config_output}\n")
+    else:
+        stream.write(f"wrote {args.config_output}: train_gpt2.py --config {args.config_output}\n")
 
 
 def model_config(values: dict[str, Any], tokenizer: Tokenizer) -> str:
@@ -120,7 +121,7 @@ def model_config(values: dict[str, Any], tokenizer: Tokenizer) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; the exit status."""
     args = parse_args(argv)
-    return reported("tokenizer.train", lambda: train(args, sys.stderr))
+    return reported("tokenizer.train", lambda: train(args, sys.stderr), goes_on=False)
 
 
 if __name__ == "__main__":

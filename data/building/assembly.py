@@ -22,6 +22,7 @@ import numpy as np
 from corpora import pieces
 from corpora.atomic import folder_made
 from corpora.pieces import Corpus, Piece
+from corpora.termination import undivided
 from data.building.duplicates import TRAIN, VALIDATION, Selector
 from data.building.parts import Encoder, Part, Recipe, make_part, read_part
 from data.building.worker_pool import worker_pool
@@ -101,8 +102,12 @@ class Assembly:
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if error is None or isinstance(error, ValueError):
+        parts = list(self.folder.glob("*.npz"))
+        interrupted = isinstance(error, KeyboardInterrupt)
+        if error is None or isinstance(error, ValueError) or (interrupted and not parts):
             shutil.rmtree(str(self.folder), ignore_errors=True)
+        elif interrupted:
+            error.args = (f"{len(parts):,} parts of the corpus are done and kept in {self.folder}",)
         with contextlib.suppress(OSError):
             self._lock_path.unlink()
         self._lock.close()
@@ -166,7 +171,8 @@ class Assembly:
             for number, piece in enumerate(self.corpus.pieces()):
                 future = None
                 if not self._path(number).exists():
-                    future = pool.submit(_make_part, piece, self._path(number))
+                    with undivided():  # it may start a process, and the server of those must not be left half-told
+                        future = pool.submit(_make_part, piece, self._path(number))
                 waiting.append((number, piece, future))
                 if len(waiting) > 3 * self.workers:
                     yield self._finished(*waiting.popleft())

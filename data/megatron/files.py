@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Iterator
 
 import numpy as np
 
-from corpora.atomic import atomic_file
+from corpora.atomic import atomic_files
 from data.bad_data import BadData
 
 MAGIC = b"MMIDIDX\x00\x00"
@@ -242,7 +242,7 @@ def mmap_writer(prefix: str | Path, vocab_size: int, dtype: Any = None) -> Itera
     folder = Path(prefix).resolve().parent
     folder.mkdir(parents=True, exist_ok=True)
     # The .idx gets its name first: a .bin under its name is never without one.
-    with atomic_file(f"{prefix}.bin") as tokens, atomic_file(f"{prefix}.idx") as index:
+    with atomic_files(f"{prefix}.bin", f"{prefix}.idx") as (tokens, index):
         with tempfile.TemporaryFile(dir=str(folder)) as sizes:  # 4 bytes a document that the .idx needs at the end
             writer = MmapWriter(str(prefix), vocab_size, dtype, (tokens, index, sizes))
             yield writer

@@ -13,6 +13,7 @@ from typing import Callable, Iterable, Iterator
 import numpy as np
 
 from corpora.atomic import folder_made, unique_beside
+from corpora.termination import undivided
 from data.tfrecord import records, varint
 from data.tfrecord.index import index_line
 
@@ -85,9 +86,9 @@ class TFRecordWriter:
             self._check(shards)
             for shard in shards:
                 shard.flush(finish=True)
-            for name in self.names:
-                for suffix in (".tfrecord", ".index"):
-                    os.replace(str(work / (name + suffix)), str(self.folder / (name + suffix)))
+            with undivided():
+                for name in [f"{name}.{suffix}" for name in self.names for suffix in ("tfrecord", "index")]:
+                    os.replace(str(work / name), str(self.folder / name))
         finally:
             shutil.rmtree(str(work), ignore_errors=True)
             if lock is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -130,3 +131,29 @@ def test_an_import_that_fails_is_told_by_what_installs_it(capsys):
     assert "pip install -r requirements-corpora.txt" in capsys.readouterr().err
     assert reported("x.py", missing("numpy")) == 2
     assert "Run `make setup`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("number", "name", "status"), [(signal.SIGINT, "Ctrl-C", 130), (signal.SIGTERM, "SIGTERM", 143)]
+)
+def test_what_a_signal_interrupts_is_told_in_a_line(capsys, number, name, status):
+    def work():
+        os.kill(os.getpid(), number)
+
+    def with_something_kept():
+        try:
+            work()
+        except KeyboardInterrupt as stop:
+            stop.args = ("half is kept in x",)
+            raise
+
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    assert reported("x.py", work) == reported("x.py", with_something_kept) == reported("x.py", work, False) == status
+    assert capsys.readouterr().err.splitlines() == [
+        f"x.py: {name}: interrupted; the same command goes on",
+        f"x.py: {name}: interrupted; half is kept in x; the same command goes on",
+        f"x.py: {name}: interrupted, nothing written; the same command begins again",
+    ]
+    signal.signal(signal.SIGTERM, handlers[1])
+    assert signal.getsignal(signal.SIGINT) == handlers[0]

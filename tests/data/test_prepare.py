@@ -11,6 +11,7 @@ import lzma
 import os
 import pickle
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -357,9 +358,10 @@ def children(pid):
     return [int(line) for line in listing.stdout.split()]
 
 
-@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_interrupted_then_finished(tmp_path, tokenizer, ending):
-    """Ctrl-C reaches the whole group, SIGKILL the parent alone: no process is left, and the next run goes on."""
+    """Ctrl-C and a scheduler's SIGTERM reach the whole group, SIGKILL the parent alone: no process is left, and the
+    next run goes on."""
     path = tmp_path / "big.txt"
     path.write_text("\n".join(documents(40_000)), encoding="utf-8")
     out = tmp_path / "out"
@@ -370,16 +372,20 @@ def test_interrupted_then_finished(tmp_path, tokenizer, ending):
         time.sleep(0.02)
     workers = children(process.pid)
     assert workers
-    if ending == signal.SIGINT:
-        os.killpg(process.pid, ending)
-    else:
+    if ending == signal.SIGKILL:
         process.kill()
+    else:
+        os.killpg(process.pid, ending)
     said = process.communicate(timeout=300)[1]
     if process.returncode == 0:
         pytest.skip("it was faster than the signal")
-    assert process.returncode == (130 if ending == signal.SIGINT else -9)
+    assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}[ending]
     assert "Traceback" not in said
-    assert ending == signal.SIGKILL or "the same command goes on" in said
+    if ending != signal.SIGKILL:
+        name = "Ctrl-C" if ending == signal.SIGINT else "SIGTERM"
+        told = rf"data\.prepare: {name}: interrupted; \d+ parts of the corpus are done and kept in {out}/\.corpus\S*; "
+        assert re.fullmatch(told + "the same command goes on", said.splitlines()[-1]), said
+        assert not [path.name for path in out.iterdir() if "parts-" not in path.name]
     deadline = time.monotonic() + 200
     while any(Path(f"/proc/{pid}").exists() and "Z" not in state(pid) for pid in workers):
         assert time.monotonic() < deadline, "a worker is left"

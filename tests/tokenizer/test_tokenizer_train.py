@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -165,3 +167,29 @@ def test_documents_end_as_the_tokenizer_says(tmp_path, text):
 
     corpus = open_corpus(tmp_path / "pkl" / "corpus.pkl", 281)
     assert (corpus.tokens[corpus.offsets[1:] - 1] == 280).all() and len(corpus) == 60
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_it_learns_ends_it_and_leaves_nothing(tmp_path, monkeypatch, capsys, number, status):
+    """Native code reads the texts, here without an end: it is in a thread, so that the main one hears the signal."""
+
+    def endless(*_):
+        yield "a first text"
+        os.kill(os.getpid(), number)
+        while True:
+            yield "and another"
+
+    monkeypatch.setattr(tokenizer_train, "DocumentReader", endless)
+    (tmp_path / "text.txt").write_text("text\n", encoding="utf-8")
+    assert main(["--input", str(tmp_path / "text.txt"), "--output", str(tmp_path / "out")]) == status
+    assert "interrupted, nothing written; the same command begins again" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
+
+
+def test_what_reading_the_texts_raises_is_raised():
+    def texts():
+        yield "a text"
+        raise ValueError("the second text is none")
+
+    with pytest.raises(ValueError, match="the second text is none"):
+        train_bpe(texts(), 300)

@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
     except SpecError as error:
         refuse(error.args)
         return 2
-    signal.signal(signal.SIGTERM, _interrupt)
+    before = signal.signal(signal.SIGTERM, _interrupt)
     shown = {path.absolute(): str(path) for path in specs}
     report = Report(settings.log_folder, chosen[0][0].file.parent, _plain(args), args.csv_metrics, shown)
     try:
@@ -46,6 +46,8 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted; results so far are in {report.json_path}", file=sys.stderr)
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
     _summary(report)
     return 0 if succeeded else 1
 

@@ -254,6 +254,12 @@ def test_a_time_out_ends_the_children_too(runner, monkeypatch):
     assert ends(int(session.log("x").split()[1]))
 
 
+def test_a_session_leaves_the_signals_of_its_process_as_they_were(runner):
+    before = signal.getsignal(signal.SIGTERM)
+    assert runner("x:\n  cmd: echo\n").status == 0
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_session_leaves_results_and_no_process(runner, number):
     runner.script(CHILD.replace("trap '' TERM\n", ""), "program.sh")
