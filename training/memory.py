@@ -8,6 +8,8 @@ from typing import Iterator
 
 import poptorch
 
+from training.log.machine import computes_on_ipus
+
 # Parts of what PyTorch (CPU and CUDA) and Poplar say when an allocation fails.
 _SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "memory_allocation", "bad_alloc")
 
@@ -36,7 +38,7 @@ def next_settings(args: argparse.Namespace) -> list[str]:
         settings.append("--enable-sequence-serialized True (head and loss in blocks of positions)")
     if len(args.recompute_checkpoint_layers) < sum(args.layers_per_ipu):
         settings.append("--recompute-checkpoint-every-layer True (a third more work)")
-    if poptorch.ipuHardwareIsAvailable():
+    if computes_on_ipus():
         settings.append("--embedding-serialization-factor, --layers-per-ipu over more IPUs, --matmul-proportion")
     if args.max_len > 2:
         settings.append(f"--max-len {args.max_len // 2} (shorter samples)")

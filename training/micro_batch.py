@@ -125,15 +125,13 @@ def _limit_memory(more: int) -> None:
 
 def main() -> int:
     """A trial. Returns its exit status."""
-    import poptorch
-
-    from training.log.machine import computes_on_cuda
+    from training.log.machine import computes_on_cuda, computes_on_ipus
     from training.memory import is_out_of_memory
     from training.run import TrainingRun
 
     trial = json.load(sys.stdin)
     args = argparse.Namespace(**{**trial["flags"], "typed": set(trial["flags"]["typed"])})
-    if trial["memory"] is not None and not computes_on_cuda() and not poptorch.ipuHardwareIsAvailable():
+    if trial["memory"] is not None and not computes_on_cuda() and not computes_on_ipus():
         _limit_memory(trial["memory"])
     try:
         run = TrainingRun(args)

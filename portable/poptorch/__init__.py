@@ -36,6 +36,7 @@ from .execution.executor import PoplarExecutor
 from .execution.restoring import load
 from .execution.saving import importPoptorchMetadataFromFile
 from .execution.substitutions import _OverwriteContextManager
+from .hardware import ipuHardwareIsAvailable, ipuHardwareVersion
 from .loading.dataloader import AsynchronousDataAccessor, DataLoader
 from .notices import setLogLevel
 from .operations.blocks import BeginBlock, Block, BlockFunction, BlockId, LegacyBeginBlockFn, module_repr, removeBlocks
@@ -188,16 +189,6 @@ def inferenceModel(model: torch.nn.Module | PoplarExecutor, options: Options | N
 def isRunningOnIpu() -> bool:
     """True while a model is being traced, i.e. in the call of forward() that becomes the program."""
     return tracing.current() is not None
-
-
-def ipuHardwareIsAvailable(num_ipus: int = 1) -> bool:
-    """Whether there are IPUs: never, in this runtime."""
-    return False
-
-
-def ipuHardwareVersion() -> int:
-    """The version of the IPUs attached: 0, for there are none."""
-    return 0
 
 
 def print(m: torch.nn.Module) -> None:  # the API's name

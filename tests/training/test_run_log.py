@@ -267,6 +267,13 @@ def test_the_peak_of_an_ipu_is_not_that_of_its_host(monkeypatch):
     assert machine.device_peak(250.0).flops == 250e12
 
 
+def test_a_run_whose_program_is_told_of_ipus_shows_what_it_computes_on(monkeypatch):
+    found = machine.device_line(), machine.device_peak(1.0)
+    monkeypatch.setenv("POPTORCH_PORTABLE_IPU_VERSION", "2")
+    assert poptorch.ipuHardwareIsAvailable() and (machine.device_line(), machine.device_peak(1.0)) == found
+    assert machine.device_peak(None) is not None
+
+
 def test_a_peak_that_a_run_exceeds_was_measured_on_a_busy_cpu(folder, monkeypatch):
     monkeypatch.setattr(machine, "_measured", lambda: 1.0)
     found = iter([0.5, 1e15])

@@ -54,6 +54,11 @@ def flops_per_token(config: GPT2Config, length: int) -> float:
     return 6.0 * weights + 12.0 * layers * length * width
 
 
+def computes_on_ipus() -> bool:
+    """Whether there are IPUs. POPTORCH_PORTABLE_IPU_VERSION has a program told so by the runtime that needs none."""
+    return poptorch.ipuHardwareIsAvailable() and not os.environ.get("POPTORCH_PORTABLE_IPU_VERSION")
+
+
 def computes_on_cuda() -> bool:
     """Whether the runtime takes a CUDA device, as it does where there is one."""
     return torch.cuda.is_available() and os.environ.get("POPTORCH_PORTABLE_DEVICE", "cuda") != "cpu"
@@ -67,7 +72,7 @@ def device_peak(stated: float | None) -> Peak | None:
     """
     if stated is not None:
         return Peak(stated * 1e12, "--peak-tflops")
-    if poptorch.ipuHardwareIsAvailable():
+    if computes_on_ipus():
         return None
     if computes_on_cuda():
         name = torch.cuda.get_device_name()
@@ -100,7 +105,7 @@ def measured_again(peak: Peak) -> Peak:
 
 def device_line() -> str:
     """What a run computes on, with how many threads and in which precision: its first line."""
-    if poptorch.ipuHardwareIsAvailable():
+    if computes_on_ipus():
         return "device: IPU, half"
     if computes_on_cuda():
         return f"device: {torch.cuda.get_device_name()}, half"
