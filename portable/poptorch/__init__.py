@@ -12,7 +12,19 @@ os.environ.update(openmp.bounded_spin())  # before torch brings the library that
 
 import torch
 
-from . import enums, ops, optim, options, popart_libraries, poptorch_core, profiling, testing
+from . import (
+    _impl,
+    _poplar_executor,
+    _utils,
+    enums,
+    ops,
+    optim,
+    options,
+    popart_libraries,
+    poptorch_core,
+    profiling,
+    testing,
+)
 from .engine.tracing import export as tracing
 from .enums import (
     AutoStage,
@@ -38,7 +50,7 @@ from .execution.saving import importPoptorchMetadataFromFile
 from .execution.substitutions import _OverwriteContextManager
 from .hardware import ipuHardwareIsAvailable, ipuHardwareVersion
 from .loading.dataloader import AsynchronousDataAccessor, DataLoader
-from .notices import setLogLevel
+from .notices import logger, setLogLevel
 from .operations.blocks import BeginBlock, Block, BlockFunction, BlockId, LegacyBeginBlockFn, module_repr, removeBlocks
 from .ops import (
     CPU,
@@ -121,6 +133,9 @@ __all__ = [
     "UnrecoverableError",
     "VariableRetrievalMode",
     "_OverwriteContextManager",
+    "_impl",
+    "_poplar_executor",
+    "_utils",
     "attributes_lists",
     "cond",
     "createPoptorchError",
@@ -139,6 +154,7 @@ __all__ = [
     "ipu_print_tensor",
     "isRunningOnIpu",
     "load",
+    "logger",
     "module_repr",
     "nearest",
     "nop",

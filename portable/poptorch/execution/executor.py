@@ -15,7 +15,7 @@ from ..operations.blocks import module_repr
 from ..options.executor_options import Options
 from ..poptorch_core import createPoptorchError
 from . import hosting, introspection, saving
-from .executor_state import ExecutorState
+from .library_names import LibraryNames
 from .synthetic import replaced
 
 
@@ -27,7 +27,7 @@ def _refuse_backward(*args: Any, **kwargs: Any) -> None:
     )
 
 
-class PoplarExecutor(ExecutorState):
+class PoplarExecutor(LibraryNames):
     """A model compiled for training or inference. Made by trainingModel and inferenceModel.
 
     Calling it runs deviceIterations x gradientAccumulation x replicationFactor micro-batches; spec section 2 says how

@@ -10,6 +10,7 @@ import contextlib
 import copy
 import copyreg
 import itertools
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -200,7 +201,7 @@ def wrap(
     Raises RuntimeError if it has that class already.
     """
     user_class = type(model)
-    if getattr(user_class, "_poptorch_user_class", None) is not None:
+    if getattr(user_class, "_poptorch_user_class", None) is not None or model in _set_aside:
         raise RuntimeError(_ALREADY_WRAPPED)
 
     class PoptorchModel(user_class):
@@ -307,8 +308,36 @@ def ungroup(model: torch.nn.Module) -> None:
             parameter.__class__ = torch.nn.Parameter
 
 
+_set_aside: weakref.WeakKeyDictionary[torch.nn.Module, type] = weakref.WeakKeyDictionary()  # model -> its wrapped class
+
+
+def unwrapModelIfNecessary(model: torch.nn.Module) -> None:
+    """Give a wrapped model its own class and ordinary parameters and buffers, with the newest weights, for a while.
+
+    Its training executor stays, and rewrapModelIfNecessary undoes this. Without effect on a model that is not wrapped.
+    """
+    wrapped = type(model)
+    if getattr(wrapped, "_poptorch_user_class", None) is not None:
+        wrapped._poptorch_source.sync()
+        _unhost(model, wrapped._poptorch_source)
+        model.__class__ = wrapped._poptorch_user_class
+        _set_aside[model] = wrapped
+
+
+def rewrapModelIfNecessary(model: torch.nn.Module) -> None:
+    """Wrap a model again, with the parameters and buffers that it has now, for the executor it was wrapped for.
+
+    Without effect on a model that unwrapModelIfNecessary did not unwrap.
+    """
+    wrapped = _set_aside.pop(model, None)
+    if wrapped is not None:
+        model.__class__ = wrapped
+        host(model, wrapped._poptorch_source)
+
+
 def unwrap(model: torch.nn.Module, duplicate: torch.nn.Module) -> None:
     """Both are what they were before `wrap`."""
+    rewrapModelIfNecessary(model)
     _unhost(model, type(model)._poptorch_source)
     for parameter in model.parameters():
         replica_groups.forget(parameter)

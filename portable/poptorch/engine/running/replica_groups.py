@@ -73,6 +73,12 @@ def grouping_of(parameter: torch.Tensor, replicas: int) -> ReplicaGrouping | Non
     return None if grouping is None or grouping.groups(replicas) == 1 else grouping
 
 
+def groupings(model: torch.nn.Module) -> dict[str, tuple[CommGroupType, int, VariableRetrievalMode]]:
+    """{name: what set_grouping() was given} of the parameters for which it was called."""
+    found = {name: parameter.__dict__.get(_KEY) for name, parameter in model.named_parameters()}
+    return {name: (each.kind, each.group_size, each.retrieval) for name, each in found.items() if each is not None}
+
+
 def forget(parameter: torch.Tensor) -> None:
     """All replicas share `parameter` again."""
     parameter.__dict__.pop(_KEY, None)

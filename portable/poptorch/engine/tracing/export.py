@@ -18,8 +18,8 @@ import torch
 from torch.export.graph_signature import InputKind
 
 from ... import notices
-from ...poptorch_core import Error, createPoptorchError
-from . import devices, functions, lenient, members, opaque, subclasses
+from ...poptorch_core import Error, createPoptorchError, set_compiling
+from . import devices, functions, lenient, members, native_names, opaque, subclasses
 from .host_tensors import HostWrites
 from .program_mode import ProgramMode, value_unknown
 from .recording import PythonState, record, silent_repetition
@@ -147,6 +147,7 @@ def _tracing(context: TraceContext) -> Iterator[None]:
     levels = [logger.level for logger in noisy]
     rng_state = torch.get_rng_state()  # torch.manual_seed in forward() acts on the real generator
     _active = context
+    set_compiling(True)
     try:
         for logger in noisy:
             logger.setLevel(logging.CRITICAL)
@@ -156,6 +157,7 @@ def _tracing(context: TraceContext) -> Iterator[None]:
             yield
     finally:
         _active = None
+        set_compiling(False)
         opaque.forget()
         for callback in context.at_end:
             callback()
@@ -235,7 +237,7 @@ def _recorded(
         f"torch.export refuses forward() of {type(model).__name__} ({reason}): it was recorded operation by operation "
         "instead, which gives the same program.",
     )
-    _drop_checks(module.graph)
+    _drop_idle(module.graph)
     return _traced(module.graph, parameters, buffers, constants, inputs, model)
 
 
@@ -256,13 +258,13 @@ def _lifted(exported: torch.export.ExportedProgram, model: torch.nn.Module) -> T
             inputs.append(name)
         else:
             raise _NotExported(f"forward() captures an object that cannot be compiled: {spec.kind} {spec.target}.")
-    _drop_checks(graph)
+    _drop_idle(graph)
     return _traced(graph, parameters, buffers, constants, inputs, model)
 
 
-def _drop_checks(graph: torch.fx.Graph) -> None:
+def _drop_idle(graph: torch.fx.Graph) -> None:
     for node in list(graph.nodes):
-        if node.target is torch.ops.aten._assert_tensor_metadata.default:
+        if node.target is torch.ops.aten._assert_tensor_metadata.default or node.target in native_names.NAME_SCOPES:
             graph.erase_node(node)
         elif node.op == "get_attr":  # the body of a higher-order operator
             user = next(iter(node.users), node)
