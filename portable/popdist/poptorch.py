@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import popdist
@@ -56,6 +57,10 @@ class Options(_PoptorchOptions):
         self._ipus_per_replica = count
         self._distributed = _PopdistDistributedOptions()
         self.set(replication_factor=popdist.getNumLocalReplicas())
+
+    def _entries(self) -> Iterator[tuple[str, Any]]:
+        yield "ipus_per_replica", self._ipus_per_replica
+        yield from super()._entries()
 
     @property
     def ipus_per_replica(self) -> int:

@@ -15,8 +15,8 @@ _ACCUM_TYPES = (
     "second_order_momentum_accum_type",
     "velocity_accum_type",
 )
-# What a pickle keeps besides torch's own defaults, state and groups.
-_PICKLED = (
+# What these optimizers have, and a pickle keeps, besides torch's own defaults, state and groups.
+ATTRIBUTES = (
     "loss_scaling",
     "max_grad_norm",
     "bias_correction",
@@ -25,7 +25,6 @@ _PICKLED = (
     *_ACCUM_TYPES,
     "variable_attrs",
     "given_attributes",
-    "_device_state",
 )
 
 
@@ -142,7 +141,8 @@ class Optimizer:
 
     def __getstate__(self) -> dict[str, Any]:
         self.get_state_dict()
-        kept = {name: self.__dict__[name] for name in _PICKLED if name in self.__dict__}
+        names = (*ATTRIBUTES, "_device_state")
+        kept = {name: self.__dict__[name] for name in names if name in self.__dict__}
         host = super().__getstate__() if isinstance(self, torch.optim.Optimizer) else {}
         return {**host, **kept}
 

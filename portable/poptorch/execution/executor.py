@@ -118,6 +118,8 @@ class PoplarExecutor(LibraryNames):
         if not self._training:
             raise createPoptorchError("setOptimizer() is only for training models.")
         self._check_optimizer(optimizer)
+        if self._compiled is not None:
+            self._optimizer_attributes.check(optimizer)
         if self._session is not None:
             self._session.optimizer.set_optimizer(optimizer)
         if optimizer is not self._optimizer:

@@ -19,6 +19,7 @@ from ..options.executor_options import Options, checked
 from ..poptorch_core import createPoptorchError
 from ..reports import auto_report
 from . import compilation, compile_hooks, hosting
+from .optimizer_attributes import KnownAttributes
 from .session import Session
 
 _NOT_COMPILED = "Model has not been compiled or has been destroyed."
@@ -44,6 +45,7 @@ class ExecutorState:
             raise createPoptorchError(f"Invalid type: 'model' is of type {type(model)}, expected torch.nn.Module")
         options = checked(Options() if options is None else options)
         self._options = options.clone()
+        self._options.resolve_output_mode(training)
         options.freeze()
         self._options.freeze()
         self._training = training
@@ -120,6 +122,8 @@ class ExecutorState:
             compile_hooks.run_after()
         self._probe = auto_report.probe(self._options, self._training, self._policy.device, compiled.program)
         self._compiled = compiled
+        if self._training:
+            self._optimizer_attributes = KnownAttributes(self._optimizer, self._options.relax_optimizer_checks)
         self._random = RandomStreams(self._seed(), self._policy.device)
         try:
             if self._options.connection_type is ConnectionType.Always:

@@ -14,7 +14,7 @@ from ..engine.running.runner import Runner
 from ..engine.running.state import DeviceState
 from ..engine.updating.loss_scaling import AutomaticLossScaling
 from ..engine.updating.optimizer import DeviceOptimizer
-from ..enums import MeanReductionStrategy, OutputMode, ReductionType
+from ..enums import MeanReductionStrategy, ReductionType
 from ..options.executor_options import Options
 from ..poptorch_core import createPoptorchError
 from . import hosting
@@ -61,13 +61,12 @@ class Session:
         if kept is not None:
             self._load_optimizer(kept)
         self.upload((kept or {}).get(MASTERS))
-        mode = _resolved(options.output_mode, optimizer is not None)
         self.anchors = self._anchors(compiled, optimizer is not None)
         self.runner = Runner(
             compiled.program,
             self._state,
             compiled.counts,
-            mode,
+            options.output_mode,
             options.output_return_period,
             policy,
             self.optimizer,
@@ -78,10 +77,7 @@ class Session:
 
     def _anchors(self, compiled: Compiled, training: bool) -> Anchors | None:
         """What Options.anchorTensor() asked for, if it did."""
-        wanted = {
-            short: (long, _resolved(mode, training), period)
-            for short, (long, mode, period) in self._options.anchored_tensors.items()
-        }
+        wanted = self._options.anchored_tensors
         counts = compiled.counts
         sizes = (counts.iterations, counts.accumulation, counts.replicas)
         if not wanted:
@@ -164,12 +160,6 @@ class Session:
         """Free the device."""
         if self._accumulator is not None:
             self._accumulator.release()
-
-
-def _resolved(mode: OutputMode, training: bool) -> OutputMode:
-    if mode is not OutputMode.Default:
-        return mode
-    return OutputMode.Final if training else OutputMode.All
 
 
 def _automatic_scaling(options: Options) -> AutomaticLossScaling | None:

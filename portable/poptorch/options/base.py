@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import enum
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..checks import require
@@ -51,6 +51,15 @@ class Freezable:
     def touched(self) -> frozenset[str]:
         """Names of the setters that the program called."""
         return frozenset(self._touched)
+
+    def _entries(self) -> Iterator[tuple[str, Any]]:
+        """(name, value) of what repr() shows, in an order that depends on nothing but the names."""
+        yield from sorted(getattr(self, "_values", {}).items())
+
+    def __repr__(self) -> str:
+        """The values, one a line. Equal options print alike, however they came to be what they are."""
+        lines = [f"    {name}={shown(value)},\n" for name, value in self._entries()]
+        return f"{type(self).__name__}({chr(10) if lines else ''}{''.join(lines)})"
 
     def __deepcopy__(self, memo: dict) -> Freezable:
         clone = self.__class__.__new__(self.__class__)
@@ -139,3 +148,19 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [to_plain(item) for item in value]
     return value
+
+
+def shown(value: Any) -> str:
+    """`value` as repr() of options shows it: enums by name, dictionaries and sets in the order of their keys."""
+    if isinstance(value, enum.Enum):
+        return f"{type(value).__name__}.{value.name}"
+    if isinstance(value, Freezable):
+        return f"{type(value).__name__}({', '.join(f'{name}={shown(item)}' for name, item in value._entries())})"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key!r}: {shown(value[key])}' for key in sorted(value, key=str))}}}"
+    if isinstance(value, (set, frozenset)):
+        return f"{{{', '.join(sorted(map(shown, value)))}}}" if value else "set()"
+    if isinstance(value, (list, tuple)):
+        brackets = "[]" if isinstance(value, list) else "()"
+        return f"{brackets[0]}{', '.join(map(shown, value))}{brackets[1]}"
+    return repr(value)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -201,6 +202,23 @@ class Options(PlacementOptions):
         Raises ConfigFileError quoting the line that is not an option or that the option refuses.
         """
         return option_files.apply_file(self, filepath)
+
+    def resolve_output_mode(self, training: bool) -> None:
+        """Makes OutputMode.Default what it means: Final in training, All in inference; an anchor's, that of outputs."""
+        mode = self.output_mode
+        if mode is OutputMode.Default:
+            mode = OutputMode.Final if training else OutputMode.All
+        anchors = {
+            short: (long, mode, self.output_return_period) if wanted is OutputMode.Default else (long, wanted, period)
+            for short, (long, wanted, period) in self.anchored_tensors.items()
+        }
+        self.set(output_mode=mode, anchored_tensors=anchors)
+
+    def _entries(self) -> Iterator[tuple[str, Any]]:
+        yield from super()._entries()
+        yield "execution_strategy", self._execution_strategy
+        for name in ("Training", "Distributed", "Jit", "Precision", "TensorLocations", "_Popart"):
+            yield from ((f"{name}.{entry}", value) for entry, value in getattr(self, name)._entries())
 
     def clone(self) -> Options:
         """A copy, not frozen."""

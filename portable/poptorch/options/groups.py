@@ -7,6 +7,7 @@ TensorLocations has a file of its own.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -44,6 +45,10 @@ class PopartOptions(Freezable):
         """Turns PopART's graph patterns on or off over a level (0 none, 1 minimal, 2 default, 3 all)."""
         self._patterns = dict(patterns)
         self._patterns_level = level
+
+    def _entries(self) -> Iterator[tuple[str, Any]]:
+        yield from super()._entries()
+        yield from (("patterns", self._patterns), ("patterns_level", self._patterns_level))
 
     def store(self, key: str, value: Any) -> None:
         """Sets a key on behalf of a setter of Options."""

@@ -27,6 +27,10 @@ class Stage:
         self._blocks = list(block_ids)
         self._ipu: int | None = None
 
+    def __repr__(self) -> str:
+        ipu = "" if self._ipu is None else f".ipu({self._ipu})"
+        return f"Stage({', '.join(map(repr, self._blocks))}){ipu}"
+
     @property
     def blocks(self) -> list[str]:
         """The ids of its blocks."""
@@ -47,6 +51,9 @@ class Phase:
         stages = bool(arg) and all(isinstance(item, Stage) for item in arg)
         require(strings or stages, "A Phase is made of one or more Stages, or of one or more block ids (strings)")
         self.stages: list[Stage] = [Stage(*arg)] if strings else list(arg)
+
+    def __repr__(self) -> str:
+        return f"Phase({', '.join(map(repr, self.stages))})"
 
     def stage(self, idx: int) -> Stage:
         """Its stage number `idx`."""
@@ -73,6 +80,12 @@ class ExecutionStrategy:
             for block in stage.blocks:
                 require(block not in self._index, f"{block} associated with more than one stage")
                 self._index[block] = index
+
+    def __repr__(self) -> str:
+        auto = self.auto_stage
+        return (
+            f"{type(self).__name__}({', '.join(map(repr, self._stages)) if auto is None else f'AutoStage.{auto.name}'})"
+        )
 
     @property
     def stages(self) -> list[tuple[list[str], int | None]]:
@@ -156,6 +169,12 @@ class _PhasedExecution(ExecutionStrategy):
         super().__init__([stage for phase in self._phases for stage in phase.stages])
         self._tensors_liveness = Liveness.AlwaysLive
         self._separate_backward_phase = False
+
+    def __repr__(self) -> str:
+        settings = (
+            f"tensors_liveness={self._tensors_liveness.name}, separate_backward_phase={self._separate_backward_phase}"
+        )
+        return f"{type(self).__name__}({', '.join(map(repr, self._phases))}, {settings})"
 
     def _as_phase(self, phase: Any) -> Phase:
         if isinstance(phase, Phase):

@@ -68,6 +68,34 @@ def test_unexpected_group_attributes_are_told_once_unless_relaxed(relax, capsys,
     assert capsys.readouterr().err.count("unexpected group attributes in SGD optimizer: ['colour']") == (not relax)
 
 
+@pytest.mark.parametrize("relax", [False, True])
+def test_attributes_added_after_compilation_are_told_once_unless_relaxed(relax, capsys):
+    options = poptorch.Options().relaxOptimizerAttributesChecks(relax)
+    executor, optimizer = compiled(lambda p: optim.SGD(p, lr=0.1), options=options)
+    optimizer.colour = "red"
+    for _ in range(2):
+        executor.setOptimizer(optimizer)
+    told = "Ignoring unexpected optimizer attributes in SGD optimizer: ['colour']"
+    assert capsys.readouterr().err.count(told) == (not relax)
+    optimizer.shape = optimizer.colour
+    executor.setOptimizer(optimizer)
+    assert ("unexpected optimizer attributes in SGD optimizer: ['shape']" in capsys.readouterr().err) == (not relax)
+
+
+@pytest.mark.parametrize("replacement", [torch.optim.SGD, optim.SGD])
+def test_attributes_that_belong_to_an_optimizer_are_not_unexpected(replacement, capsys):
+    def make(params):
+        optimizer = torch.optim.SGD(params, lr=0.1)
+        optimizer.colour = "red"  # before compilation
+        return optimizer
+
+    executor, _ = compiled(make)
+    optimizer = replacement(executor.model.parameters(), lr=0.1)
+    torch.optim.lr_scheduler.LinearLR(optimizer)
+    executor.setOptimizer(optimizer)
+    assert "unexpected" not in capsys.readouterr().err
+
+
 def test_the_state_of_a_replaced_optimizer_is_read_back_and_its_own():
     executor, old = compiled(lambda p: optim.SGD(p, lr=0.0, momentum=0.5))
     new = optim.SGD(executor.model.parameters(), lr=0.0, momentum=0.5)

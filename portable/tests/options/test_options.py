@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from option_examples import EXAMPLES, GROUPS, OTHER_METHODS, SIGNATURES, accessor
 
+import poptorch
 from poptorch import enums, option_effects
 from poptorch.options.executor_options import Options, TensorLocationSettings, checked
-from poptorch.options.strategies import PipelinedExecution, ShardedExecution
+from poptorch.options.strategies import PipelinedExecution, ShardedExecution, Stage
 from poptorch.poptorch_core import Error
 
 
@@ -268,3 +269,69 @@ def test_section13_other_objects_are_no_options():
         checked({"deviceIterations": 2})
     options = Options()
     assert checked(options) is options
+
+
+def test_an_executor_resolves_the_default_output_mode():
+    options = Options().anchorTensor("a", "out")
+    inference = poptorch.inferenceModel(torch.nn.Linear(2, 2), options)
+    training = poptorch.trainingModel(torch.nn.Linear(2, 2), options)
+    assert inference.options.output_mode is enums.OutputMode.All
+    assert training.options.output_mode is enums.OutputMode.Final and not training.options.defaultOutputMode()
+    assert training.options.anchored_tensors["a"] == ("out", enums.OutputMode.Final, 1)
+    assert options.output_mode is enums.OutputMode.Default and options.defaultOutputMode()
+    assert options.anchored_tensors["a"][1] is enums.OutputMode.Default
+
+
+def test_an_anchor_without_a_mode_takes_that_of_the_outputs_though_it_is_set_later():
+    options = Options().deviceIterations(4).anchorTensor("a", "out").outputMode(enums.OutputMode.EveryN, 2)
+    found = poptorch.inferenceModel(torch.nn.Linear(2, 2), options).options
+    assert found.output_mode is enums.OutputMode.EveryN
+    assert found.anchored_tensors["a"] == ("out", enums.OutputMode.EveryN, 2)
+
+
+def filled(reverse: bool) -> Options:
+    """The same options, with the setters called in one order or the other."""
+    options = Options()
+    setters = [
+        lambda: options.deviceIterations(4),
+        lambda: options.setAvailableMemoryProportion({"IPU0": 0.5, "IPU1": 0.25}),
+        lambda: options._Popart.set("outlineThreshold", 10.0),
+        lambda: options._Popart.set("enableOutlining", False),
+        lambda: options._Popart.setPatterns({"TiedGather": True, "Gelu": False}),
+        lambda: options.setExecutionStrategy(PipelinedExecution(Stage("0").ipu(1), Stage("1"))),
+        lambda: options.anchorTensor("a", "out"),
+        lambda: options.TensorLocations.setWeightLocation(TensorLocationSettings().useOnChipStorage(False)),
+    ]
+    for setter in reversed(setters) if reverse else setters:
+        setter()
+    return options
+
+
+def test_equal_options_print_alike():
+    text = str(filled(False))
+    assert text == str(filled(True)) == str(filled(False).clone()) and "0x" not in text
+    assert text.startswith("Options(") and str(Options()) == str(Options()) != text
+
+
+def test_what_is_set_shows_in_the_text():
+    hidden, shown = [], 0
+    for name in SIGNATURES:
+        options = Options()
+        accessor(options, name)(*EXAMPLES[name])
+        if options.toDict() != Options().toDict():
+            shown += 1
+            hidden += [name] * (str(options) == str(Options()))
+    assert hidden == [] and shown > 20
+
+
+def test_a_few_lines_of_the_text():
+    lines = str(filled(False)).splitlines()
+    for line in (
+        "device_iterations=4,",
+        "output_mode=OutputMode.Default,",
+        "Training.gradient_accumulation=1,",
+        "execution_strategy=PipelinedExecution(Stage('0').ipu(1), Stage('1')),",
+        "_Popart.outlineThreshold=10.0,",
+        "_Popart.patterns={'Gelu': False, 'TiedGather': True},",
+    ):
+        assert f"    {line}" in lines
