@@ -136,7 +136,7 @@ def set_overlap_for_input(input_tensors: Any, mode: OverlapMode) -> Any:
 
     Raises:
         ValueError: `mode` is no poptorch.OverlapMode, or there is something other than tensors in the structure.
-        poptorch.Error: while tracing, a tensor that is no input of the model, one set before, or no IO tiles.
+        poptorch.Error: while tracing, no IO tiles, a tensor that is no input of the model, or one set before.
     """
     trace = tracing.current()
     return _overlapped("set_overlap_for_input", input_tensors, mode, trace.input_ids if trace is not None else None)
@@ -145,9 +145,12 @@ def set_overlap_for_input(input_tensors: Any, mode: OverlapMode) -> Any:
 def set_overlap_for_output(output_tensors: Any, mode: OverlapMode) -> Any:
     """The outputs themselves, in the structure given: their transfer may overlap with computation on an IPU.
 
-    Raises as set_overlap_for_input, but for any tensor.
+    Raises as set_overlap_for_input; that the result is what forward() returns is checked when forward() has ended.
     """
-    return _overlapped("set_overlap_for_output", output_tensors, mode, None)
+    value = _overlapped("set_overlap_for_output", output_tensors, mode, None)
+    if tracing.current() is not None:
+        tracing.current().overlapped_outputs.extend(Structure.of(value)[0])
+    return value
 
 
 def _overlapped(name: str, value: Any, mode: OverlapMode, among: set[int] | None) -> Any:

@@ -15,6 +15,7 @@ from ..operations.blocks import module_repr
 from ..options.executor_options import Options
 from ..poptorch_core import createPoptorchError
 from . import hosting, introspection, saving
+from .executor_state import NOT_COMPILED
 from .library_names import LibraryNames
 from .synthetic import replaced
 
@@ -205,11 +206,18 @@ class PoplarExecutor(LibraryNames):
         return self._timings().device_to_host()
 
     def _timings(self) -> Timings:
-        synthetic = self._options._Popart.get("syntheticDataMode", 0)
-        return Timings() if self._session is None or synthetic else self._session.runner.timings
+        if self._session is None:
+            return Timings()
+        if self._options._Popart.get("syntheticDataMode", 0):  # nothing is transferred
+            return Timings(len(self._compiled.program.inputs), len(self._compiled.program.outputs))
+        return self._session.runner.timings
 
     def getTensorNames(self) -> list[str]:
-        """The names that Options.anchorTensor() takes: inputs, parameters, buffers, gradients, outputs, the loss."""
+        """The names that Options.anchorTensor() takes: inputs, parameters, buffers, gradients, outputs, the loss.
+
+        AssertionError if the model is not compiled.
+        """
+        require(self._compiled is not None, NOT_COMPILED)
         return self._require_session().tensor_names(self._compiled)
 
     def getAnchoredTensor(self, short_name: str) -> torch.Tensor:

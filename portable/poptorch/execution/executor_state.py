@@ -22,7 +22,7 @@ from . import compilation, compile_hooks, hosting
 from .optimizer_attributes import KnownAttributes
 from .session import Session
 
-_NOT_COMPILED = "Model has not been compiled or has been destroyed."
+NOT_COMPILED = "Model has not been compiled or has been destroyed."
 
 
 class ExecutorState:
@@ -53,8 +53,8 @@ class ExecutorState:
         self._user_model = model if user_model is None else user_model
         if not training and self._options.Training.gradient_accumulation != 1:
             raise createPoptorchError(
-                "You must set poptorch.Options().Training.gradientAccumulation to 1 or leave it as its default (1) "
-                "when running inference."
+                "You must set poptorch.Options().Training.gradientAccumulation to 1 or leave it as its default value "
+                "(1) when running a poptorch.inferenceModel()."
             )
         if training:
             option_effects.refuse_training(self._options)
@@ -88,7 +88,7 @@ class ExecutorState:
 
     def _require_compiled(self) -> None:
         if self._compiled is None:
-            raise createPoptorchError(_NOT_COMPILED)
+            raise createPoptorchError(NOT_COMPILED)
 
     def _require_device(self) -> None:
         require(

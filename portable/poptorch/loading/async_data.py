@@ -50,14 +50,14 @@ class AsynchronousDataAccessor:
         buffer_size: batches in the ring, the one in use included.
         miss_sleep_time_in_ms: has no effect (said once if it is given): the process is woken up when there is room.
         load_indefinitely: go on with the next epoch as soon as one is loaded, before it is asked for.
-        early_preload: begin to load at once instead of with the first iterator.
+        early_preload: fill the ring at once instead of with the first iterator. The first batch is loaded in any case.
         sharing_strategy: how the process is started and gets the data set: forked with it, forked from a server or
             started anew with a pickle of it (SharedMemory: its tensors are shared; FileSystem: by way of a file).
         rebatched_size: cut and join what the data set gives into batches of so many samples. What is left over at the
             end comes as a smaller batch, unless the data set has an attribute drop_last that is true.
     Raises:
-        poptorch.Error: the data set is empty or cannot be sent to another process; the process fails (the data set's
-            exception is the cause of the error) or dies.
+        poptorch.Error: the data set is empty, cannot be sent to another process or fails to give its first batch; later
+            on the process fails, or dies. An exception of the data set is the cause of the error.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ class AsynchronousDataAccessor:
             # Runs when this object is collected and at exit, before multiprocessing waits for its processes.
             self._finalizer = multiprocessing.util.Finalize(self, _stop, (process, ours), exitpriority=100)
             self._process, self._connection = process, ours
-            self._receive(_FAILED_TO_START)
+            _, has_batch = self._receive(_FAILED_TO_START)
         except (pickle.PicklingError, AttributeError, TypeError, RuntimeError) as error:
             _open.discard(ours)
             raise createPoptorchError(
@@ -173,6 +173,9 @@ class AsynchronousDataAccessor:
         finally:
             if path is not None:
                 os.unlink(path)
+        if not has_batch:
+            self.terminate()
+            raise createPoptorchError("The Dataset is empty")
 
     def _receive(self, died: str = "") -> tuple[Any, ...]:
         """The next message. Raises poptorch.Error if the process failed, or has ended without one."""

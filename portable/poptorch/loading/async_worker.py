@@ -1,14 +1,15 @@
 """The process behind AsynchronousDataAccessor: it loads batches into a ring of shared memory. Spec: section 12.
 
 Messages over one connection. To this process: ("epoch", n) asks for epoch n, ("free", slot) gives a slot of the ring
-back, ("stop",). From it: ("ready",), ("batch", epoch, slot, skeleton, tensors), where `tensors` is None while the slot
-keeps the tensors it had, ("end", epoch), ("failed", text, pickled exception or None).
+back, ("stop",). From it: ("ready", whether there is a batch), ("batch", epoch, slot, skeleton, tensors), where
+`tensors` is None while the slot keeps the tensors it had, ("end", epoch), ("failed", text, pickled exception or None).
 
 Skeletons are those of batch_ring.
 """
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import pickle
@@ -54,14 +55,19 @@ class _Loader:
         self._wanted = 0 if early_preload else -1  # the last epoch asked for
 
     def run(self) -> None:
-        """Load epoch after epoch. Ends with Stopped."""
-        self._send("ready")
+        """Load epoch after epoch. Ends with Stopped.
+
+        The first batch is loaded before anybody asks, so that a broken data set fails while the accessor is being made.
+        """
+        batches = self._batches()
+        first = list(itertools.islice(batches, 1))
+        self._send("ready", bool(first))
         epoch = 0
         while True:
             while not (epoch <= self._wanted or self._load_indefinitely and self._wanted >= 0):
                 self._receive()
             try:
-                for pieces in self._batches():
+                for pieces in itertools.chain(first, batches):
                     slot = self._wait_for_slot(epoch)
                     skeleton, tensors = self._slots[slot].fill(pieces)
                     self._send("batch", epoch, slot, skeleton, tensors)
@@ -69,6 +75,7 @@ class _Loader:
                 pass
             self._send("end", epoch)
             epoch += 1
+            first, batches = [], self._batches()
 
     def _batches(self) -> Iterator[list[Piece]]:
         if isinstance(self._dataset, Rebatched):

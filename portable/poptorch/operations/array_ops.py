@@ -10,16 +10,29 @@ from ..engine.running.beam_search import beam_search
 from ..engine.running.point_cloud import farthest_points, sample_counts
 from ..engine.tracing import export as tracing
 from ..engine.tracing import opaque
+from ..poptorch_core import createPoptorchError
+
+
+def _dimension(function: str, tensor: torch.Tensor, dim: int) -> int:
+    """`dim` of `tensor` counted from the front. poptorch.Error if there is no such dimension."""
+    if not isinstance(tensor, torch.Tensor):
+        raise createPoptorchError(f"{function} needs a tensor, not {type(tensor)}.")
+    if not isinstance(dim, int) or not -tensor.dim() <= dim < tensor.dim():
+        raise createPoptorchError(f"{function}: dim must be one of the tensor's {tensor.dim()} dimensions, got {dim}.")
+    return dim % tensor.dim()
 
 
 def _indices(start: torch.Tensor, size: int, step: int, extent: int, name: str) -> torch.Tensor:
     """start, start + step, … below start + size, as int64; a negative start counts from the end."""
     if not isinstance(start, torch.Tensor) or start.is_floating_point() or start.numel() != 1:
-        raise ValueError(f"{name}: start must be an integer tensor of one element.")
+        found = f"{start.dtype}{list(start.shape)}" if isinstance(start, torch.Tensor) else type(start)
+        raise createPoptorchError(f"{name}: start must be an integer tensor of one element, got {found}.")
     if not isinstance(size, int) or isinstance(size, bool) or not 0 < size <= extent:
-        raise ValueError(f"{name}: size must be an integer from 1 to {extent}, the size of the dimension, got {size}.")
+        raise createPoptorchError(
+            f"{name}: size must be an integer from 1 to {extent}, the size of the dimension, got {size}."
+        )
     if not isinstance(step, int) or step < 1:
-        raise ValueError(f"{name}: step must be an integer of at least 1, got {step}.")
+        raise createPoptorchError(f"{name}: step must be an integer of at least 1, got {step}.")
     first = start.reshape(()).long()
     first = torch.where(first < 0, first + extent, first)
     return first + torch.arange(0, size, step, device=start.device)
@@ -31,23 +44,28 @@ def dynamic_slice(tensor: torch.Tensor, dim: int, start: torch.Tensor, size: int
     Args:
         start: integer tensor of one element, from -d to d - 1 for a dimension of size d.
         size: elements spanned; the result has ceil(size / step).
-    Raises ValueError for arguments of another type or range.
+    Raises poptorch.Error for arguments of another type or range.
     """
+    dim = _dimension("dynamic_slice", tensor, dim)
     return tensor.index_select(dim, _indices(start, size, step, tensor.shape[dim], "dynamic_slice"))
 
 
 def dynamic_update(input: torch.Tensor, src: torch.Tensor, dim: int, start: torch.Tensor, size: int) -> torch.Tensor:
     """A copy of `input` with `src` in the place of `input[start : start + size]` along `dim`.
 
-    `start` is an integer tensor of one element that the device knows, `src` has `size` elements along `dim`.
-    Raises ValueError for arguments of another type or range, or different dtypes.
+    `start` is an integer tensor of one element that the device knows; `src` has the shape of `input`, but for `size`
+    elements along `dim`. Raises poptorch.Error for arguments of another type or range, or different shapes or dtypes.
     """
+    dim = _dimension("dynamic_update", input, dim)
+    _dimension("dynamic_update", src, 0)
     if input.dtype != src.dtype:
-        raise ValueError(f"dynamic_update: input is {input.dtype} but src is {src.dtype}.")
+        raise createPoptorchError(f"dynamic_update: input is {input.dtype} but src is {src.dtype}.")
     indices = _indices(start, size, 1, input.shape[dim], "dynamic_update")
-    if src.shape[dim] != size:
-        raise ValueError(
-            f"dynamic_update: src has {src.shape[dim]} elements along dimension {dim}, but size is {size}."
+    expected = [*input.shape[:dim], size, *input.shape[dim + 1 :]]
+    if list(src.shape) != expected:
+        raise createPoptorchError(
+            f"dynamic_update: src must have the shape {expected}, that of input but for size elements along dimension "
+            f"{dim}, got {list(src.shape)}."
         )
     return input.index_copy(dim, indices, src)
 

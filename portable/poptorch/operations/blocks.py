@@ -185,17 +185,17 @@ def removeBlocks(module: torch.nn.Module) -> None:
 
 
 def module_repr(m: torch.nn.Module) -> str:
-    """repr(m) with each block shown at the module where it begins."""
+    """repr(m) with each block shown at the module where it begins, before the name of its class."""
     blocks = {id(layer): hook.describe() for layer in m.modules() if (hook := block_hook(layer)) is not None}
     if not blocks:
         return repr(m)
 
-    def lines(layer: torch.nn.Module, name: str, depth: int) -> list[str]:
-        prefix = "  " * depth + (f"({name}): " if name else "")
-        block = f"  [{blocks[id(layer)]}]" if id(layer) in blocks else ""
-        children = [line for key, child in layer.named_children() for line in lines(child, key, depth + 1)]
-        if not children:
-            return [f"{prefix}{layer!r}{block}"]
-        return [f"{prefix}{type(layer).__name__}({block}", *children, "  " * depth + ")"]
+    def text(layer: torch.nn.Module) -> str:
+        prefix = f"{blocks[id(layer)]} " if id(layer) in blocks else ""
+        if not any(id(inner) in blocks for inner in layer.modules() if inner is not layer):
+            return prefix + repr(layer)
+        own = layer.extra_repr()
+        parts = [own] * bool(own) + [f"({name}): {text(child)}" for name, child in layer.named_children()]
+        return f"{prefix}{layer._get_name()}(\n  " + "\n".join(parts).replace("\n", "\n  ") + "\n)"
 
-    return "\n".join(lines(m, "", 0))
+    return text(m)

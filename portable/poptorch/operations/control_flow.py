@@ -90,9 +90,13 @@ def cond(
 
 def _check_inputs(function: str, inputs: Any) -> None:
     if not isinstance(inputs, list):
-        raise ValueError(f"poptorch.{function}() object inputs must be of type list. (Object is not a list)")
-    if not all(isinstance(tensor, torch.Tensor) for tensor in inputs):
-        raise ValueError(f"poptorch.{function}() object inputs must be of type list of tensors.")
+        raise ValueError(f"poptorch.{function}() object inputs must be of type list. (Object is not list)")
+    for index, tensor in enumerate(inputs):
+        if not isinstance(tensor, torch.Tensor):
+            raise ValueError(
+                f"poptorch.{function}() object inputs must be of type list of tensors. (Object contained in list at "
+                f"index {index} is not torch.Tensor)"
+            )
 
 
 def _as_list(function: str, outputs: Any) -> list[torch.Tensor]:

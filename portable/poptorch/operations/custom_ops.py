@@ -120,12 +120,15 @@ def _compare(label: str, outputs: list[torch.Tensor], examples: Any) -> None:
 def _checked_attributes(attributes: dict[str, Any] | None) -> dict[str, Any]:
     for key, value in (attributes or {}).items():
         if not isinstance(key, str) or not key.isascii():
-            raise ValueError(f"The keys of custom_op's attributes must be ASCII strings, not {key!r}.")
+            reason = "contains non-ASCII characters" if isinstance(key, str) else "is not a string"
+            raise ValueError(f"The key {key!r} of custom_op's attributes {reason}.")
         items = value if isinstance(value, (list, tuple)) else [value]
         if not items or any(type(item) not in (float, int, str) or type(item) is not type(items[0]) for item in items):
             raise ValueError(f"Attribute {key} must be a float, an int, a str or a list of one of these.")
         if any(isinstance(item, str) and not item.isascii() for item in items):
-            raise ValueError(f"Attribute {key} contains characters that are not ASCII.")
-        if any(isinstance(item, float) and _FLOAT32_MAX < abs(item) < float("inf") for item in items):
-            raise createPoptorchError(f"Attribute {key} does not fit into float32.")
+            raise ValueError(f"Attribute {key} of custom_op contains non-ASCII characters.")
+        for item in items:
+            if isinstance(item, float) and _FLOAT32_MAX < abs(item) < float("inf"):
+                bound = "low" if item < 0 else "high"
+                raise createPoptorchError(f"{key}={item} is too {bound} for a Popart float attribute.")
     return dict(attributes or {})

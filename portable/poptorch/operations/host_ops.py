@@ -105,7 +105,7 @@ def ipu_print_tensor(
         summarise_threshold: more elements than that are shown by their edges; 0 shows all.
         edge_items: elements shown at either end.
         max_line_width: longer lines are broken; 0 never breaks one.
-        digits: digits of a number; 0 aligns nothing.
+        digits: significant digits of a number; 0 aligns nothing.
         float_format: "auto", "fixed", "scientific" or "none".
         separator, open_bracket, close_bracket: between and around the elements of a dimension.
     Outside an executor nothing is printed. Use the result: an operation without users is dropped.

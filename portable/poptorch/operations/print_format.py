@@ -1,4 +1,4 @@
-"""Text of a tensor as ipu_print_tensor shows it: brackets, aligned numbers, summaries, line breaks."""
+"""Text of a tensor in the form of PopART's PrintTensor: a row a line, aligned numbers, summaries, line breaks."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def render(tensor: torch.Tensor, layout: Layout) -> str:
     shown = _edges(tensor, layout.edge_items) if summarise else tensor
     text = _number(shown, layout)
     width = max((len(text(value)) for value in shown.flatten().tolist()), default=0) if layout.digits else 0
-    return _nested(tensor, layout, summarise, lambda value: text(value).rjust(width), 1)
+    return _nested(tensor, layout, summarise, lambda value: text(value).rjust(width), 0)
 
 
 def _edges(tensor: torch.Tensor, count: int) -> torch.Tensor:
@@ -55,34 +55,37 @@ def _number(shown: torch.Tensor, layout: Layout) -> Callable[[float], str]:
     kind, digits = layout.float_format, layout.digits
     if kind == "none" or not digits:
         return lambda value: f"{value:.6g}"
-    if kind == "auto":
-        finite = shown.double().abs()
-        finite = finite[finite.isfinite() & (finite > 0)]
-        # As many digits before the point as after it, at most; smaller or larger numbers need an exponent.
-        wide = finite.numel() and (float(finite.max()) >= 10.0**digits or float(finite.min()) < 10.0**-digits)
-        kind = "scientific" if wide else "fixed"
-    return lambda value: f"{value:.{digits}{'e' if kind == 'scientific' else 'f'}}"
+    finite = shown.double().abs()
+    finite = finite[finite.isfinite() & (finite > 0)]
+    largest, smallest = (float(finite.max()), float(finite.min())) if finite.numel() else (1.0, 1.0)
+    if kind == "auto":  # numbers that are too large or too small for that many digits need an exponent
+        kind = "scientific" if largest >= 10.0**digits or smallest < 10.0**-digits else "fixed"
+    # `digits` counts significant ones, in fixed form those of the largest number.
+    before_point = 1 if kind == "scientific" else len(str(int(largest)))
+    return lambda value: f"{value:.{max(digits - before_point, 0)}{'e' if kind == 'scientific' else 'f'}}"
 
 
-def _nested(tensor: torch.Tensor, layout: Layout, summarise: bool, text: Callable[[float], str], indent: int) -> str:
+def _nested(tensor: torch.Tensor, layout: Layout, summarise: bool, text: Callable[[float], str], depth: int) -> str:
+    """`tensor` at this depth of brackets; its first line is not indented."""
     if tensor.dim() == 0:
         return text(tensor.item())
     size, edge = tensor.shape[0], layout.edge_items
     skip = summarise and size > 2 * edge
     indices = [*range(edge), None, *range(size - edge, size)] if skip else range(size)
-    items = ["..." if i is None else _nested(tensor[i], layout, summarise, text, indent + 1) for i in indices]
-    space = "\n" + " " * (indent * len(layout.open_bracket))
-    separator = layout.separator
+    items = ["..." if i is None else _nested(tensor[i], layout, summarise, text, depth + 1) for i in indices]
     if tensor.dim() > 1:
-        body = (separator.rstrip() + space).join(items)
-    else:
-        lines, line = [], ""
-        for item in items:
-            candidate = item if not line else line + separator + item
-            if line and layout.max_line_width and len(candidate) + indent > layout.max_line_width:
-                lines.append(line + separator.rstrip())
-                line = item
-            else:
-                line = candidate
-        body = space.join([*lines, line])
-    return layout.open_bracket + body + layout.close_bracket
+        rows = "".join(f"\n{' ' * (depth + 1)}{item}" for item in items)
+        return f"{layout.open_bracket}{rows}\n{' ' * depth}{layout.close_bracket}"
+    return layout.open_bracket + _row(items, layout, depth) + layout.close_bracket
+
+
+def _row(items: list[str], layout: Layout, depth: int) -> str:
+    """Numbers side by side, in as many lines as max_line_width asks for."""
+    lines, line = [], ""
+    for item in items:
+        candidate = line + layout.separator + item if line else item
+        if line and 0 < layout.max_line_width < depth + len(layout.open_bracket) + len(candidate):
+            lines.append(line + layout.separator.rstrip())
+            candidate = item
+        line = candidate
+    return ("\n" + " " * (depth + 2)).join([*lines, line])

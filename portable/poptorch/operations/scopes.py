@@ -50,7 +50,8 @@ class MultiConv:
     """`with poptorch.MultiConv():` — the convolutions inside are planned together.
 
     The setters return the object. Each takes one value for all convolutions, or a list or tuple with one for each.
-    Raises poptorch.Error for a MultiConv inside another one, or one that ends without having started.
+    Raises poptorch.Error for a MultiConv inside another one, one without a convolution, or one that ends without having
+    started.
     """
 
     _active: MultiConv | None = None
@@ -63,6 +64,7 @@ class MultiConv:
             if MultiConv._active is not None:
                 raise createPoptorchError("Nested poptorch.MultiConv is not supported")
             MultiConv._active = self
+            self._before = tracing.current().convolutions
             tracing.current().at_end.append(_leave)
         return self
 
@@ -72,6 +74,11 @@ class MultiConv:
         if type is None and MultiConv._active is not self:
             raise createPoptorchError("Unexpected end of poptorch.MultiConv: it was never started")
         MultiConv._active = None
+        if type is None and tracing.current().convolutions == self._before:
+            raise createPoptorchError(
+                "There is no convolution inside poptorch.MultiConv: put the convolutions that are to be planned "
+                "together there, or remove it."
+            )
 
     def availableMemoryProportions(self, value: float | tuple[float, ...] | list[float]) -> MultiConv:
         """Share of a tile's memory for each convolution, from 0 to 1."""
@@ -81,9 +88,11 @@ class MultiConv:
 
     def partialsTypes(self, value: torch.dtype | tuple[torch.dtype, ...] | list[torch.dtype]) -> MultiConv:
         """Type in which products are accumulated: torch.float16 or torch.float32."""
-        for dtype in self._store("partialsTypes", value, (torch.dtype,)):
+        items = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+        for dtype in items:
             if dtype not in (torch.float16, torch.float32):
-                raise ValueError(f"partialsTypes must be torch.float16 or torch.float32, got {dtype}")
+                raise ValueError(f"partialsTypes must be torch.float16 or torch.float32, got {dtype!r}")
+        self._settings["partialsTypes"] = items
         return self
 
     def planType(self, value: MultiConvPlanType) -> MultiConv:

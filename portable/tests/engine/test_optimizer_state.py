@@ -177,6 +177,7 @@ def test_warnings(monkeypatch):
     host = parameters()
     device_optimizer(Mine(host.values(), lr=0.1), host)
     assert "Optimizer `Mine` subclassed from classes in poptorch.optim or torch.optim are unlikely" in said[0][0]
+    assert "Poptorch does not run Python optimizer code directly" in said[0][0]
     optimizer = optim.SGD([{"params": list(host.values()), "colour": 3}], lr=0.1)
     torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=10, cycle_momentum=False)
     device_optimizer(optimizer, host)

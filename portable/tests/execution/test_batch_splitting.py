@@ -87,7 +87,11 @@ def test_a_scalar_counts_as_one():
 
 
 def test_accumulation_is_for_training_only():
-    with pytest.raises(poptorch.Error, match="You must set poptorch.Options\\(\\).Training.gradientAccumulation to 1"):
+    text = (
+        r"You must set poptorch.Options\(\).Training.gradientAccumulation to 1 or leave it as its default value "
+        r"\(1\) when running a poptorch.inferenceModel\(\).$"
+    )
+    with pytest.raises(poptorch.Error, match=text):
         poptorch.inferenceModel(Body(lambda m, x: x), make_options(accumulation=2))
 
 

@@ -118,10 +118,27 @@ class Odd(Dataset):
 
 
 def test_an_exception_that_cannot_be_sent_is_told_as_text():
-    loader = DataLoader(make_options(), Odd(), mode=DataLoaderMode.Async, async_options=FORK)
     with pytest.raises(Error, match="sample 0 is odd") as caught:
-        list(loader)
+        DataLoader(make_options(), Odd(), mode=DataLoaderMode.Async, async_options=FORK)
     assert caught.value.__cause__ is None
+
+
+class Broken(Dataset):
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        raise KeyError("broken")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("strategy", [SharingStrategy.Fork, SharingStrategy.ForkServer])
+def test_a_broken_data_set_is_told_when_the_accessor_is_made(workers, strategy):
+    loader = torch.utils.data.DataLoader(Broken(), num_workers=workers)
+    text = r"worker thread failed to start \(Check above for details\)(.|\n)*broken"
+    with pytest.raises(Error, match=text) as caught:
+        AsynchronousDataAccessor(loader, sharing_strategy=strategy)
+    assert isinstance(caught.value.__cause__, KeyError)
 
 
 def test_section12_a_process_killed_from_outside(running):

@@ -156,21 +156,22 @@ def test_rebatching_what_cannot_be_joined():
     accessor = AsynchronousDataAccessor(Rebatched(batches, 4, True), sharing_strategy=SharingStrategy.Fork)
     with pytest.raises(Error, match="differ in nothing but their tensors"):
         next(accessor)
-    accessor = AsynchronousDataAccessor([(torch.zeros(2), torch.zeros(3))], rebatched_size=2, **FORK)
     with pytest.raises(Error, match=r"same size along dim 0, got the shapes \[\(2,\), \(3,\)\]"):
-        next(accessor)
+        AsynchronousDataAccessor([(torch.zeros(2), torch.zeros(3))], rebatched_size=2, **FORK)
 
 
 class Stream(IterableDataset):
-    """0, 1, 2, …; counts how many epochs were begun in shared memory."""
+    """0, 1, 2, …; counts in shared memory how many epochs were begun and samples given."""
 
     def __init__(self, length: int) -> None:
         self.length = length
-        self.begun = torch.zeros(1, dtype=torch.int64).share_memory_()
+        self.begun, self.given = (torch.zeros(1, dtype=torch.int64).share_memory_() for _ in range(2))
 
     def __iter__(self):
         self.begun += 1
-        return iter(range(self.length))
+        for number in range(self.length):
+            self.given += 1
+            yield number
 
 
 def test_section12_streams(running):
@@ -179,10 +180,8 @@ def test_section12_streams(running):
     assert [batch.tolist() for batch in loader] == [[0, 1, 2], [3, 4, 5]]
     with pytest.raises(TypeError):
         len(loader)
-    empty = DataLoader(make_options(3), Stream(2), mode=DataLoaderMode.Async, async_options=FORK)
-    running.append(empty)
     with pytest.raises(Error, match="The Dataset is empty"):
-        next(iter(empty))
+        DataLoader(make_options(3), Stream(2), mode=DataLoaderMode.Async, async_options=FORK)
 
 
 def test_section12_an_empty_data_set():
@@ -198,7 +197,6 @@ def test_section12_load_indefinitely_begins_the_next_epoch(running):
     for stream, indefinitely in ((ahead, True), (waiting, False)):
         accessor = AsynchronousDataAccessor(stream, load_indefinitely=indefinitely, **FORK)
         running.append(accessor)
-        assert stream.begun.item() == 0  # no early preload
         assert list(accessor) == [0, 1]
     wait_until(lambda: ahead.begun.item() > 1)
     assert waiting.begun.item() == 1
@@ -206,10 +204,14 @@ def test_section12_load_indefinitely_begins_the_next_epoch(running):
 
 
 def test_section12_early_preload(running):
-    stream = Stream(2)
-    running.append(AsynchronousDataAccessor(stream, early_preload=True, load_indefinitely=False, **FORK))
-    wait_until(lambda: stream.begun.item() == 1)
-    assert list(running[0]) == [0, 1] and stream.begun.item() == 1
+    early, late = Stream(5), Stream(5)
+    for stream, preload in ((late, False), (early, True)):
+        running.append(AsynchronousDataAccessor(stream, early_preload=preload, load_indefinitely=False, **FORK))
+    assert late.given.item() == 1  # so that a broken data set fails at once
+    wait_until(lambda: early.given.item() > 3)  # the ring is full
+    assert late.given.item() == 1
+    for accessor, stream in zip(running, (late, early), strict=True):
+        assert list(accessor) == [0, 1, 2, 3, 4] and stream.begun.item() == 1
 
 
 def test_an_epoch_that_is_not_used_up_is_given_up(running):

@@ -288,6 +288,24 @@ def test_the_number_of_ipus_is_a_power_of_two():
         infer(two_blocks(), torch.ones(64), options=options().replicationFactor(64))
 
 
+def test_blocks_are_shown_before_the_names_of_classes():
+    class Gain(torch.nn.Sequential):
+        def extra_repr(self):
+            return "gain=2"
+
+    inner = Gain(torch.nn.Linear(2, 3), torch.nn.ReLU())
+    outer = torch.nn.Sequential(inner, torch.nn.ModuleList([torch.nn.Dropout(0.5), torch.nn.Dropout(0.5)]))
+    plain = repr(outer)
+    poptorch.BeginBlock(inner[0], ipu_id=1)
+    poptorch.BeginBlock(outer[1], "end")
+    blocks = ("BeginBlock(user_id=None, ipu_id=1) Linear(", "BeginBlock(user_id=end, ipu_id=None) ModuleList(")
+    expected = plain.replace("Linear(", blocks[0]).replace("ModuleList(", blocks[1])
+    assert poptorch.module_repr(outer) == expected != plain
+    assert repr(poptorch.inferenceModel(outer)) == expected
+    poptorch.BeginBlock(outer, "all", 0)
+    assert poptorch.module_repr(outer) == f"BeginBlock(user_id=all, ipu_id=0) {expected}"
+
+
 def test_a_module_begins_one_block():
     layer = torch.nn.Linear(2, 2)
     assert poptorch.BeginBlock(layer, "a", ipu_id=0) is layer and type(layer) is torch.nn.Linear

@@ -134,20 +134,22 @@ def test_what_is_refused_while_tracing():
 
 
 @pytest.mark.parametrize(
-    "attributes, error",
+    "attributes, error, text",
     [
-        ({1: 2}, ValueError),
-        ({"ä": 2}, ValueError),
-        ({"a": "ä"}, ValueError),
-        ({"a": [1, 2.0]}, ValueError),
-        ({"a": []}, ValueError),
-        ({"a": None}, ValueError),
-        ({"a": True}, ValueError),
-        ({"a": 1e39}, poptorch.Error),
+        ({1: 2}, ValueError, "is not a string"),
+        ({"ä": 2}, ValueError, "contains non-ASCII characters"),
+        ({"a": "ä"}, ValueError, "Attribute a of custom_op contains non-ASCII characters"),
+        ({"a": ["b", "ä"]}, ValueError, "contains non-ASCII characters"),
+        ({"a": [1, 2.0]}, ValueError, "must be a float, an int"),
+        ({"a": []}, ValueError, "must be a float, an int"),
+        ({"a": None}, ValueError, "must be a float, an int"),
+        ({"a": True}, ValueError, "must be a float, an int"),
+        ({"a": 1e39}, poptorch.Error, "is too high for a Popart float attribute"),
+        ({"a": [1.0, -1e39]}, poptorch.Error, "is too low for a Popart float attribute"),
     ],
 )
-def test_attributes_are_checked(attributes, error):
-    with pytest.raises(error):
+def test_attributes_are_checked(attributes, error, text):
+    with pytest.raises(error, match=text):
         poptorch.custom_op([torch.ones(1)], "Any", "any", 1, [torch.ones(1)], attributes)
 
 

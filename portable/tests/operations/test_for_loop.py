@@ -152,10 +152,10 @@ def test_the_body_is_called_once_while_tracing():
 
 
 def test_what_is_refused():
-    with pytest.raises(ValueError, match="must be of type list"):
+    with pytest.raises(ValueError, match=r"must be of type list. \(Object is not list\)$"):
         poptorch.for_loop(1, lambda a: a, torch.ones(1))
-    with pytest.raises(ValueError, match="must be of type list of tensors"):
-        poptorch.for_loop(1, lambda a: a, [1])
+    with pytest.raises(ValueError, match=r"must be of type list of tensors.*index 1 is not torch.Tensor\)$"):
+        poptorch.for_loop(1, lambda a, b: [a, b], [torch.ones(1), 1])
     with pytest.raises(poptorch.Error, match="the body returns 2 tensors but takes 1"):
         infer(lambda m, x: poptorch.for_loop(2, lambda a: (a, a), [x]), torch.ones(1))
     with pytest.raises(poptorch.Error, match="output 0 of the body is \\(2,\\)"):

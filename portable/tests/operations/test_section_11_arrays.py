@@ -52,15 +52,34 @@ def test_dynamic_update_writes_a_copy():
     [(torch.tensor(1.0), 1, 1), (torch.tensor([1, 2]), 1, 1), (torch.tensor(0), 9, 1), (torch.tensor(0), 1, 0)],
 )
 def test_dynamic_slice_checks_its_arguments(start, size, step):
-    with pytest.raises(ValueError, match="dynamic_slice"):
+    with pytest.raises(poptorch.Error, match="dynamic_slice: (start|size|step) must be"):
         poptorch.dynamic_slice(torch.zeros(4), 0, start, size, step)
+    with pytest.raises(poptorch.Error, match="dynamic_slice: (start|size|step) must be"):
+        infer(lambda m, x, start: poptorch.dynamic_slice(x, 0, start, size, step), torch.zeros(4), start)
 
 
-def test_dynamic_update_checks_its_arguments():
-    with pytest.raises(ValueError, match="float32 but src is torch.int32"):
-        poptorch.dynamic_update(torch.zeros(4), torch.ones(1, dtype=torch.int32), 0, torch.tensor(0), 1)
-    with pytest.raises(ValueError, match="src has 1 elements"):
-        poptorch.dynamic_update(torch.zeros(4), torch.ones(1), 0, torch.tensor(0), 2)
+@pytest.mark.parametrize("dim", [1, -2, None])
+def test_dynamic_slice_and_update_along_no_dimension(dim):
+    zeros, start = torch.zeros(4), torch.tensor(0)
+    with pytest.raises(poptorch.Error, match=f"dynamic_slice: dim must be one of the tensor's 1 dimensions, got {dim}"):
+        poptorch.dynamic_slice(zeros, dim, start, 1, 1)
+    with pytest.raises(poptorch.Error, match="dynamic_update: dim must be"):
+        poptorch.dynamic_update(zeros, zeros, dim, start, 1)
+
+
+@pytest.mark.parametrize(
+    "src, text",
+    [
+        (torch.ones(1, 3, dtype=torch.int32), "float32 but src is torch.int32"),
+        (torch.ones(1, 3), r"src must have the shape \[2, 3\].*got \[1, 3\]"),
+        (torch.ones(2, 4), r"src must have the shape \[2, 3\].*got \[2, 4\]"),
+        (torch.ones(2), r"src must have the shape \[2, 3\].*got \[2\]"),
+        (1.0, "needs a tensor, not <class 'float'>"),
+    ],
+)
+def test_dynamic_update_checks_its_arguments(src, text):
+    with pytest.raises(poptorch.Error, match=text):
+        poptorch.dynamic_update(torch.zeros(4, 3), src, 0, torch.tensor(0), 2)
 
 
 # -- ctc_beam_search_decoder

@@ -14,11 +14,11 @@ def test_scopes_change_nothing():
 
     def forward(m, x):
         with poptorch.NameScope("one"), outline, poptorch.MultiConv().planType(poptorch.MultiConvPlanType.Serial):
-            x = x + 1
+            x = torch.nn.functional.conv1d(x, x)
         with outline:
             return x * 2
 
-    assert infer(forward, torch.ones(1)).item() == 4
+    assert infer(forward, torch.full((1, 1, 1), 3.0)).item() == 18
     assert poptorch.attributes_lists == []
 
 
@@ -30,6 +30,33 @@ def test_nested_multi_conv():
     with pytest.raises(poptorch.Error, match="Nested poptorch.MultiConv is not supported"):
         infer(forward, torch.ones(1))
     infer(lambda m, x: x + 1, torch.ones(1))  # and it is over
+
+
+@pytest.mark.parametrize("layer", [torch.nn.Linear(2, 2), torch.nn.Conv2d(1, 2, 1), torch.nn.ConvTranspose1d(1, 2, 1)])
+def test_multi_conv_without_a_convolution(layer):
+    x = torch.ones(1, 1, 2, 2) if isinstance(layer, torch.nn.Conv2d) else torch.ones(1, 1, 2)
+
+    def forward(m, x):
+        y = layer(x)
+        with poptorch.MultiConv():
+            y = m.layer(x)
+        return y
+
+    if not isinstance(layer, torch.nn.Linear):
+        assert torch.equal(infer(forward, x, layer=layer), layer(x).detach())
+        return
+    with pytest.raises(poptorch.Error, match="no convolution inside poptorch.MultiConv"):
+        infer(forward, x, layer=layer)
+    infer(lambda m, x: x + 1, torch.ones(1))  # and it is over
+
+
+def test_an_error_inside_a_multi_conv_is_that_error():
+    def forward(m, x):
+        with poptorch.MultiConv():
+            raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine"):
+        infer(forward, torch.ones(1))
 
 
 def test_multi_conv_that_ends_without_a_start():
@@ -50,7 +77,6 @@ def test_multi_conv_that_ends_without_a_start():
         ("perConvReservedTiles", 50, 50.0),
         ("cycleBackOff", 0.1, 1),
         ("enableConvDithering", True, 1),
-        ("partialsTypes", torch.float16, "half"),
     ],
 )
 def test_multi_conv_setters(setter, good, bad):
@@ -60,9 +86,12 @@ def test_multi_conv_setters(setter, good, bad):
         getattr(multi_conv, setter)(bad)
 
 
-def test_multi_conv_partials_of_another_type():
-    with pytest.raises(ValueError, match="partialsTypes"):
-        poptorch.MultiConv().partialsTypes(torch.int32)
+@pytest.mark.parametrize("dtype", [torch.int32, "half", [torch.float16, "half"], None])
+def test_multi_conv_partials_of_another_type(dtype):
+    multi_conv = poptorch.MultiConv()
+    assert multi_conv.partialsTypes([torch.float16, torch.float32]) is multi_conv
+    with pytest.raises(ValueError, match="partialsTypes must be torch.float16 or torch.float32, got"):
+        multi_conv.partialsTypes(dtype)
 
 
 def with_io_tiles():
@@ -97,6 +126,16 @@ def test_overlap_is_checked():
         infer(lambda m, x: poptorch.set_overlap_for_input(x + 1, MODE) + 1, x, options=with_io_tiles())
     with pytest.raises(poptorch.Error, match="already set"):
         infer(lambda m, x: poptorch.set_overlap_for_input([x, x], MODE)[0] + 1, x, options=with_io_tiles())
+
+
+def test_the_output_that_is_overlapped_must_be_one():
+    def forward(m, x):
+        return poptorch.set_overlap_for_output(x + 1, MODE) * 2
+
+    with pytest.raises(poptorch.Error, match="set_overlap_for_output applied on a node which is not a host output"):
+        infer(forward, torch.ones(1), options=with_io_tiles())
+    with pytest.raises(poptorch.Error, match="No IO tiles"):
+        infer(forward, torch.ones(1))
 
 
 def test_nop_and_available_memory():

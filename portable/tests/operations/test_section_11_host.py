@@ -63,7 +63,7 @@ def test_printing_shows_values_and_gradients(capsys):
 
     train(forward, torch.tensor([1.0, 2.5]), options=None)
     lines = capsys.readouterr().err.splitlines()
-    assert lines == ["product: (1.0000, 2.5000)", "product_gradient: (2.0000, 2.0000)"]
+    assert lines == ["product: (1.000, 2.500)", "product_gradient: (2.000, 2.000)"]
 
 
 def test_printing_without_the_gradient_and_nothing_at_compilation(capsys):
@@ -75,7 +75,7 @@ def test_printing_without_the_gradient_and_nothing_at_compilation(capsys):
     executor.compile(torch.ones(1))
     assert capsys.readouterr().err == ""
     executor(torch.ones(1))
-    assert capsys.readouterr().err == "p: (1.0000)\n"
+    assert capsys.readouterr().err == "p: (1.000)\n"
 
 
 def test_what_is_printed_must_be_used(capsys):
@@ -88,7 +88,7 @@ def test_what_is_printed_must_be_used(capsys):
     executor.compile(torch.ones(1))
     capsys.readouterr()
     executor(torch.ones(1))
-    assert capsys.readouterr() == ("", "used: (1.0000)\n")
+    assert capsys.readouterr() == ("", "used: (1.000)\n")
 
 
 def test_printing_outside_an_executor_is_the_identity(capsys):
@@ -96,15 +96,33 @@ def test_printing_outside_an_executor_is_the_identity(capsys):
     assert poptorch.ipu_print_tensor(x) is x and capsys.readouterr().err == ""
 
 
+FIRST, SECOND = [1.4962566, 1.7682219], [1.0884774, 1.1320305]
+CURLY = dict(separator=" ", open_bracket="{", close_bracket="}")
+
+
 @pytest.mark.parametrize(
     "tensor, arguments, text",
     [
-        (torch.tensor([[1, 22], [3, 4]]), {}, "(( 1, 22),\n ( 3,  4))"),
-        (torch.tensor(2.0), {}, "2.0000"),
+        (torch.tensor([[1, 22], [3, 4]]), {}, "(\n ( 1, 22)\n ( 3,  4)\n)"),
+        (torch.tensor([[[1], [2]], [[3], [4]]]), {}, "(\n (\n  (1)\n  (2)\n )\n (\n  (3)\n  (4)\n )\n)"),
+        (torch.tensor(2.0), {}, "2.000"),
+        (torch.tensor([FIRST[:1]]), dict(digits=8, **CURLY), "{\n {1.4962566}\n}"),
+        (
+            torch.tensor([FIRST, SECOND]),
+            dict(digits=8, **CURLY),
+            "{\n {1.4962566 1.7682219}\n {1.0884774 1.1320305}\n}",
+        ),
+        (
+            torch.tensor([FIRST]),
+            dict(digits=8, float_format="scientific", separator=",", max_line_width=15),
+            "(\n (1.4962566e+00,\n   1.7682219e+00)\n)",
+        ),
+        (torch.tensor([100.25, -0.5]), dict(float_format="fixed"), "(100.2,  -0.5)"),
+        (torch.arange(12).view(6, 2), dict(summarise_threshold=4, edge_items=1), "(\n ( 0,  1)\n ...\n (10, 11)\n)"),
         (torch.arange(10), dict(summarise_threshold=4, edge_items=2), "(0, 1, ..., 8, 9)"),
-        (torch.tensor([1e-9, 1.0]), dict(digits=2), "(1.00e-09, 1.00e+00)"),
+        (torch.tensor([1e-9, 1.0]), dict(digits=2), "(1.0e-09, 1.0e+00)"),
         (torch.tensor([1.5]), dict(float_format="none", open_bracket="[", close_bracket="]"), "[1.5]"),
-        (torch.arange(6), dict(max_line_width=6, separator="; "), "(0; 1;\n 2; 3;\n 4; 5)"),
+        (torch.arange(6), dict(max_line_width=6, separator="; "), "(0; 1;\n  2; 3;\n  4; 5)"),
     ],
 )
 def test_print_format(tensor, arguments, text, capsys):

@@ -38,6 +38,8 @@ class TraceContext:
     at_end: list[Callable[[], None]] = dataclasses.field(default_factory=list)  # called when the trace is over
     input_ids: set[int] = dataclasses.field(default_factory=set)  # id() of the tensors that forward() is given
     overlapped: set[tuple[str, int]] = dataclasses.field(default_factory=set)  # (function, id() of its tensor)
+    overlapped_outputs: list[torch.Tensor] = dataclasses.field(default_factory=list)
+    convolutions: int = 0  # met so far
     left_behind: PythonState | None = None  # by forward(), once it has run to its end
     host_writes: HostWrites = dataclasses.field(default_factory=HostWrites)
     kept: list[torch.Tensor] = dataclasses.field(default_factory=list)  # alive, so that no id() is used again
@@ -132,6 +134,9 @@ class _Entry(torch.nn.Module):
                 if type(error).__name__ != "GuardOnDataDependentSymNode":  # whose module takes long to import
                     raise
                 raise value_unknown("The value") from error  # a function of torch's looked at it itself
+        returned = set(map(id, outputs))
+        if any(id(tensor) not in returned for tensor in self._context.overlapped_outputs):
+            raise createPoptorchError("poptorch.set_overlap_for_output applied on a node which is not a host output.")
         members.check_not_reassigned(self.model, before)
         if self._context.left_behind is None:
             self._context.left_behind = PythonState(self.model)
@@ -223,6 +228,7 @@ def _recorded(
     context.host_writes.take_back()
     context.functions.clear()
     context.overlapped.clear()
+    context.overlapped_outputs.clear()
     context.blocks.forget()
     opaque.forget()
     try:

@@ -62,6 +62,9 @@ _HOST_VALUES = {
 _METADATA = frozenset({torch.Tensor.size, torch.Tensor.dim, torch.Tensor.numel, torch.Tensor.stride})
 _METADATA |= {torch.Tensor.is_floating_point, torch.is_floating_point, torch.Tensor.__len__, torch.Tensor.__hash__}
 _METADATA |= {torch.Tensor.storage_offset, torch.Tensor.is_contiguous, torch.Tensor.element_size, torch.is_tensor}
+_CONVOLUTIONS = frozenset(
+    {F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, torch.convolution}
+)
 _DROPOUT = frozenset(
     {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout}
 )
@@ -84,6 +87,7 @@ class ProgramMode(TorchFunctionMode):
 
     def __init__(self, context: Any):
         super().__init__()
+        self._context = context
         self._check_active = context.blocks.check_active
         self._training = context.training
         self._host_writes = context.host_writes
@@ -121,6 +125,8 @@ class ProgramMode(TorchFunctionMode):
             args, kwargs = _with_long_index(_LONG_INDEX[func], args, kwargs)
         elif func in _ACTIVATION_TYPED and len(args) > _ACTIVATION_TYPED[func]:
             args, kwargs = _with_activation_type(args[_ACTIVATION_TYPED[func]], args, kwargs)
+        if func in _CONVOLUTIONS:
+            self._context.convolutions += 1
         if func in _DROPOUT and not self._training:
             return args[0].clone()  # the identity in every inference program, whatever mode the module is in
         if func in LOSS_FUNCTIONS:

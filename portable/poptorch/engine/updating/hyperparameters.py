@@ -176,7 +176,8 @@ def _kind(optimizer: torch.optim.Optimizer) -> str:
         notices.once(
             ("subclassed optimizer", cls),
             f"Optimizer `{cls.__name__}` subclassed from classes in poptorch.optim or torch.optim are unlikely to "
-            "behave as intended: the device runs the base class's update, not the subclass's step().",
+            "behave as intended. Poptorch does not run Python optimizer code directly: the device runs the update of "
+            "the base class, not the subclass's step().",
         )
     return kind
 
