@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import sys
 import time
@@ -127,8 +128,7 @@ class TrainingRun:
             self._restore(state, resumed)
         self.first_step = self.last_saved_step = self.position.step
 
-        options = training_options(args)
-        self.loader = self._make_loader(options)
+        self._options = training_options(args)
         self._labels = LabelCounter(
             self.samples,
             self.sampler,
@@ -138,7 +138,7 @@ class TrainingRun:
             uneven=self._uneven,
         )
         try:
-            self.executor = poptorch.trainingModel(self.model, options, self.optimizer)
+            self.executor = poptorch.trainingModel(self.model, self._options, self.optimizer)
         except poptorch.Error as error:
             raise BadFlags(f"the runtime refuses these flags or its environment variables: {error}") from error
         self.validator: Validator | None = None
@@ -197,7 +197,9 @@ class TrainingRun:
             text += f", with {lengths} (the learning rate stays at the end of its {self.args.lr_schedule} course)"
         return text
 
-    def _make_loader(self, options: poptorch.Options) -> poptorch.DataLoader:
+    @functools.cached_property
+    def loader(self) -> poptorch.DataLoader:
+        """Made when the first epoch begins: an asynchronous one loads a batch at once, from where the sampler is."""
         # Loader processes hold a combined batch each. One of them, with one batch under way, keeps it at two in all
         # where batches are large; where they are small more of them may work ahead.
         args, workers = self.args, self.args.num_workers
@@ -210,7 +212,7 @@ class TrainingRun:
         # They mostly wait, so that more of them than cores do no harm: --num-workers says how many.
         warnings.filterwarnings("ignore", "This DataLoader will create .* worker processes", UserWarning)
         return poptorch.DataLoader(
-            options,
+            self._options,
             self.samples,
             batch_size=args.batch_size,
             num_workers=workers,

@@ -12,7 +12,7 @@ from programs import Body, Regression, make_options, regression_data
 
 import poptorch
 from poptorch import poptorch_core
-from poptorch._impl import rewrapModelIfNecessary, unwrapModelIfNecessary
+from poptorch._impl import rewrapModelIfNecessary, unwrapIfWrapped, unwrapModelIfNecessary
 from poptorch._poplar_executor import PoplarExecutor
 from poptorch._utils import combine_batch_tensors_gen
 
@@ -65,9 +65,10 @@ def test_only_what_is_necessary_is_done():
     executor = trainer(model)
     rewrapModelIfNecessary(model)
     executor(X, Y)
-    for _ in range(2):
-        unwrapModelIfNecessary(model)
+    assert unwrapIfWrapped(model) is model and type(model) is Regression
+    unwrapModelIfNecessary(model)
     executor.destroy()
+    assert unwrapIfWrapped(model) is model
     assert type(model) is Regression
     rewrapModelIfNecessary(model)
     assert type(model) is Regression
@@ -80,7 +81,7 @@ def test_only_what_is_necessary_is_done():
 def test_what_libraries_read_of_an_executor():
     executor = trainer(Regression())
     assert isinstance(executor, PoplarExecutor) and PoplarExecutor is poptorch.PoplarExecutor
-    assert poptorch._poplar_executor.PoplarExecutor is PoplarExecutor
+    assert poptorch._poplar_executor.PoplarExecutor is poptorch._impl.PoplarExecutor is PoplarExecutor
     assert executor._executable is None and executor._executable_inputs is None and not executor._is_attached
     executor(y=Y, x=X)
     assert executor._executable and executor._is_attached
@@ -99,6 +100,29 @@ def test_parameters_that_differ_between_replicas():
     grouping = (poptorch.CommGroupType.Consecutive, 1, poptorch.VariableRetrievalMode.OnePerGroup)
     model.w.replicaGrouping(*grouping)
     assert executor.per_replica_params == {"w": grouping}
+
+
+@pytest.mark.parametrize("make", [poptorch.trainingModel, poptorch.inferenceModel])
+def test_a_parameter_is_made_to_differ_by_an_entry(make):
+    def forward(m, x):
+        loss = poptorch.identity_loss((m.w * x).sum(), "sum")
+        return loss if make is poptorch.trainingModel else m.w * x
+
+    grouping = (poptorch.CommGroupType.Consecutive, 1, poptorch.VariableRetrievalMode.OnePerGroup)
+    options = make_options(replicas=2, mode=poptorch.OutputMode.All)
+    model = Body(forward, w=torch.nn.Parameter(torch.tensor([[1.0], [10.0]])), v=torch.nn.Parameter(torch.ones(2)))
+    executor = make(model, options)
+    for name, _ in executor.named_parameters():
+        executor.per_replica_params[name] = grouping
+    del executor.per_replica_params["v"]
+    assert executor.per_replica_params == {"w": grouping} and len(executor.per_replica_params) == 1
+    with pytest.raises(KeyError, match="other"):
+        executor.per_replica_params["other"] = grouping
+    with pytest.raises(poptorch.Error, match=r"takes \(poptorch.CommGroupType, shards, "):
+        executor.per_replica_params["w"] = grouping[:2]
+    assert executor(torch.ones(2)).flatten().tolist() == [1, 10]
+    with pytest.raises(poptorch.Error, match="before the model is compiled"):
+        executor.per_replica_params["w"] = grouping
 
 
 # -- poptorch._utils

@@ -3,11 +3,54 @@
 from __future__ import annotations
 
 import types
+from collections.abc import Iterator, MutableMapping
+
+import torch
 
 from ..engine.running import replica_groups
 from ..enums import CommGroupType, VariableRetrievalMode
+from ..poptorch_core import createPoptorchError
 from .compilation import Compiled
 from .executor_state import ExecutorState
+
+Grouping = tuple[CommGroupType, int, VariableRetrievalMode]
+
+
+class PerReplicaParameters(MutableMapping[str, Grouping]):
+    """The arguments of replicaGrouping() by a parameter's name; setting an entry calls it.
+
+    Args:
+        model: of an executor. Setting or deleting an entry raises what replicaGrouping() raises, and KeyError for
+            another name than one of its parameters.
+    """
+
+    def __init__(self, model: torch.nn.Module):
+        self._model = model
+
+    def __getitem__(self, name: str) -> Grouping:
+        return replica_groups.groupings(self._model)[name]
+
+    def __setitem__(self, name: str, grouping: Grouping) -> None:
+        if not isinstance(grouping, (tuple, list)) or len(grouping) != 3:
+            raise createPoptorchError(
+                f"per_replica_params[{name!r}] takes (poptorch.CommGroupType, shards, poptorch.VariableRetrievalMode), "
+                f"got {grouping!r}."
+            )
+        dict(self._model.named_parameters())[name].replicaGrouping(*grouping)
+
+    def __delitem__(self, name: str) -> None:
+        parameter, (_, _, retrieval) = dict(self._model.named_parameters())[name], self[name]
+        parameter.replicaGrouping(CommGroupType.All, 0, retrieval)
+        replica_groups.forget(parameter)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(replica_groups.groupings(self._model))
+
+    def __len__(self) -> int:
+        return len(replica_groups.groupings(self._model))
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
 
 
 class LibraryNames(ExecutorState):
@@ -34,6 +77,6 @@ class LibraryNames(ExecutorState):
         return self._session is not None
 
     @property
-    def per_replica_params(self) -> dict[str, tuple[CommGroupType, int, VariableRetrievalMode]]:
+    def per_replica_params(self) -> PerReplicaParameters:
         """{parameter's name: the arguments of its replicaGrouping()}, of those that differ between groups."""
-        return replica_groups.groupings(self._user_model)
+        return PerReplicaParameters(self._user_model)

@@ -62,12 +62,13 @@ class _Loader:
         batches = self._batches()
         first = list(itertools.islice(batches, 1))
         self._send("ready", bool(first))
+        batches = itertools.chain(first, batches)
         epoch = 0
         while True:
             while not (epoch <= self._wanted or self._load_indefinitely and self._wanted >= 0):
                 self._receive()
             try:
-                for pieces in itertools.chain(first, batches):
+                for pieces in batches or self._batches():
                     slot = self._wait_for_slot(epoch)
                     skeleton, tensors = self._slots[slot].fill(pieces)
                     self._send("batch", epoch, slot, skeleton, tensors)
@@ -75,7 +76,7 @@ class _Loader:
                 pass
             self._send("end", epoch)
             epoch += 1
-            first, batches = [], self._batches()
+            batches = None
 
     def _batches(self) -> Iterator[list[Piece]]:
         if isinstance(self._dataset, Rebatched):

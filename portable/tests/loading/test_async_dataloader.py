@@ -169,6 +169,9 @@ class Stream(IterableDataset):
 
     def __iter__(self):
         self.begun += 1
+        return self._numbers()
+
+    def _numbers(self):
         for number in range(self.length):
             self.given += 1
             yield number
