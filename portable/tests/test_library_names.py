@@ -202,6 +202,19 @@ def test_name_scopes_of_hooks_change_nothing():
     assert "name_scope" not in executor._debugGetPopartIR()
 
 
+def test_attributes_in_a_graph_of_torch_fx_change_nothing():
+    traced = torch.fx.symbolic_trace(Regression())
+    first = next(node for node in traced.graph.nodes if node.op == "call_module")
+    with traced.graph.inserting_before(first):
+        traced.graph.call_function(torch.ops.poptorch.set_attribute, ("__outline", "layer", "a"))
+    with traced.graph.inserting_after(first):
+        traced.graph.call_function(torch.ops.poptorch.clear_attribute, ("__outline", "layer"))
+    traced.recompile()
+    executor = poptorch.trainingModel(traced)
+    assert torch.equal(executor(X, Y)[0], Regression()(X, Y)[0].detach())
+    assert "_attribute" not in executor._debugGetPopartIR()
+
+
 def test_internal_cast():
     def forward(m, x):
         return tuple(torch.ops.poptorch.internal_cast(x, name) for name in ("FLOAT16", "FLOAT", "INT32", "BOOL"))

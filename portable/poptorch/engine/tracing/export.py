@@ -270,7 +270,7 @@ def _lifted(exported: torch.export.ExportedProgram, model: torch.nn.Module) -> T
 
 def _drop_idle(graph: torch.fx.Graph) -> None:
     for node in list(graph.nodes):
-        if node.target is torch.ops.aten._assert_tensor_metadata.default or node.target in native_names.NAME_SCOPES:
+        if node.target is torch.ops.aten._assert_tensor_metadata.default or node.target in native_names.IDLE:
             graph.erase_node(node)
         elif node.op == "get_attr":  # the body of a higher-order operator
             user = next(iter(node.users), node)

@@ -30,10 +30,21 @@ def _internal_cast(tensor: torch.Tensor, dtype: str) -> torch.Tensor:
 
 _LIBRARY.define("internal_cast(Tensor tensor, str dtype) -> Tensor")
 _LIBRARY.impl("internal_cast", _internal_cast, "CompositeImplicitAutograd")
-# A name for what is computed until the matching pop_name_scope(), as poptorch.NameScope: it changes no number.
-_LIBRARY.define("push_name_scope(str name) -> ()")
-_LIBRARY.define("pop_name_scope() -> ()")
-_LIBRARY.impl("push_name_scope", lambda name: None, "CompositeImplicitAutograd")
-_LIBRARY.impl("pop_name_scope", lambda: None, "CompositeImplicitAutograd")
-# Of a traced graph these two are no part: their nodes are to be dropped.
-NAME_SCOPES = frozenset({torch.ops.poptorch.push_name_scope.default, torch.ops.poptorch.pop_name_scope.default})
+# Names and compiler hints for what is computed from here on, as poptorch.NameScope and poptorch.Attribute: no number
+# changes, and of a traced graph they are no part.
+_HINTS = (
+    "push_name_scope(str name)",
+    "pop_name_scope()",
+    "set_attribute(str attribute, str key, str value)",
+    "clear_attribute(str attribute, str key)",
+)
+
+
+def _no_effect(*args: str) -> None:
+    """A hint."""
+
+
+for _hint in _HINTS:
+    _LIBRARY.define(f"{_hint} -> ()")
+    _LIBRARY.impl(_hint.partition("(")[0], _no_effect, "CompositeImplicitAutograd")
+IDLE = frozenset(getattr(torch.ops.poptorch, hint.partition("(")[0]).default for hint in _HINTS)
