@@ -36,13 +36,6 @@ def _without_effect(*names: str) -> dict[str, Effect]:
     return dict.fromkeys(names, Effect(WITHOUT_EFFECT))
 
 
-_ONE_PROCESS = Effect(
-    REFUSED,
-    lambda options: options.Distributed.numProcesses > 1,
-    "training as more than one process is not available yet in this runtime: start a single one, without a launcher, "
-    "or call Distributed.disable()",
-)
-
 EFFECTS: dict[str, Effect] = {
     **_honoured(
         "anchorTensor",
@@ -62,11 +55,14 @@ EFFECTS: dict[str, Effect] = {
         "showCompilationProgressBar",  # without it there is no compilationTime(); a bar is not drawn in any case
         "updatableNamedBuffers",
         "useOfflineIpuTarget",
+        "TensorLocations.setOptimizerLocation",  # sharding over processes; where it lies has no effect
         "Training.gradientAccumulation",
         "Training.setAutomaticLossScaling",
         "Training.accumulationAndReplicationReductionType",
         "Training.setMeanAccumulationAndReplicationReductionStrategy",
+        "Distributed.configureProcessId",
         "Distributed.disable",
+        "Distributed.setEnvVarNames",
         "Jit.traceModel",  # only the value that changes nothing is accepted
         "Precision.enableFloatingPointExceptions",
         "Precision.enableStochasticRounding",
@@ -91,13 +87,10 @@ EFFECTS: dict[str, Effect] = {
         "TensorLocations.numIOTiles",
         "TensorLocations.setAccumulatorLocation",
         "TensorLocations.setActivationLocation",
-        "TensorLocations.setOptimizerLocation",
         "TensorLocations.setWeightLocation",
         "_Popart.setEngineOptions",
         "_Popart.setPatterns",
     ),
-    "Distributed.configureProcessId": _ONE_PROCESS,
-    "Distributed.setEnvVarNames": _ONE_PROCESS,
 }
 
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import inspect
+import re
 
 import pytest
-import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import popdist
 import popdist.poptorch
-import poptorch
+from poptorch.engine.processes.layout import ranks_per_replica
 from poptorch.options.executor_options import Options
-from poptorch.poptorch_core import Error
 
 VARIABLES = ("RANK", "WORLD_SIZE", "POPDIST_NUM_LOCAL_REPLICAS", "POPDIST_NUM_IPUS_PER_REPLICA")
-OTHER = ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "POPTORCH_DEFAULT_OPTIONS")
+OTHER = ("POPDIST_NUM_TOTAL_REPLICAS", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "POPTORCH_DEFAULT_OPTIONS")
 
 
 @pytest.fixture(autouse=True)
@@ -42,10 +43,51 @@ def test_the_launchers_environment(second_of_three):
     assert (popdist.getNumTotalReplicas(), popdist.getNumLocalReplicas(), popdist.getNumIpusPerReplica()) == (12, 4, 2)
 
 
-def test_one_of_several_processes_joins_and_may_not_train_for_now(second_of_three):
+def test_processes_that_hold_a_replica_together_count_as_one(monkeypatch):
+    environment = {
+        "RANK": "5",
+        "WORLD_SIZE": "8",
+        "POPDIST_NUM_TOTAL_REPLICAS": "2",
+        "POPDIST_NUM_IPUS_PER_REPLICA": "4",
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
     popdist.init()
-    with pytest.raises(Error, match="training as more than one process is not available yet"):
-        poptorch.trainingModel(torch.nn.Linear(1, 1), popdist.poptorch.Options())
+    assert (popdist.getNumTotalReplicas(), popdist.getNumLocalReplicas(), popdist.getNumProcessesPerReplica()) == (
+        2,
+        1,
+        4,
+    )
+    options = popdist.poptorch.Options()
+    assert (options.Distributed.numProcesses, options.Distributed.processId) == (2, 1)
+    assert (options.Distributed.ranks_per_replica, options.Distributed.rank_in_replica) == (4, 1)
+    monkeypatch.setenv("POPDIST_NUM_TOTAL_REPLICAS", "3")
+    with pytest.raises(ValueError, match="8 processes cannot share 3 replicas of 4 IPUs: start 1, 3, 6 or 12 of them"):
+        popdist.init()
+
+
+def test_poprun_starts_processes_through_mpi(monkeypatch):
+    environment = {"POPDIST_NUM_TOTAL_REPLICAS": "6", "POPDIST_NUM_LOCAL_REPLICAS": "2"}
+    for name, value in {**environment, "OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "3"}.items():
+        monkeypatch.setenv(name, value)
+    assert popdist.isPopdistEnvSet() and (popdist.getInstanceIndex(), popdist.getNumInstances()) == (1, 3)
+    assert (popdist.getNumTotalReplicas(), popdist.getNumLocalReplicas()) == (6, 2)
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 16))
+def test_any_number_of_processes_fits_or_is_told_what_does(processes, replicas, ipus):
+    def fits(w):
+        return replicas % w == 0 or (w % replicas == 0 and ipus % (w // replicas) == 0)
+
+    if fits(processes):
+        k = ranks_per_replica(processes, replicas, ipus)
+        assert k == max(1, processes // replicas)
+        return
+    with pytest.raises(ValueError) as caught:
+        ranks_per_replica(processes, replicas, ipus)
+    numbers = re.search(r"start ([\d, or]+) of them", str(caught.value))[1]
+    told = [int(number) for number in re.findall(r"\d+", numbers)]
+    assert told == [w for w in range(1, replicas * ipus + 1) if fits(w)]
 
 
 def test_a_broken_environment_is_named(monkeypatch):

@@ -14,6 +14,7 @@ from torch._subclasses import FakeTensor
 from .. import notices
 from ..device.policy import Policy
 from ..engine import passes
+from ..engine.processes.layout import Layout
 from ..engine.running import replica_groups
 from ..engine.running.runner import Counts
 from ..engine.stages import Program, build_program, ipu_switches
@@ -92,12 +93,15 @@ def compile_model(
     Raises poptorch.Error or AssertionError for what the contract refuses.
     """
     call = BoundCall(model, args, kwargs)
+    layout = Layout.of(options)
     counts = Counts(
         options.device_iterations,
         options.Training.gradient_accumulation if training else 1,
         options.replication_factor,
         options.input_group_size,
         options.input_cgt,
+        layout.units,
+        layout.unit,
     )
     explanation = (
         f"Options.deviceIterations({counts.iterations}) * (Options.replicationFactor({counts.replicas}) / "
@@ -124,8 +128,8 @@ def compile_model(
         structure.append(shape)
         return found
 
-    replica_groups.check(model, counts.replicas)
-    with replica_groups.one_entry(model, counts.replicas), no_collection():
+    replica_groups.check(model, counts.all_replicas)
+    with replica_groups.one_entry(model, counts.all_replicas), no_collection():
         traced = tracing.trace(model, run, leaves, context)
     check_stages(blocks.met, options, counts, training)
     extract_regions(traced)
@@ -219,7 +223,7 @@ def _check_writes(program: Program, options: Options, counts: Counts) -> None:
             f"forward() changes the parameter {sorted(program.written_parameters)[0]} in place. Only the optimizer "
             "changes parameters: register a tensor that forward() updates as a buffer."
         )
-    if program.shared_writes and counts.replicas > 1 and options.broadcast_buffers:
+    if program.shared_writes and counts.all_replicas > 1 and options.broadcast_buffers:
         raise createPoptorchError(
             "PopTorch does not support broadcasting buffers. If your model is able to tolerate buffers becoming "
             "out of sync between replicas, you can disable buffer broadcasting using "

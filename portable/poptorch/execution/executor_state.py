@@ -149,7 +149,13 @@ class ExecutorState:
         self._sync_host()
         with torch.inference_mode(False):
             session = Session(
-                self._compiled, self._user_model, self._options, self._policy, self._optimizer, self._kept_optimizer()
+                self._compiled,
+                self._user_model,
+                self._options,
+                self._policy,
+                self._optimizer,
+                self._kept_optimizer(),
+                self._random,
             )
             self._mark_seen()
         session.runner.probe = self._probe

@@ -8,12 +8,16 @@ import torch
 
 from .. import notices
 from ..device.policy import Policy
+from ..engine.processes import group
+from ..engine.processes.layout import Layout
 from ..engine.running.anchors import Anchors, tensor_names
 from ..engine.running.gradients import GradientAccumulator
+from ..engine.running.randomness import RandomStreams
 from ..engine.running.runner import Runner
 from ..engine.running.state import DeviceState
 from ..engine.updating.loss_scaling import AutomaticLossScaling
 from ..engine.updating.optimizer import DeviceOptimizer
+from ..engine.updating.spread import Spread
 from ..enums import MeanReductionStrategy, ReductionType
 from ..options.executor_options import Options
 from ..poptorch_core import createPoptorchError
@@ -31,6 +35,7 @@ class Session:
         model: the user's model, whose weights are copied to and fro.
         optimizer: the user's optimizer, or None for inference.
         kept: what read_optimizer() gave once, or None.
+        random: what the program draws from.
     """
 
     def __init__(
@@ -41,13 +46,29 @@ class Session:
         policy: Policy,
         optimizer: torch.optim.Optimizer | None,
         kept: dict[str, Any] | None,
+        random: RandomStreams,
     ):
         self._model = model
         self._options = options
         self.optimizer: DeviceOptimizer | None = None
         self._accumulator: GradientAccumulator | None = None
+        counts, layout = compiled.counts, Layout.of(options)
+        self._replicas: Any = None  # the processes that have the other replicas, where these train together
+        if optimizer is not None and layout.processes > 1:
+            group.join(layout, policy.device)
+            self._replicas = group.same_unit_rank(layout)
+            with hosting.plain(model):
+                group.agree_on(_facts(model, compiled), layout)
         with hosting.plain(model):
-            self._state = DeviceState(compiled.program, model, policy, optimizer is not None, compiled.counts.replicas)
+            self._state = DeviceState(
+                compiled.program,
+                model,
+                policy,
+                optimizer is not None,
+                counts.replicas,
+                counts.replica(0),
+                counts.all_replicas,
+            )
             if optimizer is not None:
                 self._build_optimizer(optimizer, compiled)
         if policy.half_as_float and any(parameter.dtype == torch.float16 for parameter in model.parameters()):
@@ -69,9 +90,10 @@ class Session:
             options.output_mode,
             options.output_return_period,
             policy,
-            self.optimizer,
-            self._accumulator,
-            self.anchors,
+            optimizer=self.optimizer,
+            accumulator=self._accumulator,
+            anchors=self.anchors,
+            random=random,
             stop_at_invalid=options.Precision.floating_point_exceptions,
         )
 
@@ -112,6 +134,7 @@ class Session:
             generator=None,
             relax_attribute_checks=options.relax_optimizer_checks,
             automatic_scaling=_automatic_scaling(options),
+            spread=Spread(self._sharded(), self._replicas),
         )
         if state.grouped and self.optimizer.measures_norms:
             raise createPoptorchError(
@@ -122,10 +145,20 @@ class Session:
         self._accumulator = GradientAccumulator(
             state.parameters,
             {name: self.optimizer.accum_dtype(name) for name in state.parameters},
-            compiled.counts.accumulation * compiled.counts.replicas,
+            compiled.counts.accumulation * compiled.counts.all_replicas,
             mean=training.accumulation_and_replication_reduction_type == ReductionType.Mean,
             running=training.meanAccumulationAndReplicationReductionStrategy == MeanReductionStrategy.Running,
+            group=self._replicas,
         )
+
+    def _sharded(self) -> dict[str, int]:
+        """Elements of the parameters whose optimizer states are shared out among the replicas, by name."""
+        least, processes = self._options.TensorLocations.min_sharded_state, Layout.of(self._options).units
+        if least is None or processes == 1:
+            return {}
+        least = max(least, processes**2)  # no shard is empty then
+        sizes = {name: tensor.numel() for name, tensor in self._state.parameters.items() if tensor.requires_grad}
+        return {name: size for name, size in sizes.items() if size >= least}
 
     def upload(self, masters: dict[str, torch.Tensor] | None = None) -> None:
         """Host -> device; `masters` are more precise copies of the host's weights."""
@@ -160,6 +193,25 @@ class Session:
         """Free the device."""
         if self._accumulator is not None:
             self._accumulator.release()
+
+
+def _facts(model: torch.nn.Module, compiled: Compiled) -> dict[str, str]:
+    """What all processes that train one model must have in common, in a few words each."""
+    counts = compiled.counts
+    weights = {name: _checksum(parameter.detach()) for name, parameter in model.named_parameters()}
+    return {
+        "program": " ".join(f"{stage.ipu}:{','.join(stage.parameters)}" for stage in compiled.program.stages),
+        "number of micro-batches": f"{counts.iterations} x {counts.accumulation} x {counts.replicas}",
+        "shape of inputs": f"{[list(shape) for shape in compiled.micro_batch]}",
+        **{f"weight {name}": value for name, value in weights.items()},
+    }
+
+
+def _checksum(tensor: torch.Tensor) -> str:
+    """Shape and sum of the bits: two weights that were drawn or read differently have another one."""
+    width = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
+    bits = tensor.contiguous().view(width) if tensor.dim() else tensor.reshape(1).view(width)
+    return f"{list(tensor.shape)} with checksum {bits.sum(dtype=torch.int64).item() % 2**32:08x}"
 
 
 def _automatic_scaling(options: Options) -> AutomaticLossScaling | None:

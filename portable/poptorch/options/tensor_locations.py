@@ -41,8 +41,20 @@ class TensorLocationSettings(OptionsDict):
         return self
 
 
+# Of a tensor that useReplicatedTensorSharding shards, unless minElementsForReplicatedTensorSharding says otherwise.
+_MIN_SHARDED = 8192
+
+
 class TensorLocationOptions(OptionsDict):
     """Options.TensorLocations."""
+
+    @property
+    def min_sharded_state(self) -> int | None:
+        """Elements from which on a parameter's optimizer state is sharded over replicas; None if none is."""
+        location = self._values.get("location_optimizer")
+        if location is None or not location._values.get("useReplicatedTensorSharding", False):
+            return None
+        return location._values.get("minElementsForReplicatedTensorSharding", _MIN_SHARDED)
 
     @option
     def numIOTiles(self, num_tiles: int) -> TensorLocationOptions:

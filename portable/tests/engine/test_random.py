@@ -79,7 +79,7 @@ def test_the_state_continues_the_stream():
     other.compile(x)
     other.rng_state = state
     assert all(torch.equal(other(x), value) for value in expected)
-    for wrong in ([], [5], [5, 3, 1], [5, 2, 1, 1]):
+    for wrong in ([], [5], [5, -1], [5, 1.5], [5, 3, 1], [5, 2, 1, 1]):
         with pytest.raises(poptorch.Error, match="rng_state needs a list"):
             model.rng_state = wrong
     model.rng_state = state

@@ -9,6 +9,7 @@ import pathlib
 import pytest
 import torch
 from option_examples import EXAMPLES, accessor
+from programs import train
 
 import poptorch
 from poptorch import enums, inferenceModel, notices, option_effects, popart_keys, trainingModel
@@ -48,13 +49,14 @@ def test_nothing_is_swallowed(name):
     options.validate()
 
 
-def test_a_process_of_several_runs_forward_only(monkeypatch):
+def test_a_process_of_several_runs_forward_alone_and_must_meet_the_others_to_train(monkeypatch):
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
     monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "1")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
     model = torch.nn.Linear(1, 1)
     assert torch.equal(inferenceModel(model, Options())(torch.ones(3, 1)), model(torch.ones(3, 1)))
-    with pytest.raises(Error, match="training as more than one process is not available yet"):
-        trainingModel(model, Options())
+    with pytest.raises(Error, match="process 1 of 2, but MASTER_ADDR"):
+        train(lambda m, x: poptorch.identity_loss((m.w * x).sum(), "sum"), torch.ones(1))
 
 
 def test_refusals_are_told_together():

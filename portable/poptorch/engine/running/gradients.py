@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
+
+from ..processes.reduction import GradientReduction
 
 
 class GradientAccumulator:
@@ -14,9 +17,10 @@ class GradientAccumulator:
     Args:
         parameters: leaf tensors by name.
         dtypes: the accumulator's type by name.
-        micro_batches: gradients in one update, A times the replicas.
+        micro_batches: gradients in one update, A times the replicas of all processes.
         mean: divide by that number.
         running: keep a running mean, which cannot overflow a half accumulator where a sum would.
+        group: the processes that have the other replicas, or None.
     """
 
     def __init__(
@@ -26,6 +30,7 @@ class GradientAccumulator:
         micro_batches: int,
         mean: bool,
         running: bool,
+        group: dist.ProcessGroup | None = None,
     ):
         self._parameters = {name: tensor for name, tensor in parameters.items() if tensor.requires_grad}
         self._accumulators: dict[str, torch.Tensor] = {}
@@ -37,6 +42,8 @@ class GradientAccumulator:
         divide = mean and not self._running and micro_batches > 1
         self.loss_factor = 1.0 / micro_batches if divide and not narrow else 1.0
         self._divisor = micro_batches if divide and narrow else 1
+        if self._running and group is not None:
+            self._divisor = dist.get_world_size(group)  # the mean of their running means
         self._hooks = []
         for name, tensor in self._parameters.items():
             if dtypes[name] != tensor.dtype or self._running:
@@ -44,6 +51,13 @@ class GradientAccumulator:
                 self._accumulators[name] = accumulator
                 self._hooks.append(tensor.register_post_accumulate_grad_hook(self._take(accumulator)))
         self._received: set[int] = set()
+        self._complete: set[str] = set()  # parameters whose gradients were asked for in this update
+        self._reduction = None if group is None else GradientReduction(self._parameters, self._gradient, group)
+
+    def last_backward(self) -> None:
+        """The next backward pass is the last one before gradients() is called."""
+        if self._reduction is not None:
+            self._reduction.last_backward()
 
     def _take(self, accumulator: torch.Tensor):
         def take(parameter: torch.Tensor) -> None:
@@ -67,17 +81,21 @@ class GradientAccumulator:
 
     def gradients(self) -> dict[str, torch.Tensor]:
         """The reduced gradients, of the parameters that have one. To be asked for once an update."""
-        found = {}
-        for name, parameter in self._parameters.items():
-            accumulator = self._accumulators.get(name)
-            if accumulator is None:
-                if parameter.grad is not None:
-                    found[name] = parameter.grad
-            elif id(accumulator) in self._received:
-                found[name] = accumulator
-        if self._divisor != 1 and found:
-            torch._foreach_div_(list(found.values()), self._divisor)
-        return found
+        if self._reduction is not None:
+            self._reduction.finish()
+        found = {name: self._gradient(name) for name in self._parameters}
+        return {name: gradient for name, gradient in found.items() if gradient is not None}
+
+    def _gradient(self, name: str) -> torch.Tensor | None:
+        """What the micro-batches of this process gave, divided where that is done at the end."""
+        accumulator = self._accumulators.get(name)
+        gradient = self._parameters[name].grad if accumulator is None else accumulator
+        if accumulator is not None and id(accumulator) not in self._received:
+            gradient = None
+        if gradient is not None and self._divisor != 1 and name not in self._complete:
+            gradient.div_(self._divisor)
+        self._complete.add(name)
+        return gradient
 
     def seen(self) -> dict[str, torch.Tensor]:
         """What has been accumulated so far, not reduced yet."""
@@ -89,10 +107,13 @@ class GradientAccumulator:
         for parameter in self._parameters.values():
             parameter.grad = None
         self._received.clear()
+        self._complete.clear()
         self._count = 0
 
     def release(self) -> None:
         """Give the accumulators' memory back and take the hooks off."""
         for hook in self._hooks:
             hook.remove()
+        if self._reduction is not None:
+            self._reduction.release()
         self._accumulators.clear()

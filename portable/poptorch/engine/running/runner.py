@@ -20,19 +20,31 @@ from .gradients import GradientAccumulator
 from .outputs import OutputCollector
 from .probe import Probe
 from .progress import CallProgress
+from .randomness import UPDATE, RandomStreams
 from .state import DeviceState
 from .timings import Timings
 
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """S, A, R and how replicas share inputs."""
+    """S, A and R of this process, and how replicas share inputs."""
 
     iterations: int
     accumulation: int
     replicas: int
     input_group_size: int = 1
     input_group_type: CommGroupType = CommGroupType.Consecutive
+    units: int = 1  # groups of processes that have as many replicas each
+    unit: int = 0  # the number of this one
+
+    @property
+    def all_replicas(self) -> int:
+        """The replicas of all processes together."""
+        return self.replicas * self.units
+
+    def replica(self, r: int) -> int:
+        """The number among all replicas of number `r` of this process."""
+        return self.unit * self.replicas + r
 
     @property
     def micro_batches(self) -> int:
@@ -64,6 +76,7 @@ class Runner:
         accumulator: its gradients, or None for inference.
         anchors: collects tensors that the program asked for by name, or None.
         stop_at_invalid: raise poptorch.Error at the first NaN or infinity that a micro-batch computes.
+        random: what the program draws from.
         output_mode, output_period: what becomes of the outputs.
     """
 
@@ -75,10 +88,12 @@ class Runner:
         output_mode: OutputMode,
         output_period: int,
         policy: Policy,
+        *,
         optimizer: Any = None,
         accumulator: GradientAccumulator | None = None,
         anchors: Anchors | None = None,
         stop_at_invalid: bool = False,
+        random: RandomStreams,
     ):
         self._program = program
         self._state = state
@@ -91,6 +106,7 @@ class Runner:
         self.probe = Probe()  # a report looks on here
         self._anchors = anchors
         self._stop_at_invalid = stop_at_invalid
+        self._random = random
         self._announced = False
         self.timings = Timings(len(program.inputs), len(program.outputs))  # of the last call
 
@@ -120,6 +136,7 @@ class Runner:
                 if self._optimizer is not None:
                     with self.probe.update():
                         self._update(s)
+                self._random.iteration_done()
                 self.probe.iteration_done()
         finally:
             progress.close()
@@ -140,7 +157,9 @@ class Runner:
         self.timings.input_complete.append(self.timings.now())
         if self._anchors is not None:
             slices = self._anchors.inputs(slices)
-        outputs, watched, loss = self._micro_batch(slices, r)
+        if self._accumulator is not None and (a, r) == (self._counts.accumulation - 1, self._counts.replicas - 1):
+            self._accumulator.last_backward()
+        outputs, watched, loss = self._micro_batch(slices, a, r)
         available = self.timings.now()
         if self._counts.last_of_group(r):
             for name, leaf, part in zip(self._program.inputs, leaves, slices, strict=True):
@@ -158,6 +177,7 @@ class Runner:
             self.timings.output_complete.append(self.timings.now())
 
     def _update(self, s: int) -> None:
+        self._random.seek(UPDATE)
         self._optimizer.step(self._accumulator.gradients())
         self._accumulator.clear()
         if self._anchors is not None:
@@ -181,7 +201,7 @@ class Runner:
                 )
 
     def _micro_batch(
-        self, slices: list[torch.Tensor], replica: int
+        self, slices: list[torch.Tensor], micro_batch: int, replica: int
     ) -> tuple[list[torch.Tensor], dict[str, torch.Tensor], torch.Tensor | None]:
         """The outputs of one micro-batch, anchored intermediate tensors by name, and in training its loss.
 
@@ -193,6 +213,7 @@ class Runner:
             written_buffers = [values[name] for name in program.written_buffers]
             values.update(zip(program.inputs, slices, strict=True))
             for stage in program.stages:
+                self._random.seek(self._counts.replica(replica), micro_batch, stage.index)
                 with self.probe.forward(stage, values):
                     stage.run(values)
         outputs = [values[name] for name in program.outputs]

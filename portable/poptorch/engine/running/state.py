@@ -16,12 +16,24 @@ class DeviceState:
     A parameter that the module has under several names is one tensor here, known by the first of them. Each replica
     has its own copy of the buffers that the program writes to; the first one's is the one in `buffers`. Of those that
     do not keep what is written to them each micro-batch has a copy.
+
+    Args:
+        replicas: of this process, of which the first is number `first` of `all_replicas`.
     """
 
-    def __init__(self, program: Program, model: torch.nn.Module, policy: Policy, training: bool, replicas: int = 1):
+    def __init__(
+        self,
+        program: Program,
+        model: torch.nn.Module,
+        policy: Policy,
+        training: bool,
+        replicas: int = 1,
+        first: int = 0,
+        all_replicas: int = 1,
+    ):
         self._folded = program.folded
         self._groupings: dict[str, replica_groups.ReplicaGrouping] = {}  # of parameters, by name
-        self._replicas = replicas
+        self._first, self._replicas = first, all_replicas
         host = dict(model.named_parameters(remove_duplicate=False))
         first_name: dict[int, str] = {}
         for name, parameter in host.items():
@@ -31,11 +43,11 @@ class DeviceState:
         for value, name in program.parameters.items():
             parameter, name = host[name], first_name[id(host[name])]
             if name not in self.parameters:
-                grouping = replica_groups.grouping_of(parameter, replicas)
+                grouping = replica_groups.grouping_of(parameter, all_replicas)
                 shape = parameter.shape
                 if grouping is not None:
                     self._groupings[name] = grouping
-                    shape = (grouping.groups(replicas), *shape[1:])
+                    shape = (grouping.groups(all_replicas), *shape[1:])
                 tensor = torch.zeros(shape, dtype=policy.compute_dtype(parameter.dtype), device=policy.device)
                 self.parameters[name] = tensor.requires_grad_(training and parameter.requires_grad)
             self.values[value] = self.parameters[name]
@@ -94,10 +106,10 @@ class DeviceState:
         return state if len(members) != len(state) else state[[members.index(group) for group in range(groups)]]
 
     def values_of(self, replica: int) -> dict[str, torch.Tensor]:
-        """`values` as one replica has them. Gradients flow back to `parameters`."""
+        """`values` as one replica of this process has them. Gradients flow back to `parameters`."""
         values = dict(self.values)
         for value, name in self._grouped_values.items():
-            values[value] = self.parameters[name][self._groupings[name].group_of(replica, self._replicas)]
+            values[value] = self.parameters[name][self._groupings[name].group_of(self._first + replica, self._replicas)]
         if replica:
             copies = self._copies[replica - 1]
             values.update((value, copies[buffer]) for value, buffer in self._buffer_values.items())

@@ -13,6 +13,7 @@ from . import optimizer_state
 from .hyperparameters import Settings
 from .loss_scaling import AutomaticLossScaling
 from .optimizer_values import Values
+from .spread import Spread
 
 _UPDATE_FACTOR = "lossScaleUpdateFactor"
 
@@ -21,7 +22,9 @@ class DeviceStates:
     """Moments, velocities and step counts by parameter. DeviceOptimizer makes the attributes and adds the step."""
 
     _settings: Settings
-    _params: dict[str, torch.Tensor]
+    _whole: dict[str, torch.Tensor]
+    _params: dict[str, torch.Tensor]  # what is updated here: the whole ones or shards of them
+    _spread: Spread
     _param_dtypes: dict[str, torch.dtype]
     _states: dict[str, dict[str, torch.Tensor]]
     _steps: dict[str, int]
@@ -81,10 +84,10 @@ class DeviceStates:
         moment; centered RMSprop: the mean), `Accl3___<param>` (RMSprop's momentum), `Accl___<param>` (combined
         velocity), and `Step___<param>`. SGD's velocities are stored multiplied by loss_scaling, combined ones by
         velocity_scaling. Hyper-parameters are 0-d float64, so that loading continues to the bit; the SDK has float32
-        there.
+        there. States that are sharded over processes are whole: all of them must ask.
         """
         states = {
-            f"{role}___{name}": state.detach().to("cpu", copy=True)
+            f"{role}___{name}": self._spread.whole(name, state.detach(), self._whole[name].shape).to("cpu", copy=True)
             for name, states in self._states.items()
             for role, state in states.items()
         }
@@ -107,7 +110,7 @@ class DeviceStates:
         if state.get("ipu_state") is None or state.get("ipu_param") is None:
             raise RuntimeError("Only IPU optimizer states can be loaded onto the IPU.")
         loaded, missing = state["ipu_state"], []
-        for name, param in self._params.items():
+        for name, param in self._whole.items():
             for key in (f"{role}___{name}" for role in ("Accl", "Accl1", "Accl2", "Accl3")):
                 if key in loaded and loaded[key].shape != param.shape:
                     raise ValueError(
@@ -127,7 +130,7 @@ class DeviceStates:
         for name, states in self._states.items():
             for role, tensor in states.items():
                 if f"{role}___{name}" in loaded:
-                    tensor.copy_(loaded[f"{role}___{name}"])
+                    tensor.copy_(self._spread.own(name, loaded[f"{role}___{name}"]))
                     scales[name] = velocity_scale(saved, saved.values[name])
                 else:
                     missing.append(f"{role}___{name}")

@@ -18,6 +18,7 @@ from . import hyperparameters, update_rules
 from .device_states import DeviceStates, velocity_scale
 from .loss_scaling import AutomaticLossScaling
 from .pieces import Float32Views, Piece, buckets, chunk_elements, cut
+from .spread import Spread
 
 
 class DeviceOptimizer(DeviceStates):
@@ -32,6 +33,7 @@ class DeviceOptimizer(DeviceStates):
         generator: random numbers for that; None for the device's default generator.
         relax_attribute_checks: say nothing about unexpected group attributes above the debug level.
         automatic_scaling: the factor on the optimizer's loss_scaling that follows the gradients, or None.
+        spread: what other processes have of the parameters and of their states.
     Raises:
         AssertionError, ValueError: as hyperparameters.read.
     """
@@ -47,13 +49,16 @@ class DeviceOptimizer(DeviceStates):
         generator: torch.Generator | None,
         relax_attribute_checks: bool = False,
         automatic_scaling: AutomaticLossScaling | None = None,
+        spread: Spread | None = None,
     ):
+        self._spread = Spread() if spread is None else spread
         self._relax = relax_attribute_checks
         self._automatic = automatic_scaling
         self._host_params = {name: param for name, param in named_params.items() if param.requires_grad}
         self._settings = self._scaled(hyperparameters.read(optimizer, self._host_params, relax_attribute_checks))
-        self._params = {name: device_params[name].detach() for name in self._host_params}
-        assert all(param.is_contiguous() for param in self._params.values()), "device parameters must be contiguous"
+        self._whole = {name: device_params[name].detach() for name in self._host_params}
+        assert all(param.is_contiguous() for param in self._whole.values()), "device parameters must be contiguous"
+        self._params = {name: self._spread.own(name, param) for name, param in self._whole.items()}
         self._param_dtypes = dict(param_dtypes)
         self._stochastic_rounding = stochastic_rounding
         self._generator = generator
@@ -68,8 +73,8 @@ class DeviceOptimizer(DeviceStates):
 
     def _adapt_scaling(self, grads: Mapping[str, torch.Tensor]) -> float:
         """What the loss scaling is to be multiplied by after this step. Gradients are brought into half's range."""
-        half = [grad for name, grad in grads.items() if self._param_dtypes[name] == torch.float16]
-        return self._automatic.observe(half)
+        half = {name: grad for name, grad in grads.items() if self._param_dtypes[name] == torch.float16}
+        return self._automatic.observe(half, self._spread)
 
     def _multiply_scaling(self, change: float) -> None:
         scales = self._velocity_scales()
@@ -115,11 +120,12 @@ class DeviceOptimizer(DeviceStates):
             grads: by name, reduced over accumulation and replicas, still multiplied by loss_scaling. Overwritten.
         """
         names = [name for name in self._params if name in grads]
-        if not names:
+        if not names and not self._spread.over_parts:
             return
         grads = {name: grads[name].reshape(-1) for name in names}
         change = 1.0 if self._automatic is None else self._adapt_scaling(grads)
-        divisor = self._divisor(list(grads.values()))
+        divisor = self._divisor(grads)
+        grads = {name: self._spread.own(name, grad) for name, grad in grads.items()}
         for name in names:
             self._steps[name] += 1
         for alike in self._alike(names, grads).values():
@@ -127,10 +133,11 @@ class DeviceOptimizer(DeviceStates):
                 self._lamb_step(alike, grads, divisor)
             else:
                 self._elementwise_step(alike, grads, divisor)
+        self._spread.spread(self._whole, names)
         if change != 1.0:
             self._multiply_scaling(change)
 
-    def _divisor(self, grads: list[torch.Tensor]) -> float | torch.Tensor:
+    def _divisor(self, grads: Mapping[str, torch.Tensor]) -> float | torch.Tensor:
         """What gradients are divided by: the loss scaling, and more if their norm exceeds max_grad_norm.
 
         The Adam family measures the norm of unscaled gradients, SGD that of scaled ones. A clipped step stays on the
@@ -139,9 +146,12 @@ class DeviceOptimizer(DeviceStates):
         scaling, limit = self._settings.loss_scaling, self._settings.max_grad_norm
         if math.isinf(limit):
             return scaling
-        pieces = [piece for grad in grads for piece in grad.split(chunk_elements(grad.device))]
-        norms = [torch.linalg.vector_norm(piece.float()) for piece in pieces]
-        norm = torch.linalg.vector_norm(torch.stack([each.to(norms[0].device) for each in norms]))
+        pieces = [(name, piece) for name, grad in grads.items() for piece in grad.split(chunk_elements(grad.device))]
+        norms = [torch.linalg.vector_norm(piece.float()) for _, piece in pieces]
+        if self._spread.over_parts:
+            norm = self._spread.norm([name for name, _ in pieces], norms)
+        else:
+            norm = torch.linalg.vector_norm(torch.stack([each.to(norms[0].device) for each in norms]))
         if self._settings.kind != "SGD":
             norm = norm / scaling
         return scaling * norm.clamp(min=limit) / limit
@@ -205,7 +215,8 @@ class DeviceOptimizer(DeviceStates):
             norms[1].extend(torch._foreach_norm(x))
         owner = torch.tensor(owners, device=device)
         zeros = torch.zeros(len(names), device=device)
-        whole = [zeros.index_add(0, owner, torch.stack(each).square()).sqrt() for each in norms]  # (names,) each
+        squares = [zeros.index_add(0, owner, torch.stack(each).square()) for each in norms]  # (names,) each
+        whole = [self._spread.squares(names, each).sqrt() for each in squares]
         trust = iter(update_rules.lamb_trust(*whole, values.max_weight_norm)[owner].unbind())
         for pieces in self._buckets(names, grads):
             params, x = self._lamb_direction(pieces)

@@ -1,0 +1,100 @@
+"""Joining the processes of a program: one default group of torch.distributed, and the groups made of it."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Mapping
+
+import torch
+import torch.distributed as dist
+
+from ...poptorch_core import createPoptorchError
+from .layout import Layout
+
+TIMEOUT_VARIABLE = "POPTORCH_PORTABLE_TIMEOUT"
+_TIMEOUT = 1800  # seconds; one process may load data or validate while others wait
+_groups: dict[tuple[int, ...], dist.ProcessGroup] = {}  # of the default group, by ranks
+
+
+def timeout() -> datetime.timedelta:
+    """How long a process waits for another one. Raises poptorch.Error for a variable that is no number of seconds."""
+    text = os.environ.get(TIMEOUT_VARIABLE, str(_TIMEOUT))
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 1e9:
+        raise createPoptorchError(f"environment variable {TIMEOUT_VARIABLE}={text!r} must be a number of seconds")
+    return datetime.timedelta(seconds=seconds)
+
+
+def join(layout: Layout, device: torch.device) -> None:
+    """Meet the other processes, if that has not happened: the program may have done it by itself.
+
+    Raises poptorch.Error if they cannot be reached, or are another number than the options say.
+    """
+    if not dist.is_initialized():
+        missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+        if missing:
+            raise createPoptorchError(
+                f"Options.Distributed says process {layout.process} of {layout.processes}, but {' and '.join(missing)} "
+                "do not say where they meet: start the program with torchrun, set both variables for every process "
+                "(the address of the first one's host and a free port there), or call Distributed.disable()."
+            )
+        try:
+            dist.init_process_group(
+                "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl",
+                rank=layout.process,
+                world_size=layout.processes,
+                timeout=timeout(),
+            )
+        except (RuntimeError, ValueError) as error:
+            address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+            raise createPoptorchError(
+                f"process {layout.process} of {layout.processes} cannot meet the others at {address} "
+                f"({str(error).splitlines()[0]}): start all of them, with the same address"
+            ) from error
+        _groups.clear()
+    if (dist.get_rank(), dist.get_world_size()) != (layout.process, layout.processes):
+        raise createPoptorchError(
+            f"Options.Distributed says process {layout.process} of {layout.processes}, torch.distributed is process "
+            f"{dist.get_rank()} of {dist.get_world_size()}: make them agree"
+        )
+
+
+def group(ranks: tuple[int, ...]) -> dist.ProcessGroup:
+    """The group of these processes. All processes of the program must ask for the same groups in the same order."""
+    if ranks not in _groups:
+        _groups[ranks] = dist.new_group(list(ranks), timeout=timeout())
+    return _groups[ranks]
+
+
+def same_unit_rank(layout: Layout) -> dist.ProcessGroup | None:
+    """The processes that hold the same part of every replica: gradients are reduced over them. None if it is alone."""
+    if layout.units == 1:
+        return None
+    made = [group(tuple(range(rank, layout.processes, layout.ranks))) for rank in range(layout.ranks)]
+    return made[layout.rank]
+
+
+def same_replica(layout: Layout) -> dist.ProcessGroup | None:
+    """The processes that hold this replica together. None if one holds it."""
+    if layout.ranks == 1:
+        return None
+    made = [group(tuple(range(unit * layout.ranks, (unit + 1) * layout.ranks))) for unit in range(layout.units)]
+    return made[layout.unit]
+
+
+def agree_on(facts: Mapping[str, str], layout: Layout) -> None:
+    """Raises poptorch.Error in every process, naming the first that differs, unless all give the same facts."""
+    told: list[Mapping[str, str] | None] = [None] * layout.processes
+    dist.all_gather_object(told, dict(facts))
+    first = told[0]
+    for process, other in enumerate(told):
+        for name in first:
+            if other.get(name) != first[name]:
+                raise createPoptorchError(
+                    f"process {process} has another {name} than process 0: {other.get(name)} instead of {first[name]}. "
+                    "Start all processes with the same program, flags, data and checkpoint."
+                )

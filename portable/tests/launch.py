@@ -1,0 +1,75 @@
+"""Runs a function in several processes, with the environment that torchrun gives them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import socket
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["poptorch", "popdist.poptorch"])
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def together(processes: int, function: Callable[..., Any], *arguments: Any, **environment: str) -> list[Any]:
+    """What `function(*arguments)`, a function of a module, returns in each of `processes` processes.
+
+    AssertionError with the tracebacks of those that failed. A process of its own even if it is one.
+    """
+    port = free_port()
+    pipes, started = [], []
+    for rank in range(processes):
+        variables = {
+            "RANK": str(rank),
+            "WORLD_SIZE": str(processes),
+            "LOCAL_RANK": str(rank),
+            "LOCAL_WORLD_SIZE": str(processes),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "POPTORCH_PORTABLE_TIMEOUT": "60",
+            **environment,
+        }
+        receiver, sender = _context.Pipe(duplex=False)
+        process = _context.Process(target=_one, args=(variables, function, arguments, sender), daemon=True)
+        process.start()
+        sender.close()
+        pipes.append(receiver)
+        started.append(process)
+    results: list[Any] = [None] * processes
+    failed = []
+    for rank, receiver in enumerate(pipes):
+        try:
+            done, result = pickle.loads(receiver.recv_bytes())
+        except EOFError:
+            done, result = False, "ended without a word"
+        results[rank] = result
+        if not done:
+            failed.append(f"process {rank}: {result}")
+    for process in started:
+        process.join()
+    assert not failed, "\n".join(failed)
+    return results
+
+
+def _one(variables: dict[str, str], function: Callable[..., Any], arguments: tuple, sender: Any) -> None:
+    os.environ.update(variables)
+    import torch
+
+    torch.set_num_threads(1)
+    try:
+        message = pickle.dumps((True, function(*arguments)))
+    except BaseException:
+        message = pickle.dumps((False, traceback.format_exc()))
+    sender.send_bytes(message)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
