@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING, Sequence
 
 from arguments import parse_train_args
-from command_line.checks import BadFlags, not_installed, refuse
+from command_line.checks import BadFlags, first_speaks, is_first_process, leave_to_first_process, not_installed, refuse
 from command_line.collection import no_collection
 from command_line.interruption import Interruption, command_to_resume, exit_status, interruptible
 from data.bad_data import BadData
@@ -40,11 +40,10 @@ def validate(run: TrainingRun, log: RunLog, interruption: Interruption) -> None:
 def train(run: TrainingRun, log: RunLog, interruption: Interruption) -> None:
     """Every call of the training model that is left, its log line and its checkpoints."""
     args, position = run.args, run.position
-    # Output mode Sum: a replica returns the sum over the micro-batches of all iterations and accumulation steps.
-    micro_batches = args.device_iterations * args.gradient_accumulation
     validate(run, log, interruption)
     log.clock.start()
-    while position.step < run.calls and not interruption.asked and not run.limit.reached():
+    stop = run.to_stop(interruption.asked)
+    while position.step < run.calls and not stop:
         epoch = position.epoch
         run.sampler.set_epoch(epoch, position.samples)
         for call in run.batches():  # input ids and labels: (samples a call, T) each, int32
@@ -52,24 +51,25 @@ def train(run: TrainingRun, log: RunLog, interruption: Interruption) -> None:
                 with log.clock.paused(), run.limit.timing("compilation"):
                     run.compile(call)
             learning_rate = run.schedule.get_last_lr()[0]
-            losses, accuracies = run.executor(**call._asdict())
+            loss, accuracy = run.step(call)
             interruption.at_once = False  # from the first call on there is something to save
             del call  # it can be half a gigabyte, and the next one is under way
             run.schedule.step()
             run.executor.setOptimizer(run.optimizer)  # the device learns of a new rate in no other way
             position.advance(run.samples_a_step, run.sampler.samples_an_epoch)
             finished, epoch_ended = position.step == run.calls, position.epoch > epoch
-            loss, accuracy = (float(out.float().mean()) / micro_batches for out in (losses, accuracies))
             run.check_finite(loss)
             log.step(position.step, epoch, loss, accuracy, learning_rate, finished)
             run.limit.call_done()
             with log.clock.paused():
-                last = finished or interruption.asked or run.limit.reached()
+                stop = run.to_stop(interruption.asked)
+                last = finished or stop
                 with interruption.deferred():
                     run.save_if_due(epoch, epoch_ended, last)
                 due = args.eval_steps and position.step % args.eval_steps == 0
                 if finished or ((epoch_ended or due) and not last):
                     validate(run, log, interruption)
+                    stop = run.to_stop(interruption.asked)
             if last or epoch_ended:
                 break
     if position.step > run.last_saved_step:  # a signal or the time limit came while the epoch's end was validated
@@ -78,7 +78,12 @@ def train(run: TrainingRun, log: RunLog, interruption: Interruption) -> None:
 
 
 def report_stop(run: TrainingRun, at_once: bool, argv: Sequence[str]) -> None:
-    """After a signal, --time-limit or an error: where the run ended, what is lost, and how to go on."""
+    """After a signal, --time-limit or an error: where the run ended, what is lost, and how to go on.
+
+    Of several processes the first says so.
+    """
+    if not is_first_process():
+        return
     step, checkpoint = run.position.step, run.last_checkpoint
     lines = [f"Stopped at once after step {step}" if at_once else f"Stopped after step {step}"]
     if checkpoint is None:
@@ -94,13 +99,14 @@ def report_stop(run: TrainingRun, at_once: bool, argv: Sequence[str]) -> None:
 
 
 def save_at_last(run: TrainingRun) -> None:
-    """What an error would lose is saved; no signal breaks that off."""
-    if run.position.step > run.last_saved_step:
+    """What an error would lose is saved; no signal breaks that off. Not by one of several processes alone."""
+    if run.position.step > run.last_saved_step and run.alone:
         with Interruption() as interruption, interruption.deferred():
             run.save_if_due(run.position.epoch, False, last=True)
 
 
 @interruptible
+@first_speaks()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program with these arguments (default: the command line's). Returns the exit status."""
     started = time.monotonic()
@@ -134,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             log = RunLog(args, run.model.gpt2.config, *counts, run.optimizer)
             if run.folder is not None:
                 run.folder.keep_list(log.checkpoints)
-            with Interruption(at_once=True) as interruption, log:
+            with Interruption(at_once=True, quiet=not is_first_process()) as interruption, log:
                 train(run, log, interruption)
     except KeyboardInterrupt as stop:
         if run is None:
@@ -158,16 +164,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RuntimeError as error:
         if "HINT:" not in str(error):
             raise
+        leave_to_first_process()
         print(f"{PROGRAM}: {error}", file=sys.stderr)
-        if isinstance(error, CheckpointNotWritten):
+        if isinstance(error, CheckpointNotWritten) or (run is not None and not run.alone and run.position.step):
             report_stop(run, at_once=False, argv=argv)
         return 1
     if run.position.step == run.calls:
         return 0
-    if not interruption.asked:
+    if not run.interrupted and is_first_process():
         print(f"--time-limit: {args.time_limit:,.0f} seconds leave no time for another call", file=sys.stderr)
     report_stop(run, at_once=False, argv=argv)
-    return interruption.status if interruption.asked else 0
+    return interruption.status if run.interrupted else 0
 
 
 if __name__ == "__main__":

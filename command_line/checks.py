@@ -9,7 +9,8 @@ import argparse
 import os
 import re
 import time
-from typing import Mapping, NoReturn, Sequence
+from contextlib import contextmanager, redirect_stdout
+from typing import Iterator, Mapping, NoReturn, Sequence
 
 import corpora.refusal
 from corpora.refusal import not_installed as not_installed
@@ -67,6 +68,16 @@ def is_first_process() -> bool:
         return not popdist.isPopdistEnvSet() or popdist.getInstanceIndex() == 0
     except (ModuleNotFoundError, ValueError):  # the first is missing, or the launcher's variables make no sense
         return True
+
+
+@contextmanager
+def first_speaks() -> Iterator[None]:
+    """Around a program, or as its decorator: only the first process of a run prints. Errors are another matter."""
+    if is_first_process():
+        yield
+        return
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
+        yield
 
 
 def leave_to_first_process() -> None:

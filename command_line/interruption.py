@@ -52,8 +52,9 @@ class Interruption:
     yet that waiting would keep, the first one does what the second one does.
     """
 
-    def __init__(self, notice: str = _ASKED, at_once: bool = False) -> None:
-        """`notice` is what the first signal prints on stderr, behind its name."""
+    def __init__(self, notice: str = _ASKED, at_once: bool = False, quiet: bool = False) -> None:
+        """`notice` is what the first signal prints on stderr, behind its name, unless it shall be `quiet`."""
+        self._quiet = quiet
         self._count, self._notice, self._program, self.at_once = 0, notice, os.getpid(), at_once
         self._first = self._second = signal.SIGINT
         self._first_at = 0.0
@@ -104,7 +105,7 @@ class Interruption:
                 self._raise()
             self._due = True
             os.write(2, b"\nA checkpoint is being written; the run ends behind it.\n")
-        elif self._count == 1:
+        elif self._count == 1 and not self._quiet:
             name, again = ("Ctrl-C", "Press") if number == signal.SIGINT else ("SIGTERM", "Send it")
             text = f"\n{name}: {self._notice} {again} again to stop at once.\n"
             os.write(2, text.encode())  # print could meet the print that the signal interrupted

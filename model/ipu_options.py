@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 import popart
 import popdist
@@ -22,8 +23,34 @@ _POPART_OPTIONS = {
 _POPART_PATTERNS = {"TiedGather": True, "TiedGatherAccumulate": True, "UpdateInplacePrioritiesForIpu": True}
 
 
+_TOTAL_REPLICAS, _IPUS_PER_REPLICA = "POPDIST_NUM_TOTAL_REPLICAS", "POPDIST_NUM_IPUS_PER_REPLICA"
+
+
+def share_replicas(args: argparse.Namespace) -> None:
+    """Training as one of several processes: they hold the replicas of --replication-factor together.
+
+    poprun says how many replicas there are, which then counts in place of the flag; torchrun does not. Raises
+    ValueError, naming the numbers that fit, where the processes cannot share them out.
+    """
+    if not popdist.isPopdistEnvSet():
+        return
+    if _TOTAL_REPLICAS not in os.environ:
+        os.environ[_TOTAL_REPLICAS] = str(args.replication_factor)
+        os.environ[_IPUS_PER_REPLICA] = str(args.ipus_per_replica)
+    popdist.init()
+    replicas = popdist.getNumTotalReplicas()
+    if replicas != args.replication_factor:
+        print(f"{replicas} replicas in all, as the launcher says, not --replication-factor's")
+    args.replication_factor = replicas
+
+
+def local_replicas(args: argparse.Namespace) -> int:
+    """The replicas that this process holds of those that share_replicas found."""
+    return popdist.getNumLocalReplicas() if popdist.isPopdistEnvSet() else args.replication_factor
+
+
 def join_instances(args: argparse.Namespace) -> None:
-    """Under poprun: initialise popdist, and take the replicas of this instance from there instead of from the flag.
+    """Scoring as one of several processes: the replicas are this one's, as its launcher says; one if it does not.
 
     Raises poptorch.Error where several processes cannot work together.
     """

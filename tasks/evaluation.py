@@ -36,7 +36,8 @@ def main(program: str, task: str, argv: Sequence[str] | None = None) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from tasks import ranks, report
+    from model import ranks
+    from tasks import report
     from tasks.session import Session, run_all
 
     session = Session(args)

@@ -7,9 +7,9 @@ from typing import Any, NoReturn, Sequence
 import numpy as np
 from lm_eval.api.model import LM
 
+from model.ranks import combine
 from model.scoring import Item, ItemScorer, Scores
 from tasks.lambada import item_of, score_bucketed
-from tasks.ranks import combine
 from tasks.windows import RollingWindows
 from tokenizer import Tokenizer
 

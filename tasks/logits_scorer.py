@@ -28,7 +28,7 @@ class LogitsScorer(ItemScorer):
         window: its sequence length.
         pick: the logits in what the executor returns.
 
-    Of several processes each scores its part (tasks/ranks.py).
+    Of several processes each scores its part (model/ranks.py).
     """
 
     def __init__(

@@ -10,6 +10,7 @@ from typing import Callable, Sequence
 import numpy as np
 import poptorch
 
+from model import ranks
 from model.checkpoint import load_pretrained
 from model.config import GPT2Config
 from model.gpt2 import GPT2LMHeadModel
@@ -17,7 +18,7 @@ from model.ipu_options import forward_options, instance, join_instances
 from model.non_finite import NonFiniteError
 from model.placement import outline, place, serialize_head
 from model.scoring import Item, Scorer, Scores, perplexity
-from tasks import ranks, texts
+from tasks import texts
 from tasks.lambada import encode_rows, item_of, score_bucketed
 from tasks.names import FILES
 from tasks.progress import Progress

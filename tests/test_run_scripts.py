@@ -90,7 +90,7 @@ POPRUN = [
     "--mpi-local-args=-x OPAL_PREFIX -x LD_LIBRARY_PATH -x PATH -x PYTHONPATH -x CPATH -x IPUOF_VIPU_API_TIMEOUT=3600"
     " -x POPLAR_LOG_LEVEL=WARN -x POPLAR_SDK_ENABLED -x POPLAR_ENGINE_OPTIONS",
 ]
-SCRIPTS = [*TRAINING, "pretraining_large_poprun", "inference_xlarge"]
+SCRIPTS = [*TRAINING, "pretraining_large_poprun", "pretraining_large_torchrun", "inference_xlarge"]
 
 
 @pytest.fixture()
@@ -184,6 +184,24 @@ def test_poprun_command(checkout: Path) -> None:
     name, folder, target, *words = lines(done)
     assert (name, Path(folder), target) == ("poprun", checkout, '{"gatewayMode":"true"}')
     assert words == [*POPRUN, "python3", "train_gpt2.py", *shlex.split(POPRUN_512), "--epochs", "1"]
+
+
+def test_torchrun_command(checkout: Path) -> None:
+    """poprun's flags; processes, replicas and machines from variables."""
+    name, folder, _, *words = lines(run(checkout, "pretraining_large_torchrun", "--epochs", "1"))
+    assert (name, Path(folder)) == ("system", checkout)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "0"]
+    assert words == [*launcher, "train_gpt2.py", *shlex.split(POPRUN_512), "--epochs", "1"]
+    given = {"NUM_REPLICA": "8", "NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "one", "MASTER_PORT": "29500"}
+    _, _, _, *words = lines(run(checkout, "pretraining_large_torchrun", **given))
+    meeting = "--nnodes 2 --node-rank 1 --master-addr one --master-port 29500 --nproc-per-node 4".split()
+    assert words[2 : 2 + len(meeting)] == meeting and words[words.index("--replication-factor") + 1] == "8"
+
+
+def test_torchrun_asks_for_where_machines_meet(checkout: Path) -> None:
+    done = run(checkout, "pretraining_large_torchrun", NNODES="2", NODE_RANK="0")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.endswith("set these variables too: MASTER_ADDR MASTER_PORT\n")
 
 
 def test_inference_script(checkout: Path) -> None:

@@ -68,18 +68,22 @@ class LabelCounter:
 
     def _call(self, order: Sequence[int], number: int, batch: Pair) -> Call:
         """The `number`-th call from where `order`, that of all processes, begins."""
-        own = together = self._of_updates(self._counts(*batch))
+        together = self._of_updates(self._counts(*batch))
         shard = self._sampler.shard
         if self._reads_others:
-            indices = np.asarray(order[number * shard.group : (number + 1) * shard.group]).reshape(shard.ranks, -1)
-            others = [self._read(row) for rank, row in enumerate(indices) if rank != shard.rank]
-            together = own + sum(self._of_updates(counts) for counts in others)
-        return Call(*batch, self._averages(own, together, shard.ranks if self._reads_others else 1))
+            indices = np.asarray(order[number * shard.group : (number + 1) * shard.group])
+            others = [self._read(other.of(indices)) for other in shard.others()]
+            together = together + sum(self._of_updates(counts) for counts in others)
+        return Call(*batch, self._averages(together, shard.ranks if self._reads_others else 1))
 
-    def _averages(self, own: Tensor, together: Tensor, ranks: int) -> Tensor:
-        """Labels of a micro-batch on average, (S A R, 2), from those of each update, (S,): of this process, of all."""
-        of_update = together.clamp(min=1).double() / (ranks * self._micro_batches)  # without labels the sums are 0
-        of_call = own.sum().clamp(min=1).double() / (self._iterations * self._micro_batches)
+    def _averages(self, together: Tensor, ranks: int) -> Tensor:
+        """Labels of a micro-batch on average, (S A R, 2), from those of each update, (S,), of `ranks` processes.
+
+        The mean over the processes of a call's losses is then the mean over the labels of all of them.
+        """
+        micro_batches = ranks * self._micro_batches
+        of_update = together.clamp(min=1).double() / micro_batches  # without labels the sums are 0
+        of_call = together.sum().clamp(min=1).double() / (self._iterations * micro_batches)
         pairs = torch.stack([of_update, of_call.expand(self._iterations)], dim=1)  # (S, 2)
         return pairs.float().repeat_interleave(self._micro_batches, dim=0)
 

@@ -20,11 +20,11 @@ from command_line.interruption import ignore_in_worker
 from data.bad_data import BadData
 from data.loading.corpus_tokenizer import tokenizer_json
 from data.loading.datasets import MmapDataset, Shard, collate, make_sampler
-from model import placement
+from model import placement, ranks
 from model.config import parameter_count
 from model.disk_space import CheckpointNotWritten
 from model.gpt2 import GPT2LMHeadModel
-from model.ipu_options import forward_options, instance, join_instances, training_options
+from model.ipu_options import forward_options, instance, local_replicas, share_replicas, training_options
 from model.pretraining import PretrainingModel
 from training import state as training_state
 from training.arithmetic import samples_per_call
@@ -83,19 +83,28 @@ class TrainingRun:
         the start of the program, from which --time-limit counts.
         """
         try:
-            join_instances(args)
-        except poptorch.Error as error:
-            raise BadFlags(f"the program was started as one of several processes: {error}") from error
+            share_replicas(args)
+        except (ValueError, poptorch.Error) as error:
+            raise BadFlags(
+                f"--replication-factor {args.replication_factor}: the program was started as one of several processes: "
+                f"{error}"
+            ) from error
         self.args, self.samples_a_call = args, samples_per_call(args)
-        batch = args.batch_size * args.gradient_accumulation * args.replication_factor * instance()[1]
+        batch = args.batch_size * args.gradient_accumulation * args.replication_factor
         if args.global_batch_size not in (None, batch):
             raise BadFlags(
-                f"--global-batch-size {args.global_batch_size}: with the launcher's processes and replicas a weight "
-                f"update has {batch} samples; give --gradient-accumulation instead"
+                f"--global-batch-size {args.global_batch_size}: with the launcher's replicas a weight update has "
+                f"{batch} samples; give --gradient-accumulation instead"
             )
-        find_latest(args)
-        state, tokenizer, gpt2, self.samples, held_out = read_inputs(args)
-        self.sampler = make_sampler(self.samples, args.seed, Shard(*instance(), self.samples_a_call))
+        with ranks.first_before_others():  # which may mend what an interrupted save left
+            find_latest(args)
+            state, tokenizer, gpt2, self.samples, held_out = read_inputs(args)
+        shard = Shard(
+            *instance(),
+            block=args.batch_size * local_replicas(args),
+            blocks=args.gradient_accumulation * args.device_iterations,
+        )
+        self.sampler = make_sampler(self.samples, args.seed, shard)
         self.samples_a_step = self.sampler.shard.group  # of all processes
         self.calls_an_epoch = self.sampler.samples_an_epoch // self.samples_a_step
         self.calls = min(self._planned_calls(), args.training_steps)
@@ -109,7 +118,8 @@ class TrainingRun:
             training_state.check_facts(state, self._facts, resumed)
         self.folder: SaveFolder | None = None
         if args.save_model_path and not args.compile_only:
-            self.folder = SaveFolder(Path(args.save_model_path), resumed, args.overwrite, argv)
+            with ranks.first_before_others():
+                self.folder = SaveFolder(Path(args.save_model_path), resumed, args.overwrite, argv)
         self.best_loss = math.inf if resumed is None or self.folder is None else self.folder.best_loss()
 
         if args.document_boundaries == "isolated":
@@ -123,6 +133,7 @@ class TrainingRun:
         self.limit = TimeLimit(args.time_limit, begun, parameter_count(gpt2.config))
         self.position = training_state.Position()
         self.last_checkpoint: Path | None = None
+        self.interrupted = False
         self._rng_state: list[int] | None = None
         if state is not None:
             self._restore(state, resumed)
@@ -134,7 +145,7 @@ class TrainingRun:
             self.sampler,
             self.model.counted,
             iterations=args.device_iterations,
-            micro_batches=args.gradient_accumulation * args.replication_factor,
+            micro_batches=args.gradient_accumulation * local_replicas(args),
             uneven=self._uneven,
         )
         try:
@@ -144,7 +155,7 @@ class TrainingRun:
         self.validator: Validator | None = None
         if held_out is not None:
             self.validator = Validator(
-                self.model, held_out, lambda: forward_options(args), args.batch_size, self.executor
+                self.model, held_out, lambda: forward_options(args), args.batch_size, self.executor, instance()
             )
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
@@ -203,7 +214,7 @@ class TrainingRun:
         # Loader processes hold a combined batch each. One of them, with one batch under way, keeps it at two in all
         # where batches are large; where they are small more of them may work ahead.
         args, workers = self.args, self.args.num_workers
-        large = self.samples_a_call * args.max_len > _LARGE_BATCH
+        large = self.sampler.shard.own * args.max_len > _LARGE_BATCH
         mode = _asynchronous(args, large) if args.async_dataloader else {}
         if args.train_path == "generated" or (large and not mode):
             workers = min(workers, 1)
@@ -249,8 +260,9 @@ class TrainingRun:
 
     def compile_only(self) -> None:
         """Trace the model and check its stages, without a device and without data."""
-        ids = torch.zeros(1, 1, dtype=torch.int32).expand(self.samples_a_call, self.args.max_len)
-        self._compile(Call(ids, ids, torch.ones(self.samples_a_call // self.args.batch_size, 2)))
+        samples = self.sampler.shard.own
+        ids = torch.zeros(1, 1, dtype=torch.int32).expand(samples, self.args.max_len)
+        self._compile(Call(ids, ids, torch.ones(samples // self.args.batch_size, 2)))
 
     def _compile(self, call: Call) -> None:
         try:
@@ -260,6 +272,36 @@ class TrainingRun:
                 raise
             # Numbers of IPUs, stages, options: all of them come from flags.
             raise BadFlags(f"the runtime refuses these flags: {error}") from error
+
+    @property
+    def alone(self) -> bool:
+        """Whether this is the only process of the run."""
+        return instance()[1] == 1
+
+    def to_stop(self, asked: bool) -> bool:
+        """Whether a signal `asked` any process to end, or time is up for one. Every process must call it."""
+        interrupted, late = (share > 0 for share in ranks.means([asked, self.limit.reached()]))
+        self.interrupted = self.interrupted or interrupted
+        return interrupted or late
+
+    def step(self, call: Call) -> tuple[float, float]:
+        """Runs a call: its loss in nats and its accuracy, means over the labels of all processes.
+
+        Every process must call it. Raises RuntimeError where another process has gone.
+        """
+        try:
+            losses, accuracies = self.executor(**call._asdict())
+        except poptorch.Error as error:
+            if self.alone or is_out_of_memory(error):
+                raise
+            raise RuntimeError(
+                f"process {instance()[0]} of {instance()[1]}: {error}\nHINT: the process that ended first says why. "
+                "Start all of them again with --resume latest"
+            ) from error
+        # Output mode Sum: a replica returns the sum over the micro-batches of all iterations and accumulation steps.
+        micro_batches = self.args.device_iterations * self.args.gradient_accumulation
+        loss, accuracy = ranks.means([float(out.float().mean()) / micro_batches for out in (losses, accuracies)])
+        return loss, accuracy
 
     def plan(self) -> list[str]:
         """The run in numbers, a line each: what --compile-only prints."""
@@ -311,14 +353,21 @@ class TrainingRun:
         parts = (self.model.gpt2, self.executor, self.optimizer, self.schedule)
         try:
             with self.limit.timing("save"):
-                training_state.save(directory, *parts, self.position, self._facts, self._tokenizer, **further)
+                writes = ranks.is_first()
+                training_state.save(directory, *parts, self.position, self._facts, self._tokenizer, writes, **further)
         except CheckpointNotWritten as error:
+            ranks.agree(True)
             if needed or self.args.on_save_error == "stop":
                 raise
             print(str(error).splitlines()[0], file=sys.stderr, flush=True)
             return False
+        if ranks.agree(False):  # the first process could not write it, and says so
+            if needed or self.args.on_save_error == "stop":
+                raise CheckpointNotWritten(directory, 0, OSError("the first process says why"))
+            return False
         print(f"saved {directory}", flush=True)
         if name != BEST:  # which a later one replaces
             self.last_checkpoint, self.last_saved_step = directory, self.position.step
-            self.folder.prune(self.args.keep_checkpoints)
+            if ranks.is_first():
+                self.folder.prune(self.args.keep_checkpoints)
         return True

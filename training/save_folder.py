@@ -69,8 +69,12 @@ def latest(folder: Path) -> Path | None:
 
 
 def find_latest(args: argparse.Namespace) -> None:
-    """--resume latest: the newest checkpoint becomes the one to resume; if there is none the run starts."""
-    if args.resume != "latest":
+    """--resume latest: the newest checkpoint becomes the one to resume; if there is none the run starts.
+
+    A process that torchrun started again (--max-restarts) does so too, if this run has written a checkpoint.
+    """
+    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") or 0) > 0 and bool(args.save_model_path)
+    if args.resume != "latest" and not (again and recorded(Path(args.save_model_path))):
         return
     found = latest(Path(args.save_model_path))
     if found is None:

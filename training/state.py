@@ -104,11 +104,13 @@ def save(
     position: Position,
     facts: dict[str, Any],
     tokenizer: bytes | None = None,
+    writes: bool = True,
     **further: Any,
 ) -> None:
     """Write a checkpoint to `directory`, whole or not at all.
 
-    `tokenizer` is the content of a tokenizer.json; `further` are plain values that go into the training state.
+    `tokenizer` is the content of a tokenizer.json; `further` are plain values that go into the training state. Of
+    several processes, all of which must call it, since each may hold a shard of the optimizer, one `writes`.
 
     Raises:
         CheckpointNotWritten: if there is no room for it, which is seen before anything is written, or writing fails.
@@ -123,6 +125,8 @@ def save(
         "loss_mean": _LOSS_MEAN,
         **further,
     }
+    if not writes:
+        return
     needed = tensor_bytes([gpt2.state_dict(), state]) + len(tokenizer or b"") + _SMALL_FILES
     check_room(directory, needed)
     try:

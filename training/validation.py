@@ -8,6 +8,7 @@ import numpy as np
 import poptorch
 
 from data.batches import SampleDataset
+from model import ranks
 from model.pretraining import IGNORED, PretrainingModel
 from model.scoring import Item, Scorer
 
@@ -42,6 +43,7 @@ class Validator:
         samples: the held-out samples, at least one.
         make_options: gives the options of a forward-only model; batch_size: its micro-batch.
         trained: the training executor, which has the newest weights; None: `model` has them.
+        part: (i, n): this is process i of n, which share the samples.
     """
 
     def __init__(
@@ -51,15 +53,16 @@ class Validator:
         make_options: Callable[[], poptorch.Options],
         batch_size: int,
         trained: poptorch.PoplarExecutor | None = None,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         self.items = HeldOut(samples, model)
         self._length, self._trained = samples.max_len, trained
-        self._scorer = Scorer(model.gpt2, make_options, batch_size, end_id=model.end_id)
+        self._scorer = Scorer(model.gpt2, make_options, batch_size, part, model.end_id)
 
     def loss(self) -> float:
-        """Mean cross-entropy in nats over all labels of all samples."""
+        """Mean cross-entropy in nats over all labels of all samples. Every process must call it."""
         if self._trained is not None and self._trained.isCompiled():
             self._trained.copyWeightsToHostIfNeeded()
         self._scorer.load_weights()
-        loss, labels = self._scorer.score(self.items, self._length, None).total()
+        loss, labels = ranks.combine(self._scorer.score(self.items, self._length, None)).total()
         return loss / labels

@@ -15,17 +15,24 @@ _CHUNK = 1 << 16  # indices turned into Python ints at once
 class Shard(NamedTuple):
     """What one of several processes takes: of every `ranks` x `block` samples in order the `rank`-th `block`.
 
-    Every sample goes to one rank. What is left of an epoch and fills no such group is left out on all ranks.
+    A call takes `blocks` of them on each rank: together the samples, and in the order, that one process would take.
+    Every sample goes to one rank. What is left of an epoch and fills no such call is left out on all ranks.
     """
 
     rank: int = 0
     ranks: int = 1
     block: int = 1
+    blocks: int = 1
 
     @property
     def group(self) -> int:
-        """Samples that all ranks together take at once."""
-        return self.ranks * self.block
+        """Samples that all ranks together take in a call."""
+        return self.ranks * self.own
+
+    @property
+    def own(self) -> int:
+        """Samples that each rank takes in a call."""
+        return self.block * self.blocks
 
     def of(self, order: np.ndarray) -> np.ndarray:
         """This rank's part of an order (n,)."""
@@ -33,6 +40,10 @@ class Shard(NamedTuple):
             return order
         whole = len(order) // self.group * self.group
         return order[:whole].reshape(-1, self.ranks, self.block)[:, self.rank].reshape(-1)
+
+    def others(self) -> list[Shard]:
+        """Those of the other ranks."""
+        return [self._replace(rank=rank) for rank in range(self.ranks) if rank != self.rank]
 
 
 ALONE = Shard()
@@ -80,7 +91,7 @@ class ResumableSampler(torch.utils.data.Sampler):
 
     def __len__(self) -> int:
         left = self.samples_an_epoch - self.start
-        return left if self.shard.ranks == 1 else left // self.shard.group * self.shard.block
+        return left if self.shard.ranks == 1 else left // self.shard.group * self.shard.own
 
     def __iter__(self) -> Iterator[int]:
         order = self.shard.of(self.left())
@@ -115,7 +126,7 @@ class OrderedSampler(ResumableSampler):
 
     def __len__(self) -> int:
         left = len(self.left())
-        return left if self.shard.ranks == 1 else left // self.shard.group * self.shard.block
+        return left if self.shard.ranks == 1 else left // self.shard.group * self.shard.own
 
     def __iter__(self) -> Iterator[int]:
         order, step = self.left(), self.shard.group * max(1, _CHUNK // self.shard.group)

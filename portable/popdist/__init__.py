@@ -3,8 +3,8 @@
 Processes are described by torchrun's environment (RANK and WORLD_SIZE) or by PopRun's (Open MPI's
 OMPI_COMM_WORLD_RANK and OMPI_COMM_WORLD_SIZE). POPDIST_NUM_TOTAL_REPLICAS, POPDIST_NUM_LOCAL_REPLICAS and
 POPDIST_NUM_IPUS_PER_REPLICA, which PopRun sets, say how many replicas there are; without the first two every process
-holds one. Fewer replicas than processes: neighbouring processes hold one together. Without any variable there is one
-process. Programs import it; it imports the runtime's layout, and popdist/poptorch.py the options. Start below.
+holds one. Without any variable there is one process. Programs import it; it imports nothing of the runtime, which would
+take seconds, and popdist/poptorch.py the options. Start below.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ import os
 from collections.abc import Callable, Collection
 from typing import Any
 
-from poptorch.engine.processes import layout
-
 _LAUNCHERS = (("RANK", "WORLD_SIZE"), ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"))
 _TOTAL, _LOCAL, _IPUS = "POPDIST_NUM_TOTAL_REPLICAS", "POPDIST_NUM_LOCAL_REPLICAS", "POPDIST_NUM_IPUS_PER_REPLICA"
 
@@ -22,10 +20,10 @@ _TOTAL, _LOCAL, _IPUS = "POPDIST_NUM_TOTAL_REPLICAS", "POPDIST_NUM_LOCAL_REPLICA
 def init() -> None:
     """Reads what the launcher says. Processes meet when a program of several of them is compiled.
 
-    ValueError if the number of processes, replicas and IPUs do not go together.
+    ValueError, naming the numbers that fit, if the processes cannot share the replicas out.
     """
     getInstanceIndex()
-    getNumProcessesPerReplica()
+    getNumLocalReplicas()
 
 
 def isPopdistEnvSet() -> bool:
@@ -54,12 +52,18 @@ def getNumInstances() -> int:
 
 
 def getNumLocalReplicas() -> int:
-    """How many replicas this process holds, or is one of the holders of. ValueError if they cannot be shared out."""
-    if _LOCAL in os.environ:
+    """How many replicas this process holds. ValueError, naming the numbers that fit, if they cannot be shared out."""
+    if _LOCAL in os.environ or _TOTAL not in os.environ:
         return _number(_LOCAL, 1)
-    if _TOTAL not in os.environ:
-        return 1
-    return max(1, getNumTotalReplicas() // getNumInstances()) if getNumProcessesPerReplica() else 1
+    processes, replicas = getNumInstances(), getNumTotalReplicas()
+    if replicas % processes:
+        *fewer, all_of_them = [number for number in range(1, replicas + 1) if replicas % number == 0]
+        fit = f"{', '.join(map(str, fewer))} or {all_of_them}" if fewer else "1"
+        raise ValueError(
+            f"{processes} processes cannot share {replicas} replica{'s'[: replicas != 1]}: start {fit}, or choose a "
+            f"multiple of {processes} replicas"
+        )
+    return replicas // processes
 
 
 def getNumTotalReplicas() -> int:
@@ -70,14 +74,6 @@ def getNumTotalReplicas() -> int:
 def getNumIpusPerReplica() -> int:
     """How many IPUs a replica has."""
     return _number(_IPUS, 1)
-
-
-def getNumProcessesPerReplica() -> int:
-    """How many processes hold a replica together: 1 unless there are fewer replicas than processes.
-
-    An addition of the portable runtime. ValueError, naming the numbers that fit, if they cannot be shared out.
-    """
-    return layout.ranks_per_replica(getNumInstances(), getNumTotalReplicas(), getNumIpusPerReplica())
 
 
 def execute_on_instances(instances: Collection[int], func: Callable, *args: Any, **kwargs: Any) -> Any:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import popdist
-from poptorch.engine.processes import layout
 from poptorch.options.executor_options import Options as _PoptorchOptions
 from poptorch.options.groups import DistributedOptions
 
@@ -16,17 +15,11 @@ def _refuse(name: str) -> NoReturn:
 
 
 class _PopdistDistributedOptions(DistributedOptions):
-    """Process number and count as popdist knows them; not for the program to change.
+    """Process number and count as popdist knows them; not for the program to change."""
 
-    Processes that hold one replica together count as one: they work on the same data.
-    """
-
-    def __init__(self, ipus_per_replica: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        processes, index = popdist.getNumInstances(), popdist.getInstanceIndex()
-        ranks = layout.ranks_per_replica(processes, popdist.getNumTotalReplicas(), ipus_per_replica)
-        self.set(num_distributed_processes=processes // ranks, distributed_process_id=index // ranks)
-        self.share_replica(index % ranks, ranks)
+        self.set(num_distributed_processes=popdist.getNumInstances(), distributed_process_id=popdist.getInstanceIndex())
 
     def _read_environment(self, var_num_processes: str, var_process_id: str) -> None:
         """popdist reads the environment, under its own names."""
@@ -51,7 +44,7 @@ class Options(_PoptorchOptions):
         ipus_per_replica: IPUs that one replica of the model takes; by default popdist.getNumIpusPerReplica().
     Raises:
         RuntimeError: later calls of useIpuId, replicationFactor or Distributed.*.
-        ValueError: processes, replicas and IPUs that cannot be shared out.
+        ValueError: replicas that the processes cannot share out.
     """
 
     def __init__(self, ipus_per_replica: int | None = None) -> None:
@@ -60,7 +53,7 @@ class Options(_PoptorchOptions):
             raise ValueError(f"ipus_per_replica must be a whole number of at least 1, got {ipus_per_replica!r}")
         super().__init__()
         self._ipus_per_replica = count
-        self._distributed = _PopdistDistributedOptions(count)
+        self._distributed = _PopdistDistributedOptions()
         self.set(replication_factor=popdist.getNumLocalReplicas())
 
     def _entries(self) -> Iterator[tuple[str, Any]]:

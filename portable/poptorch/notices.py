@@ -59,11 +59,18 @@ def setLogLevel(level: str | int) -> None:
     logger.setLevel(LEVELS[name])
 
 
+def _first_process() -> bool:
+    """Of several, which would all say the same, the first warns."""
+    return os.environ.get("RANK", os.environ.get("OMPI_COMM_WORLD_RANK", "0")) == "0"
+
+
 def once(key: Any, message: str, level: int = logging.WARNING) -> bool:
     """Logs `message` unless something was already logged under `key` in this process. Returns whether it was."""
     if key in _said:
         return False
     _said.add(key)
+    if not _first_process():
+        level = min(level, logging.INFO)
     logger.log(level, message)
     return True
 
@@ -79,7 +86,7 @@ def difference(key: Any, short: str, message: str) -> None:
 
 def report_differences() -> None:
     """The short forms of what difference() was told since the last time, in one line."""
-    if _differences and not logger.isEnabledFor(logging.INFO):
+    if _differences and _first_process() and not logger.isEnabledFor(logging.INFO):
         logger.warning("%s (POPTORCH_LOG_LEVEL=INFO: more)", "; ".join(_differences))
     _differences.clear()
 

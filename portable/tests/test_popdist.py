@@ -6,12 +6,11 @@ import inspect
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import popdist
 import popdist.poptorch
-from poptorch.engine.processes.layout import ranks_per_replica
 from poptorch.options.executor_options import Options
 
 VARIABLES = ("RANK", "WORLD_SIZE", "POPDIST_NUM_LOCAL_REPLICAS", "POPDIST_NUM_IPUS_PER_REPLICA")
@@ -43,29 +42,6 @@ def test_the_launchers_environment(second_of_three):
     assert (popdist.getNumTotalReplicas(), popdist.getNumLocalReplicas(), popdist.getNumIpusPerReplica()) == (12, 4, 2)
 
 
-def test_processes_that_hold_a_replica_together_count_as_one(monkeypatch):
-    environment = {
-        "RANK": "5",
-        "WORLD_SIZE": "8",
-        "POPDIST_NUM_TOTAL_REPLICAS": "2",
-        "POPDIST_NUM_IPUS_PER_REPLICA": "4",
-    }
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    popdist.init()
-    assert (popdist.getNumTotalReplicas(), popdist.getNumLocalReplicas(), popdist.getNumProcessesPerReplica()) == (
-        2,
-        1,
-        4,
-    )
-    options = popdist.poptorch.Options()
-    assert (options.Distributed.numProcesses, options.Distributed.processId) == (2, 1)
-    assert (options.Distributed.ranks_per_replica, options.Distributed.rank_in_replica) == (4, 1)
-    monkeypatch.setenv("POPDIST_NUM_TOTAL_REPLICAS", "3")
-    with pytest.raises(ValueError, match="8 processes cannot share 3 replicas of 4 IPUs: start 1, 3, 6 or 12 of them"):
-        popdist.init()
-
-
 def test_poprun_starts_processes_through_mpi(monkeypatch):
     environment = {"POPDIST_NUM_TOTAL_REPLICAS": "6", "POPDIST_NUM_LOCAL_REPLICAS": "2"}
     for name, value in {**environment, "OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "3"}.items():
@@ -74,20 +50,19 @@ def test_poprun_starts_processes_through_mpi(monkeypatch):
     assert (popdist.getNumTotalReplicas(), popdist.getNumLocalReplicas()) == (6, 2)
 
 
-@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 16))
-def test_any_number_of_processes_fits_or_is_told_what_does(processes, replicas, ipus):
-    def fits(w):
-        return replicas % w == 0 or (w % replicas == 0 and ipus % (w // replicas) == 0)
-
-    if fits(processes):
-        k = ranks_per_replica(processes, replicas, ipus)
-        assert k == max(1, processes // replicas)
-        return
-    with pytest.raises(ValueError) as caught:
-        ranks_per_replica(processes, replicas, ipus)
-    numbers = re.search(r"start ([\d, or]+) of them", str(caught.value))[1]
-    told = [int(number) for number in re.findall(r"\d+", numbers)]
-    assert told == [w for w in range(1, replicas * ipus + 1) if fits(w)]
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(1, 40), st.integers(1, 40))
+def test_any_number_of_processes_shares_the_replicas_or_is_told_what_does(processes, replicas):
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("WORLD_SIZE", processes), ("RANK", 0), ("POPDIST_NUM_TOTAL_REPLICAS", replicas)):
+            patch.setenv(name, str(value))
+        if replicas % processes == 0:
+            assert popdist.getNumLocalReplicas() == replicas // processes
+            return
+        with pytest.raises(ValueError, match=f"choose a multiple of {processes} replicas") as caught:
+            popdist.init()
+    told = re.search(r"start ([\d, or]+)", str(caught.value))[1]
+    assert [int(number) for number in re.findall(r"\d+", told)] == [w for w in range(1, 41) if replicas % w == 0]
 
 
 def test_a_broken_environment_is_named(monkeypatch):

@@ -413,16 +413,17 @@ def test_several_processes_build_one_index(tmp_path):
     count=st.integers(1, 200),
     ranks=st.integers(1, 5),
     block=st.integers(1, 7),
+    blocks=st.integers(1, 4),
     groups=st.integers(0, 40),
     ordered=st.booleans(),
 )
-def test_no_two_ranks_have_a_sample(count, ranks, block, groups, ordered):
+def test_no_two_ranks_have_a_sample(count, ranks, block, blocks, groups, ordered):
     def sampler(rank):
-        shard = Shard(rank, ranks, block)
+        shard = Shard(rank, ranks, block, blocks)
         return OrderedSampler(count, count, shard) if ordered else ResumableSampler(count, 5, shard)
 
     alone = list(OrderedSampler(count, count)) if ordered else list(ResumableSampler(count, 5))
-    group = ranks * block
+    group = ranks * block * blocks
     whole = sampler(0).samples_an_epoch if ordered else count
     start = min(groups * group, whole // group * group)
     parts = []
@@ -434,11 +435,12 @@ def test_no_two_ranks_have_a_sample(count, ranks, block, groups, ordered):
     if ranks == 1:
         assert parts[0] == alone[start:whole]
         return
-    # The ranks' blocks, one after the other, are the order of a single process.
+    # The ranks' blocks, one after the other, are the order of a single process; all make as many whole calls.
     steps = len(parts[0]) // block
+    assert steps % blocks == 0
     joined = [i for step in range(steps) for part in parts for i in part[step * block : step * block + block]]
-    assert joined == alone[start : start + steps * group]
-    assert min(count, whole) - start - steps * group < group
+    assert joined == alone[start : start + steps * ranks * block]
+    assert min(count, whole) - start - len(joined) < group
 
 
 def test_an_order_goes_on_over_epochs(tmp_path):

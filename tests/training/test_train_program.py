@@ -349,14 +349,23 @@ def test_flags_that_the_runtime_refuses_are_one_message(folder, changes, said):
 
 
 def test_a_launcher_says_how_many_replicas_there_are(folder, monkeypatch):
+    for name in ("POPDIST_NUM_TOTAL_REPLICAS", "POPDIST_NUM_IPUS_PER_REPLICA"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)  # which the program sets: removed afterwards
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "1")
     done = run_here(flags(folder, compile_only=True, replication_factor=2))
     assert done.status == 0, done.err
-    assert "1 replicas in this process" in done.out and "on 1 IPUs x 1 replicas" in done.out
+    assert "on 1 IPUs x 2 replicas" in done.out
+    monkeypatch.delenv("POPDIST_NUM_TOTAL_REPLICAS")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    done = run_here(flags(folder, compile_only=True))
-    assert done.status == 2 and "training as more than one process is not available yet" in done.err
+    done = run_here(flags(folder, compile_only=True, replication_factor=3))
+    assert done.status == 2 and "--replication-factor 3: the program was started as one of several" in done.err
+    assert "2 processes cannot share 3 replicas: start 1 or 3, or choose a multiple of 2 replicas" in done.err
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setenv("POPDIST_NUM_TOTAL_REPLICAS", "4")
+    done = run_here(flags(folder, compile_only=True, replication_factor=2))
+    assert done.status == 0 and "4 replicas in all, as the launcher says" in done.out, done.err
 
 
 def test_a_mistake_in_the_engine_options_is_a_refusal(folder, monkeypatch):

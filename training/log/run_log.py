@@ -42,7 +42,8 @@ class RunLog:
         samples_a_call: samples of a call. optimizer: for the loss scale and the gradient norm.
 
     Used in `with`; what ends it is noted. Of the processes of one run only the first writes files, sends figures and
-    compares; all of them print. Raises BadFlags for flags about the log that cannot be followed.
+    compares; what the others print goes nowhere (`first_speaks`). Raises BadFlags for flags about the log that cannot
+    be followed.
     """
 
     def __init__(
@@ -56,10 +57,10 @@ class RunLog:
     ) -> None:
         self.clock = Clock()
         self._args, self._calls, self._samples, self._optimizer = args, calls, samples_a_call, optimizer
-        self._flops_a_sample = machine.flops_per_token(config, args.max_len) * args.max_len
         self._peak, self._measured = machine.device_peak(args.peak_tflops), 1
         index, processes = instance()
-        self._tokens_a_step = samples_a_call * args.max_len * processes
+        self._flops_a_sample = machine.flops_per_token(config, args.max_len) * args.max_len / processes  # of this one
+        self._tokens_a_step = samples_a_call * args.max_len
         self._writes = index == 0
         folder = args.save_model_path or args.log_dir
         self._folder = Path(folder) if folder and self._writes else None

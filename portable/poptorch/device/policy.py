@@ -1,6 +1,7 @@
 """Where programs run and in which precision they compute.
 
-Device: CUDA if torch sees one, else the CPU; POPTORCH_PORTABLE_DEVICE=cpu or cuda[:N] decides otherwise.
+Device: CUDA if torch sees one, else the CPU; POPTORCH_PORTABLE_DEVICE=cpu or cuda[:N] decides otherwise. Of several
+processes each takes the GPU of its number on the machine, which torchrun gives in LOCAL_RANK.
 Precision: on CUDA half means half. On a CPU half matrix products run hundreds of times slower than float32, so there
 the program sees half parameters and outputs while everything is held and computed in float32; only the optimizer's
 states keep the types asked for. POPTORCH_PORTABLE_HALF=native computes in half on a CPU as well (slow; for tests).
@@ -51,6 +52,9 @@ def choose() -> Policy:
         )
     if device.type not in ("cpu", "cuda"):
         raise createPoptorchError(f"{DEVICE_VARIABLE}={wanted}: only cpu and cuda are supported.")
+    if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+        torch.cuda.set_device(device)  # NCCL's, too
     if device.type == "cpu":
         keep_freed_memory()
     native = os.environ.get(HALF_VARIABLE) == "native"

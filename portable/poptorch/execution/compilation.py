@@ -100,8 +100,8 @@ def compile_model(
         options.replication_factor,
         options.input_group_size,
         options.input_cgt,
-        layout.units,
-        layout.unit,
+        layout.processes,
+        layout.process,
     )
     explanation = (
         f"Options.deviceIterations({counts.iterations}) * (Options.replicationFactor({counts.replicas}) / "

@@ -56,7 +56,7 @@ class Session:
         self._replicas: Any = None  # the processes that have the other replicas, where these train together
         if optimizer is not None and layout.processes > 1:
             group.join(layout, policy.device)
-            self._replicas = group.same_unit_rank(layout)
+            self._replicas = group.replicas(layout)
             with hosting.plain(model):
                 group.agree_on(_facts(model, compiled), layout)
         with hosting.plain(model):
@@ -153,7 +153,7 @@ class Session:
 
     def _sharded(self) -> dict[str, int]:
         """Elements of the parameters whose optimizer states are shared out among the replicas, by name."""
-        least, processes = self._options.TensorLocations.min_sharded_state, Layout.of(self._options).units
+        least, processes = self._options.TensorLocations.min_sharded_state, Layout.of(self._options).processes
         if least is None or processes == 1:
             return {}
         least = max(least, processes**2)  # no shard is empty then

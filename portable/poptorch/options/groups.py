@@ -134,9 +134,6 @@ class TrainingOptions(OptionsDict):
 class DistributedOptions(OptionsDict):
     """Options.Distributed: this process among the processes of one training run."""
 
-    # Of a process that holds a part of a replica. Executor files may hold options from before there were any.
-    _rank_in_replica, _ranks_per_replica = 0, 1
-
     def __init__(self) -> None:
         super().__init__(num_distributed_processes=1, distributed_process_id=0, ipuof_configs={})
         self._read_environment("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK")
@@ -150,20 +147,6 @@ class DistributedOptions(OptionsDict):
     def processId(self) -> int:
         """The number of this process, from 0."""
         return self._values["distributed_process_id"]
-
-    @property
-    def rank_in_replica(self) -> int:
-        """The number of this process among those that hold its replica together, from 0."""
-        return self._rank_in_replica
-
-    @property
-    def ranks_per_replica(self) -> int:
-        """How many processes hold a replica together. `numProcesses` counts these as one."""
-        return self._ranks_per_replica
-
-    def share_replica(self, rank: int, ranks: int) -> None:
-        """This process is number `rank` of the `ranks` that hold a replica together (popdist says so)."""
-        self._rank_in_replica, self._ranks_per_replica = rank, ranks
 
     @option
     def configureProcessId(self, process_id: int, num_processes: int) -> DistributedOptions:
@@ -182,7 +165,6 @@ class DistributedOptions(OptionsDict):
     def disable(self) -> DistributedOptions:
         """One process, whatever the environment says."""
         self.set(num_distributed_processes=1, distributed_process_id=0)
-        self.share_replica(0, 1)
 
     def _read_environment(self, var_num_processes: str, var_process_id: str) -> None:
         count = _int_variable(var_num_processes, 1)

@@ -1,4 +1,4 @@
-"""Joining the processes of a program: one default group of torch.distributed, and the groups made of it."""
+"""Joining the processes of a program: the default group of torch.distributed."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Mapping
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from ...poptorch_core import createPoptorchError
 from .layout import Layout
 
 TIMEOUT_VARIABLE = "POPTORCH_PORTABLE_TIMEOUT"
 _TIMEOUT = 1800  # seconds; one process may load data or validate while others wait
-_groups: dict[tuple[int, ...], dist.ProcessGroup] = {}  # of the default group, by ranks
 
 
 def timeout() -> datetime.timedelta:
@@ -43,8 +43,12 @@ def join(layout: Layout, device: torch.device) -> None:
                 "(the address of the first one's host and a free port there), or call Distributed.disable()."
             )
         try:
+            store, _, _ = next(rendezvous("env://", layout.process, layout.processes, timeout=timeout()))
+            # torchrun may keep its store when it starts processes again, with what the earlier ones wrote.
+            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
             dist.init_process_group(
                 "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl",
+                store=dist.PrefixStore(f"poptorch/{attempt}", store),
                 rank=layout.process,
                 world_size=layout.processes,
                 timeout=timeout(),
@@ -55,7 +59,6 @@ def join(layout: Layout, device: torch.device) -> None:
                 f"process {layout.process} of {layout.processes} cannot meet the others at {address} "
                 f"({str(error).splitlines()[0]}): start all of them, with the same address"
             ) from error
-        _groups.clear()
     if (dist.get_rank(), dist.get_world_size()) != (layout.process, layout.processes):
         raise createPoptorchError(
             f"Options.Distributed says process {layout.process} of {layout.processes}, torch.distributed is process "
@@ -63,27 +66,9 @@ def join(layout: Layout, device: torch.device) -> None:
         )
 
 
-def group(ranks: tuple[int, ...]) -> dist.ProcessGroup:
-    """The group of these processes. All processes of the program must ask for the same groups in the same order."""
-    if ranks not in _groups:
-        _groups[ranks] = dist.new_group(list(ranks), timeout=timeout())
-    return _groups[ranks]
-
-
-def same_unit_rank(layout: Layout) -> dist.ProcessGroup | None:
-    """The processes that hold the same part of every replica: gradients are reduced over them. None if it is alone."""
-    if layout.units == 1:
-        return None
-    made = [group(tuple(range(rank, layout.processes, layout.ranks))) for rank in range(layout.ranks)]
-    return made[layout.rank]
-
-
-def same_replica(layout: Layout) -> dist.ProcessGroup | None:
-    """The processes that hold this replica together. None if one holds it."""
-    if layout.ranks == 1:
-        return None
-    made = [group(tuple(range(unit * layout.ranks, (unit + 1) * layout.ranks))) for unit in range(layout.units)]
-    return made[layout.unit]
+def replicas(layout: Layout) -> dist.ProcessGroup | None:
+    """The processes over which gradients are reduced. None if this is the only one."""
+    return dist.group.WORLD if layout.processes > 1 else None
 
 
 def agree_on(facts: Mapping[str, str], layout: Layout) -> None:

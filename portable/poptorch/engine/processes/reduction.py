@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 
+from ...poptorch_core import createPoptorchError
+
 # Smaller tensors travel together; a larger one where it lies, without a copy.
 _ALONE_BYTES = 1 << 20
+
+
+@contextmanager
+def exchange() -> Iterator[None]:
+    """Around what needs the other processes. Raises poptorch.Error if one of them has gone or does not answer."""
+    try:
+        yield
+    except RuntimeError as error:
+        lines = str(error).splitlines()
+        raise createPoptorchError(
+            f"another process of this program has ended or does not answer ({lines[0][:200]})"
+        ) from error
 
 
 class GradientReduction:
@@ -59,7 +74,8 @@ class GradientReduction:
         while self._sent < len(self._buckets):
             self._send()
         for work, parts, sent in self._under_way:
-            work.wait()
+            with exchange():
+                work.wait()
             if sent is not parts[0]:
                 for part, summed in zip(parts, sent.split([part.numel() for part in parts]), strict=True):
                     part.copy_(summed.view(part.shape))
@@ -77,7 +93,9 @@ class GradientReduction:
         for parts in alike.values():
             whole = len(parts) == 1 and parts[0].is_contiguous()
             sent = parts[0] if whole else torch.cat([part.reshape(-1) for part in parts])
-            self._under_way.append((dist.all_reduce(sent, group=self._group, async_op=True), parts, sent))
+            with exchange():
+                work = dist.all_reduce(sent, group=self._group, async_op=True)
+            self._under_way.append((work, parts, sent))
 
     def release(self) -> None:
         """Take the hooks off."""
@@ -108,7 +126,8 @@ def total(tensors: Iterable[torch.Tensor], group: dist.ProcessGroup | None) -> l
     tensors = list(tensors)
     if group is not None and tensors:
         flat = torch.cat([tensor.reshape(-1).double() for tensor in tensors])
-        dist.all_reduce(flat, group=group)
+        with exchange():
+            dist.all_reduce(flat, group=group)
         parts = flat.split([tensor.numel() for tensor in tensors])
         tensors = [part.view(old.shape).to(old.dtype) for part, old in zip(parts, tensors, strict=True)]
     return tensors

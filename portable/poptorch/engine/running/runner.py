@@ -34,17 +34,17 @@ class Counts:
     replicas: int
     input_group_size: int = 1
     input_group_type: CommGroupType = CommGroupType.Consecutive
-    units: int = 1  # groups of processes that have as many replicas each
-    unit: int = 0  # the number of this one
+    processes: int = 1  # which have as many replicas each
+    process: int = 0  # the number of this one
 
     @property
     def all_replicas(self) -> int:
         """The replicas of all processes together."""
-        return self.replicas * self.units
+        return self.replicas * self.processes
 
     def replica(self, r: int) -> int:
         """The number among all replicas of number `r` of this process."""
-        return self.unit * self.replicas + r
+        return self.process * self.replicas + r
 
     @property
     def micro_batches(self) -> int:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 
 import torch
-
-from .spread import Spread
 
 _HALF_MAX = torch.finfo(torch.float16).max
 
@@ -27,25 +24,19 @@ class AutomaticLossScaling:
     _steps: int = 0
 
     @torch.no_grad()
-    def observe(self, gradients: Mapping[str, torch.Tensor], spread: Spread) -> float:
+    def observe(self, gradients: list[torch.Tensor]) -> float:
         """Count one step's half gradients, still scaled; returns what the factor is to be multiplied by: 0.5, 1 or 2.
 
-        Gradients beyond the range of half are brought back to its ends, as the device's arithmetic does. All processes
-        come to the same result.
+        Gradients beyond the range of half are brought back to its ends, as the device's arithmetic does.
         """
-        if not gradients and not spread.over_parts:
+        if not gradients:
             return 1.0  # nothing is half: there is nothing to keep in range
-        large, elements = 0, 0
-        counted = spread.counted(list(gradients))
-        for name, gradient in gradients.items():
+        large = torch.zeros((), dtype=torch.int64, device=gradients[0].device)
+        for gradient in gradients:
             torch.nan_to_num_(gradient, nan=_HALF_MAX, posinf=_HALF_MAX, neginf=-_HALF_MAX)
-            if name in counted:
-                large = large + (gradient.abs() > self.bin_edge * _HALF_MAX).sum()
-                elements += gradient.numel()
+            large += (gradient.abs() > self.bin_edge * _HALF_MAX).sum()
         self._steps += 1
         if self._steps % self.period:
             return 1.0
-        large, elements = spread.sums([torch.as_tensor(large).cpu(), torch.tensor(elements)])
-        if not elements:
-            return 1.0
-        return 0.5 if float(large) / float(elements) > self.threshold else 2.0
+        share = large.item() / sum(gradient.numel() for gradient in gradients)
+        return 0.5 if share > self.threshold else 2.0

@@ -73,8 +73,8 @@ class DeviceOptimizer(DeviceStates):
 
     def _adapt_scaling(self, grads: Mapping[str, torch.Tensor]) -> float:
         """What the loss scaling is to be multiplied by after this step. Gradients are brought into half's range."""
-        half = {name: grad for name, grad in grads.items() if self._param_dtypes[name] == torch.float16}
-        return self._automatic.observe(half, self._spread)
+        half = [grad for name, grad in grads.items() if self._param_dtypes[name] == torch.float16]
+        return self._automatic.observe(half)
 
     def _multiply_scaling(self, change: float) -> None:
         scales = self._velocity_scales()
@@ -120,11 +120,11 @@ class DeviceOptimizer(DeviceStates):
             grads: by name, reduced over accumulation and replicas, still multiplied by loss_scaling. Overwritten.
         """
         names = [name for name in self._params if name in grads]
-        if not names and not self._spread.over_parts:
+        if not names:
             return
         grads = {name: grads[name].reshape(-1) for name in names}
         change = 1.0 if self._automatic is None else self._adapt_scaling(grads)
-        divisor = self._divisor(grads)
+        divisor = self._divisor(list(grads.values()))
         grads = {name: self._spread.own(name, grad) for name, grad in grads.items()}
         for name in names:
             self._steps[name] += 1
@@ -137,7 +137,7 @@ class DeviceOptimizer(DeviceStates):
         if change != 1.0:
             self._multiply_scaling(change)
 
-    def _divisor(self, grads: Mapping[str, torch.Tensor]) -> float | torch.Tensor:
+    def _divisor(self, grads: list[torch.Tensor]) -> float | torch.Tensor:
         """What gradients are divided by: the loss scaling, and more if their norm exceeds max_grad_norm.
 
         The Adam family measures the norm of unscaled gradients, SGD that of scaled ones. A clipped step stays on the
@@ -146,12 +146,9 @@ class DeviceOptimizer(DeviceStates):
         scaling, limit = self._settings.loss_scaling, self._settings.max_grad_norm
         if math.isinf(limit):
             return scaling
-        pieces = [(name, piece) for name, grad in grads.items() for piece in grad.split(chunk_elements(grad.device))]
-        norms = [torch.linalg.vector_norm(piece.float()) for _, piece in pieces]
-        if self._spread.over_parts:
-            norm = self._spread.norm([name for name, _ in pieces], norms)
-        else:
-            norm = torch.linalg.vector_norm(torch.stack([each.to(norms[0].device) for each in norms]))
+        pieces = [piece for grad in grads for piece in grad.split(chunk_elements(grad.device))]
+        norms = [torch.linalg.vector_norm(piece.float()) for piece in pieces]
+        norm = torch.linalg.vector_norm(torch.stack([each.to(norms[0].device) for each in norms]))
         if self._settings.kind != "SGD":
             norm = norm / scaling
         return scaling * norm.clamp(min=limit) / limit

@@ -1,4 +1,4 @@
-"""An optimizer over several processes: shards of states, and norms over what other processes hold.
+"""An optimizer over several processes: shards of states.
 
 Replicated tensor sharding (TensorLocations.setOptimizerLocation): of a parameter that is large enough each process
 of the group keeps the states of one shard only, updates it, and gets the others' shards.
@@ -6,12 +6,12 @@ of the group keeps the states of one shard only, updates it, and gets the others
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.distributed as dist
 
-from ..processes.reduction import total
+from ..processes.reduction import exchange, total
 
 
 class Spread:
@@ -20,26 +20,17 @@ class Spread:
     Args:
         sizes: elements of the parameters that are sharded, by name.
         shards: the processes that share them, which have equal gradients.
-        parts: the processes that hold other parameters of the same model.
-        elsewhere: names of parameters that another of these counts.
     """
 
     def __init__(
         self,
         sizes: Mapping[str, int] = {},  # noqa: B006 - never written to
         shards: dist.ProcessGroup | None = None,
-        parts: dist.ProcessGroup | None = None,
-        elsewhere: Collection[str] = (),
     ):
-        self._group, self._parts, self._elsewhere = shards, parts, frozenset(elsewhere)
+        self._group = shards
         self._sizes = dict(sizes) if shards is not None else {}
         self._processes = 1 if shards is None else dist.get_world_size(shards)
         self._rank = 0 if shards is None else dist.get_rank(shards)
-
-    @property
-    def over_parts(self) -> bool:
-        """Whether other processes hold further parameters."""
-        return self._parts is not None
 
     def own(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """The shard that this process updates, 1-D, a view; the tensor as it is if it is not sharded."""
@@ -60,7 +51,8 @@ class Spread:
         else:
             mine = shard.new_zeros(each)
             mine[: len(shard)] = shard
-        dist.all_gather_single(whole, mine, group=self._group)
+        with exchange():
+            dist.all_gather_single(whole, mine, group=self._group)
         return whole
 
     def whole(self, name: str, state: torch.Tensor, shape: torch.Size) -> torch.Tensor:
@@ -82,18 +74,3 @@ class Spread:
             return squares
         sharded = torch.tensor([name in self._sizes for name in names], device=squares.device)
         return torch.where(sharded, total([squares], self._group)[0], squares)
-
-    def norm(self, names: Sequence[str], norms: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The norm of everything that all processes have, from the norms of these tensors."""
-        own = [norm for name, norm in zip(names, norms, strict=True) if name not in self._elsewhere]
-        device = norms[0].device if norms else torch.device("cpu")
-        square = torch.stack([norm.to(device) for norm in own] or [torch.zeros((), device=device)]).double().square()
-        return total([square.sum()], self._parts)[0].sqrt().float()
-
-    def counted(self, names: Sequence[str]) -> list[str]:
-        """Those of these parameters that this process counts."""
-        return [name for name in names if name not in self._elsewhere]
-
-    def sums(self, numbers: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Sums of numbers over the processes that hold other parameters."""
-        return total(numbers, self._parts)
