@@ -20,7 +20,7 @@ STAMP := $(VENV)/.stamp-$(shell cat $(REQUIREMENTS) 2>/dev/null | cksum | tr ' '
 DEV_STAMP := $(VENV)/.stamp-dev-$(shell cat $(REQUIREMENTS) $(sort $(wildcard requirements-*.txt)) 2>/dev/null | cksum | tr ' ' '-')
 PLOTS_STAMP := $(VENV)/.stamp-plots-$(shell cat $(REQUIREMENTS) requirements-plots.txt 2>/dev/null | cksum | tr ' ' '-')
 
-.PHONY: build setup setup-dev demo test test-gpu test-long test-harness lint clean help bench-compare
+.PHONY: build setup setup-dev demo test test-gpu test-long test-harness test-programs lint clean help bench-compare
 .DEFAULT_GOAL := build
 
 build: ## custom_ops.so for what the host has, and the C++ of tokenizer/ and data/ (the default)
@@ -78,6 +78,10 @@ test-gpu: setup-dev ## the tests that need a CUDA device
 test-harness: setup-dev ## lm-evaluation-harness against its own model; installs requirements-evaluation.txt, 600 MB
 	$(VENV_PYTHON) -m pip install --disable-pip-version-check -r requirements-evaluation.txt -c constraints.txt
 	$(VENV_PYTHON) -m pytest -m harness
+
+# GROUPS: of transformers, torchvision, lightning and optimum-graphcore; all of them without it
+test-programs: setup-dev ## libraries written for PopTorch on portable/, each in an environment of its own; 3 GB
+	$(VENV_PYTHON) portable/tests/libraries/run.py $(GROUPS)
 
 test-long: setup-dev ## the tests that take minutes: fuzzing of the readers
 	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -m long --timeout 1800
