@@ -80,7 +80,7 @@ test-harness: setup-dev ## lm-evaluation-harness against its own model; installs
 	$(VENV_PYTHON) -m pytest -m harness
 
 # GROUPS: of transformers, torchvision, lightning and optimum-graphcore; all of them without it
-test-programs: setup-dev ## libraries written for PopTorch on portable/, each in an environment of its own; 3 GB
+test-programs: setup-dev ## libraries written for PopTorch on portable/, each in an environment of its own; 4 GB
 	$(VENV_PYTHON) portable/tests/libraries/run.py $(GROUPS)
 
 test-long: setup-dev ## the tests that take minutes: fuzzing of the readers

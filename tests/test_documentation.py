@@ -14,7 +14,7 @@ PAGES = [ROOT / "README.md", ROOT / "portable" / "README.md", *sorted((ROOT / "d
 LINKED = [*PAGES, ROOT / "CHANGELOG.md"]
 # Names that the programs make: not files of the repository.
 MADE = re.compile(
-    r".*\.(so|unfinished)|(demo|mine|benchmark_logs|wandb)/.*|(training|inference)/(summary\.txt|trace\.json)"
+    r".*\.(so|whl|unfinished)|(demo|mine|benchmark_logs|wandb)/.*|(training|inference)/(summary\.txt|trace\.json)"
 )
 SUFFIXES = r"(?:py|sh|md|cpp|h|yml|toml|txt|json)"
 
