@@ -1,5 +1,6 @@
 """Settings and fixtures of the whole test run."""
 
+import gc
 import signal
 
 import pytest
@@ -11,6 +12,13 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 # The tests' tensors are tiny: a second thread would only wait, and on a busy machine be waited for.
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish(session):
+    """What all the imports made stays: the collector leaves it alone, and comes less often than for a small program."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture

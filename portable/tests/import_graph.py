@@ -3,43 +3,61 @@
 from __future__ import annotations
 
 import ast
+import functools
 import pathlib
 from collections.abc import Iterable
+from typing import NamedTuple
 
 
-def modules_in(root: pathlib.Path, files: Iterable[pathlib.Path]) -> dict[str, ast.Module]:
+class Module(NamedTuple):
+    """What a file imports, by its import statements wherever they stand: type-only and lazy ones count."""
+
+    is_package: bool
+    imported: tuple[str, ...]  # full names of modules, or of names in them
+
+    def with_lines(self, name: str, lines: str) -> Module:
+        """As if `lines` stood in the file too; `name` is the module's own."""
+        return self._replace(imported=self.imported + _imported(name, self.is_package, lines))
+
+
+def modules_in(root: pathlib.Path, files: Iterable[pathlib.Path]) -> dict[str, Module]:
     """The files by their dotted names below `root`; packages have no `.__init__`."""
     found = {}
     for path in files:
         parts = path.relative_to(root).with_suffix("").parts
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        tree.is_package = parts[-1] == "__init__"  # type: ignore[attr-defined]
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = tree
+        is_package = parts[-1] == "__init__"
+        name = ".".join(parts[:-1] if is_package else parts)
+        found[name] = Module(is_package, _imported(name, is_package, path.read_text(encoding="utf-8")))
     return found
 
 
-def edges(modules: dict[str, ast.Module]) -> set[tuple[str, str]]:
-    """(importer, imported) for every import statement, wherever it stands: type-only and lazy ones count."""
+@functools.cache
+def _imported(name: str, is_package: bool, text: str) -> tuple[str, ...]:
+    package = name if is_package else name.rpartition(".")[0]
+    found: list[str] = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            up = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*up, *([node.module] if node.module else [])])
+            found += [f"{base}.{alias.name}" for alias in node.names]
+    return tuple(found)
+
+
+def edges(modules: dict[str, Module]) -> set[tuple[str, str]]:
+    """(importer, imported) for every import of one of these modules by another."""
     found = set()
-    for name, tree in modules.items():
-        package = name if tree.is_package else name.rpartition(".")[0]
-        for node in ast.walk(tree):
-            targets = []
-            if isinstance(node, ast.Import):
-                targets = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom):
-                up = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
-                base = ".".join([*up, *([node.module] if node.module else [])])
-                targets = [f"{base}.{alias.name}" for alias in node.names]
-            for target in targets:
-                while target and target not in modules:
-                    target = target.rpartition(".")[0]
-                if target and target != name:
-                    found.add((name, target))
+    for name, module in modules.items():
+        for target in module.imported:
+            while target and target not in modules:
+                target = target.rpartition(".")[0]
+            if target and target != name:
+                found.add((name, target))
     return found
 
 
-def circles(modules: dict[str, ast.Module]) -> list[list[str]]:
+def circles(modules: dict[str, Module]) -> list[list[str]]:
     """Circles of files, and of what stands in one folder: there a folder counts as one with all that is in it."""
     pairs = edges(modules)
     folders = {""}

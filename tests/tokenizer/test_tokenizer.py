@@ -270,10 +270,17 @@ def test_one_file_of_two_is_refused(files):
         open_tokenizer(2)
 
 
-def own_tokenizer(folder, added, files=None):
-    """GPT-2's tokenizer with tokens added, as the files of transformers; `files` are written beside."""
-    content = json.loads(Tokenizer.gpt2().to_json())
-    for number, (token, special) in enumerate(added, start=50257):
+@pytest.fixture(scope="module")
+def trained():
+    """A small vocabulary, whose end of a text is id 0."""
+    return train_bpe(TEXTS, 300)
+
+
+def own_tokenizer(folder, added, files=None, of=None):
+    """A tokenizer, GPT-2's or `of`, with tokens added, as the files of transformers; `files` are written beside."""
+    of = of or Tokenizer.gpt2()
+    content = json.loads(of.to_json())
+    for number, (token, special) in enumerate(added, start=of.vocab_size):
         content["added_tokens"].append(
             {**content["added_tokens"][0], "id": number, "content": token, "special": special}
         )
@@ -315,19 +322,20 @@ def test_the_older_files_of_added_tokens(tmp_path, gpt2):
 @pytest.mark.parametrize(
     ("files", "end"),
     [
-        ({}, 50256),
-        ({"tokenizer_config.json": {"eos_token": "<|end|>"}}, 50258),
-        ({"tokenizer_config.json": {"eos_token": {"content": "<|end|>"}}}, 50258),
-        ({"special_tokens_map.json": {"eos_token": "<|end|>"}}, 50258),
-        ({"config.json": {"eos_token_id": 50257}, "tokenizer_config.json": {"eos_token": "<|end|>"}}, 50257),
-        ({"config.json": {"eos_token_id": [50258, 50256]}}, 50258),
-        ({"config.json": {"eos_token_id": 60000}, "tokenizer_config.json": {"eos_token": "<|end|>"}}, 50258),
-        ({"config.json": {"eos_token_id": None}, "tokenizer_config.json": {"eos_token": "<|other|>"}}, 50256),
+        ({}, 0),
+        ({"tokenizer_config.json": {"eos_token": "<|end|>"}}, 301),
+        ({"tokenizer_config.json": {"eos_token": {"content": "<|end|>"}}}, 301),
+        ({"special_tokens_map.json": {"eos_token": "<|end|>"}}, 301),
+        ({"config.json": {"eos_token_id": 300}, "tokenizer_config.json": {"eos_token": "<|end|>"}}, 300),
+        ({"config.json": {"eos_token_id": [301, 0]}}, 301),
+        ({"config.json": {"eos_token_id": 60000}, "tokenizer_config.json": {"eos_token": "<|end|>"}}, 301),
+        ({"config.json": {"eos_token_id": None}, "tokenizer_config.json": {"eos_token": "<|other|>"}}, 0),
     ],
 )
-def test_which_token_ends_a_text(tmp_path, files, end):
+def test_which_token_ends_a_text(trained, tmp_path, files, end):
     """eos_token_id of the checkpoint, then what the tokenizer's files name, if the vocabulary has it."""
-    tokenizer = own_tokenizer(tmp_path, [("<|user|>", True), ("<|end|>", True)], files)
+    tokenizer = own_tokenizer(tmp_path, [("<|user|>", True), ("<|end|>", True)], files, of=trained)
+    assert (trained.vocab_size, tokenizer.vocab_size) == (300, 302)
     assert tokenizer.eot_id == end == read_entries(tmp_path).end_id()
     assert tokenizer.encode_documents(["a"])[0][-1] == end
     assert open_tokenizer(0, tmp_path).eot_id == end
