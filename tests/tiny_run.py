@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import warm_process
 
 import train_gpt2
 from data.articles.pickle_file import write_articles
@@ -108,25 +109,36 @@ def environment() -> dict:
     return {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
 
 
-def run_there(argv: list, timeout: float = 300.0) -> Finished:
-    """train_gpt2.py in a process of its own."""
-    command = [sys.executable, str(ROOT / "train_gpt2.py"), *argv]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=timeout)
+def run_there(argv: list, timeout: float = 300.0, cold: bool = False) -> Finished:
+    """train_gpt2.py in a process of its own; `cold`: with nothing imported."""
+    words = [str(ROOT / "train_gpt2.py"), *argv]
+    if cold:
+        command = [sys.executable, *words]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=timeout)
+    else:
+        done = warm_process.run(words, environment(), timeout=timeout)
     return Finished(done.returncode, done.stdout, done.stderr)
 
 
 class Running:
-    """train_gpt2.py in a process group of its own, as a terminal or a scheduler starts it: signals reach all of it."""
+    """train_gpt2.py in a process group of its own, as a terminal or a scheduler starts it: signals reach all of it.
 
-    def __init__(self, argv: list, program: str = "train_gpt2.py") -> None:
-        command = [sys.executable, str(ROOT / program), *argv]
-        self.process = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment(),
-            start_new_session=True,
+    `cold`: with nothing imported, for what is about the start.
+    """
+
+    def __init__(self, argv: list, program: str = "train_gpt2.py", cold: bool = False) -> None:
+        words = [str(ROOT / program), *argv]
+        self.process = (
+            warm_process.PipedProcess(words, environment())
+            if not cold
+            else subprocess.Popen(
+                [sys.executable, *words],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=environment(),
+                start_new_session=True,
+            )
         )
 
     def wait_for(self, stream, text: str) -> None:

@@ -7,8 +7,6 @@ import os
 import subprocess
 import sys
 
-import pytest
-
 from poptorch import openmp
 
 SHOW = "import json; print(json.dumps([os.environ.get(name) for name in poptorch.openmp.DECIDED]))"
@@ -41,23 +39,60 @@ def test_the_library_that_torch_brings_reads_it():
         assert f"KMP_BLOCKTIME='{openmp.BOUNDED['KMP_BLOCKTIME']}" in shown
 
 
-@pytest.mark.parametrize("name", openmp.DECIDED)
-def test_what_the_user_set_stays(name):
-    value = "passive" if name == "OMP_WAIT_POLICY" else "7"
-    for imports in ("import os, poptorch, torch\n", "import os, torch, poptorch\n"):
-        done = run(imports + SHOW + MODEL, **{name: value})
-        assert json.loads(done.stdout) == [value if name == other else None for other in openmp.DECIDED]
-        assert "OpenMP" not in done.stderr
+# Forks of one process that has imported what comes first: in each the variables are set, and the rest of it follows.
+FORKS = """
+import json, os, sys, tempfile
+exec(sys.argv[1])
+said = []
+for variables, code in json.loads(sys.argv[2]):
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        if os.fork() == 0:
+            os.dup2(out.fileno(), 1), os.dup2(err.fileno(), 2)
+            os.environ.update(variables)
+            exec(code)
+            sys.stdout.flush()
+            os._exit(0)
+        assert os.wait()[1] == 0, err.seek(0) or err.read().decode()
+        out.seek(0), err.seek(0)
+        said.append((out.read().decode(), err.read().decode()))
+print(json.dumps(said))
+"""
+
+
+def forks(first: str, *runs: tuple[dict[str, str], str]) -> list[tuple[str, str]]:
+    """Output and errors of `code` with `variables`, for each of the runs, in a process that has run `first`."""
+    rest = {name: value for name, value in os.environ.items() if name not in openmp.DECIDED}
+    command = [sys.executable, "-c", FORKS, first, json.dumps(runs)]
+    return json.loads(subprocess.run(command, env=rest, stdout=subprocess.PIPE, text=True, check=True).stdout)
+
+
+SET = {name: "passive" if name == "OMP_WAIT_POLICY" else "7" for name in openmp.DECIDED}
+TORCH = "import torch, torch.export, torch._dynamo"
+
+
+def assert_it_stays(said: list[tuple[str, str]]) -> None:
+    for (name, value), (shown, errors) in zip(SET.items(), said, strict=True):
+        assert json.loads(shown) == [value if name == other else None for other in openmp.DECIDED]
+        assert "OpenMP" not in errors
+
+
+def test_what_the_user_set_stays():
+    code = "import poptorch, torch\n" + SHOW + "\npoptorch.openmp.report_late()"  # as the first compilation does
+    assert_it_stays(forks("import numpy", *(({name: value}, code) for name, value in SET.items())))
 
 
 def test_a_program_that_imports_torch_first_is_told_once():
-    code = "import os, torch, poptorch\n" + SHOW + MODEL
-    done = run(code)
-    assert json.loads(done.stdout) == [None] * len(openmp.DECIDED)
-    assert done.stderr.count("OpenMP spins: import poptorch before torch") == 1
-    told = run(code, POPTORCH_LOG_LEVEL="INFO").stderr
-    assert told.count("GOMP_SPINCOUNT=1000 KMP_BLOCKTIME=1 in the environment") == 1
-    assert "OpenMP" not in run(code.replace("(2)\nfor", "(1)\nfor")).stderr  # one thread meets nobody
+    code = "import poptorch\n" + SHOW + MODEL
+    one_thread = code.replace("(2)\nfor", "(1)\nfor")  # meets nobody
+    set_by_user = [({name: value}, code) for name, value in SET.items()]
+    late, told, alone, *others = forks(
+        TORCH, ({}, code), ({"POPTORCH_LOG_LEVEL": "INFO"}, code), ({}, one_thread), *set_by_user
+    )
+    assert json.loads(late[0]) == [None] * len(openmp.DECIDED)
+    assert late[1].count("OpenMP spins: import poptorch before torch") == 1
+    assert told[1].count("GOMP_SPINCOUNT=1000 KMP_BLOCKTIME=1 in the environment") == 1
+    assert "OpenMP" not in alone[1]
+    assert_it_stays(others)
 
 
 def test_processes_of_a_loader_inherit_it(tmp_path):
@@ -69,14 +104,12 @@ def test_processes_of_a_loader_inherit_it(tmp_path):
         "    def __getitem__(self, i):\n"
         "        return torch.tensor([int(os.environ[name]) for name in poptorch.openmp.BOUNDED])\n"
         "if __name__ == '__main__':\n"
-        "    loader = poptorch.DataLoader(poptorch.Options(), Variables(), batch_size=2, num_workers=1,\n"
-        "        mode=poptorch.DataLoaderMode.Async, async_options={'sharing_strategy':\n"
-        "        poptorch.SharingStrategy[sys.argv[1]], 'load_indefinitely': False})\n"
-        "    print(next(iter(loader)).tolist())\n"
+        "    for strategy in ('Fork', 'SharedMemory'):\n"
+        "        loader = poptorch.DataLoader(poptorch.Options(), Variables(), batch_size=2, num_workers=1,\n"
+        "            mode=poptorch.DataLoaderMode.Async, async_options={'sharing_strategy':\n"
+        "            poptorch.SharingStrategy[strategy], 'load_indefinitely': False})\n"
+        "        print(next(iter(loader)).tolist())\n"
     )
     rest = {name: value for name, value in os.environ.items() if name not in openmp.DECIDED}
-    for strategy in ("Fork", "SharedMemory"):
-        done = subprocess.run(
-            [sys.executable, str(program), strategy], env=rest, capture_output=True, text=True, check=True
-        )
-        assert done.stdout == f"{[[int(value) for value in openmp.BOUNDED.values()]] * 2}\n"
+    done = subprocess.run([sys.executable, str(program)], env=rest, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{[[int(value) for value in openmp.BOUNDED.values()]] * 2}\n" * 2

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_run import run_here
 
 from corpora import pieces
 from data import preprocess_megatron
@@ -144,9 +145,9 @@ def test_as_a_script_and_into_a_run(tmp_path):
     prefix = tmp_path / "my-gpt2_text_document"
     code, documents = read_by_hand(prefix)
     assert code == 8 and len(documents) == 40 and all(ids[-1] == 50256 for ids in documents)
-    train = [sys.executable, str(ROOT / "train_gpt2.py"), "--model", "gpt2-tiny", "--max-len", "32"]
+    train = ["--model", "gpt2-tiny", "--max-len", "32"]
     train += ["--train-path", "dynamic", "--data-prefix", str(prefix), "--training-steps", "1", "--num-workers", "0"]
     train += ["--document-boundaries", "isolated"]
-    trained = subprocess.run(train, cwd=str(tmp_path), capture_output=True, text=True, timeout=200)
-    assert trained.returncode == 0, trained.stderr
-    assert "step 1 of epoch 0, loss: " in trained.stdout
+    trained = run_here(train)
+    assert trained.status == 0, trained.err
+    assert "step 1 of epoch 0, loss: " in trained.out

@@ -104,8 +104,10 @@ def test_the_commands_of_the_readme(tmp_path):
     link_tfrecord_writer(tmp_path)  # as wikipedia_preprocess.py does
     environment = {**os.environ, "PATH": os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])}
     script = """set -e; mkdir tfrecords; python write_into_tfrecord.py 2>log; cd tfrecords; cp -r . ../before
-        for f in *.tfrecord; do python3 -m tfrecord.tools.tfrecord2idx $f `basename $f .tfrecord`.index; done"""
+        for f in *-00000-*.tfrecord; do python3 -m tfrecord.tools.tfrecord2idx $f `basename $f .tfrecord`.index; done"""
     subprocess.run(["bash", "-c", script], cwd=tmp_path, check=True, capture_output=True, env=environment)
+    for path in sorted((tmp_path / "tfrecords").glob("*.tfrecord"))[1:]:  # as that program does, in this process
+        create_index(str(path), str(path.with_suffix(".index")))
     names = sorted(path.name for path in (tmp_path / "before").iterdir())
     assert names == sorted(f"{NAME}-0000{i}-of-00004.{kind}" for i in range(4) for kind in ("tfrecord", "index"))
     for name in names:

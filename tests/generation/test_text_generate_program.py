@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from warm_process import WarmProcess
 
 import inference_gpt2
 import text_generate_gpt2
@@ -276,10 +277,8 @@ class Terminal:
 
     def __init__(self, *flags):
         self.master, slave = pty.openpty()
-        command = [sys.executable, str(ROOT / "text_generate_gpt2.py"), *map(str, flags)]
-        self.process = subprocess.Popen(
-            command, stdin=slave, stdout=slave, stderr=slave, env=ENVIRONMENT, start_new_session=True
-        )
+        words = [str(ROOT / "text_generate_gpt2.py"), *map(str, flags)]
+        self.process = WarmProcess(words, slave, slave, slave, ENVIRONMENT, os.getcwd())
         os.close(slave)
         self.seen = ""
 

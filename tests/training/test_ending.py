@@ -3,12 +3,12 @@
 import json
 import shlex
 import signal
-import subprocess
 import sys
 import time
 
 import pytest
 import torch
+import warm_process
 from tiny_run import ROOT, Running, environment, flags, run_here, saved_in, write_config, write_corpus
 
 from training import time_limit
@@ -55,9 +55,10 @@ def test_sigterm_to_all_processes_ends_a_run_like_ctrl_c(folder, asynchronous):
     assert f"Stopped after step {step}; the last checkpoint is {folder / 'save' / name}, lost: nothing" in err
     end = json.loads((folder / "save" / "run.json").read_text())["end"]
     assert end["step"] == step and end["finished"] is False
-    command = [*shlex.split(err.splitlines()[-1]), "--training-steps", str(step + 1)]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0 and f"step {step + 1} of epoch" in done.stdout, done.stderr
+    command = shlex.split(err.splitlines()[-1])
+    assert command[:2] == [sys.executable, str(ROOT / "train_gpt2.py")]
+    done = run_here([*command[2:], "--training-steps", str(step + 1)])
+    assert done.status == 0 and f"step {step + 1} of epoch" in done.out, done.err
 
 
 PROGRAMS = ["train_gpt2.py", "inference_gpt2.py"]
@@ -65,7 +66,7 @@ PROGRAMS = ["train_gpt2.py", "inference_gpt2.py"]
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_sigterm_while_starting_is_no_traceback(folder, program):
-    running = Running(flags(folder), program)
+    running = Running(flags(folder), program, cold=True)
     running.wait_for(running.process.stdout, "batch 1")  # the first line, before torch is imported
     running.interrupt(signal.SIGTERM)
     status, out, err = running.end(timeout=300)
@@ -95,8 +96,7 @@ sys.exit(train_gpt2.main(sys.argv[1:]))
 @pytest.mark.parametrize("signals", [(15, 15), (2, 2), (15, 2)], ids=["SIGTERM", "Ctrl-C", "both"])
 def test_a_second_signal_within_a_save_does_not_break_it(folder, signals):
     argv = flags(folder, epochs=20, save_per_steps=1, save_model_path=folder / "save")
-    command = [sys.executable, "-c", SIGNALLED_WHILE_SAVING, ",".join(map(str, signals)), *argv]
-    done = subprocess.run(command, env=environment(), cwd=str(ROOT), capture_output=True, text=True, timeout=300)
+    done = warm_process.run(["-c", SIGNALLED_WHILE_SAVING, ",".join(map(str, signals)), *argv], environment())
     assert done.returncode == 128 + signals[1] and "Traceback" not in done.stderr, done.stderr
     assert saved_in(folder / "save") == {"step_1", "step_2", "step_3"}
     assert whole(folder / "save" / "step_3") == 3

@@ -3,13 +3,13 @@
 import os
 import resource
 import subprocess
-import sys
 from pathlib import Path
 
 import poptorch
 import pytest
 import torch
-from tiny_run import ROOT, environment, flags, run_here, write_config
+import warm_process
+from tiny_run import environment, flags, run_here, write_config
 
 from arguments import parse_train_args
 from command_line.checks import BadFlags
@@ -86,8 +86,7 @@ def test_an_allocation_that_really_fails(folder):
     """64 samples take more than a gigabyte; 400 MB are allowed, beside what a process has after its imports."""
     write_config(folder, **WIDE)
     words = flags(folder, max_len=512, batch_size=64, training_steps=1, gradient_accumulation=1)
-    command = [sys.executable, "-c", _LIMITED, str(400 * 10**6), *words]
-    done = subprocess.run(command, cwd=str(ROOT), capture_output=True, text=True, env=environment())
+    done = warm_process.run(["-c", _LIMITED, str(400 * 10**6), *words], environment())
     assert done.returncode == 1, done.stderr
     assert "out of memory: " in done.stderr and "HINT: try next --batch-size 32 " in done.stderr
     assert "Traceback" not in done.stderr

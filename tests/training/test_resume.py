@@ -3,13 +3,13 @@
 import os
 import shlex
 import signal
-import subprocess
 import sys
 
 import poptorch
 import pytest
 import safetensors.torch
 import torch
+import warm_process
 from tiny_run import ROOT, Running, environment, flags, run_here, run_there, saved_in, write_config, write_corpus
 
 from training.state import Position
@@ -243,8 +243,7 @@ sys.exit(train_gpt2.main(sys.argv[1:]))
 def test_a_kill_during_a_save_leaves_the_checkpoint_before_it(folder, full, tmp_path):
     save, lines = full("AdamW")
     argv = run_flags(folder, tmp_path, optimizer="AdamW")
-    command = [sys.executable, "-c", KILLED_WHILE_SAVING, *argv]
-    killed = subprocess.run(command, env=environment(), cwd=str(ROOT), capture_output=True, text=True, timeout=300)
+    killed = warm_process.run(["-c", KILLED_WHILE_SAVING, *argv], environment())
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert saved_in(tmp_path) == {"step_1", "step_2", ".step_3.new"}
     done = run_here([*argv, "--pretrained-checkpoint", str(tmp_path / "step_2"), RESUME])
@@ -271,12 +270,12 @@ def test_ctrl_c_ends_after_the_call_and_the_printed_command_goes_on(folder, tmp_
     assert f"Stopped after step {step}; the last checkpoint is {checkpoint}, lost: nothing. To go on:" in err
     command = shlex.split(err.splitlines()[-1])
     assert command[:2] == [sys.executable, str(ROOT / "train_gpt2.py")]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert f"step {step + 1} of epoch" in done.stdout and f"step {step} of epoch" not in done.stdout
+    done = run_here(command[2:])
+    assert done.status == 0, done.err
+    assert f"step {step + 1} of epoch" in done.out and f"step {step} of epoch" not in done.out
     whole = run_here(run_flags(folder, tmp_path / "whole", **changes))
     assert whole.status == 0, whole.err
-    assert losses(done.stdout) == losses(whole.out)[step:]
+    assert losses(done.out) == losses(whole.out)[step:]
     expected, got = contents(tmp_path / "whole" / "step_60"), contents(tmp_path / "cut" / "step_60")
     assert got[:2] == expected[:2]
     assert_equal(got[2], expected[2])
@@ -326,7 +325,7 @@ def test_ctrl_c_in_the_first_call_ends_it_at_once(folder, full, tmp_path, monkey
 
 
 def test_ctrl_c_while_starting_is_no_traceback(folder):
-    running = Running(run_flags(folder, None, save_per_steps=None, val_num=0))
+    running = Running(run_flags(folder, None, save_per_steps=None, val_num=0), cold=True)
     running.wait_for(running.process.stdout, "samples")  # the arithmetic, before torch is imported
     running.interrupt()
     status, out, err = running.end(timeout=300)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import safetensors.torch
+import warm_process
 from tiny_run import (
     LOG_FILES,
     NO_DROPOUT,
-    ROOT,
     environment,
     flags,
     run_here,
@@ -186,14 +186,7 @@ def test_compile_only_prints_the_plan_without_a_large_allocation(tmp_path):
         "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(status)"
     )
     argv = [*SMALL, "--compile-only", "--save-model-path", str(tmp_path / "save"), "--num-workers", "0"]
-    done = subprocess.run(
-        [sys.executable, "-c", program, *argv],
-        cwd=str(tmp_path),
-        env={**environment(), "PYTHONPATH": f"{ROOT}:{environment()['PYTHONPATH']}"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = warm_process.run(["-c", program, *argv], environment(), str(tmp_path))
     assert done.returncode == 0, done.stderr
     *lines, peak = done.stdout.splitlines()
     plan = lines[lines.index("124,451,328 parameters in 12 layers") :]
@@ -273,7 +266,7 @@ def test_without_a_folder_the_start_says_that_nothing_is_saved(folder):
 def test_standard_error_has_the_notices_of_the_runtime_and_nothing_else(folder):
     corpus = write_corpus(folder / "corpus.pkl")
     words = {"train_path": corpus, "stride": 16, "val_num": 2, "num_workers": 4, "remap_logit": True}
-    done = run_there(flags(folder, **words, save_model_path=folder / "save", epochs=1, training_steps=3))
+    done = run_there(flags(folder, **words, save_model_path=folder / "save", epochs=1, training_steps=3), cold=True)
     assert done.status == 0, done.err
     lines = [line for line in done.err.splitlines() if "[poptorch] [WARNING]" not in line]
     assert [line for line in lines if not line.startswith("custom_ops.so is not built")] == []
