@@ -83,6 +83,19 @@ def warmup_length(fraction: float, steps: int | None, decay_steps: int) -> int:
     return steps if steps is not None else int(fraction * decay_steps + 1e-9)  # 0.29 x 100 is 28.999…
 
 
+def last_rate(min_learning_rate: float) -> str:
+    """The rate at the end of a falling schedule, and what that means for a run that goes on there."""
+    return f"{min_learning_rate:g}" if min_learning_rate else "0, which changes no weight"
+
+
+def course_note(kind: str, decay_steps: int, calls: int, min_learning_rate: float) -> str | None:
+    """What a run of `calls` says if its schedule ends before it does: one that was extended, or was given a length."""
+    if kind == "constant" or calls <= decay_steps:
+        return None
+    rate = last_rate(min_learning_rate)
+    return f"the learning rate ends its {kind} course at step {decay_steps:,}; after that it stays {rate}"
+
+
 class _Factor:
     """`schedule_factor` with its arguments, in a form that torch's scheduler can be saved with."""
 

@@ -32,7 +32,7 @@ from training.inputs import read_inputs
 from training.label_counts import Call, LabelCounter
 from training.log.gradient_norm import loss_scale
 from training.memory import is_out_of_memory
-from training.optimization import make_optimizer, make_schedule, warmup_length
+from training.optimization import course_note, last_rate, make_optimizer, make_schedule, warmup_length
 from training.plan import plan_lines
 from training.save_folder import BEST, SaveFolder, find_latest, names_due
 from training.time_limit import TimeLimit
@@ -137,6 +137,9 @@ class TrainingRun:
         self._rng_state: list[int] | None = None
         if state is not None:
             self._restore(state, resumed)
+        note = course_note(args.lr_schedule, decay_steps, self.calls, args.min_learning_rate)
+        if note is not None:
+            print(note)
         self.first_step = self.last_saved_step = self.position.step
 
         self._options = training_options(args)
@@ -205,7 +208,8 @@ class TrainingRun:
         text = f"all {self.calls:,} steps are done already: raise --epochs or --training-steps to go on"
         if self.args.lr_schedule != "constant":
             lengths = " ".join(f"{flag} {self._facts[flag]}" for flag in ("--lr-warmup-steps", "--lr-decay-steps"))
-            text += f", with {lengths} (the learning rate stays at the end of its {self.args.lr_schedule} course)"
+            end = f"{self.args.lr_schedule} course, {last_rate(self.args.min_learning_rate)}"
+            text += f", with {lengths} (the learning rate stays at the end of its {end})"
         return text
 
     @functools.cached_property

@@ -18,6 +18,7 @@ from model.config import GPT2Config
 from model.disk_space import CheckpointNotWritten, check_room
 from model.gpt2 import GPT2LMHeadModel
 from tokenizer.entries import TOKENIZER_FILE
+from training.optimization import last_rate
 
 STATE_FILE = "training_state.pt"
 _FORMAT = 1
@@ -177,6 +178,9 @@ def check_facts(state: dict[str, Any], facts: dict[str, Any], checkpoint: Path) 
     if follow:
         given = " ".join(f"{flag} {saved[flag]}" for flag in follow if saved.get(flag) is not None)
         lines.append(f"{' and '.join(follow)}: from --epochs and --training-steps, unless given: {given}")
+        if "--lr-decay-steps" in follow and saved.get("--lr-decay-steps") is not None:
+            rate = last_rate(saved["--min-learning-rate"])
+            lines.append(f"With these its schedule stays, and steps after its end have a learning rate of {rate}")
     lines.append(
         "Use the flags of that run, or start a new one from its weights: --pretrained-checkpoint without "
         "--resume-training-from-checkpoint"

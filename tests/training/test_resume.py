@@ -203,6 +203,27 @@ def test_what_a_finished_cosine_needs_to_go_on_is_said_and_works(folder, full, t
     assert done.status == 0 and len(losses(done.out)) == 5, done.err
 
 
+@pytest.mark.parametrize("kind, floor", [("linear", 0.0), ("cosine", 0.0), ("linear", 0.002)])
+def test_an_extended_schedule_says_where_it_ends_and_stays_there(folder, tmp_path, kind, floor):
+    """Ended after 3 of 4 planned steps, then 6 of them: the course is not stretched."""
+    changes = {"lr_schedule": kind, "min_learning_rate": floor, "lr_warmup": 0, "num_workers": 0, "val_num": 0}
+    first = run_here(run_flags(folder, tmp_path, **changes, training_steps=3, lr_decay_steps=4))
+    assert first.status == 0 and "learning rate ends" not in first.out, first.err
+    argv = [*run_flags(folder, tmp_path, **changes, training_steps=6), "--resume", "latest"]
+    refused = run_here(argv)
+    stays = f"{floor:g}" if floor else "0, which changes no weight"
+    *_, given, said, _ = refused.err.splitlines()
+    assert refused.status == 2 and given.endswith("unless given: --lr-decay-steps 4")
+    assert said.endswith(f"steps after its end have a learning rate of {stays}")
+    done = run_here([*argv, *given.split(": ")[-1].split()])
+    assert done.status == 0, done.err
+    assert f"the learning rate ends its {kind} course at step 4; after that it stays {stays}" in done.out.splitlines()
+    rates = [float(line.split("lr: ")[1]) for line in losses(done.out)]
+    assert len(rates) == 3 and rates[0] > floor and rates[1:] == [floor, floor]
+    weights = [contents(tmp_path / f"step_{step}")[0] for step in (3, 4, 5, 6)]
+    assert weights[0] != weights[1] and (weights[1] == weights[2] == weights[3]) is (floor == 0)
+
+
 def test_another_corpus_of_the_same_size_is_refused(folder, full, tmp_path):
     save, _ = full("AdamW")
     other = write_corpus(tmp_path / "other.pkl", articles=13, length=40, largest_id=50)
