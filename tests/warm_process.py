@@ -27,10 +27,12 @@ from typing import Sequence
 
 ROOT = Path(__file__).resolve().parent.parent
 IMPORTED = (
-    "poptorch", "torch.export", "torch._dynamo", "torch.fx.experimental.proxy_tensor", "torch._functorch.aot_autograd",
+    "poptorch", "torch.export", "torch._dynamo", "torch.fx.experimental.proxy_tensor", "torch._functorch.aot_autograd", "torch.distributed.run",
     "safetensors.torch", "poptorch.execution.compilation", "training.run", "training.log.run_log",
     "generation.text_generator",
 )  # fmt: skip
+# What `python -m torch.distributed.run` does. The processes that it starts are from scratch.
+TORCHRUN = ("-c", "from torch.distributed.run import main; main()")
 _LONGEST = 1 << 20  # bytes of a request
 
 
@@ -199,7 +201,10 @@ def main() -> None:
     words = serve(socket.socket(fileno=int(sys.argv[1])))
     if words is None:
         return
-    before, sys.path[:] = list(sys.path), [entry for entry in os.environ["PYTHONPATH"].split(os.pathsep) if entry]
+    before, sys.path[:] = (
+        list(sys.path),
+        [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry],
+    )
     sys.path += [entry for entry in before if entry not in sys.path]
     if words[0] == "-c":
         sys.argv = ["-c", *words[2:]]

@@ -1,11 +1,10 @@
 """Mistakes that all processes of a run make are told by the first; the others wait for its end."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import warm_process
 
 from command_line import checks
 
@@ -39,12 +38,12 @@ def test_variables_that_make_no_sense_silence_nobody(monkeypatch, rank, world):
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_a_mistake_under_torchrun_is_told_once(program, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*warm_process.TORCHRUN, "--standalone", "--nproc-per-node", "2"]
     command += [str(ROOT / program), "--batch-size", "none", "--no-such-flag"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "portable")}
     if program == "tasks/compare.py":
         command[-3:-3] = ["a", "b"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = warm_process.run(command, environment, str(tmp_path))
     assert done.returncode != 0
     told = [line for line in done.stderr.splitlines() if line.startswith("  --batch-size")]
     assert len(told) == 1, done.stderr

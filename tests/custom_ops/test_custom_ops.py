@@ -15,6 +15,7 @@ import traceback
 from pathlib import Path
 
 import pytest
+import warm_process
 
 import custom_ops
 
@@ -206,9 +207,9 @@ CHECKS = {name: check for name, check in list(globals().items()) if name.startsw
 def outcomes(library):
     """Every check in a fresh process with the operator from `library`, None for the reference: name -> error."""
     path = str(library) if library else "none"
-    run = subprocess.run([sys.executable, __file__, path], cwd=str(ROOT), env=environment(), capture_output=True)
-    assert run.returncode == 0, run.stderr.decode()
-    return json.loads(run.stdout.decode().splitlines()[-1])
+    run = warm_process.run([__file__, path], environment())
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout.splitlines()[-1])
 
 
 def environment(**variables):
@@ -250,8 +251,7 @@ def test_reference(reference_outcomes, name):
 
 
 def python(code, **variables):
-    command = [sys.executable, "-c", code]
-    return subprocess.run(command, cwd=str(ROOT), env=environment(**variables), capture_output=True, text=True)
+    return warm_process.run(["-c", code], environment(**variables))
 
 
 def test_loads_the_library_once(library):
@@ -269,7 +269,8 @@ def test_reference_serves_and_says_so_once():
 
 
 def test_import_loads_no_torch():
-    run = python("import sys, custom_ops; print('torch' in sys.modules)")
+    command = [sys.executable, "-c", "import sys, custom_ops; print('torch' in sys.modules)"]
+    run = subprocess.run(command, cwd=str(ROOT), env=environment(), capture_output=True, text=True)
     assert run.stdout.split() == ["False"], run.stderr
 
 

@@ -2,15 +2,11 @@
 
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import tiny_checkpoint
+import warm_process
 from test_evaluate_program import run
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_two_processes_score_what_one_does(tmp_path):
@@ -25,11 +21,10 @@ def test_two_processes_score_what_one_does(tmp_path):
         assert status == 0, err
         found[name] = json.loads(path.read_text(encoding="utf-8"))["results"]
     path = tmp_path / "ranks.json"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*warm_process.TORCHRUN, "--standalone", "--nproc-per-node", "2"]
     command += ["tasks/evaluate_wiki.py", *common, "--batch-size", "2", "--device-iterations", "1", "--json", str(path)]
     command += ["--pretrained-checkpoint", str(tmp_path / "checkpoint"), "--data-dir", str(tmp_path / "data")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    done = warm_process.run(command, {**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("avg loss: ") == done.stdout.count("number correct: ") == 1, "one process prints"
     found["ranks"] = json.loads(path.read_text(encoding="utf-8"))["results"]
@@ -46,8 +41,8 @@ def test_processes_that_cannot_reach_each_other_are_told(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "RANK": "0", "WORLD_SIZE": "2"}
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         environment.pop(name, None)
-    command = [sys.executable, "tasks/evaluate_lambada.py", "--pretrained-checkpoint", str(tmp_path / "checkpoint")]
+    command = ["tasks/evaluate_lambada.py", "--pretrained-checkpoint", str(tmp_path / "checkpoint")]
     command += ["--data-dir", str(tmp_path / "data"), "--seq-length", "0"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    done = warm_process.run(command, environment)
     assert done.returncode == 1 and "MASTER_ADDR" in done.stderr and "HINT: start them with torchrun" in done.stderr
     assert "Traceback" not in done.stderr
