@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Sequence, TextIO
 
 from arguments import parse_generate_args
 from command_line.checks import not_installed, refuse
+from command_line.collection import no_collection
 from command_line.interruption import Terminated, interruptible
 from corpora.plain_text import plain
 from corpora.strict_json import json_text
@@ -157,9 +158,10 @@ def answer_file(generator: TextGenerator, results: Sequence[Result], samples: Sa
 def run(args: argparse.Namespace) -> None:
     """Raises ValueError for what is wrong with flags, files and prompts."""
     prompts = read_prompts(args.prompt_file) if args.prompt_file else []
-    from generation.text_generator import TextGenerator
+    with no_collection():
+        from generation.text_generator import TextGenerator
 
-    generator = TextGenerator(args)
+        generator = TextGenerator(args)
     results = results_of_file(generator, prompts)  # before a file of samples is begun
     if args.prompt is not None:
         try:

@@ -7,6 +7,7 @@ import sys
 from typing import Sequence
 
 from command_line.checks import leave_to_first_process, not_installed, refuse
+from command_line.collection import no_collection
 from command_line.interruption import Interruption, exit_status, interruptible
 from tasks.parsing import parse_evaluate_args
 
@@ -36,11 +37,12 @@ def main(program: str, task: str, argv: Sequence[str] | None = None) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from model import ranks
-    from tasks import report
-    from tasks.session import Session, run_all
+    with no_collection():
+        from model import ranks
+        from tasks import report
+        from tasks.session import Session, run_all
 
-    session = Session(args)
+        session = Session(args)
     planned = session.plan()
     with Interruption(_NOTICE) as interruption:
         results = run_all(planned, lambda: interruption.asked)

@@ -27,7 +27,8 @@ from typing import Sequence
 
 ROOT = Path(__file__).resolve().parent.parent
 IMPORTED = (
-    "poptorch", "torch.export", "torch._dynamo", "torch.fx.experimental.proxy_tensor", "torch._functorch.aot_autograd", "torch.distributed.run",
+    "poptorch", "torch.export", "torch._dynamo", "torch.fx.experimental.proxy_tensor", "torch._functorch.aot_autograd",
+    "torch.distributed.run",
     "safetensors.torch", "poptorch.execution.compilation", "training.run", "training.log.run_log",
     "generation.text_generator",
 )  # fmt: skip

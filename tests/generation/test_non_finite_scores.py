@@ -5,6 +5,7 @@ import io
 import math
 
 import pytest
+import tiny_checkpoint
 import torch
 
 import custom_ops
@@ -32,10 +33,12 @@ def native_operators():
 def generate(tmp_path, name, value, *flags):
     """(status, stdout, stderr) for a checkpoint with this value in one of its weights."""
     torch.manual_seed(0)
-    gpt2 = GPT2LMHeadModel(GPT2Config(50272, 16, 32, 2, 2, real_vocab_size=50257))
+    bpe = tiny_checkpoint.tokenizer()
+    gpt2 = GPT2LMHeadModel(GPT2Config(304, 16, 32, 2, 2, real_vocab_size=bpe.vocab_size))
     with torch.no_grad():
         gpt2.get_parameter(name).view(-1)[0] = value
     save_pretrained(gpt2, tmp_path / "checkpoint")
+    (tmp_path / "checkpoint" / "tokenizer.json").write_text(bpe.to_json(), encoding="utf-8")
     (tmp_path / "prompts.txt").write_text("Hi\n", encoding="utf-8")
     words = ["--model-name-or-path", str(tmp_path / "checkpoint"), "--prompt-file", str(tmp_path / "prompts.txt")]
     words += ["--input-len", "4", "--output-len", "4", "--log-probabilities", "True", *flags]
