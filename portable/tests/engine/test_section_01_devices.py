@@ -146,7 +146,7 @@ def test_vmap_in_what_export_refuses(monkeypatch):
         raise torch._dynamo.exc.Unsupported("refused")
 
     monkeypatch.setattr(torch.export, "export", refuse)
-    with pytest.raises(poptorch.Error, match="torch.vmap in forward"):
+    with pytest.raises(poptorch.Error, match="could not be traced: Unsupported: refused"):
         infer(lambda m, x: torch.vmap(lambda row: row * 2)(x), X)
 
 

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from programs import Body, infer, make_options
 
 import poptorch
+from poptorch.engine.tracing import export as tracing
+from poptorch.engine.tracing import recording
 
 Auto = poptorch.AutoStage
 
@@ -197,12 +199,11 @@ def test_a_block_that_a_function_begins():
 
 
 def test_automatic_ids_are_the_same_if_the_trace_begins_again(monkeypatch):
-    """For a program that torch.export refuses forward() runs a second time."""
-    export = torch.export.export
+    """For a program that cannot be recorded forward() runs a second time, for torch.export."""
 
-    def refuse(entry, args, strict):
-        export(entry, args, strict=strict)
-        raise RuntimeError("no fake impl")
+    def refuse(entry, model, leaves):
+        recording.record(entry, model, leaves)
+        raise recording.NotRecorded("refused")
 
     def forward(m, x):
         with poptorch.Block():
@@ -210,7 +211,7 @@ def test_automatic_ids_are_the_same_if_the_trace_begins_again(monkeypatch):
         with poptorch.Block():
             return x * 2
 
-    monkeypatch.setattr(torch.export, "export", refuse)
+    monkeypatch.setattr(tracing, "record", refuse)
     poptorch.Block.useAutoId()
     options = make_options(2).setExecutionStrategy(poptorch.PipelinedExecution("0", "1"))
     executor = poptorch.inferenceModel(Body(forward), options)

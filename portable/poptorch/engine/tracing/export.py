@@ -1,7 +1,8 @@
 """From a module to a graph: `forward` runs once, on one micro-batch, and is never run again.
 
-torch.export records the operations; ProgramMode, active during the call, sees every torch function first and does what
-the contract asks of tracing; the block, checkpoint and loop markers say where things are (spec section 1).
+recording.py records the operations, or else torch.export; ProgramMode, active during the call, sees every torch
+function first and does what the contract asks of tracing; the block, checkpoint and loop markers say where things are
+(spec section 1).
 """
 
 from __future__ import annotations
@@ -9,21 +10,21 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch.export.graph_signature import InputKind
 from torch.fx import config as fx_config
 
-from ... import notices
 from ...poptorch_core import Error, createPoptorchError, set_compiling
 from . import devices, functions, lenient, members, native_names, opaque, subclasses
 from .host_tensors import HostWrites
 from .program_mode import ProgramMode, value_unknown
-from .recording import PythonState, record, silent_repetition
+from .recording import NotRecorded, record
+from .side_effects import PythonState, silent_repetition
 
 
 @dataclasses.dataclass
@@ -194,40 +195,47 @@ def trace(
         entry.training = model.training
         before = PythonState(model)
         try:
-            traced = _lifted(torch.export.export(entry, tuple(leaves), strict=False), model)
+            traced = _recorded(entry, model, leaves)
         except Exception as error:
             if not _is_refusal(error, context):
+                before.restore()
                 raise  # the program's own error, or the contract's
-            traced = _recorded(entry, model, leaves, context, before, error)
-        else:
-            context.left_behind.restore()  # export takes back what forward() did to attributes
+            traced = _exported(entry, model, leaves, context, before)
+        before.restore()  # no attribute stays a tensor of the trace
+        context.left_behind.restore()
         functions.replace_functions(traced.graph, traced.constants, context.functions)
         opaque.replace_calls(traced.graph)
     return traced
 
 
 def _is_refusal(error: Exception, context: TraceContext) -> bool:
-    """Whether `error` is export's and not the program's or the contract's: a refusal of what forward() did."""
+    """Whether `error` is the tracer's and not the program's or the contract's: a refusal of what forward() did."""
     if isinstance(error, Error):
-        return isinstance(error, _NotExported)
+        return isinstance(error, NotRecorded)
     no_kernel = "no fake impl" in str(error)  # a plain RuntimeError
-    return context.left_behind is not None or no_kernel or type(error).__module__.startswith("torch")
+    raised_by_torch = type(error).__module__.startswith("torch")
+    return context.left_behind is not None or no_kernel or raised_by_torch or _is_machinery(error)
 
 
-class _NotExported(Error):
-    """Something in forward() that export keeps as an object of its own."""
+def _is_machinery(error: Exception) -> bool:
+    """Whether torch's dispatcher says that it does not know what to do, as for operators of higher order."""
+    if not isinstance(error, (AssertionError, AttributeError, NotImplementedError)):
+        return False
+    frame = traceback.extract_tb(error.__traceback__)[-1].filename.replace("\\", "/")
+    return frame.endswith(("torch/_ops.py", "tracing/recording.py")) or "torch/_higher_order_ops" in frame
 
 
-def _recorded(
-    entry: _Entry,
-    model: torch.nn.Module,
-    leaves: list[torch.Tensor],
-    context: TraceContext,
-    before: PythonState,
-    refusal: Exception,
+def _recorded(entry: _Entry, model: torch.nn.Module, leaves: list[torch.Tensor]) -> TracedGraph:
+    """The graph as recording.py makes it."""
+    graph, *placeholders = record(entry, model, leaves)
+    _drop_idle(graph)
+    return _traced(graph, *placeholders, model)
+
+
+def _exported(
+    entry: _Entry, model: torch.nn.Module, leaves: list[torch.Tensor], context: TraceContext, before: PythonState
 ) -> TracedGraph:
-    """The graph of a program that export refused, recorded in another way; Python's side effects are seen once."""
-    reason = f"{type(refusal).__name__}: {str(refusal).strip().splitlines()[0]}" if str(refusal) else repr(refusal)
+    """The graph of a program that cannot be recorded, by torch.export; Python's side effects are seen once."""
     ran = context.left_behind
     before.restore()
     context.host_writes.take_back()
@@ -238,22 +246,18 @@ def _recorded(
     opaque.forget()
     try:
         with contextlib.nullcontext() if ran is None else silent_repetition(ran):
-            module, parameters, buffers, constants, inputs = record(entry, model, leaves)
+            return _lifted(torch.export.export(entry, tuple(leaves), strict=False), model)
     except Exception as error:
         if not _is_refusal(error, context):
             raise
-        raise createPoptorchError(f"forward() of {type(model).__name__} could not be traced: {reason}") from refusal
-    notices.once(
-        ("recorded", type(model)),
-        f"torch.export refuses forward() of {type(model).__name__} ({reason}): it was recorded operation by operation "
-        "instead, which gives the same program.",
-    )
-    _drop_idle(module.graph)
-    return _traced(module.graph, parameters, buffers, constants, inputs, model)
+        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}" if str(error) else repr(error)
+        raise createPoptorchError(f"forward() of {type(model).__name__} could not be traced: {reason}") from error
 
 
 def _lifted(exported: torch.export.ExportedProgram, model: torch.nn.Module) -> TracedGraph:
     """The exported graph with its placeholders told apart."""
+    from torch.export.graph_signature import InputKind  # torch.export is loaded where it is needed
+
     signature, graph = exported.graph_signature, exported.graph_module.graph
     parameters, buffers, constants, inputs = {}, {}, {}, []
     for spec in signature.input_specs:
@@ -268,7 +272,7 @@ def _lifted(exported: torch.export.ExportedProgram, model: torch.nn.Module) -> T
         elif spec.kind == InputKind.USER_INPUT:
             inputs.append(name)
         else:
-            raise _NotExported(f"forward() captures an object that cannot be compiled: {spec.kind} {spec.target}.")
+            raise NotRecorded(f"forward() captures an object that cannot be compiled: {spec.kind} {spec.target}.")
     _drop_idle(graph)
     return _traced(graph, parameters, buffers, constants, inputs, model)
 
@@ -279,7 +283,7 @@ def _drop_idle(graph: torch.fx.Graph) -> None:
             graph.erase_node(node)
         elif node.op == "get_attr":  # the body of a higher-order operator
             user = next(iter(node.users), node)
-            raise _NotExported(f"forward() uses {user.target}, which cannot be compiled: remove it.")
+            raise NotRecorded(f"forward() uses {user.target}, which cannot be compiled: remove it.")
 
 
 def _traced(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 from .export import TracedGraph
+from .recording import ENTRY
 
 _OPERATIONS = {  # torch's name: PopART's, where it is not torch's own in camel case
     "linear": "Gemm",
@@ -37,7 +38,6 @@ _OPERATIONS = {  # torch's name: PopART's, where it is not torch's own in camel 
     "nll_loss_nd": "Nll",
     "cross_entropy_loss": "Nll",
 }
-_ENTRY = "model"  # the traced model's name in the module that export sees
 
 
 def names(graph: torch.fx.Graph) -> dict[str, torch.fx.Node]:
@@ -58,7 +58,7 @@ def names(graph: torch.fx.Graph) -> dict[str, torch.fx.Node]:
 def _scope(node: torch.fx.Node) -> list[str]:
     stack = node.meta.get("nn_module_stack") or {}
     path = next((path for path, _ in reversed(list(stack.values()))), "")
-    return [part for part in path.removeprefix(_ENTRY).split(".") if part]
+    return [part for part in path.removeprefix(ENTRY).split(".") if part]
 
 
 def watch(traced: TracedGraph, wanted: list[str]) -> None:
