@@ -2,14 +2,15 @@
 
     python -m benchmarks.executor_overhead                 # the GPT-2 of `make demo`, 4 micro-batches of 2 x 128 tokens
     python -m benchmarks.executor_overhead --rounds 3 --imports 1       # a smoke run
+    python -m benchmarks.executor_overhead --other ../earlier           # and compiling GPT-2 small, beside a checkout's
     python -m benchmarks.executor_overhead --json benchmarks/records/executor_overhead_cpu.json
 
 Both sides are the application's model and loss in one process, with the same weights and data: on one side
 `poptorch.trainingModel` makes a call of gradientAccumulation micro-batches, on the other forward, backward,
 accumulation and torch.optim.AdamW's fused step are written out. They take turns; reported are the medians and the
 median of the ratios of neighbours. The runtime's fused loss would hide what the contract costs: it is measured
-without it, and as programs run. Imports are timed in fresh processes, `import torch` and `import torch, poptorch` in
-turn.
+without it, and as programs run. With --other compiling is measured too (first_call.py). Imports are timed in fresh
+processes, `import torch` and `import torch, poptorch` in turn.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 
+from benchmarks import first_call  # noqa: E402
+from benchmarks.train_step import MODELS  # noqa: E402
 from corpora.program import ProgramParser  # noqa: E402
 
 
@@ -119,7 +122,33 @@ def measure_imports(rounds: int) -> dict[str, Any]:
     }
 
 
+def measure_compiling(args: argparse.Namespace) -> dict[str, Any]:
+    """Compiling GPT-2 at each of the lengths, beside the other checkout."""
+    results = {}
+    layers, width, heads, vocabulary = MODELS[args.model]
+    for length in args.compile_lengths:
+        settings = dict(
+            layers=layers, width=width, heads=heads, vocabulary=vocabulary, batch=4, length=length,
+            half=False, threads=args.threads, dropout=args.compile_dropout, calls=3,
+        )  # fmt: skip
+        found = first_call.measure(args.other, args.python, args.compile_rounds, settings)
+        results[f"{args.model}, 4 x {length}"] = found
+        print("\n".join(first_call.describe(found, length)), flush=True)
+    return results
+
+
 _CAPTURED: dict[str, Any] = dict(capture_output=True, text=True, check=True, cwd=ROOT)
+
+
+def _check_other(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    args.other = args.other.absolute()
+    args.python = (args.python or args.other / ".venv" / "bin" / "python").absolute()
+    if args.compile_rounds < 1 or min(args.compile_lengths) < 1:
+        parser.error("--compile-rounds and --compile-lengths must be at least 1")
+    if not (args.other / "benchmarks" / "train_step_sides.py").is_file():
+        parser.error(f"--other {args.other}: no benchmarks/train_step_sides.py there; name a checkout of this tree")
+    if not args.python.is_file():
+        parser.error(f"{args.python}: no interpreter there; run `make setup` in {args.other}, or name it with --python")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -131,8 +160,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--accumulation", type=int, default=4, help="micro-batches in a step")
     parser.add_argument("--length", type=int, default=128, help="tokens in a sample")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--other", type=Path, metavar="DIR", help="a checkout whose compiling is compared with ours")
+    parser.add_argument("--python", type=Path, metavar="FILE", help="its interpreter (default: DIR/.venv/bin/python)")
+    parser.add_argument("--model", choices=MODELS, default="gpt2", help="what is compiled")
+    parser.add_argument("--compile-lengths", type=int, nargs="+", default=[256, 1024], metavar="N", help="tokens")
+    parser.add_argument("--compile-rounds", type=int, default=3, help="processes of each side")
+    parser.add_argument("--compile-dropout", type=float, default=0.1, help="of all three kinds")
     parser.add_argument("--json", type=Path, help="write the record here")
     args = parser.parse_args(argv)
+    if args.other is not None:
+        _check_other(parser, args)
     import torch
 
     torch.set_num_threads(args.threads)
@@ -142,6 +179,12 @@ def main(argv: list[str] | None = None) -> int:
         ours, by_hand = found["seconds"]["ours"], found["seconds"]["by_hand"]
         sides = f"{ours * 1e3:7.1f} ms a call, by hand {by_hand * 1e3:7.1f} ms"
         print(f"{name:16} {sides}, {found['times_faster']:.3f} times as fast")
+    if args.other is not None:
+        try:
+            results["compiling"] = measure_compiling(args)
+        except RuntimeError as error:
+            print(f"executor_overhead: {error}", file=sys.stderr)
+            return 1
     if args.imports:
         results["imports"] = found = measure_imports(args.imports)
         print(
@@ -151,8 +194,13 @@ def main(argv: list[str] | None = None) -> int:
         from benchmarks import record
 
         keys = ("batch", "accumulation", "length", "rounds", "threads")
+        settings = {key: getattr(args, key) for key in keys}
+        if args.other is not None:
+            commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=args.other, capture_output=True, text=True)
+            settings.update(other=args.other.name, other_commit=commit.stdout.strip() or None)
+            settings.update({key: getattr(args, key) for key in ("compile_rounds", "compile_dropout")})
         head = record.head("executor_overhead", sys.argv[1:] if argv is None else argv)
-        record.write(args.json, head, {key: getattr(args, key) for key in keys}, results)
+        record.write(args.json, head, settings, results)
     return 0
 
 

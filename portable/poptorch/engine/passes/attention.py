@@ -14,6 +14,7 @@ import torch
 from ...device.dropout_attention import dropout_attention
 from ..tracing.constants import constant_value
 from ..tracing.export import TracedGraph
+from ..tracing.writes import origins, written
 from .patterns import erase, only_use, overwritten
 
 aten = torch.ops.aten
@@ -34,8 +35,10 @@ def fuse_attention(traced: TracedGraph, device: torch.device) -> int:
     """Replace every causal attention found in `traced`; returns how many there were."""
     replaced: set[torch.fx.Node] = set()
     count = 0
+    origin = origins(traced.graph.nodes)
+    changed = written(traced.graph.nodes, traced.modules, origin)
     for node in list(traced.graph.nodes):
-        match = _match(traced, node) if node.target is aten.matmul.default else None
+        match = _match(traced, node, origin, changed) if node.target is aten.matmul.default else None
         if match is None:
             continue
         operands = (match.query, match.key, match.value)
@@ -50,13 +53,19 @@ def fuse_attention(traced: TracedGraph, device: torch.device) -> int:
                 )
         fused.meta.update(node.meta)
         node.replace_all_uses_with(fused)
+        origin[fused] = origin[node]  # what is a view of the one is now a view of the other
         replaced |= match.replaced | {node}
         count += 1
     erase(traced, replaced)
     return count
 
 
-def _match(traced: TracedGraph, product: torch.fx.Node) -> _Match | None:
+def _match(
+    traced: TracedGraph,
+    product: torch.fx.Node,
+    origin: dict[torch.fx.Node, torch.fx.Node],
+    changed: set[torch.fx.Node],
+) -> _Match | None:
     """Read the pattern backwards from the product of probabilities and values."""
     probabilities, value = product.args
     dropout = 0.0
@@ -85,23 +94,23 @@ def _match(traced: TracedGraph, product: torch.fx.Node) -> _Match | None:
     shapes = [node.meta["val"].shape for node in operands]
     if any(len(shape) != 4 for shape in shapes) or shapes[0] != shapes[1] or shapes[1][2] != shapes[2][2]:
         return None
-    if len({node.meta["val"].dtype for node in operands}) > 1 or overwritten(traced, operands, inner, product):
+    if len({node.meta["val"].dtype for node in operands}) > 1 or overwritten(traced, operands, inner, product, origin):
         return None
-    if not _vanishes(traced, low) or not _is_causal(traced, mask, shapes[0][2]):
+    if not _vanishes(traced, low, changed) or not _is_causal(traced, mask, shapes[0][2], changed):
         return None
     replaced = {node for node in (dropped, softmax, masked, scaled, inner) if node is not None}
     return _Match(query, key, value, float(scale), dropout, replaced)
 
 
-def _vanishes(traced: TracedGraph, low: object) -> bool:
+def _vanishes(traced: TracedGraph, low: object, changed: set[torch.fx.Node]) -> bool:
     if isinstance(low, torch.fx.Node):
-        value = constant_value(traced, low)
+        value = constant_value(traced, low, changed)
         return value is not None and bool((value <= _LOW).all())
     return isinstance(low, (int, float)) and low <= _LOW
 
 
-def _is_causal(traced: TracedGraph, mask: object, length: int) -> bool:
-    value = constant_value(traced, mask) if isinstance(mask, torch.fx.Node) else None
+def _is_causal(traced: TracedGraph, mask: object, length: int, changed: set[torch.fx.Node]) -> bool:
+    value = constant_value(traced, mask, changed) if isinstance(mask, torch.fx.Node) else None
     if value is None or value.dtype != torch.bool or value.numel() != length * length:
         return False
     return torch.equal(value.reshape(length, length), torch.ones(length, length, dtype=torch.bool).tril())

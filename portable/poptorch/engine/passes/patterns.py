@@ -18,13 +18,18 @@ def only_use(node: object, *targets: object) -> torch.fx.Node | None:
 
 
 def overwritten(
-    traced: TracedGraph, values: Iterable[torch.fx.Node], first: torch.fx.Node, last: torch.fx.Node
+    traced: TracedGraph,
+    values: Iterable[torch.fx.Node],
+    first: torch.fx.Node,
+    last: torch.fx.Node,
+    origin: dict[torch.fx.Node, torch.fx.Node] | None = None,
 ) -> bool:
     """Whether anything between `first` and `last` changes one of `values` in place.
 
-    A fusion reads its operands at `last` where the program read them from `first` on.
+    A fusion reads its operands at `last` where the program read them from `first` on. `origin` is origins() of the
+    whole graph, for who asks often.
     """
-    origin = origins(traced.graph.nodes)
+    origin = origins(traced.graph.nodes) if origin is None else origin
     sources = {origin.get(value, value) for value in values}
     node = first
     while node is not last:

@@ -10,31 +10,32 @@ from .writes import written
 _RANDOM = ("rand", "normal", "dropout", "bernoulli", "multinomial", "empty")
 
 
-def constant_value(traced: TracedGraph, node: torch.fx.Node) -> torch.Tensor | None:
+def constant_value(
+    traced: TracedGraph, node: torch.fx.Node, changed: set[torch.fx.Node] | None = None
+) -> torch.Tensor | None:
     """The value of `node` if it follows from constants and from buffers the program never writes; else None.
 
     Buffers that were read are noted in `traced.folded`: the program is only right while they hold these values.
+    `changed` is written() of the whole graph, for who asks often.
     """
-    needed: list[torch.fx.Node] = []
+    needed: dict[torch.fx.Node, None] = {}
     pending = [node]
     while pending:
         current = pending.pop()
         if current in needed:
             continue
-        needed.append(current)
+        needed[current] = None
         if current.op == "placeholder":
             if current.name not in traced.constants and current.name not in traced.buffers:
                 return None
         elif current.op != "call_function" or any(word in str(current.target) for word in _RANDOM):
             return None
         pending.extend(current.all_input_nodes)
-    written_nodes = written(traced.graph.nodes, traced.modules)
-    if any(source in written_nodes for source in needed):
+    changed = written(traced.graph.nodes, traced.modules) if changed is None else changed
+    if not changed.isdisjoint(needed):
         return None
     values: dict[torch.fx.Node, object] = {}
-    for current in traced.graph.nodes:  # program order
-        if current not in needed:
-            continue
+    for current in sorted(needed):  # program order
         if current.op == "placeholder":
             is_constant = current.name in traced.constants
             value = traced.constants[current.name] if is_constant else traced.buffer_values[current.name]
