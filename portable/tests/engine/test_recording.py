@@ -147,6 +147,22 @@ def test_a_library_knows_that_it_is_traced():
     assert torch.equal(infer(forward, X), X) and not torch.compiler.is_compiling()
 
 
+def test_attributes_that_hold_tensors_of_the_trace_become_what_they_were():
+    log = []
+
+    def forward(m, x):
+        log.append("called")
+        m.seen, m.notes, m.kept = m.notes, [], x + m.w
+        return m.kept
+
+    model = Body(forward, w=torch.nn.Parameter(torch.ones(3)))
+    model.notes, model.kept = log, "before"
+    executor = poptorch.inferenceModel(model)
+    executor(X)
+    assert executor.model.kept == "before" and executor.model.notes == []
+    assert executor.model.seen is log and log == ["called"]
+
+
 def _removes(m, x):
     del m.first
     return x

@@ -198,10 +198,10 @@ def trace(
             traced = _recorded(entry, model, leaves)
         except Exception as error:
             if not _is_refusal(error, context):
-                before.restore()
+                before.restore_attributes()
                 raise  # the program's own error, or the contract's
             traced = _exported(entry, model, leaves, context, before)
-        before.restore()  # no attribute stays a tensor of the trace
+        before.restore_attributes()  # so that none stays a tensor of the trace
         context.left_behind.restore()
         functions.replace_functions(traced.graph, traced.constants, context.functions)
         opaque.replace_calls(traced.graph)

@@ -37,14 +37,18 @@ class PythonState:
 
     def restore(self) -> None:
         """Back to what was there."""
+        self.restore_attributes()
+        for container, contents in self._containers:
+            container.clear()
+            (container.extend if isinstance(container, list) else container.update)(contents)
+
+    def restore_attributes(self) -> None:
+        """The modules' attributes are what they were; what is in lists, dicts and sets stays."""
         for (module, attributes), lost in zip(self._attributes, self._lost, strict=True):
             for name in [name for name in vars(module) if not name.startswith("_")]:
                 if name not in attributes or (name in lost and isinstance(vars(module)[name], FakeTensor)):
                     del vars(module)[name]
             vars(module).update({name: value for name, value in attributes.items() if name not in lost})
-        for container, contents in self._containers:
-            container.clear()
-            (container.extend if isinstance(container, list) else container.update)(contents)
 
 
 def _filled(cell: Any) -> bool:
