@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 from contextlib import contextmanager
-from typing import Iterator, Sequence
+from typing import Any, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -41,6 +41,31 @@ def means(values: Sequence[float]) -> list[float]:
     array = np.asarray(values, np.float64)
     _add_up([array])
     return (array / instance()[1]).tolist()
+
+
+def check_same(facts: Mapping[str, Any]) -> None:
+    """That all processes were started alike. Every process must call it.
+
+    Args:
+        facts: plain values, by the flag or by what else they are of.
+
+    Raises:
+        ValueError: in every process, naming one that has something else. RuntimeError: as `combine`.
+    """
+    if instance()[1] == 1:
+        return
+    agree(False)  # meets the others
+    import torch.distributed as dist
+
+    told: list[Any] = [None] * instance()[1]
+    dist.all_gather_object(told, dict(facts))
+    for process, other in enumerate(told):
+        for name, value in told[0].items():
+            if other.get(name) != value:
+                raise ValueError(
+                    f"{name}: process {process} has {other.get(name)}, process 0 {value}; start all processes with "
+                    "the same flags, data and checkpoint"
+                )
 
 
 @contextmanager

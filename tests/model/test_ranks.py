@@ -1,0 +1,72 @@
+"""What processes of a run tell each other (model/ranks.py)."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+from tiny_run import ROOT, environment
+
+from model import ranks
+
+PROGRAM = """
+import json, sys
+from model import ranks
+found = {"means": ranks.means([ranks.instance()[0], 1.5]), "votes": [ranks.agree(False), ranks.agree(ranks.is_first())]}
+with ranks.first_before_others():
+    print("inside", ranks.instance()[0], file=sys.stderr, flush=True)
+facts = {"--seed": 1, "--learning-rate": 0.1 * (1 + ranks.instance()[0])}
+ranks.check_same({"--seed": 1})
+try:
+    ranks.check_same(facts)
+except ValueError as error:
+    found["error"] = str(error)
+print(json.dumps(found))
+"""
+
+
+def together(processes):
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = str(listener.getsockname()[1])
+    variables = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM],
+            cwd=str(ROOT),
+            env={**environment(), **variables, "RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(processes)
+    ]
+    ended = [process.communicate(timeout=120) for process in started]
+    assert not any(process.returncode for process in started), ended
+    return [json.loads(out) for out, _ in ended]
+
+
+def test_two_processes():
+    for found in together(2):
+        assert found["means"] == [0.5, 1.5] and found["votes"] == [False, True]
+        assert found["error"].startswith("--learning-rate: process 1 has 0.2, process 0 0.1; start all processes with")
+
+
+def test_alone_nothing_is_sent(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "OMPI_COMM_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert "MASTER_ADDR" not in os.environ
+    assert ranks.means([2.0]) == [2.0] and ranks.agree(True) and not ranks.agree(False) and ranks.is_first()
+    ranks.check_same({"--seed": 1})
+    with ranks.first_before_others():
+        pass
+
+
+def test_a_process_that_nobody_meets_is_told(monkeypatch):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("POPTORCH_PORTABLE_TIMEOUT", "1")
+    with pytest.raises(RuntimeError, match="(?s)cannot exchange their results.*HINT: start them with torchrun"):
+        ranks.agree(True)
