@@ -20,7 +20,9 @@ SCRIPTS = sorted(
     if "__main__" in path.read_text(encoding="utf-8") and "argv" in path.read_text(encoding="utf-8")
 )
 # Sides of a benchmark, which it starts, have no flags; unicode_classes.py writes a file of the repository.
-WITHOUT_FLAGS = {path for path in SCRIPTS if path.endswith(("_sides.py", "side_process.py", "unicode_classes.py"))}
+WITHOUT_FLAGS = {
+    path for path in SCRIPTS if path.endswith(("_sides.py", "_side.py", "side_process.py", "unicode_classes.py"))
+}
 COMMANDS = [[path] for path in SCRIPTS if path not in WITHOUT_FLAGS]
 COMMANDS += [
     ["-m", path[:-3].replace("/", ".")] for (path,) in COMMANDS if path.startswith(("data/", "tokenizer/", "tasks/"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_run import flags, run_here, write_config, write_corpus
+from tiny_run import ROOT, environment, flags, run_here, write_config, write_corpus
 
 from corpora import pieces
 from data.loading.corpus_tokenizer import corpus_tokenizer
@@ -169,20 +168,35 @@ def test_documents_end_as_the_tokenizer_says(tmp_path, text):
     assert (corpus.tokens[corpus.offsets[1:] - 1] == 280).all() and len(corpus) == 60
 
 
+# The texts have no end, so that native code is reading them when the signal comes, in threads that outlive main(): a
+# process of its own ends them.
+ENDLESS = """
+import os, sys
+from tokenizer import train
+
+NUMBER = int(sys.argv.pop(1))
+
+def endless(*_):
+    yield "a first text"
+    os.kill(os.getpid(), NUMBER)
+    while True:
+        yield "and another"
+
+train.DocumentReader = endless
+sys.exit(train.main())
+"""
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_while_it_learns_ends_it_and_leaves_nothing(tmp_path, monkeypatch, capsys, number, status):
-    """Native code reads the texts, here without an end: it is in a thread, so that the main one hears the signal."""
-
-    def endless(*_):
-        yield "a first text"
-        os.kill(os.getpid(), number)
-        while True:
-            yield "and another"
-
-    monkeypatch.setattr(tokenizer_train, "DocumentReader", endless)
+def test_a_signal_while_it_learns_ends_it_and_leaves_nothing(tmp_path, number, status):
+    """Native code reads the texts: it is in a thread, so that the main one hears the signal."""
     (tmp_path / "text.txt").write_text("text\n", encoding="utf-8")
-    assert main(["--input", str(tmp_path / "text.txt"), "--output", str(tmp_path / "out")]) == status
-    assert "interrupted, nothing written; the same command begins again" in capsys.readouterr().err
+    words = [str(int(number)), "--input", str(tmp_path / "text.txt"), "--output", str(tmp_path / "out")]
+    done = subprocess.run(
+        [sys.executable, "-c", ENDLESS, *words], cwd=str(ROOT), env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode == status, done.stderr
+    assert "interrupted, nothing written; the same command begins again" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
 
 
