@@ -23,7 +23,7 @@ _POPART_OPTIONS = {
 _POPART_PATTERNS = {"TiedGather": True, "TiedGatherAccumulate": True, "UpdateInplacePrioritiesForIpu": True}
 
 
-_TOTAL_REPLICAS, _IPUS_PER_REPLICA = "POPDIST_NUM_TOTAL_REPLICAS", "POPDIST_NUM_IPUS_PER_REPLICA"
+_TOTAL_REPLICAS = "POPDIST_NUM_TOTAL_REPLICAS"
 
 
 def share_replicas(args: argparse.Namespace) -> None:
@@ -34,9 +34,7 @@ def share_replicas(args: argparse.Namespace) -> None:
     """
     if not popdist.isPopdistEnvSet():
         return
-    if _TOTAL_REPLICAS not in os.environ:
-        os.environ[_TOTAL_REPLICAS] = str(args.replication_factor)
-        os.environ[_IPUS_PER_REPLICA] = str(args.ipus_per_replica)
+    os.environ.setdefault(_TOTAL_REPLICAS, str(args.replication_factor))
     popdist.init()
     replicas = popdist.getNumTotalReplicas()
     if replicas != args.replication_factor:

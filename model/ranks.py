@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -72,13 +72,20 @@ def check_same(facts: Mapping[str, Any]) -> None:
 def first_before_others() -> Iterator[None]:
     """What is inside the first process does before the others begin: it finds files as they do, but tidies them up.
 
-    Every process must enter it. Raises RuntimeError as `combine`.
+    Every process must enter it. Where the first one fails the others are let in too, and not left waiting for it.
+    Raises RuntimeError as `combine`.
     """
     if not is_first():
         agree(False)
-    yield
-    if is_first():
-        agree(False)
+        yield
+        return
+    try:
+        yield
+    except BaseException:
+        with suppress(RuntimeError):  # what is under way is the error to tell
+            agree(False)
+        raise
+    agree(False)
 
 
 def _add_up(arrays: Sequence[np.ndarray]) -> None:

@@ -58,6 +58,29 @@ def _asynchronous(args: argparse.Namespace, large: bool) -> dict[str, Any]:
     }
 
 
+def _join(args: argparse.Namespace) -> None:
+    """One of several processes takes its part of the replicas. Raises BadFlags where that does not come out even."""
+    try:
+        share_replicas(args)
+    except (ValueError, poptorch.Error) as error:
+        raise BadFlags(
+            f"--replication-factor {args.replication_factor}: the program was started as one of several processes: "
+            f"{error}"
+        ) from error
+    batch = args.batch_size * args.gradient_accumulation * args.replication_factor
+    if args.global_batch_size not in (None, batch):
+        raise BadFlags(
+            f"--global-batch-size {args.global_batch_size}: with the launcher's replicas a weight update has "
+            f"{batch} samples; give --gradient-accumulation instead"
+        )
+
+
+def _shard(args: argparse.Namespace) -> Shard:
+    """The samples that this process takes of every call: those of its replicas' micro-batches."""
+    micro_batches = args.gradient_accumulation * args.device_iterations
+    return Shard(*instance(), block=args.batch_size * local_replicas(args), blocks=micro_batches)
+
+
 def place_model(gpt2: GPT2LMHeadModel, args: argparse.Namespace) -> PretrainingModel:
     """The objective over the placed model, in half."""
     for line in placement.place(gpt2, args.layers_per_ipu, training=True):
@@ -82,29 +105,12 @@ class TrainingRun:
         """`argv` is the command line of `args`, for the commands that messages give; `started` the time.monotonic() at
         the start of the program, from which --time-limit counts.
         """
-        try:
-            share_replicas(args)
-        except (ValueError, poptorch.Error) as error:
-            raise BadFlags(
-                f"--replication-factor {args.replication_factor}: the program was started as one of several processes: "
-                f"{error}"
-            ) from error
+        _join(args)
         self.args, self.samples_a_call = args, samples_per_call(args)
-        batch = args.batch_size * args.gradient_accumulation * args.replication_factor
-        if args.global_batch_size not in (None, batch):
-            raise BadFlags(
-                f"--global-batch-size {args.global_batch_size}: with the launcher's replicas a weight update has "
-                f"{batch} samples; give --gradient-accumulation instead"
-            )
         with ranks.first_before_others():  # which may mend what an interrupted save left
             find_latest(args)
             state, tokenizer, gpt2, self.samples, held_out = read_inputs(args)
-        shard = Shard(
-            *instance(),
-            block=args.batch_size * local_replicas(args),
-            blocks=args.gradient_accumulation * args.device_iterations,
-        )
-        self.sampler = make_sampler(self.samples, args.seed, shard)
+        self.sampler = make_sampler(self.samples, args.seed, _shard(args))
         self.samples_a_step = self.sampler.shard.group  # of all processes
         self.calls_an_epoch = self.sampler.samples_an_epoch // self.samples_a_step
         self.calls = min(self._planned_calls(), args.training_steps)

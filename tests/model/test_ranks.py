@@ -15,8 +15,14 @@ PROGRAM = """
 import json, sys
 from model import ranks
 found = {"means": ranks.means([ranks.instance()[0], 1.5]), "votes": [ranks.agree(False), ranks.agree(ranks.is_first())]}
-with ranks.first_before_others():
-    print("inside", ranks.instance()[0], file=sys.stderr, flush=True)
+with ranks.first_before_others(), open(sys.argv[1], "a") as file:
+    file.write(str(ranks.instance()[0]))
+try:
+    with ranks.first_before_others():
+        if ranks.is_first():
+            raise KeyError("the first fails")
+except KeyError:
+    found["failed"] = True
 facts = {"--seed": 1, "--learning-rate": 0.1 * (1 + ranks.instance()[0])}
 ranks.check_same({"--seed": 1})
 try:
@@ -27,14 +33,14 @@ print(json.dumps(found))
 """
 
 
-def together(processes):
+def together(processes, path):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = str(listener.getsockname()[1])
     variables = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", PROGRAM],
+            [sys.executable, "-c", PROGRAM, str(path)],
             cwd=str(ROOT),
             env={**environment(), **variables, "RANK": str(rank)},
             stdout=subprocess.PIPE,
@@ -48,8 +54,11 @@ def together(processes):
     return [json.loads(out) for out, _ in ended]
 
 
-def test_two_processes():
-    for found in together(2):
+def test_two_processes(tmp_path):
+    told = together(2, tmp_path / "order")
+    assert (tmp_path / "order").read_text() == "01"
+    assert [found.get("failed") for found in told] == [True, None], "the second is not left waiting"
+    for found in told:
         assert found["means"] == [0.5, 1.5] and found["votes"] == [False, True]
         assert found["error"].startswith("--learning-rate: process 1 has 0.2, process 0 0.1; start all processes with")
 
