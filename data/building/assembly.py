@@ -12,6 +12,7 @@ import fcntl
 import os
 import re
 import shutil
+import sys
 import time
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -184,10 +185,9 @@ class Assembly:
                 f"stopped; with fewer --workers than {self.workers} it takes less memory"
             ) from error
         finally:
-            for _, _, future in waiting:
-                if future is not None:
-                    future.cancel()
-            pool.shutdown(wait=True)
+            # The pool cancels what waits itself: a future cancelled from here would raise in the pool's own thread
+            # where a signal to the whole group has killed the workers too (CPython 3.11's terminate_broken).
+            pool.shutdown(wait=True, **({"cancel_futures": True} if sys.version_info >= (3, 9) else {}))
 
     def _finished(self, number: int, piece: Piece, future: Any) -> tuple[int, Part, bool]:
         if future is not None:

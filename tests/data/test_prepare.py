@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import concurrent.futures.process
 import functools
 import gzip
 import io
@@ -17,6 +18,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 import zipfile
 from pathlib import Path
@@ -333,6 +335,38 @@ def test_goes_on_where_it_stopped(tmp_path, corpus, tokenizer, monkeypatch, work
     assert seen[:8] == [True, True, False, True, True, True, True, True] and not all(seen)
     assert pickle.loads((out / "corpus.pkl").read_bytes()) == ids_of(documents(120))
     assert sorted(path.name for path in out.iterdir()) == ["corpus.pkl", "tokenizer.json"]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 9), reason="the pool's own thread has another name")
+def test_workers_that_the_same_signal_killed_leave_no_traceback(tmp_path, corpus, tokenizer, monkeypatch):
+    """A scheduler's SIGTERM ends the workers too; the pool learns of it when its owner has let go of what waits."""
+    let_go, failures, pools = threading.Event(), [], []
+    pool_class, manager = concurrent.futures.ProcessPoolExecutor, concurrent.futures.process._ExecutorManagerThread
+    shutdown, broken = pool_class.shutdown, manager.terminate_broken
+    monkeypatch.setattr(pool_class, "shutdown", lambda *args, **kwargs: (let_go.set(), shutdown(*args, **kwargs)))
+    monkeypatch.setattr(manager, "terminate_broken", lambda *args: (let_go.wait(), broken(*args)))
+    monkeypatch.setattr(threading, "excepthook", failures.append)
+    worker_pool, submit = assembly.worker_pool, pool_class.submit
+
+    def pool_of_one(_workers, *args):
+        pools.append(worker_pool(1, *args))
+        return pools[0]
+
+    def first_only(pool, function, *args):  # the others are still to do when the signal comes
+        first = not pool._pending_work_items and not pool._queue_count
+        return submit(pool, function, *args) if first else submit(pool, time.sleep, 600)
+
+    monkeypatch.setattr(assembly, "worker_pool", pool_of_one)
+    monkeypatch.setattr(pool_class, "submit", first_only)
+
+    def end(*_):
+        for process in pools[0]._processes.values():
+            process.terminate()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(assembly.Progress, "add", end)
+    assert run("--input", corpus, "--output", tmp_path / "out", "--tokenizer", tokenizer, "--workers", 2) == 130
+    assert not failures
 
 
 def test_other_input_or_flags_start_anew(corpus):
