@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -71,6 +72,7 @@ class Optimizer:
         self._device_state: dict[str, Any] = {"ipu_state": None, "ipu_param": None}
         self._read_device: Callable[[], dict[str, Any]] | None = None
         self._write_device: Callable[[dict[str, Any]], None] | None = None
+        self._keep_device: Callable[[], dict[str, Any]] | None = None
 
     def _configure(
         self, allowed: tuple[str, ...], dtypes: dict[str, torch.dtype | None], numbers: dict[str, Any]
@@ -95,16 +97,18 @@ class Optimizer:
 
     def get_state_dict(self) -> dict[str, Any]:
         """The device's part of the state: {"ipu_state": …, "ipu_param": …}."""
-        if self._read_device is not None:
-            self._device_state = self._read_device()
-        return self._device_state
+        return self._device_state if self._read_device is None else self._read_device()
 
     def set_state_dict(self, state: dict[str, Any]) -> None:
         """Replace the device's part of the state that is kept here; a linked executor is not told."""
         self._device_state = dict(state)
 
     def state_dict(self) -> dict[str, Any]:
-        """torch's state dict and the device's part: CPU tensors under PopART's names, None before compilation."""
+        """torch's state dict and the device's part: CPU tensors under PopART's names, None before compilation.
+
+        Of several processes that train together all must ask while an executor is linked. The first gets the values,
+        in a file of the temporary folder, the others shapes and types (device "meta") and all numbers.
+        """
         host = super().state_dict() if isinstance(self, torch.optim.Optimizer) else {}
         return {**host, **self.get_state_dict()}
 
@@ -112,7 +116,8 @@ class Optimizer:
         """Load what state_dict() returned: groups, and the device's part for the executor to continue from.
 
         Raises:
-            RuntimeError: an empty state, one from before compilation, or a state of a plain torch optimizer.
+            RuntimeError: an empty state, one from before compilation, one without values, which state_dict() gives
+                to all but the first of several processes, or a state of a plain torch optimizer.
         """
         if not state:
             raise RuntimeError("Cannot load the optimizer state: it is empty.")
@@ -122,27 +127,52 @@ class Optimizer:
             raise RuntimeError(
                 "Cannot load the optimizer state: it is empty, having been read before the model was compiled."
             )
+        if any(tensor.is_meta for tensor in state["ipu_state"].values()):
+            raise RuntimeError(
+                "Cannot load the optimizer state: of several processes the first alone has the values of state_dict(). "
+                "Let it write them to a file, and load that in all of them."
+            )
         host = {key: state[key] for key in ("state", "param_groups") if key in state}
         device = {key: value for key, value in state.items() if key not in ("state", "param_groups")}
         if len(host) == 2:
             super().load_state_dict(host)
         if self._write_device is not None:
             self._write_device(device)
-        self._device_state = device
+        else:
+            self._device_state = device
 
-    def _link_device(self, read: Callable[[], dict[str, Any]], write: Callable[[dict[str, Any]], None]) -> None:
-        """From now on the state lives in an executor that `read` and `write` reach."""
+    def _link_device(
+        self,
+        read: Callable[[], dict[str, Any]],
+        write: Callable[[dict[str, Any]], None],
+        keep: Callable[[], dict[str, Any]] | None = None,
+    ) -> None:
+        """From now on the state lives in an executor that `read` and `write` reach.
+
+        `keep` reads what this process needs to go on by itself; `read`, if there is only one process.
+        """
         self._read_device, self._write_device = read, write
+        self._keep_device = read if keep is None else keep
+        self._device_state = {"ipu_state": None, "ipu_param": None}
 
     def _unlink_device(self) -> None:
         """Bring the state back from the executor and keep it here."""
-        self.get_state_dict()
-        self._read_device = self._write_device = None
+        if self._keep_device is not None:
+            self._device_state = self._keep_device()
+        self._read_device = self._write_device = self._keep_device = None
+
+    @contextmanager
+    def _linked_to(self, state: dict[str, Any]) -> Iterator[None]:
+        """Inside this context that is the executor's state, for who writes it down."""
+        keep, self._keep_device = self._keep_device, lambda: state
+        try:
+            yield
+        finally:
+            self._keep_device = keep
 
     def __getstate__(self) -> dict[str, Any]:
-        self.get_state_dict()
-        names = (*ATTRIBUTES, "_device_state")
-        kept = {name: self.__dict__[name] for name in names if name in self.__dict__}
+        kept = {name: self.__dict__[name] for name in ATTRIBUTES if name in self.__dict__}
+        kept["_device_state"] = self._device_state if self._keep_device is None else self._keep_device()
         host = super().__getstate__() if isinstance(self, torch.optim.Optimizer) else {}
         return {**host, **kept}
 

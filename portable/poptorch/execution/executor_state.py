@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from typing import Any
 
@@ -160,6 +161,7 @@ class ExecutorState:
             self._mark_seen()
         session.runner.probe = self._probe
         self._session = session
+        self._kept_state = None  # it lives on the device from now on
         if self._training:
             self._link_optimizer()
             self._source.used = True
@@ -235,19 +237,15 @@ class ExecutorState:
 
     def _link_optimizer(self) -> None:
         if isinstance(self._optimizer, optim.Optimizer):
-            self._optimizer._link_device(self._session.read_optimizer, self._session.write_optimizer)
-
-    def _plain_optimizer_state(self) -> dict[str, Any] | None:
-        """The device's state of an optimizer of torch.optim, which has no place for it."""
-        if not self._training or isinstance(self._optimizer, optim.Optimizer):
-            return None
-        return self._kept_state if self._session is None else self._session.read_optimizer()
+            session = self._session
+            keep = functools.partial(session.read_optimizer, everywhere=True)
+            self._optimizer._link_device(session.read_optimizer, session.write_optimizer, keep)
 
     def _unlink_optimizer(self) -> None:
-        """Leave the device's state with the optimizer object."""
+        """Leave the device's state with the optimizer object; of several processes, in each of them all of it."""
         if self._session is None:
             return
         if isinstance(self._optimizer, optim.Optimizer):
             self._optimizer._unlink_device()
         else:
-            self._kept_state = self._plain_optimizer_state()
+            self._kept_state = self._session.read_optimizer(everywhere=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import pickle
@@ -10,8 +11,9 @@ from typing import Any
 
 import torch
 
-from .. import notices
+from .. import notices, optim
 from ..checks import require
+from ..engine.processes import group
 from ..poptorch_core import createPoptorchError
 
 _FORMAT = "poptorch-portable executor"
@@ -52,7 +54,10 @@ def _path(filename: str | os.PathLike) -> pathlib.Path:
 
 
 def save(executor: Any, filename: str | os.PathLike, export_model: bool, save_rng_state: bool) -> None:
-    """Write `executor` to `filename`, all at once: a temporary file is renamed over it."""
+    """Write `executor` to `filename`, all at once: a temporary file is renamed over it.
+
+    Of several processes that train together all must call it, the first writes, and none goes on before it has.
+    """
     path = _path(filename)
     if executor._source is not None:
         executor._source.sync()
@@ -64,12 +69,23 @@ def save(executor: Any, filename: str | os.PathLike, export_model: bool, save_rn
         "rng_state": executor.rng_state if save_rng_state else None,
         "call": executor._compiled.call.example(),
     }
+    session, optimizer = executor._session, executor._optimizer
+    ours = isinstance(optimizer, optim.Optimizer)
+    state = executor._kept_state
+    if export_model and executor._training and session is not None:
+        state = session.read_optimizer()
     if export_model:
         contents["model"] = executor._model
         contents["options"] = executor._options
-        contents["optimizer"] = executor._optimizer
+        contents["optimizer"] = optimizer
         # Of torch's own optimizers; those of poptorch.optim carry it with them.
-        contents["optimizer_state"] = executor._plain_optimizer_state()
+        contents["optimizer_state"] = None if ours else state
+    read_already = optimizer._linked_to(state) if ours and session is not None else contextlib.nullcontext()
+    with read_already:
+        group.in_first(lambda: _write(contents, path), None if session is None else session.replicas)
+
+
+def _write(contents: dict[str, Any], path: pathlib.Path) -> None:
     temporary = path.with_name(path.name + ".partial")
     try:
         torch.save(contents, temporary)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 
 from .. import notices
 from ..device.policy import Policy
-from ..engine.processes import group
+from ..engine.processes import collecting, group
+from ..engine.processes.collecting import Owned
 from ..engine.processes.layout import Layout
 from ..engine.running.anchors import Anchors, tensor_names
 from ..engine.running.gradients import GradientAccumulator
@@ -53,10 +55,10 @@ class Session:
         self.optimizer: DeviceOptimizer | None = None
         self._accumulator: GradientAccumulator | None = None
         counts, layout = compiled.counts, Layout.of(options)
-        self._replicas: Any = None  # the processes that have the other replicas, where these train together
+        self.replicas: Any = None  # the processes that have the other replicas, where these train together
         if optimizer is not None and layout.processes > 1:
             group.join(layout, policy.device)
-            self._replicas = group.replicas(layout)
+            self.replicas = group.replicas(layout)
             with hosting.plain(model):
                 group.agree_on(_facts(model, compiled), layout)
         with hosting.plain(model):
@@ -134,7 +136,7 @@ class Session:
             generator=None,
             relax_attribute_checks=options.relax_optimizer_checks,
             automatic_scaling=_automatic_scaling(options),
-            spread=Spread(self._sharded(), self._replicas),
+            spread=Spread(self._sharded(), self.replicas),
         )
         if state.grouped and self.optimizer.measures_norms:
             raise createPoptorchError(
@@ -148,7 +150,7 @@ class Session:
             compiled.counts.accumulation * compiled.counts.all_replicas,
             mean=training.accumulation_and_replication_reduction_type == ReductionType.Mean,
             running=training.meanAccumulationAndReplicationReductionStrategy == MeanReductionStrategy.Running,
-            group=self._replicas,
+            group=self.replicas,
         )
 
     def _sharded(self) -> dict[str, int]:
@@ -170,12 +172,17 @@ class Session:
         with hosting.plain(self._model):
             self._state.download(self._model)
 
-    def read_optimizer(self) -> dict[str, Any]:
-        """The optimizer's state, and the weights where the device holds them more precisely than the program."""
-        state = self.optimizer.state_dict()
+    def read_optimizer(self, everywhere: bool = False) -> dict[str, Any]:
+        """The optimizer's state, and the weights where the device holds them more precisely than the program.
+
+        Of several processes all must ask; see collecting.collect for what each gets.
+        """
+        collect = functools.partial(collecting.collect, group=self.replicas, everywhere=everywhere)
+        state = self.optimizer.state_dict(collect)
         state["ipu_state"] = self._state.replicated(state["ipu_state"])
+        state["ipu_param"] = collecting.union(state["ipu_param"], self.replicas)
         with hosting.plain(self._model):
-            masters = self._state.masters(self._model)
+            masters = collect({name: Owned.whole(tensor) for name, tensor in self._state.masters(self._model).items()})
         return {**state, MASTERS: masters} if masters else state
 
     def write_optimizer(self, state: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.distributed as dist
@@ -12,6 +12,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from ...poptorch_core import createPoptorchError
 from .layout import Layout
+from .reduction import exchange
 
 TIMEOUT_VARIABLE = "POPTORCH_PORTABLE_TIMEOUT"
 _TIMEOUT = 1800  # seconds; one process may load data or validate while others wait
@@ -69,6 +70,28 @@ def join(layout: Layout, device: torch.device) -> None:
 def replicas(layout: Layout) -> dist.ProcessGroup | None:
     """The processes over which gradients are reduced. None if this is the only one."""
     return dist.group.WORLD if layout.processes > 1 else None
+
+
+def in_first(action: Callable[[], None], members: dist.ProcessGroup | None) -> None:
+    """`action` is done by the first of some processes, all of which must call this and wait for it; or by the only one.
+
+    Raises what it raised, poptorch.Error in the others.
+    """
+    if members is None:
+        return action()
+    failed: Exception | None = None
+    if dist.get_rank(members) == 0:
+        try:
+            action()
+        except Exception as error:  # the others must not wait for ever
+            failed = error
+    told = [None if failed is None else f"process 0 failed: {failed}"]
+    with exchange():
+        dist.broadcast_object_list(told, src=dist.get_global_rank(members, 0), group=members)
+    if failed is not None:
+        raise failed
+    if told[0] is not None:
+        raise createPoptorchError(told[0])
 
 
 def agree_on(facts: Mapping[str, str], layout: Layout) -> None:

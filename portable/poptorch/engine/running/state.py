@@ -170,10 +170,10 @@ class DeviceState:
             host_buffers[name].copy_(self.buffers[name])
 
     def masters(self, model: torch.nn.Module) -> dict[str, torch.Tensor]:
-        """Copies of the parameters that the device holds more precisely than the program sees them."""
+        """The parameters that the device holds more precisely than the program sees them, as they are there."""
         host = dict(model.named_parameters())
         return {
-            name: tensor.detach().to("cpu", copy=True)
+            name: tensor.detach()
             for name, tensor in self.parameters.items()
             if host[name].dtype == torch.float16 and tensor.dtype == torch.float32
         }

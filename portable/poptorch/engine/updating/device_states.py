@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
 from ... import notices
+from ..processes.collecting import Owned, copies
 from . import optimizer_state
 from .hyperparameters import Settings
 from .loss_scaling import AutomaticLossScaling
@@ -16,6 +17,7 @@ from .optimizer_values import Values
 from .spread import Spread
 
 _UPDATE_FACTOR = "lossScaleUpdateFactor"
+Collect = Callable[[Mapping[str, Owned]], dict[str, torch.Tensor]]
 
 
 class DeviceStates:
@@ -77,27 +79,29 @@ class DeviceStates:
             if velocity is not None and scale != before[name]:
                 velocity.mul_(scale / before[name])
 
-    def state_dict(self) -> dict[str, dict[str, torch.Tensor]]:
+    def state_dict(self, collect: Collect = copies) -> dict[str, dict[str, torch.Tensor]]:
         """{"ipu_state": states, "ipu_param": hyper-parameters}, as CPU tensors under PopART's names.
 
         States are `Accl1___<param>` (first moment or velocity; RMSprop: the mean square), `Accl2___<param>` (second
         moment; centered RMSprop: the mean), `Accl3___<param>` (RMSprop's momentum), `Accl___<param>` (combined
         velocity), and `Step___<param>`. SGD's velocities are stored multiplied by loss_scaling, combined ones by
         velocity_scaling. Hyper-parameters are 0-d float64, so that loading continues to the bit; the SDK has float32
-        there. States that are sharded over processes are whole: all of them must ask.
+        there. `collect` makes whole states of what this process owns of them.
         """
-        states = {
-            f"{role}___{name}": self._spread.whole(name, state.detach(), self._whole[name].shape).to("cpu", copy=True)
+        owned = {
+            f"{role}___{name}": self._spread.owned(name, state, self._whole[name].shape)
             for name, states in self._states.items()
             for role, state in states.items()
         }
+        numbers = {}
         if self._settings.kind != "SGD":
-            states.update({f"Step___{name}": torch.tensor(float(step)) for name, step in self._steps.items()})
+            numbers = {f"Step___{name}": torch.tensor(float(step)) for name, step in self._steps.items()}
         settings = self._settings
         if self._automatic is not None:
-            states[_UPDATE_FACTOR] = torch.tensor(self._automatic.factor)
+            numbers[_UPDATE_FACTOR] = torch.tensor(self._automatic.factor)
             settings = dataclasses.replace(settings, loss_scaling=settings.loss_scaling / self._automatic.factor)
-        return {"ipu_state": states, "ipu_param": optimizer_state.to_tensors(settings)}
+        owned.update((key, Owned.whole(number)) for key, number in numbers.items())
+        return {"ipu_state": collect(owned), "ipu_param": optimizer_state.to_tensors(settings)}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 import torch.distributed as dist
 
+from ..processes.collecting import Owned
 from ..processes.reduction import exchange, total
 
 
@@ -55,11 +56,11 @@ class Spread:
             dist.all_gather_single(whole, mine, group=self._group)
         return whole
 
-    def whole(self, name: str, state: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-        """A state in its parameter's shape. Every process of the group must ask for it."""
+    def owned(self, name: str, state: torch.Tensor, shape: torch.Size) -> Owned:
+        """A state of a parameter of this shape, as this process has it: whole, or the shard of it."""
         if name not in self._sizes:
-            return state
-        return self._gathered(name, state)[: self._sizes[name]].view(shape)
+            return Owned(shape, state.detach())
+        return Owned(shape, state.detach(), self._rank * self._each(name))
 
     def spread(self, parameters: Mapping[str, torch.Tensor], names: Sequence[str]) -> None:
         """The updated shards of `names` reach every process's `parameters`."""
