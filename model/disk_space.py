@@ -11,14 +11,16 @@ class CheckpointNotWritten(RuntimeError):
     """A checkpoint could not be written; what was in its place is still there.
 
     Args:
-        directory: where it was to be. needed: its bytes. error: what the system said; None if it was not asked.
+        directory: where it was to be. needed: its bytes, 0 if it did not come to that. error: what the system said;
+            None if it was not asked.
     """
 
     def __init__(self, directory: Path, needed: int, error: Exception | None = None) -> None:
         free = free_bytes(directory)
         reason = f" ({getattr(error, 'strerror', None) or str(error).splitlines()[0]})" if error is not None else ""
+        sizes = f": takes {needed:,} bytes, {free:,} are free there" if needed else ""
         super().__init__(
-            f"{directory}: not saved{reason}: takes {needed:,} bytes, {free:,} are free there\n"
+            f"{directory}: not saved{reason}{sizes}\n"
             "HINT: make room, lower --keep-checkpoints, or name another --save-model-path; with --on-save-error "
             "continue a run goes on without that checkpoint"
         )

@@ -357,7 +357,8 @@ class TrainingRun:
     def _save(self, name: str, needed: bool, **further: Any) -> bool:
         """Writes a checkpoint; False if that failed, which --on-save-error continue allows to one not `needed`."""
         # The update after the last loss may have been the one that overflowed.
-        self.check_finite(sum(float(weight.detach().float().sum()) for weight in self.model.parameters()))
+        own = (weight.detach() for weight in self.model.parameters() if not weight.is_meta)
+        self.check_finite(*ranks.means([sum(float(weight.float().sum()) for weight in own)]))
         if isinstance(self.samples, MmapDataset):
             further["ordered_parts"] = list(self.samples.parts)
         directory = self.folder.writes(name)

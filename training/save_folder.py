@@ -26,12 +26,17 @@ RUN_FILE = "run.json"
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in a folder, oldest first: as run.json lists them, and before these those it does not know."""
-    for aside in folder.glob(".*.old"):  # of a save that was killed between its two renames
-        if _is_checkpoint_name(aside.name[1 : -len(".old")]):
-            recover_interrupted(folder / aside.name[1 : -len(".old")])
+    _tidy(folder)
     listed = {name: place for place, name in enumerate(recorded(folder))}
     found = [path for path in folder.iterdir() if _is_checkpoint_name(path.name) and path.is_dir()]
     return sorted(found, key=lambda path: (listed.get(path.name, -1), path.stat().st_mtime_ns))
+
+
+def _tidy(folder: Path) -> None:
+    """After a save that was killed: half a checkpoint goes, and one that it had moved aside comes back."""
+    for left in [*folder.glob(".*.new"), *folder.glob(".*.old")]:
+        if _is_checkpoint_name(left.stem[1:]):
+            recover_interrupted(folder / left.stem[1:])
 
 
 def _is_checkpoint_name(name: str) -> bool:
@@ -120,6 +125,7 @@ class SaveFolder:
                 "folder"
             ) from error
         if resumed is not None and os.path.realpath(resumed.parent) == os.path.realpath(folder):
+            _tidy(folder)
             names = recorded(folder)
             # The list is that of the run of this checkpoint, unless another run has started there since.
             self.written = [name for name in names if (folder / name).is_dir()] if resumed.name in names else []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
+import inspect
 import json
 from pathlib import Path
 from typing import Any, Sequence
@@ -111,14 +112,20 @@ def save(
     """Write a checkpoint to `directory`, whole or not at all.
 
     `tokenizer` is the content of a tokenizer.json; `further` are plain values that go into the training state. Of
-    several processes, all of which must call it, since each may hold a shard of the optimizer, one `writes`.
+    several processes, all of which must call it, since each may hold a part of the weights and of the optimizer's
+    state, the first `writes`: it alone is given the values of all.
 
     Raises:
         CheckpointNotWritten: if there is no room for it, which is seen before anything is written, or writing fails.
     """
+    try:
+        executor.copyWeightsToHost()  # of a replica over several processes the first one gets all
+        optimizer_state = optimizer.state_dict()
+    except poptorch.Error as error:  # no room in the temporary folder, which every process is told of
+        raise CheckpointNotWritten(directory, 0, RuntimeError(error.message)) from error
     state = {
         "format": _FORMAT,
-        "optimizer": optimizer.state_dict(),
+        "optimizer": optimizer_state,
         "schedule": schedule.state_dict(),
         "rng_state": torch.tensor(executor.rng_state, dtype=torch.int64),
         "position": dataclasses.asdict(position),
@@ -141,7 +148,10 @@ def save(
 
 
 def read(directory: Path) -> dict[str, Any]:
-    """The training state of a checkpoint. Raises ValueError naming the file if it is not there or cannot be read."""
+    """The training state of a checkpoint. Raises ValueError naming the file if it is not there or cannot be read.
+
+    Its tensors are mapped where torch can do so (from 2.1 on): a process reads what it uses.
+    """
     recover_interrupted(directory)
     path = directory / STATE_FILE
     if not path.is_file():
@@ -151,7 +161,8 @@ def read(directory: Path) -> dict[str, Any]:
             "from its weights."
         )
     try:
-        state = torch.load(str(path), map_location="cpu", weights_only=True)
+        mapped = {"mmap": True} if "mmap" in inspect.signature(torch.load).parameters else {}
+        state = torch.load(str(path), map_location="cpu", weights_only=True, **mapped)
     except Exception as error:  # whatever a damaged file makes of the unpickler
         raise ValueError(
             f"{path} cannot be read ({error}): it is damaged, resume from an earlier checkpoint"

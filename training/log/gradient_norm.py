@@ -36,14 +36,17 @@ class GradientNorm:
         self._moments.update({name: value.clone() for name, value in state.items() if name.startswith(_FIRST_MOMENT)})
 
     def read(self, calls: int) -> tuple[float, float]:
-        """The norm of the mean gradient of the `calls` since the last time, without loss scale; and the loss scale."""
+        """The norm of the mean gradient of the `calls` since the last time, without loss scale; and the loss scale.
+
+        Of several processes all must ask; the first, which has the values, gets the norm, the others 0.
+        """
         state = self._optimizer.state_dict()
         decay = self._beta ** (calls * self._updates_a_call)
-        total = 0.0
+        total, earlier, self._moments = 0.0, self._moments, {}
         for name, moment in state["ipu_state"].items():
-            if not name.startswith(_FIRST_MOMENT):
+            if not name.startswith(_FIRST_MOMENT) or moment.is_meta:
                 continue
-            before = self._moments.get(name)
+            before = earlier.get(name)
             difference = moment.double() if before is None else moment.double() - decay * before.double()
             total += float(difference.square().sum())
             self._moments[name] = moment.clone()

@@ -1,0 +1,111 @@
+"""Checkpoints of several processes: one set of files, which any number of them resumes."""
+
+import csv
+import resource
+import shutil
+import subprocess
+
+import pytest
+import safetensors.torch
+import torch
+from test_processes import curve, run_flags, run_together, torchrun
+from test_resume import assert_equal, contents
+from tiny_run import NO_DROPOUT, environment, run_here, saved_in, write_config, write_corpus
+
+SCHEDULE = {"lr_warmup_steps": 1, "lr_decay_steps": 12}
+SHARDED = {"replicated_tensor_sharding": True}
+
+
+def make_folder(path, **config):
+    """Model and corpus: 72 samples to train on, 6 calls of 12 an epoch."""
+    write_config(path, **config)
+    write_corpus(path / "corpus.pkl", articles=26, length=40)
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_folder(tmp_path_factory.mktemp("layouts"))
+
+
+def norms(save):
+    with (save / "curves.csv").open(newline="") as file:
+        return [float(row["gradient_norm"]) for row in csv.DictReader(file) if row["gradient_norm"]]
+
+
+def files(checkpoint):
+    return {path.name: path.read_bytes() for path in checkpoint.iterdir()}
+
+
+def test_the_same_layout_goes_on_bit_for_bit(folder):
+    """With dropout, and the states of the optimizer shared out; what it left of an earlier save goes.
+
+    The norms of its gradients, which are read from those states, are those of one process.
+    """
+    whole, cut, alone = (folder / name for name in ("whole", "cut", "alone"))
+    run_together(2, [*run_flags(folder, whole, **SHARDED), "--log-gradient-norm"])
+    assert run_here([*run_flags(folder, alone, epochs=1, **SCHEDULE), "--log-gradient-norm"]).status == 0
+    assert len(norms(alone)) == 6 and norms(whole)[:6] == pytest.approx(norms(alone), rel=1e-3)
+    cut.mkdir()
+    shutil.copytree(whole / "epoch_0", cut / "epoch_0")
+    (cut / ".step_9.new").mkdir()
+    checkpoint = ["--pretrained-checkpoint", cut / "epoch_0", "--resume-training-from-checkpoint"]
+    run_together(2, [*run_flags(folder, cut, **SHARDED), *checkpoint])
+    assert saved_in(cut) == {"epoch_0", "epoch_1"}
+    expected, found = contents(whole / "epoch_1"), contents(cut / "epoch_1")
+    assert found[:2] == expected[:2]
+    assert_equal(found[2], expected[2])
+
+
+def refused_there(argv, room):
+    """Two processes on disks where no file gets longer than `room` bytes."""
+    return subprocess.run(
+        torchrun(2, argv),
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=300,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, room)),
+    )
+
+
+@pytest.mark.parametrize("where", ["the temporary folder", "the folder"])
+def test_a_full_disk_is_told_once_and_leaves_nothing_half_written(folder, where):
+    save = folder / where.replace(" ", "_")
+    argv = run_flags(folder, save, epochs=1, save_per_epochs=None, save_per_steps=3, training_steps=3, **SHARDED)
+    assert run_here(argv).status == 0
+    state = torch.load(str(save / "step_3" / "training_state.pt"), weights_only=True)["optimizer"]
+    room = sum(value.numel() * value.element_size() for value in state["ipu_state"].values())
+    before = files(save / "step_3")
+    done = refused_there([*argv, "--overwrite"], room // 2 if where == "the temporary folder" else room + 20_000)
+    ours = [line for line in done.stderr.splitlines() if line.startswith("train_gpt2.py: ")]
+    assert done.returncode == 1 and len(ours) == 1, done.stderr
+    assert ours[0].startswith(f"train_gpt2.py: {save / 'step_3'}: not saved (")
+    assert ("let TMPDIR name a folder on a larger disk" in ours[0]) == (where == "the temporary folder"), ours
+    assert saved_in(save) == {"step_3", "curves-1.csv"} and files(save / "step_3") == before
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_from_layout_to_layout(tmp_path):
+    """Four processes, one, two, two that share the optimizer out, four that do, and one again: the curve of one."""
+    make_folder(tmp_path, **NO_DROPOUT)
+    alone, save = tmp_path / "alone", tmp_path / "save"
+    assert run_here(run_flags(tmp_path, alone, **SCHEDULE)).status == 0
+    for last, (processes, how) in zip(
+        range(2, 13, 2), [(4, {}), (1, {}), (2, {}), (2, SHARDED), (4, SHARDED), (1, {})]
+    ):
+        steps = {"save_per_epochs": 0, "training_steps": last}
+        argv = [*run_flags(tmp_path, save, **steps, **how, **SCHEDULE), "--resume", "latest"]
+        if processes > 1:
+            run_together(processes, argv)
+        else:
+            assert run_here(argv).status == 0
+        assert f"step_{last}" in saved_in(save)
+    assert curve(save) == pytest.approx(curve(alone), rel=1e-5)
+    found, expected = (
+        safetensors.torch.load_file(str(folder / "model.safetensors"))
+        for folder in (save / "step_12", alone / "epoch_1")
+    )
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name].float(), tensor.float(), rtol=2e-3, atol=1e-5)  # half
