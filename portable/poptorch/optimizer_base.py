@@ -106,8 +106,8 @@ class Optimizer:
     def state_dict(self) -> dict[str, Any]:
         """torch's state dict and the device's part: CPU tensors under PopART's names, None before compilation.
 
-        Of several processes that train together all must ask while an executor is linked. The first gets the values,
-        in a file of the temporary folder, the others shapes and types (device "meta") and all numbers.
+        Where several processes have parts of the state all must ask while an executor is linked. The first gets the
+        values, in a file of the temporary folder, the others shapes and types (device "meta") and all numbers.
         """
         host = super().state_dict() if isinstance(self, torch.optim.Optimizer) else {}
         return {**host, **self.get_state_dict()}

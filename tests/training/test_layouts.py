@@ -6,7 +6,6 @@ import shutil
 import subprocess
 
 import pytest
-import safetensors.torch
 import torch
 from test_processes import curve, run_flags, run_together, torchrun
 from test_resume import assert_equal, contents
@@ -103,9 +102,3 @@ def test_from_layout_to_layout(tmp_path):
             assert run_here(argv).status == 0
         assert f"step_{last}" in saved_in(save)
     assert curve(save) == pytest.approx(curve(alone), rel=1e-5)
-    found, expected = (
-        safetensors.torch.load_file(str(folder / "model.safetensors"))
-        for folder in (save / "step_12", alone / "epoch_1")
-    )
-    for name, tensor in expected.items():
-        torch.testing.assert_close(found[name].float(), tensor.float(), rtol=2e-3, atol=1e-5)  # half

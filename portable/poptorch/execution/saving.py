@@ -56,7 +56,8 @@ def _path(filename: str | os.PathLike) -> pathlib.Path:
 def save(executor: Any, filename: str | os.PathLike, export_model: bool, save_rng_state: bool) -> None:
     """Write `executor` to `filename`, all at once: a temporary file is renamed over it.
 
-    Of several processes that train together all must call it, the first writes, and none goes on before it has.
+    Where several processes have parts of the optimizer's state all must call it, the first writes, and none goes on
+    before it has.
     """
     path = _path(filename)
     if executor._source is not None:
@@ -82,11 +83,11 @@ def save(executor: Any, filename: str | os.PathLike, export_model: bool, save_rn
         contents["optimizer_state"] = None if ours else state
     read_already = optimizer._linked_to(state) if ours and session is not None else contextlib.nullcontext()
     with read_already:
-        group.in_first(lambda: _write(contents, path), None if session is None else session.replicas)
+        group.in_first(lambda: _write(contents, path), None if session is None else session.together)
 
 
 def _write(contents: dict[str, Any], path: pathlib.Path) -> None:
-    temporary = path.with_name(path.name + ".partial")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")  # other processes may write the same file
     try:
         torch.save(contents, temporary)
         os.replace(temporary, path)

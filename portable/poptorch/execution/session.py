@@ -54,11 +54,12 @@ class Session:
         self._options = options
         self.optimizer: DeviceOptimizer | None = None
         self._accumulator: GradientAccumulator | None = None
+        self.together: Any = None  # all processes, if none has the whole state of the optimizer
         counts, layout = compiled.counts, Layout.of(options)
-        self.replicas: Any = None  # the processes that have the other replicas, where these train together
+        self._replicas: Any = None  # the processes that have the other replicas, where these train together
         if optimizer is not None and layout.processes > 1:
             group.join(layout, policy.device)
-            self.replicas = group.replicas(layout)
+            self._replicas = group.replicas(layout)
             with hosting.plain(model):
                 group.agree_on(_facts(model, compiled), layout)
         with hosting.plain(model):
@@ -127,6 +128,9 @@ class Session:
         options, state = self._options, self._state
         host = dict(self._model.named_parameters())
         named = {name: host[name] for name in state.parameters}
+        sharded = self._sharded()
+        if sharded:
+            self.together = group.everybody()
         self.optimizer = DeviceOptimizer(
             optimizer,
             named,
@@ -136,7 +140,7 @@ class Session:
             generator=None,
             relax_attribute_checks=options.relax_optimizer_checks,
             automatic_scaling=_automatic_scaling(options),
-            spread=Spread(self._sharded(), self.replicas),
+            spread=Spread(sharded, self._replicas),
         )
         if state.grouped and self.optimizer.measures_norms:
             raise createPoptorchError(
@@ -150,7 +154,7 @@ class Session:
             compiled.counts.accumulation * compiled.counts.all_replicas,
             mean=training.accumulation_and_replication_reduction_type == ReductionType.Mean,
             running=training.meanAccumulationAndReplicationReductionStrategy == MeanReductionStrategy.Running,
-            group=self.replicas,
+            group=self._replicas,
         )
 
     def _sharded(self) -> dict[str, int]:
@@ -175,12 +179,15 @@ class Session:
     def read_optimizer(self, everywhere: bool = False) -> dict[str, Any]:
         """The optimizer's state, and the weights where the device holds them more precisely than the program.
 
-        Of several processes all must ask; see collecting.collect for what each gets.
+        Where several processes have parts of it all must ask; see collecting.collect for what each gets.
         """
-        collect = functools.partial(collecting.collect, group=self.replicas, everywhere=everywhere)
+        collect = functools.partial(collecting.collect, group=self.together, everywhere=everywhere)
+        if self.together is None:
+            collect = collecting.copies if self._replicas is None else collecting.copies_on_disk
         state = self.optimizer.state_dict(collect)
         state["ipu_state"] = self._state.replicated(state["ipu_state"])
-        state["ipu_param"] = collecting.union(state["ipu_param"], self.replicas)
+        if self.together is not None:
+            state["ipu_param"] = collecting.union(state["ipu_param"], self.together)
         with hosting.plain(self._model):
             masters = collect({name: Owned.whole(tensor) for name, tensor in self._state.masters(self._model).items()})
         return {**state, MASTERS: masters} if masters else state

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import pathlib
@@ -120,6 +121,20 @@ def test_a_folder_without_room_is_named_before_anything_is_sent():
         assert f"process 0: {tempfile.gettempdir()} cannot take the " in message and "TMPDIR" in message
 
 
+def test_copies_are_in_memory_where_the_disk_has_no_room(monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    whole = tensors()
+    owned = {name: Owned.whole(tensor) for name, tensor in whole.items()}
+    for room in (True, False):
+        if not room:
+            monkeypatch.setattr(os, "posix_fallocate", full)
+        found = collecting.copies_on_disk(owned)
+        assert all(torch.equal(found[name], tensor) for name, tensor in whole.items())
+        assert all(found[name].data_ptr() != tensor.data_ptr() for name, tensor in whole.items() if tensor.numel())
+
+
 N = 4 << 20  # elements of a weight, 16 MiB in float32
 WEIGHTS = 6
 _MEBIBYTE = 1 << 20
@@ -142,12 +157,12 @@ def data_bytes() -> int:
     return int(status.split("VmData:")[1].split()[0]) * 1024
 
 
-def saved_in_bounds(folder: str) -> None:
+def saved_in_bounds(folder: str, shared: bool) -> None:
     """Saves where there is room in memory for two more tensors, and none for three."""
     rank = int(os.environ["RANK"])
     options = poptorch.Options()
     options.Distributed.configureProcessId(rank, 2)
-    location = poptorch.TensorLocationSettings().useReplicatedTensorSharding(True)
+    location = poptorch.TensorLocationSettings().useReplicatedTensorSharding(shared)
     options.TensorLocations.setOptimizerLocation(location)
     model = Wide()
     optimizer = poptorch.optim.AdamW(model.parameters(), lr=1e-3)
@@ -172,8 +187,9 @@ def saved_in_bounds(folder: str) -> None:
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads /proc")
-def test_saving_takes_no_more_memory_than_two_tensors(tmp_path):
-    together(2, saved_in_bounds, str(tmp_path))
+@pytest.mark.parametrize("shared", [True, False])
+def test_saving_takes_no_more_memory_than_two_tensors(tmp_path, shared):
+    together(2, saved_in_bounds, str(tmp_path), shared)
     state = torch.load(tmp_path / "state.pt", weights_only=True, mmap=True)["ipu_state"]
     for index in range(WEIGHTS):
         # m = (1 - 0.9) g and v = (1 - 0.999) g^2 with g = 1

@@ -69,8 +69,19 @@ def copies(owned: Mapping[str, Owned]) -> dict[str, torch.Tensor]:
     return {name: each.tensor.to("cpu", copy=True) for name, each in owned.items()}
 
 
+def copies_on_disk(owned: Mapping[str, Owned]) -> dict[str, torch.Tensor]:
+    """The same where there is room in the temporary folder: beside other processes, memory is scarce."""
+    try:
+        found = on_disk({name: (each.shape, each.tensor.dtype) for name, each in owned.items()})
+    except OSError:
+        return copies(owned)
+    for name, tensor in found.items():
+        tensor.copy_(owned[name].tensor)
+    return found
+
+
 def collect(
-    owned: Mapping[str, Owned], group: dist.ProcessGroup | None, *, everywhere: bool = False
+    owned: Mapping[str, Owned], group: dist.ProcessGroup, *, everywhere: bool = False
 ) -> dict[str, torch.Tensor]:
     """Whole tensors on the host from what the processes of `group` own of them, each of which must call it.
 
@@ -81,8 +92,6 @@ def collect(
         poptorch.Error: in every process, if the temporary folder of one has no room for the tensors, or nobody owns
             some elements of one of them; or if another process has ended or does not answer.
     """
-    if group is None:
-        return copies(owned)
     rank = dist.get_rank(group)
     with exchange():
         described, parts = _agreed(owned, group)
@@ -112,11 +121,9 @@ def collect(
     return {name: found[name] for name in described}
 
 
-def union(numbers: Mapping[str, torch.Tensor], group: dist.ProcessGroup | None) -> dict[str, torch.Tensor]:
+def union(numbers: Mapping[str, torch.Tensor], group: dist.ProcessGroup) -> dict[str, torch.Tensor]:
     """0-d tensors of all processes of `group` in the first one, whose own stay as they are; elsewhere one's own."""
     found = dict(numbers)
-    if group is None:
-        return found
     rank, told = dist.get_rank(group), [None] * dist.get_world_size(group)
     mine = {name: (number.item(), number.dtype) for name, number in numbers.items()}
     with exchange():

@@ -72,6 +72,11 @@ def replicas(layout: Layout) -> dist.ProcessGroup | None:
     return dist.group.WORLD if layout.processes > 1 else None
 
 
+def everybody() -> dist.ProcessGroup:
+    """All processes that have met."""
+    return dist.group.WORLD
+
+
 def in_first(action: Callable[[], None], members: dist.ProcessGroup | None) -> None:
     """`action` is done by the first of some processes, all of which must call this and wait for it; or by the only one.
 
