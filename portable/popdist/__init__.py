@@ -3,8 +3,9 @@
 Processes are described by torchrun's environment (RANK and WORLD_SIZE) or by PopRun's (Open MPI's
 OMPI_COMM_WORLD_RANK and OMPI_COMM_WORLD_SIZE). POPDIST_NUM_TOTAL_REPLICAS, POPDIST_NUM_LOCAL_REPLICAS and
 POPDIST_NUM_IPUS_PER_REPLICA, which PopRun sets, say how many replicas there are; without the first two every process
-holds one. Without any variable there is one process. Programs import it; it imports nothing of the runtime, which would
-take seconds, and popdist/poptorch.py the options. Start below.
+holds one. Where there are more processes than replicas, several of them hold one together, each some of its IPUs, and
+count as one instance; that does not exist on IPUs. Without any variable there is one process. Programs import it; it
+imports nothing of the runtime, which would take seconds, and popdist/poptorch.py the options. Start below.
 """
 
 from __future__ import annotations
@@ -38,32 +39,62 @@ def _variables() -> tuple[str, str]:
 
 
 def getInstanceIndex() -> int:
-    """The number of this process, from 0. ValueError if it is not below the number of processes."""
-    rank, size = _variables()
-    index = _number(rank, 0, least=0)
-    if index >= getNumInstances():
-        raise ValueError(f"{rank}={index} is not below {size}={getNumInstances()}: correct both, or unset them")
-    return index
+    """The number of this instance, from 0: of this process, or of the replica that it holds a part of.
+
+    ValueError if the process's number is not below the number of processes.
+    """
+    return _process()[0] // getReplicaPart()[1]
 
 
 def getNumInstances() -> int:
-    """How many processes the run has."""
-    return _number(_variables()[1], 1)
+    """How many instances the run has: processes, or replicas where there are fewer of those."""
+    return _process()[1] // getReplicaPart()[1]
+
+
+def getReplicaPart() -> tuple[int, int]:
+    """(0, 1), or where several processes hold a replica together, which of them this is and how many.
+
+    An addition of the portable runtime. ValueError, naming the numbers that fit, if the processes cannot share the
+    replicas out.
+    """
+    process, processes = _process()
+    if _LOCAL in os.environ or _TOTAL not in os.environ:
+        return 0, 1
+    replicas, ipus = _number(_TOTAL, 1), _number(_IPUS, 1) if _IPUS in os.environ else None
+    if replicas % processes == 0:
+        return 0, 1
+    parts, left = divmod(processes, replicas)
+    if left or ipus is not None and ipus % parts:
+        fit = [number for number in range(1, replicas + 1) if replicas % number == 0]
+        spread = [replicas * part for part in range(2, (ipus or 1) + 1) if ipus % part == 0] if ipus else []
+        others = "" if ipus else f", a multiple of {replicas} to lay each over several"
+        raise ValueError(
+            f"{processes} processes cannot share {replicas} replica{'s'[: replicas != 1]}"
+            f"{f' of {ipus} IPUs' if ipus else ''}: start {_listed([*fit, *spread])}{others}, or choose a multiple of "
+            f"{processes} replicas"
+        )
+    return process % parts, parts
+
+
+def _listed(numbers: list[int]) -> str:
+    *first, last = map(str, numbers)
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def _process() -> tuple[int, int]:
+    """Number of this process and how many there are. ValueError if these do not fit."""
+    rank, size = _variables()
+    index, count = _number(rank, 0, least=0), _number(size, 1)
+    if index >= count:
+        raise ValueError(f"{rank}={index} is not below {size}={count}: correct both, or unset them")
+    return index, count
 
 
 def getNumLocalReplicas() -> int:
-    """How many replicas this process holds. ValueError, naming the numbers that fit, if they cannot be shared out."""
+    """How many replicas this instance holds. ValueError, naming the numbers that fit, if they cannot be shared out."""
     if _LOCAL in os.environ or _TOTAL not in os.environ:
         return _number(_LOCAL, 1)
-    processes, replicas = getNumInstances(), getNumTotalReplicas()
-    if replicas % processes:
-        *fewer, all_of_them = [number for number in range(1, replicas + 1) if replicas % number == 0]
-        fit = f"{', '.join(map(str, fewer))} or {all_of_them}" if fewer else "1"
-        raise ValueError(
-            f"{processes} processes cannot share {replicas} replica{'s'[: replicas != 1]}: start {fit}, or choose a "
-            f"multiple of {processes} replicas"
-        )
-    return replicas // processes
+    return getNumTotalReplicas() // getNumInstances()
 
 
 def getNumTotalReplicas() -> int:

@@ -20,6 +20,7 @@ class _PopdistDistributedOptions(DistributedOptions):
     def __init__(self) -> None:
         super().__init__()
         self.set(num_distributed_processes=popdist.getNumInstances(), distributed_process_id=popdist.getInstanceIndex())
+        self._replica_part = popdist.getReplicaPart()
 
     def _read_environment(self, var_num_processes: str, var_process_id: str) -> None:
         """popdist reads the environment, under its own names."""

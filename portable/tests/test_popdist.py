@@ -57,12 +57,32 @@ def test_any_number_of_processes_shares_the_replicas_or_is_told_what_does(proces
         for name, value in (("WORLD_SIZE", processes), ("RANK", 0), ("POPDIST_NUM_TOTAL_REPLICAS", replicas)):
             patch.setenv(name, str(value))
         if replicas % processes == 0:
-            assert popdist.getNumLocalReplicas() == replicas // processes
+            assert (popdist.getNumLocalReplicas(), popdist.getNumInstances()) == (replicas // processes, processes)
+            assert popdist.getReplicaPart() == (0, 1)
+            return
+        if processes % replicas == 0:
+            assert (popdist.getNumLocalReplicas(), popdist.getNumInstances()) == (1, replicas)
             return
         with pytest.raises(ValueError, match=f"choose a multiple of {processes} replicas") as caught:
             popdist.init()
     told = re.search(r"start ([\d, or]+)", str(caught.value))[1]
     assert [int(number) for number in re.findall(r"\d+", told)] == [w for w in range(1, 41) if replicas % w == 0]
+
+
+def test_processes_that_hold_a_replica_together(monkeypatch):
+    for name, value in (("WORLD_SIZE", 8), ("POPDIST_NUM_TOTAL_REPLICAS", 2), ("POPDIST_NUM_IPUS_PER_REPLICA", 4)):
+        monkeypatch.setenv(name, str(value))
+    for rank in range(8):
+        monkeypatch.setenv("RANK", str(rank))
+        assert (popdist.getInstanceIndex(), popdist.getNumInstances()) == (rank // 4, 2)
+        assert popdist.getReplicaPart() == (rank % 4, 4)
+        distributed = popdist.poptorch.Options().clone().Distributed
+        assert (distributed.processId, distributed.numProcesses) == (rank // 4, 2)
+        assert distributed._replica_part == (rank % 4, 4)
+    monkeypatch.setenv("WORLD_SIZE", "6")
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(ValueError, match="6 processes cannot share 2 replicas of 4 IPUs: start 1, 2, 4 or 8,"):
+        popdist.init()
 
 
 def test_a_broken_environment_is_named(monkeypatch):

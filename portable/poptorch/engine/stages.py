@@ -56,6 +56,7 @@ class Stage:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     segments: list[Segment]
+    writes: frozenset[str] = frozenset()  # what it did not make itself and writes to
 
     def run(self, values: dict[str, torch.Tensor]) -> None:
         """Run the stage on one micro-batch: `values` must hold its inputs, parameters and buffers."""
@@ -88,6 +89,7 @@ class Program:
     folded: dict[str, torch.Tensor]  # buffers (by name in the module) that are compiled in with these values
     watched: dict[str, str]  # anchored intermediate tensors: name -> value name
     scope_names: tuple[str, ...]  # intermediate tensors that may be anchored
+    views: dict[str, str] = dataclasses.field(default_factory=dict)  # values in the memory of others, by name
 
 
 def ipu_switches(blocks: list[tuple[str, int]]) -> int:
@@ -142,7 +144,8 @@ def build_program(traced: TracedGraph) -> Program:
     kept |= {loss.name} if loss is not None else set()
     used_later = _names_read_after(cuts)
     segments: list[Segment] = []
-    repeatable = _repeatable(cuts, origins(graph.nodes), traced)
+    origin = origins(graph.nodes)
+    repeatable = _repeatable(cuts, origin, traced)
     for index, cut in enumerate(cuts):
         outputs = [node for node in cut.nodes if node.name in kept or node.name in used_later[index]]
         segments.append(_segment(cut, outputs, traced, recompute=cut.checkpointed and repeatable[index]))
@@ -159,6 +162,7 @@ def build_program(traced: TracedGraph) -> Program:
                 [s for s, cut in zip(segments, cuts, strict=True) if cut.stage == index],
                 traced,
                 kept,
+                _writes([cut for cut in cuts if cut.stage == index], origin, traced),
             )
             for index, (ipu, blocks) in enumerate(stages)
         ],
@@ -177,7 +181,13 @@ def build_program(traced: TracedGraph) -> Program:
         folded=dict(traced.folded),
         watched=watched,
         scope_names=traced.scope_names,
+        views={node.name: source.name for node, source in origin.items() if node is not source},
     )
+
+
+def _writes(cuts: list[_Cut], origin: dict[torch.fx.Node, torch.fx.Node], traced: TracedGraph) -> frozenset[str]:
+    nodes = [node for cut in cuts for node in cut.nodes]
+    return frozenset(node.name for node in written(nodes, traced.modules, origin) - set(nodes))
 
 
 def _repeatable(cuts: list[_Cut], origin: dict[torch.fx.Node, torch.fx.Node], traced: TracedGraph) -> list[bool]:
@@ -229,7 +239,13 @@ def _segment(cut: _Cut, outputs: list[torch.fx.Node], traced: TracedGraph, recom
 
 
 def _stage(
-    index: int, ipu: int, blocks: list[str], segments: list[Segment], traced: TracedGraph, kept: set[str]
+    index: int,
+    ipu: int,
+    blocks: list[str],
+    segments: list[Segment],
+    traced: TracedGraph,
+    kept: set[str],
+    writes: frozenset[str],
 ) -> Stage:
     reads = [name for segment in segments for name in segment.inputs]
     makes = [name for segment in segments for name in segment.outputs]
@@ -245,4 +261,5 @@ def _stage(
         inputs=tuple(name for name in unique if name not in state and name not in makes),
         outputs=tuple(name for name in makes if name in kept or name not in last),
         segments=segments,
+        writes=writes,
     )

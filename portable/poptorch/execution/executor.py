@@ -46,6 +46,7 @@ class PoplarExecutor(LibraryNames):
             self.attachToDevice()
         with torch.inference_mode(False), self._probe.call():
             call = self._compiled.bind(self._model, args, kwargs)
+            self._session.ready()
             self._follow()
             try:
                 with self._random.active():
@@ -78,6 +79,7 @@ class PoplarExecutor(LibraryNames):
             return
         if self._training:
             self._source.sync()
+            self._gather()
             self._unlink_optimizer()
             hosting.unwrap(self._user_model, self._model)
             self._source = None
@@ -87,8 +89,8 @@ class PoplarExecutor(LibraryNames):
         self._compiled = None
 
     def copyWeightsToHost(self) -> None:
-        """Device -> host, now."""
-        self._require_session().download()
+        """Device -> host, now. Of a replica over several processes the first one gets everything: all must call."""
+        self._require_session().download(whole=True)
         if self._source is not None:
             self._source.dirty = False
 

@@ -19,7 +19,7 @@ from ..options import engine_options
 from ..options.executor_options import Options, checked
 from ..poptorch_core import createPoptorchError
 from ..reports import auto_report
-from . import compilation, compile_hooks, hosting
+from . import compilation, compile_hooks, hosting, parts
 from .optimizer_attributes import KnownAttributes
 from .session import Session
 
@@ -115,7 +115,8 @@ class ExecutorState:
             hosting.make_groupable(self._user_model)
         self._sync_host()
         try:
-            with torch.inference_mode(False), hosting.plain(self._user_model), hosting.own_class(self._model):
+            plain = hosting.plain(self._user_model)
+            with torch.inference_mode(False), plain, parts.present(self._user_model), hosting.own_class(self._model):
                 compiled = compilation.compile_model(
                     self._model, args, kwargs, self._options, self._training, self._policy
                 )
@@ -176,7 +177,7 @@ class ExecutorState:
 
     def _wrap(self) -> None:
         source = hosting.WeightSource(self._fetch_weights)
-        hosting.wrap(self._user_model, self._model, source, self.destroy, self._upload_if_attached)
+        hosting.wrap(self._user_model, self._model, source, self.destroy, self._upload_if_attached, self._gather)
         self._source = source
 
     def _upload(self, session: Session) -> None:
@@ -192,6 +193,11 @@ class ExecutorState:
         """Called by the weight source when somebody reads the user's model."""
         if self._session is not None:
             self._session.download()
+
+    def _gather(self) -> None:
+        """Of a replica over several processes the first one gets all weights. All of them must call it."""
+        if self._session is not None and self._session.spread:
+            self._session.download(whole=True)
 
     def _sync_host(self) -> None:
         """The host's weights are about to be used: those of a training executor's device may be newer."""

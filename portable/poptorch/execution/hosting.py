@@ -194,10 +194,12 @@ def wrap(
     source: WeightSource,
     destroy: Callable[[], None],
     loaded: Callable[[], None],
+    gather: Callable[[], None],
 ) -> None:
     """Give `model` and its executor_copy the class PoptorchModel, whose methods read through `source`.
 
-    model.destroy() calls `destroy`; model.load_state_dict() calls `loaded` when the host has the new weights.
+    model.destroy() calls `destroy`; model.load_state_dict() calls `loaded` when the host has the new weights;
+    model.state_dict() calls `gather` before it reads.
     Raises RuntimeError if it has that class already.
     """
     user_class = type(model)
@@ -218,6 +220,7 @@ def wrap(
             destroy()
 
         def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+            gather()
             return _copies(super().state_dict(*args, **kwargs))
 
         def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:

@@ -14,6 +14,8 @@ from ..engine.processes.collecting import Owned
 from ..engine.processes.layout import Layout
 from ..engine.running.anchors import Anchors, tensor_names
 from ..engine.running.gradients import GradientAccumulator
+from ..engine.running.pipeline import PipelineRunner
+from ..engine.running.placement import first_names
 from ..engine.running.randomness import RandomStreams
 from ..engine.running.runner import Runner
 from ..engine.running.state import DeviceState
@@ -25,6 +27,7 @@ from ..options.executor_options import Options
 from ..poptorch_core import createPoptorchError
 from . import hosting
 from .compilation import Compiled
+from .parts import Parts
 
 # In an optimizer's state: weights that the device holds in float32 while the program sees half ones.
 MASTERS = "ipu_master_weights"
@@ -57,14 +60,19 @@ class Session:
         self.together: Any = None  # all processes, if none has the whole state of the optimizer
         counts, layout = compiled.counts, Layout.of(options)
         self._replicas: Any = None  # the processes that have the other replicas, where these train together
-        if optimizer is not None and layout.processes > 1:
+        self._parts: Parts | None = None  # of this replica, where it lies over several processes
+        if layout.parts > 1 or (optimizer is not None and layout.processes > 1):
             group.join(layout, policy.device)
-            self._replicas = group.replicas(layout)
+            if optimizer is not None:
+                self._replicas = group.replicas(layout)
             with hosting.plain(model):
                 group.agree_on(_facts(model, compiled), layout)
+                if layout.parts > 1:
+                    self._parts = Parts(compiled, model, options, layout, policy)
+        program = compiled.program if self._parts is None else self._parts.placement.local
         with hosting.plain(model):
             self._state = DeviceState(
-                compiled.program,
+                program,
                 model,
                 policy,
                 optimizer is not None,
@@ -85,8 +93,14 @@ class Session:
         if kept is not None:
             self._load_optimizer(kept)
         self.upload((kept or {}).get(MASTERS))
-        self.anchors = self._anchors(compiled, optimizer is not None)
-        self.runner = Runner(
+        self.anchors = self._anchors(compiled)
+        make, spread = Runner, {}
+        if self._parts is not None:
+            with hosting.plain(model):
+                self._parts.release(model)
+            make, overlap = PipelineRunner, options.execution_strategy.kind == "pipelined"
+            spread = {"placement": self._parts.placement, "links": self._parts.links, "overlap": overlap}
+        self.runner = make(
             compiled.program,
             self._state,
             compiled.counts,
@@ -98,17 +112,23 @@ class Session:
             anchors=self.anchors,
             random=random,
             stop_at_invalid=options.Precision.floating_point_exceptions,
+            **spread,
         )
 
-    def _anchors(self, compiled: Compiled, training: bool) -> Anchors | None:
+    def _anchors(self, compiled: Compiled) -> Anchors | None:
         """What Options.anchorTensor() asked for, if it did."""
         wanted = self._options.anchored_tensors
         counts = compiled.counts
         sizes = (counts.iterations, counts.accumulation, counts.replicas)
         if not wanted:
             return None
-        scaled = self._scales_automatically
-        return Anchors(wanted, compiled.program, self._state, compiled.input_names, sizes, training, scaled)
+        known = self.tensor_names(compiled)
+        if self._parts is None:
+            return Anchors(wanted, compiled.program, self._state, compiled.input_names, known, sizes)
+        parts = self._parts
+        return Anchors(
+            wanted, compiled.program, self._state, compiled.input_names, known, sizes, parts.owner, parts.placement.part
+        )
 
     @property
     def _scales_automatically(self) -> bool:
@@ -116,8 +136,12 @@ class Session:
 
     def tensor_names(self, compiled: Compiled) -> list[str]:
         """The names that Options.anchorTensor() takes."""
-        training, scaled = self.optimizer is not None, self._scales_automatically
-        return tensor_names(compiled.program, self._state, compiled.input_names, training, scaled)
+        training, scaled, program = self.optimizer is not None, self._scales_automatically, compiled.program
+        with hosting.plain(self._model):
+            first = first_names(self._model)
+            trained = {name: p.requires_grad for name, p in self._model.named_parameters(remove_duplicate=False)}
+        parameters = {first[name]: trained[name] for name in program.parameters.values()}
+        return tensor_names(program, parameters, list(program.buffers.values()), compiled.input_names, training, scaled)
 
     def upload_buffers(self, names: list[str]) -> None:
         """Host -> device for these buffers."""
@@ -129,7 +153,7 @@ class Session:
         host = dict(self._model.named_parameters())
         named = {name: host[name] for name in state.parameters}
         sharded = self._sharded()
-        if sharded:
+        if sharded or self._parts is not None:
             self.together = group.everybody()
         self.optimizer = DeviceOptimizer(
             optimizer,
@@ -140,7 +164,7 @@ class Session:
             generator=None,
             relax_attribute_checks=options.relax_optimizer_checks,
             automatic_scaling=_automatic_scaling(options),
-            spread=Spread(sharded, self._replicas),
+            spread=self._spread(sharded),
         )
         if state.grouped and self.optimizer.measures_norms:
             raise createPoptorchError(
@@ -155,7 +179,15 @@ class Session:
             mean=training.accumulation_and_replication_reduction_type == ReductionType.Mean,
             running=training.meanAccumulationAndReplicationReductionStrategy == MeanReductionStrategy.Running,
             group=self._replicas,
+            passes={} if self._parts is None else self._parts.placement.passes,
         )
+
+    def _spread(self, sharded: dict[str, int]) -> Spread:
+        if self._parts is None:
+            return Spread(sharded, self._replicas)
+        placement = self._parts.placement
+        elsewhere = [name for name, which in placement.shared.items() if which[0] != placement.part]
+        return Spread(sharded, self._replicas, self._parts.links.replica, elsewhere)
 
     def _sharded(self) -> dict[str, int]:
         """Elements of the parameters whose optimizer states are shared out among the replicas, by name."""
@@ -171,10 +203,26 @@ class Session:
         with hosting.plain(self._model):
             self._state.upload(self._model, masters)
 
-    def download(self) -> None:
-        """Device -> host."""
+    def download(self, whole: bool = False) -> None:
+        """Device -> host. Of a replica over several processes what this one has.
+
+        With `whole` the first of them gets everything: all of them must ask.
+        """
         with hosting.plain(self._model):
             self._state.download(self._model)
+            if whole and self._parts is not None:
+                self._parts.gather(self._model)
+
+    @property
+    def spread(self) -> bool:
+        """Whether other processes have parts of this replica."""
+        return self._parts is not None
+
+    def ready(self) -> None:
+        """A call begins: weights of other processes that were brought here take no memory any more."""
+        if self._parts is not None:
+            with hosting.plain(self._model):
+                self._parts.released_again(self._model)
 
     def read_optimizer(self, everywhere: bool = False) -> dict[str, Any]:
         """The optimizer's state, and the weights where the device holds them more precisely than the program.
@@ -212,7 +260,8 @@ class Session:
 def _facts(model: torch.nn.Module, compiled: Compiled) -> dict[str, str]:
     """What all processes that train one model must have in common, in a few words each."""
     counts = compiled.counts
-    weights = {name: _checksum(parameter.detach()) for name, parameter in model.named_parameters()}
+    whole = all(parameter.device.type != "meta" for parameter in model.parameters())
+    weights = {name: _checksum(parameter.detach()) for name, parameter in model.named_parameters() if whole}
     return {
         "program": " ".join(f"{stage.ipu}:{','.join(stage.parameters)}" for stage in compiled.program.stages),
         "number of micro-batches": f"{counts.iterations} x {counts.accumulation} x {counts.replicas}",

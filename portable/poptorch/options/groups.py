@@ -134,6 +134,10 @@ class TrainingOptions(OptionsDict):
 class DistributedOptions(OptionsDict):
     """Options.Distributed: this process among the processes of one training run."""
 
+    # Of this runtime: (part, parts). A replica may lie over several processes, of which this is one; numProcesses and
+    # processId count replicas then. popdist.poptorch.Options says so, where there are more processes than replicas.
+    _replica_part = (0, 1)
+
     def __init__(self) -> None:
         super().__init__(num_distributed_processes=1, distributed_process_id=0, ipuof_configs={})
         self._read_environment("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK")

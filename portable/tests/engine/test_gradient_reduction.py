@@ -54,9 +54,9 @@ def test_any_split_equals_one_plain_loop(iterations, accumulation, replicas, mea
 def accumulate(gradients, dtype, mean, running):
     parameter = torch.zeros(gradients.shape[1:], requires_grad=True)
     accumulator = GradientAccumulator({"p": parameter}, {"p": dtype}, len(gradients), mean=mean, running=running)
-    for gradient in gradients:
+    for number, gradient in enumerate(gradients):
+        accumulator.begin_micro_batch(number)
         (parameter * gradient).sum().backward(torch.tensor(accumulator.loss_factor))
-        accumulator.micro_batch_done()
     result = accumulator.gradients()["p"].clone()
     accumulator.clear()
     assert parameter.grad is None and accumulator.gradients() == {}

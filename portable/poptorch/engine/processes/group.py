@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 import torch.distributed as dist
@@ -39,42 +39,78 @@ def join(layout: Layout, device: torch.device) -> None:
         missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
         if missing:
             raise createPoptorchError(
-                f"Options.Distributed says process {layout.process} of {layout.processes}, but {' and '.join(missing)} "
+                f"Options.Distributed says process {layout.rank} of {layout.ranks}, but {' and '.join(missing)} "
                 "do not say where they meet: start the program with torchrun, set both variables for every process "
                 "(the address of the first one's host and a free port there), or call Distributed.disable()."
             )
         try:
-            store, _, _ = next(rendezvous("env://", layout.process, layout.processes, timeout=timeout()))
+            store, _, _ = next(rendezvous("env://", layout.rank, layout.ranks, timeout=timeout()))
             # torchrun may keep its store when it starts processes again, with what the earlier ones wrote.
             attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
             dist.init_process_group(
                 "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl",
                 store=dist.PrefixStore(f"poptorch/{attempt}", store),
-                rank=layout.process,
-                world_size=layout.processes,
+                rank=layout.rank,
+                world_size=layout.ranks,
                 timeout=timeout(),
             )
         except (RuntimeError, ValueError) as error:
             address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
             raise createPoptorchError(
-                f"process {layout.process} of {layout.processes} cannot meet the others at {address} "
+                f"process {layout.rank} of {layout.ranks} cannot meet the others at {address} "
                 f"({str(error).splitlines()[0]}): start all of them, with the same address"
             ) from error
-    if (dist.get_rank(), dist.get_world_size()) != (layout.process, layout.processes):
+    if (dist.get_rank(), dist.get_world_size()) != (layout.rank, layout.ranks):
         raise createPoptorchError(
-            f"Options.Distributed says process {layout.process} of {layout.processes}, torch.distributed is process "
+            f"Options.Distributed says process {layout.rank} of {layout.ranks}, torch.distributed is process "
             f"{dist.get_rank()} of {dist.get_world_size()}: make them agree"
         )
 
 
-def replicas(layout: Layout) -> dist.ProcessGroup | None:
-    """The processes over which gradients are reduced. None if this is the only one."""
-    return dist.group.WORLD if layout.processes > 1 else None
+_made: list[tuple[dist.ProcessGroup, dict[tuple[int, ...], dist.ProcessGroup]]] = []  # with the default group
+
+
+def subgroup(ranks: Iterable[int]) -> dist.ProcessGroup:
+    """The group of these ranks, made once. All processes must ask for all groups in the same order."""
+    if not _made or _made[0][0] is not dist.group.WORLD:
+        _made[:] = [(dist.group.WORLD, {})]
+    groups, key = _made[0][1], tuple(ranks)
+    if key == tuple(range(dist.get_world_size())):
+        return dist.group.WORLD
+    if key not in groups:
+        groups[key] = dist.new_group(list(key), timeout=timeout())
+    return groups[key]
 
 
 def everybody() -> dist.ProcessGroup:
     """All processes that have met."""
     return dist.group.WORLD
+
+
+def replicas(layout: Layout) -> dist.ProcessGroup | None:
+    """The processes over which the gradients here are reduced: those that hold the same part of other replicas.
+
+    None if there are no others.
+    """
+    if layout.processes == 1:
+        return None
+    groups = [subgroup(range(part, layout.ranks, layout.parts)) for part in range(layout.parts)]
+    return groups[layout.part]
+
+
+def ranks_of(layout: Layout, process: int) -> list[int]:
+    """The numbers in torch.distributed of the processes that hold a replica together."""
+    return list(range(process * layout.parts, (process + 1) * layout.parts))
+
+
+def parts(layout: Layout, which: Iterable[int] | None = None) -> dist.ProcessGroup | None:
+    """The processes that hold this replica together, or those with the numbers `which`; None for one that is not."""
+    chosen = range(layout.parts) if which is None else list(which)
+    groups = []
+    for process in range(layout.processes):
+        ranks = ranks_of(layout, process)
+        groups.append(subgroup([ranks[part] for part in chosen]))
+    return groups[layout.process] if layout.part in chosen else None
 
 
 def in_first(action: Callable[[], None], members: dist.ProcessGroup | None) -> None:
@@ -101,7 +137,7 @@ def in_first(action: Callable[[], None], members: dist.ProcessGroup | None) -> N
 
 def agree_on(facts: Mapping[str, str], layout: Layout) -> None:
     """Raises poptorch.Error in every process, naming the first that differs, unless all give the same facts."""
-    told: list[Mapping[str, str] | None] = [None] * layout.processes
+    told: list[Mapping[str, str] | None] = [None] * layout.ranks
     dist.all_gather_object(told, dict(facts))
     first = told[0]
     for process, other in enumerate(told):

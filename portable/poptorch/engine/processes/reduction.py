@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -34,6 +34,7 @@ class GradientReduction:
     Args:
         parameters: leaf tensors that have gradients, by name, in the order of the forward pass.
         complete: gives the gradient of a parameter as it is to be sent, and None if there is none.
+        passes: backward passes of a micro-batch that reach a parameter, where that is not one.
     """
 
     def __init__(
@@ -41,9 +42,11 @@ class GradientReduction:
         parameters: dict[str, torch.Tensor],
         complete: Callable[[str], torch.Tensor | None],
         group: dist.ProcessGroup,
+        passes: Mapping[str, int] = {},  # noqa: B006 - never written to
     ):
         self._group = group
         self._complete = complete
+        self._passes = passes
         self._buckets = _buckets(parameters)
         self._bucket_of = {name: number for number, names in enumerate(self._buckets) for name in names}
         self._armed = False
@@ -63,14 +66,16 @@ class GradientReduction:
 
         return ready
 
-    def last_backward(self) -> None:
-        """The backward pass that begins now completes the gradients of this update."""
-        self._armed = True
-        self._missing = [len(names) for names in self._buckets]
+    def last_backward(self, last: bool = True) -> None:
+        """The backward pass that begins now belongs to the last micro-batch of this update, or (False) does not."""
+        self._armed = last
+        if last and not self._missing:
+            self._missing = [sum(self._passes.get(name, 1) for name in names) for names in self._buckets]
 
     def finish(self) -> None:
         """All gradients are sums over the group then. The same parameters have one in every process."""
         self._armed = False
+        self._missing = []
         while self._sent < len(self._buckets):
             self._send()
         for work, parts, sent in self._under_way:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 
@@ -19,16 +19,22 @@ FINAL_LOSS_SCALE = "finalLossScale"
 
 
 def tensor_names(
-    program: Program, state: DeviceState, inputs: list[str], training: bool, scaled: bool = False
+    program: Program,
+    parameters: Mapping[str, bool],
+    buffers: Collection[str],
+    inputs: list[str],
+    training: bool,
+    scaled: bool = False,
 ) -> list[str]:
     """The names that can be anchored. `inputs` are the names of the program's inputs as the user knows them.
 
-    With `scaled`, automatic loss scaling, what the loss of a micro-batch is multiplied by is one of them.
+    `parameters` says of each whether it is trained. With `scaled`, automatic loss scaling, what the loss of a
+    micro-batch is multiplied by is one of them.
     """
-    names = [*inputs, *state.parameters, *state.buffers]
+    names = [*inputs, *parameters, *buffers]
     names += [f"output_{position}" for position in range(len(program.outputs))]
     if training:
-        trained = [name for name, tensor in state.parameters.items() if tensor.requires_grad]
+        trained = [name for name, requires_grad in parameters.items() if requires_grad]
         names += [GRADIENT + name for name in [*inputs, *trained]] + [UPDATED + name for name in trained] + ["loss"]
     return [*names, *([FINAL_LOSS_SCALE] if scaled else []), *program.scope_names]
 
@@ -38,8 +44,10 @@ class Anchors:
 
     Args:
         wanted: {short name: (long name, mode, period)}, with no mode Default.
+        known: tensor_names().
         sizes: iterations, accumulation and replicas of a call.
-    Raises poptorch.Error for a name that is not one of tensor_names().
+        owner: the number of the process that has a tensor, where a replica lies over several and this is `part`.
+    Raises poptorch.Error for a name that is not known.
     """
 
     def __init__(
@@ -48,17 +56,19 @@ class Anchors:
         program: Program,
         state: DeviceState,
         inputs: list[str],
+        known: list[str],
         sizes: tuple[int, int, int],
-        training: bool,
-        scaled: bool = False,
+        owner: Callable[[str], int] = lambda name: 0,
+        part: int = 0,
     ):
-        known = tensor_names(program, state, inputs, training, scaled)
         for long_name, _, _ in wanted.values():
             if long_name not in known:
                 raise createPoptorchError(
                     f"anchorTensor: the program has no tensor {long_name!r}. It has: {', '.join(known[:20])}"
                     f"{', … (getTensorNames() lists them all)' if len(known) > 20 else ''}."
                 )
+        self._owners = {short: owner(long_name) for short, (long_name, _, _) in wanted.items()}
+        wanted = {short: each for short, each in wanted.items() if self._owners[short] == part}
         self._wanted = dict(wanted)
         self._program = program
         self._state = state
@@ -77,7 +87,8 @@ class Anchors:
 
     def _watch(self, name: str, tensor: torch.Tensor) -> None:
         def take(gradient: torch.Tensor) -> None:
-            self._gradients[name] = gradient.detach() / self._scale
+            found, before = gradient.detach() / self._scale, self._gradients.get(name)
+            self._gradients[name] = found if before is None else before + found
 
         tensor.register_hook(take)
 
@@ -121,9 +132,12 @@ class Anchors:
                 for r in range(replicas):
                     self._add(short, mode, period, (s, 0, r), (iterations, 1, replicas), value)
 
-    def finish(self) -> None:
-        """The call is over."""
+    def finish(self, share: Callable[[int, list[torch.Tensor]], list[torch.Tensor]] | None = None) -> None:
+        """The call is over. `share(part, tensors)` gives all processes of a replica the tensors that one has."""
         self._results = {short: collector.result()[0] for short, collector in self._collectors.items()}
+        for short, part in self._owners.items() if share is not None else ():
+            for result in share(part, [self._results[short]] if short in self._results else []):
+                self._results[short] = result
 
     def result(self, short_name: str) -> torch.Tensor:
         """The tensor anchored as `short_name` in the last call. AssertionError if there is none."""

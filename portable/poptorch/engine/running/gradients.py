@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.distributed as dist
 
@@ -21,6 +23,8 @@ class GradientAccumulator:
         mean: divide by that number.
         running: keep a running mean, which cannot overflow a half accumulator where a sum would.
         group: the processes that have the other replicas, or None.
+        passes: backward passes of one micro-batch that reach a parameter, where that is not one: several spans of a
+            pipeline use it.
     """
 
     def __init__(
@@ -31,6 +35,7 @@ class GradientAccumulator:
         mean: bool,
         running: bool,
         group: dist.ProcessGroup | None = None,
+        passes: Mapping[str, int] = {},  # noqa: B006 - never written to
     ):
         self._parameters = {name: tensor for name, tensor in parameters.items() if tensor.requires_grad}
         self._accumulators: dict[str, torch.Tensor] = {}
@@ -49,35 +54,41 @@ class GradientAccumulator:
             if dtypes[name] != tensor.dtype or self._running:
                 accumulator = torch.zeros(tensor.shape, dtype=dtypes[name], device=tensor.device)
                 self._accumulators[name] = accumulator
-                self._hooks.append(tensor.register_post_accumulate_grad_hook(self._take(accumulator)))
+                several = name if passes.get(name, 1) > 1 else None
+                self._hooks.append(tensor.register_post_accumulate_grad_hook(self._take(accumulator, several)))
+        self._passes = passes
+        self._events: dict[str, int] = {}  # gradients so far of parameters that have several of a micro-batch
         self._received: set[int] = set()
         self._complete: set[str] = set()  # parameters whose gradients were asked for in this update
-        self._reduction = None if group is None else GradientReduction(self._parameters, self._gradient, group)
+        self._reduction = None if group is None else GradientReduction(self._parameters, self._gradient, group, passes)
 
-    def last_backward(self) -> None:
-        """The next backward pass is the last one before gradients() is called."""
+    def last_backward(self, last: bool = True) -> None:
+        """The next backward pass is of the last micro-batch before gradients() is called, or (False) is not."""
         if self._reduction is not None:
-            self._reduction.last_backward()
+            self._reduction.last_backward(last)
 
-    def _take(self, accumulator: torch.Tensor):
+    def _take(self, accumulator: torch.Tensor, several: str | None):
         def take(parameter: torch.Tensor) -> None:
             gradient, parameter.grad = parameter.grad, None
+            count = self._count
+            if several is not None:
+                count = self._events[several] = self._events.get(several, -1) + 1
             first = id(accumulator) not in self._received
             self._received.add(id(accumulator))
             with torch.no_grad():
                 if first:
-                    accumulator.copy_(gradient if not self._running else gradient / (self._count + 1))
+                    accumulator.copy_(gradient if not self._running else gradient / (count + 1))
                 elif self._running:
                     # m_k = m_{k-1} * k / (k + 1) + g / (k + 1)
-                    accumulator.mul_(self._count / (self._count + 1)).add_(gradient, alpha=1 / (self._count + 1))
+                    accumulator.mul_(count / (count + 1)).add_(gradient, alpha=1 / (count + 1))
                 else:
                     accumulator.add_(gradient)
 
         return take
 
-    def micro_batch_done(self) -> None:
-        """The backward pass of one more micro-batch is over."""
-        self._count += 1
+    def begin_micro_batch(self, number: int) -> None:
+        """The next backward pass is of micro-batch `number` of this update."""
+        self._count = number
 
     def gradients(self) -> dict[str, torch.Tensor]:
         """The reduced gradients, of the parameters that have one. To be asked for once an update."""
@@ -92,8 +103,10 @@ class GradientAccumulator:
         gradient = self._parameters[name].grad if accumulator is None else accumulator
         if accumulator is not None and id(accumulator) not in self._received:
             gradient = None
-        if gradient is not None and self._divisor != 1 and name not in self._complete:
-            gradient.div_(self._divisor)
+        # A running mean over several gradients of each micro-batch is one over their sums when multiplied by how many.
+        divisor = self._divisor / (self._passes.get(name, 1) if self._running else 1)
+        if gradient is not None and divisor != 1 and name not in self._complete:
+            gradient.div_(divisor)
         self._complete.add(name)
         return gradient
 
@@ -108,6 +121,7 @@ class GradientAccumulator:
             parameter.grad = None
         self._received.clear()
         self._complete.clear()
+        self._events.clear()
         self._count = 0
 
     def release(self) -> None:

@@ -38,9 +38,9 @@ class RandomStreams:
             if cuda is not None:
                 torch.cuda.set_rng_state(cuda, self._device)
 
-    def seek(self, replica: int, micro_batch: int = 0, stage: int = 0) -> None:
-        """What is drawn next is that of a stage of a micro-batch of this iteration, or of its UPDATE."""
-        text = f"{self._seed} {self._count} {replica} {micro_batch} {stage}".encode()
+    def seek(self, replica: int, micro_batch: int = 0, stage: int = 0, ahead: int = 0) -> None:
+        """What is drawn next is that of a stage of a micro-batch of this iteration or one `ahead`, or of its UPDATE."""
+        text = f"{self._seed} {self._count + ahead} {replica} {micro_batch} {stage}".encode()
         seed = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
         torch.default_generator.manual_seed(seed)
         if self._device.type == "cuda":

@@ -157,28 +157,35 @@ class Runner:
         self.timings.input_complete.append(self.timings.now())
         if self._anchors is not None:
             slices = self._anchors.inputs(slices)
-        if self._accumulator is not None and (a, r) == (self._counts.accumulation - 1, self._counts.replicas - 1):
-            self._accumulator.last_backward()
+        if self._accumulator is not None:
+            self._accumulator.begin_micro_batch(a * self._counts.replicas + r)
+            if (a, r) == (self._counts.accumulation - 1, self._counts.replicas - 1):
+                self._accumulator.last_backward()
         outputs, watched, loss = self._micro_batch(slices, a, r)
         available = self.timings.now()
         if self._counts.last_of_group(r):
-            for name, leaf, part in zip(self._program.inputs, leaves, slices, strict=True):
-                if name in self._program.written_inputs:
-                    self._write_back(leaf, position, part)
+            self._write_inputs_back(leaves, position, dict(zip(self._program.inputs, slices, strict=True)))
         if self._stop_at_invalid:
-            self._check_valid(outputs, loss)
+            self._check_valid(dict(enumerate(outputs)), loss)
         if self._anchors is not None:
             values = dict(zip([*self._program.inputs, *self._program.outputs], [*slices, *outputs], strict=True))
-            if self._optimizer is not None:
-                values[FINAL_LOSS_SCALE] = torch.tensor(self._optimizer.loss_scaling)
-            self._anchors.micro_batch(s, a, r, {**values, **watched, "loss": loss})
+            self._look(s, a, r, {**values, **watched}, loss)
         if collector.add(s, a, r, outputs):
             self.timings.output.append(available)
             self.timings.output_complete.append(self.timings.now())
 
+    def _look(self, s: int, a: int, r: int, values: dict[str, torch.Tensor], loss: torch.Tensor | None) -> None:
+        """Give the anchors the values of micro-batch (s, a, r): inputs, outputs and intermediate ones."""
+        if self._optimizer is not None:
+            values = {**values, FINAL_LOSS_SCALE: torch.tensor(self._optimizer.loss_scaling)}
+        self._anchors.micro_batch(s, a, r, {**values, "loss": loss})
+
     def _update(self, s: int) -> None:
+        self._step(self._accumulator.gradients(), s)
+
+    def _step(self, gradients: dict[str, torch.Tensor], s: int) -> None:
         self._random.seek(UPDATE)
-        self._optimizer.step(self._accumulator.gradients())
+        self._optimizer.step(gradients)
         self._accumulator.clear()
         if self._anchors is not None:
             self._anchors.updated(s, self._scale())
@@ -187,11 +194,11 @@ class Runner:
         """What a loss is multiplied by before the backward pass."""
         return 1.0 if self._optimizer is None else self._optimizer.loss_scaling * self._accumulator.loss_factor
 
-    def _check_valid(self, outputs: list[torch.Tensor], loss: torch.Tensor | None) -> None:
+    def _check_valid(self, outputs: dict[int, torch.Tensor], loss: torch.Tensor | None) -> None:
         """Floating-point exceptions: what a device that raises them would have stopped at."""
-        tensors = {f"output {position}": output for position, output in enumerate(outputs)}
+        tensors = {f"output {position}": output for position, output in outputs.items()}
         if self._optimizer is not None:
-            tensors["the loss"] = loss
+            tensors.update({} if loss is None else {"the loss": loss})
             tensors.update({f"the gradient of {name}": g for name, g in self._accumulator.seen().items()})
         for name, tensor in tensors.items():
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
@@ -227,7 +234,6 @@ class Runner:
                 # A loss that is no scalar is back-propagated as its sum.
                 with self.probe.backward():
                     loss.backward(torch.full_like(loss, scale))
-            self._accumulator.micro_batch_done()
             for buffer in written_buffers:
                 buffer.detach_()  # the next micro-batch must not differentiate through this one
         return outputs, watched, loss
@@ -247,6 +253,11 @@ class Runner:
         part = self._part(leaf, position)
         copy = written and self._counts.input_group_size > 1
         return part.to(self._policy.device, self._policy.compute_dtype(part.dtype), non_blocking=True, copy=copy)
+
+    def _write_inputs_back(self, leaves: list[torch.Tensor], position: int, values: dict[str, torch.Tensor]) -> None:
+        for name, leaf in zip(self._program.inputs, leaves, strict=True):
+            if name in self._program.written_inputs:
+                self._write_back(leaf, position, values[name])
 
     def _write_back(self, leaf: torch.Tensor, position: int, changed: torch.Tensor) -> None:
         """What the program wrote to an input reaches the caller's tensor, if it is not in its memory already."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import torch
 
@@ -24,19 +25,28 @@ class AutomaticLossScaling:
     _steps: int = 0
 
     @torch.no_grad()
-    def observe(self, gradients: list[torch.Tensor]) -> float:
+    def observe(
+        self,
+        gradients: list[torch.Tensor],
+        counted: list[bool],
+        add: Callable[[list[torch.Tensor]], list[torch.Tensor]],
+    ) -> float:
         """Count one step's half gradients, still scaled; returns what the factor is to be multiplied by: 0.5, 1 or 2.
 
-        Gradients beyond the range of half are brought back to its ends, as the device's arithmetic does.
+        Gradients beyond the range of half are brought back to its ends, as the device's arithmetic does. `add` gives
+        sums over all processes of a replica from those over the gradients that are `counted` here.
         """
-        if not gradients:
-            return 1.0  # nothing is half: there is nothing to keep in range
-        large = torch.zeros((), dtype=torch.int64, device=gradients[0].device)
-        for gradient in gradients:
+        device = gradients[0].device if gradients else None
+        large, elements = torch.zeros((2,), dtype=torch.float64, device=device)
+        for gradient, count in zip(gradients, counted, strict=True):
             torch.nan_to_num_(gradient, nan=_HALF_MAX, posinf=_HALF_MAX, neginf=-_HALF_MAX)
-            large += (gradient.abs() > self.bin_edge * _HALF_MAX).sum()
+            if count:
+                large += (gradient.abs() > self.bin_edge * _HALF_MAX).sum()
+                elements += gradient.numel()
+        large, elements = (each.item() for each in add([large, elements]))
+        if not elements:
+            return 1.0  # nothing is half: there is nothing to keep in range
         self._steps += 1
         if self._steps % self.period:
             return 1.0
-        share = large.item() / sum(gradient.numel() for gradient in gradients)
-        return 0.5 if share > self.threshold else 2.0
+        return 0.5 if large / elements > self.threshold else 2.0

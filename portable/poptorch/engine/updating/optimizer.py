@@ -74,7 +74,8 @@ class DeviceOptimizer(DeviceStates):
     def _adapt_scaling(self, grads: Mapping[str, torch.Tensor]) -> float:
         """What the loss scaling is to be multiplied by after this step. Gradients are brought into half's range."""
         half = [grad for name, grad in grads.items() if self._param_dtypes[name] == torch.float16]
-        return self._automatic.observe(half)
+        counted = [name not in self._spread.elsewhere for name in grads if self._param_dtypes[name] == torch.float16]
+        return self._automatic.observe(half, counted, self._spread.added)
 
     def _multiply_scaling(self, change: float) -> None:
         scales = self._velocity_scales()
@@ -120,11 +121,11 @@ class DeviceOptimizer(DeviceStates):
             grads: by name, reduced over accumulation and replicas, still multiplied by loss_scaling. Overwritten.
         """
         names = [name for name in self._params if name in grads]
-        if not names:
+        if not names and self._spread.parts is None:
             return
         grads = {name: grads[name].reshape(-1) for name in names}
         change = 1.0 if self._automatic is None else self._adapt_scaling(grads)
-        divisor = self._divisor(list(grads.values()))
+        divisor = self._divisor([grad for name, grad in grads.items() if name not in self._spread.elsewhere])
         grads = {name: self._spread.own(name, grad) for name, grad in grads.items()}
         for name in names:
             self._steps[name] += 1
@@ -147,8 +148,10 @@ class DeviceOptimizer(DeviceStates):
         if math.isinf(limit):
             return scaling
         pieces = [piece for grad in grads for piece in grad.split(chunk_elements(grad.device))]
-        norms = [torch.linalg.vector_norm(piece.float()) for piece in pieces]
+        norms = [torch.linalg.vector_norm(piece.float()) for piece in pieces] or [torch.zeros(())]
         norm = torch.linalg.vector_norm(torch.stack([each.to(norms[0].device) for each in norms]))
+        if self._spread.parts is not None:
+            norm = self._spread.added([norm.square()])[0].sqrt()
         if self._settings.kind != "SGD":
             norm = norm / scaling
         return scaling * norm.clamp(min=limit) / limit

@@ -1,4 +1,4 @@
-"""An optimizer over several processes: shards of states.
+"""An optimizer over several processes: shards of states, and what depends on the parameters of all of them.
 
 Replicated tensor sharding (TensorLocations.setOptimizerLocation): of a parameter that is large enough each process
 of the group keeps the states of one shard only, updates it, and gets the others' shards.
@@ -6,7 +6,7 @@ of the group keeps the states of one shard only, updates it, and gets the others
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -21,13 +21,18 @@ class Spread:
     Args:
         sizes: elements of the parameters that are sharded, by name.
         shards: the processes that share them, which have equal gradients.
+        parts: the processes that have the other parameters of the replica.
+        elsewhere: names of parameters that another one of these counts in sums over all parameters.
     """
 
     def __init__(
         self,
         sizes: Mapping[str, int] = {},  # noqa: B006 - never written to
         shards: dist.ProcessGroup | None = None,
+        parts: dist.ProcessGroup | None = None,
+        elsewhere: Collection[str] = (),
     ):
+        self.parts, self.elsewhere = parts, frozenset(elsewhere)
         self._group = shards
         self._sizes = dict(sizes) if shards is not None else {}
         self._processes = 1 if shards is None else dist.get_world_size(shards)
@@ -68,6 +73,10 @@ class Spread:
             if name in self._sizes:
                 tensor = parameters[name].view(-1)
                 tensor.copy_(self._gathered(name, self.own(name, tensor))[: self._sizes[name]])
+
+    def added(self, sums: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+        """Sums over the parameters of the replica from those of the parameters that this process counts."""
+        return total(sums, self.parts)
 
     def squares(self, names: Sequence[str], squares: torch.Tensor) -> torch.Tensor:
         """Sums of squares of whole tensors, (n,), from those of what this process has of them."""

@@ -1,0 +1,161 @@
+"""One replica over several processes: the numbers of one process that runs all stages in turn."""
+
+from __future__ import annotations
+
+import functools
+import os
+
+import pytest
+import torch
+import torch.nn.functional as F
+from launch import together
+
+import popdist.poptorch
+import poptorch
+
+A, S, N, WIDTH = 9, 2, 3, 16  # accumulation, iterations, samples of a micro-batch
+CALLS = 3
+OPTIM = poptorch.optim
+
+
+class Model(torch.nn.Module):
+    """(N, WIDTH), (N, 4) -> prediction (N, 4), loss, over four IPUs. The last stage is on the first IPU again.
+
+    The weight `first` is used by the first and the last stage; `mask` is made by the first one and used by others.
+    """
+
+    def __init__(self, dropout=0.0, norm=False, count=False, recompute=False, shared=False):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = torch.nn.Linear(WIDTH, WIDTH)
+        self.blocks = torch.nn.ModuleList(torch.nn.Linear(WIDTH, WIDTH) for _ in range(4))
+        if shared:
+            self.blocks[3] = self.blocks[1]
+        self.norm = torch.nn.BatchNorm1d(WIDTH) if norm else torch.nn.Identity()
+        self.last = torch.nn.Linear(WIDTH, 4)
+        self.dropout = torch.nn.Dropout(dropout)
+        self.recompute = recompute
+        if count:
+            self.register_buffer("mean", torch.zeros(WIDTH))
+
+    def forward(self, x, y=None):
+        with poptorch.Block("in", ipu_id=0):
+            mask = (x > 0).float() + 0.5
+            h = torch.tanh(self.first(x))
+        for i, block in enumerate(self.blocks):
+            with poptorch.Block(f"b{i}", ipu_id=i):
+                h = self.dropout(torch.tanh(block(h)) * mask)
+                if self.recompute:
+                    h = poptorch.recomputationCheckpoint(h)
+                if i == 2:
+                    h = self.norm(h)
+                    if hasattr(self, "mean"):
+                        self.mean.mul_(0.9).add_(0.1 * h.detach().mean(0))
+                        h = h + self.mean
+        with poptorch.Block("out", ipu_id=0):
+            prediction = self.last(h @ self.first.weight)
+            if y is None:
+                return prediction
+            return prediction, poptorch.identity_loss(F.mse_loss(prediction, y), "mean")
+
+
+def sharded(options):
+    location = poptorch.TensorLocationSettings().useReplicatedTensorSharding(True)
+    options.TensorLocations.setOptimizerLocation(location.minElementsForReplicatedTensorSharding(16))
+
+
+def running_mean(options):
+    options.Training.setMeanAccumulationAndReplicationReductionStrategy(poptorch.MeanReductionStrategy.Running)
+
+
+def sequential(options):
+    options.setExecutionStrategy(poptorch.ShardedExecution(poptorch.AutoStage.AutoIncrement))
+
+
+def own_buffers(options):
+    options.broadcastBuffers(False)
+
+
+def nothing(options):
+    pass
+
+
+ADAMW = functools.partial(OPTIM.AdamW, lr=0.01, weight_decay=0.1)
+CASES = {
+    "adamw": (ADAMW, nothing, {}),
+    "sharded execution": (ADAMW, sequential, {}),
+    "optimizer sharded": (ADAMW, sharded, {}),
+    "clipped": (functools.partial(OPTIM.AdamW, lr=0.01, max_grad_norm=0.05), nothing, {}),
+    "lamb": (functools.partial(OPTIM.LAMB, lr=0.01), nothing, {}),
+    "running": (functools.partial(OPTIM.SGD, lr=0.05), running_mean, {}),
+    "momentum": (functools.partial(OPTIM.SGD, lr=0.05, momentum=0.9, use_combined_accum=False), nothing, {}),
+    "dropout": (ADAMW, nothing, {"dropout": 0.3}),
+    "recomputed": (ADAMW, nothing, {"dropout": 0.3, "recompute": True}),
+    "batch norm": (ADAMW, nothing, {"norm": True}),
+    "written buffer": (ADAMW, own_buffers, {"count": True}),
+    "weight of two processes": (functools.partial(OPTIM.AdamW, lr=0.01, max_grad_norm=0.05), nothing, {"shared": True}),
+}
+
+
+def data(call: int, replicas: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(S, A, R, N, WIDTH), (S, A, R, N, 4)."""
+    generator = torch.Generator().manual_seed(call)
+    x = torch.randn(S, A, replicas, N, WIDTH, generator=generator)
+    return x, torch.randn(S, A, replicas, N, 4, generator=generator)
+
+
+def trained(replicas: int, names: list[str]) -> dict[str, tuple]:
+    """By case: losses (calls, S, A, replicas here), predictions, weights, and elements of the host's and of states."""
+    os.environ["POPDIST_NUM_TOTAL_REPLICAS"] = str(replicas)
+    return {name: _trained(replicas, *CASES[name]) for name in names}
+
+
+def _trained(replicas, make_optimizer, configure, arguments) -> tuple:
+    options = popdist.poptorch.Options(ipus_per_replica=4).deviceIterations(S).outputMode(poptorch.OutputMode.All)
+    options.randomSeed(3)
+    options.Training.gradientAccumulation(A)
+    configure(options)
+    model = Model(**arguments)
+    optimizer = make_optimizer(model.parameters())
+    executor = poptorch.trainingModel(model, options, optimizer)
+    local = options.replication_factor
+    first = options.Distributed.processId * local
+    found = []
+    for call in range(CALLS):
+        parts = [part[:, :, first : first + local].flatten(0, 3) for part in data(call, replicas)]
+        found.append(executor(*parts))
+    held = sum(parameter.numel() for parameter in model.parameters() if parameter.device.type != "meta")
+    states = sum(t.numel() for each in executor._session.optimizer._states.values() for t in each.values())
+    weights = {name: p for name, p in model.state_dict().items() if p.device.type != "meta"}
+    executor.destroy()
+    losses = torch.stack([loss for _, loss in found]).view(CALLS, S, A, local)
+    return losses, torch.stack([prediction for prediction, _ in found]), weights, held, states
+
+
+@pytest.fixture(scope="module")
+def one():
+    return {replicas: together(1, trained, replicas, list(CASES))[0] for replicas in (1, 2)}
+
+
+@pytest.fixture(scope="module", params=[(2, 1), (4, 1), (4, 2)], ids=["2", "4", "2 x 2"])
+def several(request):
+    processes, replicas = request.param
+    return processes, replicas, together(processes, trained, replicas, list(CASES))
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_the_numbers_of_one_process(name, one, several):
+    processes, replicas, found = several
+    losses, predictions, weights, held, states = one[replicas][name]
+    each = processes // replicas
+    got = torch.cat([found[rank][name][0] for rank in range(0, processes, each)], dim=-1)
+    torch.testing.assert_close(got, losses, rtol=1e-5, atol=1e-6)
+    for rank in range(processes):
+        assert torch.equal(found[rank][name][0], found[rank - rank % each][name][0])  # outputs reach every process
+        assert found[rank][name][3] < held, "the weights of other processes have no memory"
+        assert found[rank][name][4] < states, "nor have the optimizer's states"
+    whole = found[0][name][2]
+    assert whole.keys() == weights.keys()
+    for key, weight in weights.items():
+        if replicas == 1 or "running" not in key:
+            torch.testing.assert_close(whole[key], weight, rtol=1e-5, atol=1e-6, msg=f"{name}: {key}")
