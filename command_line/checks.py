@@ -65,7 +65,9 @@ def is_first_process() -> bool:
     try:
         import popdist
 
-        return not popdist.isPopdistEnvSet() or popdist.getInstanceIndex() == 0
+        # Several processes may hold one replica, and count as one instance for popdist.
+        number = os.environ.get("RANK", os.environ.get("OMPI_COMM_WORLD_RANK", "0"))
+        return not popdist.isPopdistEnvSet() or popdist.getInstanceIndex() == 0 and int(number) == 0
     except (ModuleNotFoundError, ValueError):  # the first is missing, or the launcher's variables make no sense
         return True
 

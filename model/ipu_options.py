@@ -23,18 +23,21 @@ _POPART_OPTIONS = {
 _POPART_PATTERNS = {"TiedGather": True, "TiedGatherAccumulate": True, "UpdateInplacePrioritiesForIpu": True}
 
 
-_TOTAL_REPLICAS = "POPDIST_NUM_TOTAL_REPLICAS"
+_TOTAL_REPLICAS, _IPUS = "POPDIST_NUM_TOTAL_REPLICAS", "POPDIST_NUM_IPUS_PER_REPLICA"
+_LAUNCHERS = (("RANK", "WORLD_SIZE"), ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"))  # torchrun's, PopRun's
 
 
 def share_replicas(args: argparse.Namespace) -> None:
     """Training as one of several processes: they hold the replicas of --replication-factor together.
 
+    Off-IPU there may be more processes than replicas; as many of them then hold one together, each some of its IPUs.
     poprun says how many replicas there are, which then counts in place of the flag; torchrun does not. Raises
     ValueError, naming the numbers that fit, where the processes cannot share them out.
     """
     if not popdist.isPopdistEnvSet():
         return
     os.environ.setdefault(_TOTAL_REPLICAS, str(args.replication_factor))
+    os.environ.setdefault(_IPUS, str(args.ipus_per_replica))
     popdist.init()
     replicas = popdist.getNumTotalReplicas()
     if replicas != args.replication_factor:
@@ -60,8 +63,26 @@ def join_instances(args: argparse.Namespace) -> None:
         args.replication_factor = replicas
 
 
+def process() -> tuple[int, int]:
+    """Number of this process and how many there are: (0, 1) without a launcher."""
+    for number, count in _LAUNCHERS:
+        if popdist.isPopdistEnvSet() and count in os.environ:
+            return int(os.environ[number]), int(os.environ[count])
+    return instance()
+
+
+def replica_part() -> tuple[int, int]:
+    """Number of this process among those that hold a replica together, and how many these are."""
+    number, count = process()
+    parts = count // instance()[1]
+    return number % parts, parts
+
+
 def instance() -> tuple[int, int]:
-    """Number of this process and how many there are: (0, 1) without poprun."""
+    """Which share of samples and replicas this process has, and how many there are: (0, 1) without a launcher.
+
+    Processes that hold a replica together have the same one.
+    """
     if popdist.isPopdistEnvSet():
         return popdist.getInstanceIndex(), popdist.getNumInstances()
     return 0, 1

@@ -9,7 +9,7 @@ from typing import Any, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from model.ipu_options import instance
+from model.ipu_options import process, replica_part
 from model.scoring import Scores
 
 _PATIENCE = 1800.0  # seconds for another process: it may compile, or write a large checkpoint
@@ -17,14 +17,18 @@ _PATIENCE = 1800.0  # seconds for another process: it may compile, or write a la
 
 def is_first() -> bool:
     """Whether this process is the one that prints and writes."""
-    return instance()[0] == 0
+    return process()[0] == 0
 
 
 def combine(scores: Scores) -> Scores:
     """The scores of all processes: what one has not reached is zero there, so that they add up.
 
-    Every process must call it. Raises RuntimeError if the processes cannot reach each other.
+    Those that hold a replica together have the same. Every process must call it. Raises RuntimeError if the processes
+    cannot reach each other.
     """
+    if replica_part()[0]:
+        for array in scores:
+            array[...] = 0
     _add_up(scores)
     return scores
 
@@ -40,7 +44,7 @@ def means(values: Sequence[float]) -> list[float]:
     """Each the mean over all processes. Every process must call it. Raises RuntimeError as `combine`."""
     array = np.asarray(values, np.float64)
     _add_up([array])
-    return (array / instance()[1]).tolist()
+    return (array / process()[1]).tolist()
 
 
 def check_same(facts: Mapping[str, Any]) -> None:
@@ -52,18 +56,18 @@ def check_same(facts: Mapping[str, Any]) -> None:
     Raises:
         ValueError: in every process, naming one that has something else. RuntimeError: as `combine`.
     """
-    if instance()[1] == 1:
+    if process()[1] == 1:
         return
     agree(False)  # meets the others
     import torch.distributed as dist
 
-    told: list[Any] = [None] * instance()[1]
+    told: list[Any] = [None] * process()[1]
     dist.all_gather_object(told, dict(facts))
-    for process, other in enumerate(told):
+    for number, other in enumerate(told):
         for name, value in told[0].items():
             if other.get(name) != value:
                 raise ValueError(
-                    f"{name}: process {process} has {other.get(name)}, process 0 {value}; start all processes with "
+                    f"{name}: process {number} has {other.get(name)}, process 0 {value}; start all processes with "
                     "the same flags, data and checkpoint"
                 )
 
@@ -90,7 +94,7 @@ def first_before_others() -> Iterator[None]:
 
 def _add_up(arrays: Sequence[np.ndarray]) -> None:
     """Each array becomes the sum over all processes of what they have there."""
-    index, count = instance()
+    index, count = process()
     if count == 1:
         return
     import torch

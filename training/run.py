@@ -24,7 +24,7 @@ from model import placement, ranks
 from model.config import parameter_count
 from model.disk_space import CheckpointNotWritten
 from model.gpt2 import GPT2LMHeadModel
-from model.ipu_options import forward_options, instance, local_replicas, share_replicas, training_options
+from model.ipu_options import forward_options, instance, local_replicas, process, share_replicas, training_options
 from model.pretraining import PretrainingModel
 from training import state as training_state
 from training.arithmetic import samples_per_call
@@ -288,7 +288,7 @@ class TrainingRun:
     @property
     def alone(self) -> bool:
         """Whether this is the only process of the run."""
-        return instance()[1] == 1
+        return process()[1] == 1
 
     def to_stop(self, asked: bool) -> bool:
         """Whether a signal `asked` any process to end, or time is up for one. Every process must call it."""
@@ -307,7 +307,7 @@ class TrainingRun:
             if self.alone or is_out_of_memory(error):
                 raise
             raise RuntimeError(
-                f"process {instance()[0]} of {instance()[1]}: {error}\nHINT: the process that ended first says why. "
+                f"process {process()[0]} of {process()[1]}: {error}\nHINT: the process that ended first says why. "
                 "Start all of them again with --resume latest"
             ) from error
         # Output mode Sum: a replica returns the sum over the micro-batches of all iterations and accumulation steps.

@@ -17,7 +17,7 @@ from typing import Any, Iterator
 from command_line.checks import BadFlags
 from corpora.strict_json import json_text
 from model.config import GPT2Config
-from model.ipu_options import instance
+from model.ipu_options import process
 from model.scoring import perplexity
 from training.arithmetic import arithmetic
 from training.log import machine
@@ -58,7 +58,7 @@ class RunLog:
         self.clock = Clock()
         self._args, self._calls, self._samples, self._optimizer = args, calls, samples_a_call, optimizer
         self._peak, self._measured = machine.device_peak(args.peak_tflops), 1
-        index, processes = instance()
+        index, processes = process()
         self._flops_a_sample = machine.flops_per_token(config, args.max_len) * args.max_len / processes  # of this one
         self._tokens_a_step = samples_a_call * args.max_len
         self._writes = index == 0
