@@ -149,17 +149,23 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--vocabulary", type=int, default=16384)
     parser.add_argument("--json", metavar="FILE", help="write the results there too")
     args = parser.parse_args(argv)
-    numbers = {name: value for name, value in vars(args).items() if isinstance(value, int)}
-    wrong = [f"--{name}" for name, value in numbers.items() if value < 1]
-    if wrong or args.width % 64:
-        parser.error(f"{wrong[0] if wrong else '--width'} must be {'at least 1' if wrong else 'a multiple of 64'}")
+    at_least_one(parser, args)
+    if args.width % 64:
+        parser.error("--width must be a multiple of 64")
     return args
+
+
+def at_least_one(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Ends the program with status 2 for a number below 1."""
+    for name, value in vars(args).items():
+        if isinstance(value, int) and value < 1:
+            parser.error(f"--{name} must be at least 1")
 
 
 def main(argv: list[str]) -> int:
     args = parse(argv)
     if "RANK" not in os.environ:
-        return start(argv)
+        return start("benchmarks.replicas", argv)
     results = work(args)
     if results is None:
         return 0
@@ -177,14 +183,14 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def start(argv: list[str]) -> int:
-    """The processes, with the environment that torchrun would give them."""
+def start(module: str, argv: list[str]) -> int:
+    """The processes of `module`, with the environment that torchrun would give them."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = str(listener.getsockname()[1])
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(PROCESSES)}
     common.update(OMP_NUM_THREADS="1", POPTORCH_LOG_LEVEL="ERR", POPTORCH_PORTABLE_DEVICE="cpu")
-    words = [sys.executable, "-m", "benchmarks.replicas", *argv]
+    words = [sys.executable, "-m", module, *argv]
     started = [
         subprocess.Popen(words, cwd=ROOT, env={**os.environ, **common, "RANK": str(rank)}) for rank in range(PROCESSES)
     ]

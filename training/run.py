@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import math
 import sys
 import time
@@ -24,7 +25,15 @@ from model import placement, ranks
 from model.config import parameter_count
 from model.disk_space import CheckpointNotWritten
 from model.gpt2 import GPT2LMHeadModel
-from model.ipu_options import forward_options, instance, local_replicas, process, share_replicas, training_options
+from model.ipu_options import (
+    forward_options,
+    instance,
+    local_replicas,
+    process,
+    replica_part,
+    share_replicas,
+    training_options,
+)
 from model.pretraining import PretrainingModel
 from training import state as training_state
 from training.arithmetic import samples_per_call
@@ -255,8 +264,12 @@ class TrainingRun:
     def batches(self) -> Iterator[Call]:
         """The calls of an epoch, from the sampler's position on. Raises BadData.
 
-        With --async-dataloader they are valid until the next ones are asked for.
+        With --async-dataloader they are valid until the next ones are asked for. Of the processes that hold a replica
+        together the first one reads the samples: a call takes its inputs.
         """
+        if replica_part()[0]:
+            yield from itertools.repeat(self._empty_call(), len(self.sampler) // self.sampler.shard.own)
+            return
         try:
             yield from self._labels.calls(self.loader)
         except poptorch.Error as error:
@@ -272,9 +285,13 @@ class TrainingRun:
 
     def compile_only(self) -> None:
         """Trace the model and check its stages, without a device and without data."""
+        self._compile(self._empty_call())
+
+    def _empty_call(self) -> Call:
+        """Inputs of the right shapes, without samples."""
         samples = self.sampler.shard.own
         ids = torch.zeros(1, 1, dtype=torch.int32).expand(samples, self.args.max_len)
-        self._compile(Call(ids, ids, torch.ones(samples // self.args.batch_size, 2)))
+        return Call(ids, ids, torch.ones(samples // self.args.batch_size, 2))
 
     def _compile(self, call: Call) -> None:
         try:
