@@ -199,6 +199,9 @@ def looked_at() -> dict:
     found["names"] = executor.getTensorNames()
     follower = poptorch.inferenceModel(model, popdist.poptorch.Options(ipus_per_replica=4).deviceIterations(9))
     found["after training"] = follower(x[: 9 * N])
+    torch.manual_seed(1)
+    crossing = Crossing("handed on")
+    found["handed on"] = poptorch.inferenceModel(crossing, popdist.poptorch.Options(2).deviceIterations(S * A))(x)
     state = optimizer.state_dict()
     found["state"] = {name: value for name, value in state["ipu_state"].items() if not value.is_meta}
     executor.copyWeightsToHost()
@@ -235,7 +238,7 @@ class Crossing(torch.nn.Module):
         with poptorch.Block("a", ipu_id=0):
             h = self.layer(x) + self.seen
             kept = h * 2
-            if self.kind == "apart":
+            if self.kind == "handed on":
                 self.seen.add_(h.mean(0))
         with poptorch.Block("b", ipu_id=1):
             if self.kind == "buffer":
@@ -245,8 +248,10 @@ class Crossing(torch.nn.Module):
             elif self.kind == "value":
                 kept.add_(1)
             h = torch.tanh(h)
-        with poptorch.Block("c", ipu_id=0 if self.kind in ("value", "apart") else 1):
-            return kept + h + (self.seen if self.kind == "apart" else 0)
+        with poptorch.Block("c", ipu_id=1 if self.kind in ("buffer", "input") else 0):
+            if self.kind == "apart":
+                self.seen.add_(h.mean(0))
+            return kept + h + (self.seen if self.kind == "handed on" else 0)
 
 
 def refusals() -> dict[str, str]:

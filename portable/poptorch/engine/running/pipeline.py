@@ -181,7 +181,7 @@ class PipelineRunner(Runner):
             flight = _Flight({}, {}, None)
             for source, names in span.receives.items():
                 self._take(span, source, names, m, values, flight)
-            own_buffers = self._copied_buffers(span, values) if training else {}
+            own_buffers = self._copied_buffers(span, values)
             for stage in span.stages:
                 self._random.seek(self._counts.replica(0), a, stage.index, 0 if training else s)
                 with self.probe.forward(stage, values):
@@ -232,7 +232,8 @@ class PipelineRunner(Runner):
     def _copied_buffers(self, span: Span, values: dict[str, Any]) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
         """Copies of the buffers that the span may write to, in `values`, by what they are copies of.
 
-        The next micro-batch may write to the buffer before this one's backward pass reads what was in it.
+        The next micro-batch may write to the buffer before a later span, or this one's backward pass, reads what was in
+        it.
         """
         used = {name for stage in span.stages for segment in stage.segments for name in segment.inputs}
         copies: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
