@@ -65,10 +65,10 @@ def is_first_process() -> bool:
     try:
         import popdist
 
-        # Several processes may hold one replica, and count as one instance for popdist.
+        # Several processes may hold one replica, and count as one instance for popdist, or may not fit its replicas.
         number = os.environ.get("RANK", os.environ.get("OMPI_COMM_WORLD_RANK", "0"))
-        return not popdist.isPopdistEnvSet() or popdist.getInstanceIndex() == 0 and int(number) == 0
-    except (ModuleNotFoundError, ValueError):  # the first is missing, or the launcher's variables make no sense
+        return not popdist.isPopdistEnvSet() or int(number) == 0
+    except (ModuleNotFoundError, ValueError):  # popdist is missing, or the launcher's variables make no sense
         return True
 
 

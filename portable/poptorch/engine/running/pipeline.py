@@ -181,7 +181,7 @@ class PipelineRunner(Runner):
             flight = _Flight({}, {}, None)
             for source, names in span.receives.items():
                 self._take(span, source, names, m, values, flight)
-            own_buffers = self._copied_buffers(span, values)
+            own_buffers = self._copied_buffers(span, values) if training or self._hands_buffers_on(span) else {}
             for stage in span.stages:
                 self._random.seek(self._counts.replica(0), a, stage.index, 0 if training else s)
                 with self.probe.forward(stage, values):
@@ -228,6 +228,11 @@ class PipelineRunner(Runner):
         for name, value in zip(names, received, strict=True):
             # A leaf that collects a gradient cannot be written to.
             values[name] = value.clone() if name in span.writes else value
+
+    def _hands_buffers_on(self, span: Span) -> bool:
+        """Whether a later span gets what is in the memory of a buffer that is written to."""
+        handed_on = {self._program.views.get(name, name) for names in span.sends.values() for name in names}
+        return bool(handed_on & self._program.written_buffers)
 
     def _copied_buffers(self, span: Span, values: dict[str, Any]) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
         """Copies of the buffers that the span may write to, in `values`, by what they are copies of.

@@ -1,0 +1,117 @@
+"""train_gpt2.py with the layers of a replica over several processes: the run of one process, in other places."""
+
+import json
+import subprocess
+
+import pytest
+import safetensors.torch
+import torch
+from test_processes import curve, run_flags, run_together, torchrun
+from tiny_run import NO_DROPOUT, environment, run_here, saved_in, write_config, write_corpus
+
+SCHEDULE = {"lr_warmup_steps": 1, "lr_decay_steps": 8}
+
+
+def make_folder(path, layers, **config):
+    """Model and corpus: 208 samples to train on, 4 calls of 52 an epoch for four replicas."""
+    write_config(path, n_layer=layers, **config)
+    write_corpus(path / "corpus.pkl", articles=72, length=40)
+    return path
+
+
+def pipeline_flags(folder, save, replicas, **changes):
+    layers = json.loads((folder / "tiny.json").read_text())["n_layer"]
+    values = {
+        "layers_per_ipu": " ".join(["1"] * layers),
+        "gradient_accumulation": 52 // replicas,
+        "replication_factor": replicas,
+        "val_num": 6,
+        "training_steps": 8,
+        "save_per_epochs": 1,
+        **SCHEDULE,
+    }
+    return run_flags(folder, save, **{**values, **changes})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_folder(tmp_path_factory.mktemp("pipeline"), 2, **NO_DROPOUT)
+
+
+def same_weights(found, expected):
+    found, expected = (safetensors.torch.load_file(str(path / "model.safetensors")) for path in (found, expected))
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name].float(), tensor.float(), rtol=2e-3, atol=1e-4, msg=name)  # half
+
+
+def losses(save):
+    """By step, training's and held-out. A resumed run validates once more, before its first step."""
+    return {key: value for key, value in curve(save).items() if key[0] == "loss"}
+
+
+def test_a_replica_over_two_processes_and_then_in_one(folder):
+    alone, save = folder / "alone", folder / "two"
+    assert run_here(pipeline_flags(folder, alone, 1)).status == 0
+    done = run_together(2, pipeline_flags(folder, save, 1, training_steps=4, save_per_epochs=0))
+    assert done.stdout.count("step 1 of epoch 0") == 1 and "x replicas 1 = 52 samples" in done.stdout
+    assert done.stderr.count("no effect off-IPU") == 1, "one process speaks"
+    assert saved_in(save) == {"step_4"}
+    resumed = run_here([*pipeline_flags(folder, save, 1), "--resume", "latest"])
+    assert resumed.status == 0 and "4 of 8 steps are done" in resumed.out, resumed.err
+    assert losses(save) == pytest.approx(losses(alone), rel=1e-5)
+    same_weights(save / "epoch_1", alone / "epoch_1")
+
+
+def refused(processes, argv):
+    done = subprocess.run(torchrun(processes, argv), capture_output=True, text=True, env=environment(), timeout=300)
+    return [line for line in done.stderr.splitlines() if "--replication-factor" in line]
+
+
+def test_processes_that_do_not_fit_are_told_what_does(folder):
+    (line,) = refused(3, pipeline_flags(folder, folder / "refused", 1))
+    assert "3 processes cannot share 1 replica of 2 IPUs: start 1 or 2, or choose a multiple of 3 replicas" in line
+    assert not (folder / "refused").exists()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_every_layout_has_the_curve_and_the_weights_of_one_process(tmp_path):
+    """(processes, replicas, flags): a replica over four, two over two each, four replicas, and these sharded.
+
+    Then a run that changes its layout at each resumption, and the same layout twice with dropout.
+    """
+    folder = make_folder(tmp_path, 4, **NO_DROPOUT)
+    sharded = {"replicated_tensor_sharding": True}
+    layouts = [(4, 1, {}), (4, 2, {}), (4, 2, sharded), (4, 4, {}), (4, 4, sharded), (2, 2, {})]
+    one = {}
+    for replicas in (1, 2, 4):
+        one[replicas] = folder / f"one_{replicas}"
+        assert run_here(pipeline_flags(folder, one[replicas], replicas)).status == 0
+    for number, (processes, replicas, how) in enumerate(layouts):
+        save = folder / f"layout_{number}"
+        run_together(processes, pipeline_flags(folder, save, replicas, **how))
+        assert losses(save) == pytest.approx(losses(one[replicas]), rel=1e-5), (processes, replicas, how)
+        same_weights(save / "epoch_1", one[replicas] / "epoch_1")
+    save = folder / "changing"
+    for last, processes in ((2, 4), (4, 1), (6, 2), (8, 4)):
+        argv = pipeline_flags(folder, save, 2, training_steps=last, save_per_epochs=0)
+        argv += ["--resume", "latest"]
+        if processes > 1:
+            run_together(processes, argv)
+        else:
+            assert run_here(argv).status == 0
+    assert losses(save) == pytest.approx(losses(one[2]), rel=1e-5)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_a_layout_repeats_itself_bit_for_bit_with_dropout(tmp_path):
+    folder = make_folder(tmp_path, 2)
+    found = []
+    for name in ("once", "again"):
+        run_together(2, pipeline_flags(folder, folder / name, 1))
+        found.append((losses(folder / name), (folder / name / "epoch_1" / "model.safetensors").read_bytes()))
+    assert found[0] == found[1]
+    assert run_here(pipeline_flags(folder, folder / "alone", 1)).status == 0
+    assert losses(folder / "alone") == pytest.approx(found[0][0], rel=1e-4), "the streams are those of one process"
