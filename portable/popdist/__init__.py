@@ -1,11 +1,10 @@
 """Which process this is among those of one run, and which replicas they hold together.
 
-Processes are described by torchrun's environment (RANK and WORLD_SIZE) or by PopRun's (Open MPI's
-OMPI_COMM_WORLD_RANK and OMPI_COMM_WORLD_SIZE). POPDIST_NUM_TOTAL_REPLICAS, POPDIST_NUM_LOCAL_REPLICAS and
-POPDIST_NUM_IPUS_PER_REPLICA, which PopRun sets, say how many replicas there are; without the first two every process
-holds one. Where there are more processes than replicas, several of them hold one together, each some of its IPUs, and
-count as one instance; that does not exist on IPUs. Without any variable there is one process. Programs import it; it
-imports nothing of the runtime, which would take seconds, and popdist/poptorch.py the options. Start below.
+torchrun (RANK, WORLD_SIZE) or PopRun (Open MPI's variables) describe processes, POPDIST_NUM_TOTAL_REPLICAS,
+POPDIST_NUM_LOCAL_REPLICAS and POPDIST_NUM_IPUS_PER_REPLICA the replicas: without the first two every process holds one.
+Where there are more processes than replicas several hold one together and count as one instance; not so on IPUs.
+Programs import it; it imports nothing of the runtime, which would take seconds, and popdist/poptorch.py the options.
+Start below.
 """
 
 from __future__ import annotations
