@@ -54,6 +54,7 @@ class PoplarExecutor(LibraryNames):
             finally:
                 if self._training:
                     self._source.changed()  # an interrupted call may have stepped already
+        self._session.tell(self._probe)
         for output in outputs:
             output.backward = _refuse_backward
             output.__getstate__ = dict  # none of this is saved with the tensor

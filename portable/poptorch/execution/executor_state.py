@@ -21,7 +21,7 @@ from ..poptorch_core import createPoptorchError
 from ..reports import auto_report
 from . import compilation, compile_hooks, hosting, parts
 from .optimizer_attributes import KnownAttributes
-from .session import Session
+from .session import Session, rank_among_others
 
 NOT_COMPILED = "Model has not been compiled or has been destroyed."
 
@@ -122,7 +122,8 @@ class ExecutorState:
                 )
         finally:
             compile_hooks.run_after()
-        self._probe = auto_report.probe(self._options, self._training, self._policy.device, compiled.program)
+        rank = rank_among_others(self._options, self._training)
+        self._probe = auto_report.probe(self._options, self._training, self._policy.device, compiled.program, rank)
         self._compiled = compiled
         if self._training:
             self._optimizer_attributes = KnownAttributes(self._optimizer, self._options.relax_optimizer_checks)

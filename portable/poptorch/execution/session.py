@@ -9,13 +9,14 @@ import torch
 
 from .. import notices
 from ..device.policy import Policy
-from ..engine.processes import collecting, group
+from ..engine.processes import clock, collecting, group
 from ..engine.processes.collecting import Owned
 from ..engine.processes.layout import Layout
 from ..engine.running.anchors import Anchors, tensor_names
 from ..engine.running.gradients import GradientAccumulator
 from ..engine.running.pipeline import PipelineRunner
 from ..engine.running.placement import first_names
+from ..engine.running.probe import Probe
 from ..engine.running.randomness import RandomStreams
 from ..engine.running.runner import Runner
 from ..engine.running.state import DeviceState
@@ -23,6 +24,7 @@ from ..engine.updating.loss_scaling import AutomaticLossScaling
 from ..engine.updating.optimizer import DeviceOptimizer
 from ..engine.updating.spread import Spread
 from ..enums import MeanReductionStrategy, ReductionType
+from ..options import engine_options
 from ..options.executor_options import Options
 from ..poptorch_core import createPoptorchError
 from . import hosting
@@ -61,12 +63,12 @@ class Session:
         counts, layout = compiled.counts, Layout.of(options)
         self._replicas: Any = None  # the processes that have the other replicas, where these train together
         self._parts: Parts | None = None  # of this replica, where it lies over several processes
-        if layout.parts > 1 or (optimizer is not None and layout.processes > 1):
+        if rank_among_others(options, optimizer is not None) is not None:
             group.join(layout, policy.device)
             if optimizer is not None:
                 self._replicas = group.replicas(layout)
             with hosting.plain(model):
-                group.agree_on(_facts(model, compiled), layout)
+                group.agree_on(_facts(model, compiled, options), layout)
                 if layout.parts > 1:
                     self._parts = Parts(compiled, model, options, layout, policy)
         program = compiled.program if self._parts is None else self._parts.placement.local
@@ -251,13 +253,27 @@ class Session:
             state = {**state, "ipu_state": self._state.grouped_states(state["ipu_state"])}
         self.optimizer.load_state_dict(state)
 
+    def tell(self, probe: Probe) -> None:
+        """Of several processes the first one's probe hears what all did in the call that has ended."""
+        events = probe.events()
+        if events is not None:
+            told = clock.gather(events)
+            if told is not None:
+                probe.told(told)
+
     def close(self) -> None:
         """Free the device."""
         if self._accumulator is not None:
             self._accumulator.release()
 
 
-def _facts(model: torch.nn.Module, compiled: Compiled) -> dict[str, str]:
+def rank_among_others(options: Options, training: bool) -> int | None:
+    """The number of this process, if others run the program with it."""
+    layout = Layout.of(options)
+    return layout.rank if layout.parts > 1 or (training and layout.processes > 1) else None
+
+
+def _facts(model: torch.nn.Module, compiled: Compiled, options: Options) -> dict[str, str]:
     """What all processes that train one model must have in common, in a few words each."""
     counts = compiled.counts
     whole = all(parameter.device.type != "meta" for parameter in model.parameters())
@@ -265,6 +281,7 @@ def _facts(model: torch.nn.Module, compiled: Compiled) -> dict[str, str]:
     return {
         "program": " ".join(f"{stage.ipu}:{','.join(stage.parameters)}" for stage in compiled.program.stages),
         "number of micro-batches": f"{counts.iterations} x {counts.accumulation} x {counts.replicas}",
+        "report": "asked for" if engine_options.report_folder(options) is not None else "not asked for",
         "shape of inputs": f"{[list(shape) for shape in compiled.micro_batch]}",
         **{f"weight {name}": value for name, value in weights.items()},
     }

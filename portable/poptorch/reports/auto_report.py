@@ -5,6 +5,9 @@ In the report's folder each executor has one of its own, `training` or `inferenc
 chrome://tracing or Perfetto. The phases are timed over all calls after the first one, which warms up. The operators and
 the trace are of a few micro-batches with the weight update after them: of the second call, or of the first until there
 is a second. The files are written after the first call, after the second, and when the program ends.
+
+Where several processes run a program together each has these files in a folder `rank_N` there. `timeline.json` beside
+them says what every process did when, in seconds on one clock; `trace.json` there is the same for Perfetto.
 """
 
 from __future__ import annotations
@@ -12,17 +15,19 @@ from __future__ import annotations
 import atexit
 import contextlib
 import datetime
+import json
 import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from .. import notices
+from ..engine.processes import clock
 from ..engine.running.ledger import Ledger
 from ..engine.running.probe import Probe
 from ..options import engine_options
@@ -30,13 +35,17 @@ from .report_text import Window, summary
 
 # Micro-batches in the trace, at the end of an iteration: enough to see the pattern, and a file that a browser opens.
 WINDOW = 8
+_MOST_TRACED = 8 * WINDOW  # micro-batches of an iteration with messages between processes
+_MOST_EVENTS = 20_000  # of a process in the timeline
 
-BETWEEN, WAITING, OTHERS, REST, UPDATE, REPORTING = (
+BETWEEN, WAITING, OTHERS, REST, UPDATE, AWAITING, EXCHANGE, REPORTING = (
     "program between calls",
     "data wait",
     "calls of other executors",
     "rest of the calls",
     "optimizer",
+    "waiting for other processes",
+    "communication",
     "profiler and report",
 )
 
@@ -47,8 +56,13 @@ _taken: set[Path] = set()  # folders of this process's executors
 class AutoReport(Probe):
     """Listens to one executor. Made by `probe`."""
 
-    def __init__(self, folder: Path, training: bool, device: torch.device, program: Any):
+    def __init__(self, folder: Path, training: bool, device: torch.device, program: Any, rank: int | None = None):
+        """`rank`: the number of this process, where several run the program together."""
+        self._shared_folder, self._rank = folder, rank
+        folder = folder if rank is None else folder / f"rank_{rank}"
         self._folder, self._training, self._device, self._program = folder, training, device, program
+        self._events: list[dict[str, Any]] = []
+        self._current = (0, 0)  # iteration and micro-batch
         self._ledger = Ledger(BETWEEN, self._settle)
         self._calls = self._micro_batches = 0
         self._wall = 0.0
@@ -66,6 +80,7 @@ class AutoReport(Probe):
     @contextlib.contextmanager
     def call(self) -> Iterator[None]:
         """One call. Afterwards the report of the first and of the second is written."""
+        self._events.clear()
         others = [(report, report._ledger.switch(OTHERS)) for report in _active if report is not self]
         self._ledger.switch(REST)
         try:
@@ -87,15 +102,25 @@ class AutoReport(Probe):
     def micro_batch(self, iteration: int, index: int, count: int) -> None:
         """Starts the trace so that the iteration's end is in it."""
         self._micro_batches += 1
+        self._current = (iteration, index)
         if self._profiler is not None:
             self._recorded += 1
-        elif self._calls < 2 and self._windows <= self._calls and index >= count - WINDOW:
+        elif self._calls < 2 and self._windows <= self._calls and self._begins(index, count):
             self._start_window()
+
+    def _begins(self, index: int, count: int) -> bool:
+        """Whether the trace begins with micro-batch `index` of `count`.
+
+        No message between processes may be under way then: torch's profiler (2.13) did not survive that. So it is the
+        first one, and an iteration of very many has no trace.
+        """
+        return index >= count - WINDOW if self._rank is None else index == 0 and count <= _MOST_TRACED
 
     @contextlib.contextmanager
     def forward(self, stage: Any, values: dict[str, Any]) -> Iterator[None]:
         """A stage's forward pass. Its backward pass begins when gradients of its outputs are there."""
-        with self._ledger.during(_forward(stage)), torch.profiler.record_function(_forward(stage)):
+        name = _forward(stage)
+        with self._event("forward", (stage,)), self._ledger.during(name), torch.profiler.record_function(name):
             yield
         if torch.is_grad_enabled():
 
@@ -108,16 +133,81 @@ class AutoReport(Probe):
                     value.register_hook(reached)
 
     @contextlib.contextmanager
-    def backward(self) -> Iterator[None]:
+    def backward(self, stages: Sequence[Any] = (), micro_batch: int | None = None) -> Iterator[None]:
         """The backward pass, which starts in the last stage."""
-        with self._ledger.during(_backward(self._program.stages[-1])), torch.profiler.record_function("backward"):
+        stages = stages or self._program.stages
+        first = self._ledger.during(_backward(stages[-1]))
+        with self._event("backward", stages, micro_batch), first, torch.profiler.record_function("backward"):
+            yield
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Another process has not sent yet what this one needs."""
+        with self._event("waiting"), self._ledger.during(AWAITING):
+            yield
+
+    @contextlib.contextmanager
+    def communication(self) -> Iterator[None]:
+        """Messages and sums over processes; in one process there are none."""
+        if self._rank is None:
+            yield
+            return
+        with self._event("communication"), self._ledger.during(EXCHANGE):
             yield
 
     @contextlib.contextmanager
     def update(self) -> Iterator[None]:
         """The optimizer's step."""
-        with self._ledger.during(UPDATE), torch.profiler.record_function(UPDATE):
+        with self._event("update"), self._ledger.during(UPDATE), torch.profiler.record_function(UPDATE):
             yield
+
+    @contextlib.contextmanager
+    def _event(self, kind: str, stages: Sequence[Any] = (), micro_batch: int | None = None) -> Iterator[None]:
+        """What goes into the timeline of all processes."""
+        if self._rank is None or self._calls > 1 or len(self._events) >= _MOST_EVENTS:
+            yield
+            return
+        event: dict[str, Any] = {"kind": kind, "start": clock.now(), "iteration": self._current[0]}
+        if stages:
+            event["micro_batch"] = self._current[1] if micro_batch is None else micro_batch
+            event["stages"] = [stage.index for stage in stages]
+        try:
+            yield
+        finally:
+            self._events.append({**event, "end": clock.now()})
+
+    def events(self) -> list[dict[str, Any]] | None:
+        """Of the first call and of the second, which has warmed up."""
+        return self._events if self._rank is not None and self._calls <= 2 else None
+
+    def told(self, events: list[dict[str, Any]]) -> None:
+        """Writes the timeline of all processes."""
+        begin = min((event["start"] for event in events), default=0.0)
+        events = [{**event, "start": event["start"] - begin, "end": event["end"] - begin} for event in events]
+        shown = [
+            {
+                "name": " ".join([event["kind"], *map(str, event.get("stages", ()))]),
+                "cat": event["kind"],
+                "ph": "X",
+                "ts": event["start"] * 1e6,
+                "dur": (event["end"] - event["start"]) * 1e6,
+                "pid": event["rank"],
+                "tid": 0,
+                "args": {name: event[name] for name in ("iteration", "micro_batch", "stages") if name in event},
+            }
+            for event in events
+        ]
+        names = [
+            {"name": "process_name", "ph": "M", "pid": rank, "args": {"name": f"rank {rank}"}}
+            for rank in sorted({event["rank"] for event in events})
+        ]
+        text, trace = json.dumps({"events": events}, indent=1), json.dumps({"traceEvents": names + shown})
+        try:
+            self._shared_folder.mkdir(parents=True, exist_ok=True)
+            _write(self._shared_folder / "timeline.json", lambda path: path.write_text(text, encoding="utf-8"))
+            _write(self._shared_folder / "trace.json", lambda path: path.write_text(trace, encoding="utf-8"))
+        except OSError as error:
+            self._not_written(error)
 
     def iteration_done(self) -> None:
         """Ends the trace if it has enough."""
@@ -193,14 +283,17 @@ class AutoReport(Probe):
             if self._window is not None and not self._window.written:
                 _write(self._folder / "trace.json", lambda path: self._window.export(path))
         except OSError as error:
-            notices.once(
-                ("report", self._folder),
-                f"The report cannot be written to {self._folder} ({error.strerror}): name another folder in "
-                f"{engine_options.VARIABLE}, e.g. {engine_options.EXAMPLE}",
-            )
+            self._not_written(error)
             return
         if self._calls == 1:
             print(f"poptorch: report in {self._folder}", file=sys.stderr, flush=True)
+
+    def _not_written(self, error: OSError) -> None:
+        notices.once(
+            ("report", self._folder),
+            f"The report cannot be written to {self._folder} ({error.strerror}): name another folder in "
+            f"{engine_options.VARIABLE}, e.g. {engine_options.EXAMPLE}",
+        )
 
     def _at_exit(self) -> None:
         if self._calls > 2:
@@ -209,13 +302,16 @@ class AutoReport(Probe):
     def _phases(self) -> list[tuple[str, float]]:
         """Every phase of this executor with its seconds, in the order of a step."""
         stages = [name(stage) for stage in self._program.stages for name in (_forward, _backward)]
-        order = [WAITING, BETWEEN, *stages, UPDATE, REST]
+        order = [WAITING, BETWEEN, *stages, UPDATE, AWAITING, EXCHANGE, REST]
         always = {WAITING, *(_forward(stage) for stage in self._program.stages)}
         return [(phase, self._seconds.get(phase, 0.0)) for phase in order if phase in always or phase in self._seconds]
 
 
-def probe(options: Any, training: bool, device: torch.device, program: Any) -> Probe:
-    """A report if one is asked for, otherwise a probe that does nothing. Raises what report_folder raises."""
+def probe(options: Any, training: bool, device: torch.device, program: Any, rank: int | None = None) -> Probe:
+    """A report if one is asked for, otherwise a probe that does nothing. Raises what report_folder raises.
+
+    `rank`: the number of this process, where several run the program together.
+    """
     folder = engine_options.report_folder(options)
     if folder is None:
         return Probe()
@@ -226,7 +322,7 @@ def probe(options: Any, training: bool, device: torch.device, program: Any) -> P
         mine = folder / f"{kind}_{number}"
     _taken.add(mine)
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler's own lines about starting and stopping
-    return AutoReport(mine, training, device, program)
+    return AutoReport(mine, training, device, program, rank)
 
 
 class WatchedIterator:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 
 import pytest
@@ -274,3 +275,44 @@ def test_what_cannot_be_shared_out_is_refused_with_what_does():
         assert "writes to an input on IPU 1, which is not in a replica's first process" in told["input"]
         assert "on IPU 1 and reads it on IPU 0, which are in different processes" in told["value"], told["value"]
         assert "2 processes cannot hold a replica of 3 IPUs together: start 1 or 3 processes" in told["three IPUs"]
+
+
+def reported(folder: str) -> None:
+    os.environ["POPLAR_ENGINE_OPTIONS"] = json.dumps({"autoReport.all": "true", "autoReport.directory": folder})
+    os.environ["POPDIST_NUM_TOTAL_REPLICAS"] = "1"
+    options = popdist.poptorch.Options(ipus_per_replica=4)
+    options.Training.gradientAccumulation(A)
+    executor = poptorch.trainingModel(Model(), options)
+    for call in range(3):
+        executor(*(part[:1].flatten(0, 3) for part in data(call, 1)))
+
+
+def test_one_report_says_what_all_processes_did_on_one_clock(tmp_path):
+    together(2, reported, str(tmp_path))
+    (folder,) = tmp_path.glob("*/training")
+    assert {path.name for path in folder.iterdir()} == {"rank_0", "rank_1", "timeline.json", "trace.json"}
+    for rank in ("rank_0", "rank_1"):
+        assert {path.name for path in (folder / rank).iterdir()} == {"summary.txt", "trace.json"}
+    events = json.loads((folder / "timeline.json").read_text())["events"]
+    found = {}
+    for event in events:
+        assert event["start"] <= event["end"]
+        if "micro_batch" in event:
+            for stage in event["stages"]:
+                found[event["rank"], event["kind"], stage, event["micro_batch"]] = event
+    stages = {0: (0, 1, 4), 1: (2, 3)}
+    assert found.keys() == {
+        (rank, kind, stage, m)
+        for rank, mine in stages.items()
+        for kind in ("forward", "backward")
+        for stage in mine
+        for m in range(A)
+    }
+    for m in range(A):  # a message is used after it was made
+        assert found[0, "forward", 1, m]["start"] <= found[1, "forward", 2, m]["end"]
+        assert found[1, "forward", 3, m]["start"] <= found[0, "forward", 4, m]["end"]
+        assert found[1, "backward", 2, m]["start"] <= found[0, "backward", 0, m]["end"]
+    kinds = {rank: {event["kind"] for event in events if event["rank"] == rank} for rank in (0, 1)}
+    assert kinds[0] == kinds[1] == {"forward", "backward", "waiting", "communication", "update"}
+    shown = json.loads((folder / "trace.json").read_text())["traceEvents"]
+    assert {event["pid"] for event in shown} == {0, 1} and len(shown) == len(events) + 2

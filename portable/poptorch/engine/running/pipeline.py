@@ -94,8 +94,7 @@ class PipelineRunner(Runner):
                 for s in range(counts.iterations):
                     positions = [(s, a) for a in range(counts.accumulation)]
                     self._pass(leaves, positions, collectors, progress)
-                    with self.probe.update():
-                        self._update(s)
+                    self._update(s)
                     self._random.iteration_done()
                     self.probe.iteration_done()
             else:
@@ -103,7 +102,6 @@ class PipelineRunner(Runner):
                 for _ in range(counts.iterations):
                     self._random.iteration_done()
                     self.probe.iteration_done()
-            self._links.channels.finish()
         finally:
             progress.close()
             self._values.clear()
@@ -113,7 +111,8 @@ class PipelineRunner(Runner):
                 self._accumulator.clear()
         if self._anchors is not None:
             self._anchors.finish(self._share)
-        return self._shared(collectors, leaves)
+        with self.probe.communication():
+            return self._shared(collectors, leaves)
 
     def _pass(
         self,
@@ -138,6 +137,8 @@ class PipelineRunner(Runner):
                 self._backward(span, task.micro_batch, last=task.micro_batch == len(positions) - 1)
             if self._ends(span, task):
                 self._micro_batch_ended(task.micro_batch, s, a, leaves)
+        with self.probe.communication():
+            self._links.channels.finish()
 
     def _order(self, micro_batches: int) -> list[Task]:
         if micro_batches not in self._tasks:
@@ -194,7 +195,8 @@ class PipelineRunner(Runner):
                 sent = [values[name] for name in names]
                 flight.sent[target] = [tensor for tensor in tensors_of(sent) if tensor.requires_grad]
                 if not self._here(target):
-                    self._links.channels.send(Edge(span.index, target), sent)
+                    with self.probe.communication():
+                        self._links.channels.send(Edge(span.index, target), sent)
         if span.index == self._placement.loss_span:
             flight.loss = values[self._program.loss]
         if training:
@@ -223,7 +225,8 @@ class PipelineRunner(Runner):
         if self._here(source):
             received = [_leaves(values[name]) for name in names]
         else:
-            received = self._links.channels.receive(Edge(source, span.index), m)
+            with self.probe.waiting():
+                received = self._links.channels.receive(Edge(source, span.index), m)
         flight.received[source] = [tensor for tensor in tensors_of(received) if tensor.requires_grad]
         for name, value in zip(names, received, strict=True):
             # A leaf that collects a gradient cannot be written to.
@@ -269,7 +272,8 @@ class PipelineRunner(Runner):
             if self._here(target):
                 found = self._gradients.pop((span.index, target, m))
             else:
-                found = self._links.channels.receive(Edge(target, span.index, gradient=True), m)
+                with self.probe.waiting():
+                    found = self._links.channels.receive(Edge(target, span.index, gradient=True), m)
             tensors += sent
             gradients += found
         if flight.loss is not None and flight.loss.requires_grad:
@@ -278,14 +282,15 @@ class PipelineRunner(Runner):
         self._accumulator.begin_micro_batch(m)
         self._accumulator.last_backward(last)
         if tensors:
-            with self.probe.backward():
+            with self.probe.backward(span.stages, m):
                 torch.autograd.backward(tensors, gradients)
         for source, leaves in flight.received.items():
             found = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
             if self._here(source):
                 self._gradients[source, span.index, m] = found
             else:
-                self._links.channels.send(Edge(span.index, source, gradient=True), found)
+                with self.probe.communication():
+                    self._links.channels.send(Edge(span.index, source, gradient=True), found)
 
     def _micro_batch_ended(self, m: int, s: int, a: int, leaves: list[torch.Tensor]) -> None:
         values = self._values.pop(m)
@@ -305,14 +310,15 @@ class PipelineRunner(Runner):
 
     def _update(self, s: int) -> None:
         """As in one process, but for parameters that several processes of the replica use."""
-        gradients = self._accumulator.gradients()
-        for name, group in self._links.ties.items():
-            parameter = self._state.parameters[name]
-            if parameter.requires_grad:
-                gradient = gradients.get(name)
-                gradients[name] = torch.zeros_like(parameter) if gradient is None else gradient
-                with exchange():
-                    dist.all_reduce(gradients[name], group=group)
+        with self.probe.communication():
+            gradients = self._accumulator.gradients()
+            for name, group in self._links.ties.items():
+                parameter = self._state.parameters[name]
+                if parameter.requires_grad:
+                    gradient = gradients.get(name)
+                    gradients[name] = torch.zeros_like(parameter) if gradient is None else gradient
+                    with exchange():
+                        dist.all_reduce(gradients[name], group=group)
         self._step(gradients, s)
         for name, group in self._links.ties.items():  # stochastic rounding may have made them differ
             with exchange():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -23,9 +24,24 @@ class Probe:
         """Around a stage's forward pass; `values` has its outputs afterwards."""
         return _NOTHING
 
-    def backward(self) -> AbstractContextManager:
-        """Around the backward pass of one micro-batch."""
+    def backward(self, stages: Sequence[Any] = (), micro_batch: int | None = None) -> AbstractContextManager:
+        """Around the backward pass of one micro-batch, the current one if not said, through all stages or these."""
         return _NOTHING
+
+    def waiting(self) -> AbstractContextManager:
+        """Around what this process needs another one for, and has to wait."""
+        return _NOTHING
+
+    def communication(self) -> AbstractContextManager:
+        """Around what this process sends to others, or adds up with them."""
+        return _NOTHING
+
+    def events(self) -> list[dict[str, Any]] | None:
+        """What happened when in the last call, by clock.now(), if all processes are to tell that; otherwise None."""
+        return None
+
+    def told(self, events: list[dict[str, Any]]) -> None:
+        """To the probe of the first process: the events of all."""
 
     def update(self) -> AbstractContextManager:
         """Around the optimizer's step."""

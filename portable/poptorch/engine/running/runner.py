@@ -134,8 +134,7 @@ class Runner:
                         self._position(collector, leaves, s, a, r)
                         progress.step()
                 if self._optimizer is not None:
-                    with self.probe.update():
-                        self._update(s)
+                    self._update(s)
                 self._random.iteration_done()
                 self.probe.iteration_done()
         finally:
@@ -181,12 +180,15 @@ class Runner:
         self._anchors.micro_batch(s, a, r, {**values, "loss": loss})
 
     def _update(self, s: int) -> None:
-        self._step(self._accumulator.gradients(), s)
+        with self.probe.communication():
+            gradients = self._accumulator.gradients()
+        self._step(gradients, s)
 
     def _step(self, gradients: dict[str, torch.Tensor], s: int) -> None:
-        self._random.seek(UPDATE)
-        self._optimizer.step(gradients)
-        self._accumulator.clear()
+        with self.probe.update():
+            self._random.seek(UPDATE)
+            self._optimizer.step(gradients)
+            self._accumulator.clear()
         if self._anchors is not None:
             self._anchors.updated(s, self._scale())
 
