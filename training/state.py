@@ -123,7 +123,6 @@ def save(
         optimizer_state = optimizer.state_dict()
     except poptorch.Error as error:  # no room in the temporary folder, which every process is told of
         raise CheckpointNotWritten(directory, 0, RuntimeError(error.message)) from error
-    executor.copyWeightsToHost()  # of a replica over several processes, to the first of them
     state = {
         "format": _FORMAT,
         "optimizer": optimizer_state,
