@@ -13,6 +13,7 @@ from tiny_run import NO_DROPOUT, environment, run_here, saved_in, write_config, 
 
 SCHEDULE = {"lr_warmup_steps": 1, "lr_decay_steps": 12}
 SHARDED = {"replicated_tensor_sharding": True}
+STAGES = {"layers_per_ipu": "1 1", "ipus_per_replica": 2, "replication_factor": 1, "gradient_accumulation": 12}
 
 
 def make_folder(path, **config):
@@ -36,20 +37,21 @@ def files(checkpoint):
     return {path.name: path.read_bytes() for path in checkpoint.iterdir()}
 
 
-def test_the_same_layout_goes_on_bit_for_bit(folder):
-    """With dropout, and the states of the optimizer shared out; what it left of an earlier save goes.
+@pytest.mark.parametrize("layout", [SHARDED, STAGES], ids=["replicas that share the optimizer out", "stages"])
+def test_the_same_layout_goes_on_bit_for_bit(folder, layout):
+    """With dropout; what a run left of an earlier save goes.
 
-    The norms of its gradients, which are read from those states, are those of one process.
+    The norms of the gradients, which are read from the optimizer's states, are those of one process.
     """
-    whole, cut, alone = (folder / name for name in ("whole", "cut", "alone"))
-    run_together(2, [*run_flags(folder, whole, **SHARDED), "--log-gradient-norm"])
-    assert run_here([*run_flags(folder, alone, epochs=1, **SCHEDULE), "--log-gradient-norm"]).status == 0
+    whole, cut, alone = (folder / f"{name}_{len(layout)}" for name in ("whole", "cut", "alone"))
+    run_together(2, [*run_flags(folder, whole, **layout), "--log-gradient-norm"])
+    assert run_here([*run_flags(folder, alone, epochs=1, **layout, **SCHEDULE), "--log-gradient-norm"]).status == 0
     assert len(norms(alone)) == 6 and norms(whole)[:6] == pytest.approx(norms(alone), rel=1e-3)
     cut.mkdir()
-    shutil.copytree(whole / "epoch_0", cut / "epoch_0")
+    shutil.copytree(str(whole / "epoch_0"), str(cut / "epoch_0"))
     (cut / ".step_9.new").mkdir()
     checkpoint = ["--pretrained-checkpoint", cut / "epoch_0", "--resume-training-from-checkpoint"]
-    run_together(2, [*run_flags(folder, cut, **SHARDED), *checkpoint])
+    run_together(2, [*run_flags(folder, cut, **layout), *checkpoint])
     assert saved_in(cut) == {"epoch_0", "epoch_1"}
     expected, found = contents(whole / "epoch_1"), contents(cut / "epoch_1")
     assert found[:2] == expected[:2]
@@ -84,21 +86,30 @@ def test_a_full_disk_is_told_once_and_leaves_nothing_half_written(folder, where)
     assert saved_in(save) == {"step_3", "curves-1.csv"} and files(save / "step_3") == before
 
 
+CHAINS = {
+    "4 replicas": ({"replication_factor": 4}, [(4, {}), (1, {}), (2, {}), (2, SHARDED), (4, SHARDED), (1, {})]),
+    "2 replicas": (
+        {"replication_factor": 2, "gradient_accumulation": 6, "layers_per_ipu": "0 2", "ipus_per_replica": 2},
+        [(4, {}), (1, {}), (4, SHARDED), (2, {}), (2, SHARDED), (4, {})],
+    ),
+    "1 replica": (STAGES, [(2, {}), (1, {}), (2, {}), (1, {}), (2, {}), (2, {})]),
+}
+
+
 @pytest.mark.long
 @pytest.mark.timeout(1800)
-def test_from_layout_to_layout(tmp_path):
-    """Four processes, one, two, two that share the optimizer out, four that do, and one again: the curve of one."""
+@pytest.mark.parametrize("name", list(CHAINS))
+def test_from_layout_to_layout(tmp_path, name):
+    """Two steps on each layout, every one from the checkpoint of the one before: the curve of one process."""
     make_folder(tmp_path, **NO_DROPOUT)
     alone, save = tmp_path / "alone", tmp_path / "save"
-    assert run_here(run_flags(tmp_path, alone, **SCHEDULE)).status == 0
-    for last, (processes, how) in zip(
-        range(2, 13, 2), [(4, {}), (1, {}), (2, {}), (2, SHARDED), (4, SHARDED), (1, {})]
-    ):
-        steps = {"save_per_epochs": 0, "training_steps": last}
-        argv = [*run_flags(tmp_path, save, **steps, **how, **SCHEDULE), "--resume", "latest"]
+    fixed, chain = CHAINS[name]
+    assert run_here(run_flags(tmp_path, alone, **fixed, **SCHEDULE)).status == 0
+    for last, (processes, how) in zip(range(2, 13, 2), chain):
+        argv = run_flags(tmp_path, save, save_per_epochs=0, training_steps=last, **{**fixed, **how}, **SCHEDULE)
         if processes > 1:
-            run_together(processes, argv)
+            run_together(processes, [*argv, "--resume", "latest"])
         else:
-            assert run_here(argv).status == 0
+            assert run_here([*argv, "--resume", "latest"]).status == 0
         assert f"step_{last}" in saved_in(save)
     assert curve(save) == pytest.approx(curve(alone), rel=1e-5)

@@ -195,10 +195,15 @@ class ExecutorState:
         if self._session is not None:
             self._session.download()
 
-    def _gather(self) -> None:
-        """Of a replica over several processes the first one gets all weights. All of them must call it."""
-        if self._session is not None and self._session.spread:
+    def _gather(self) -> bool:
+        """Of a replica over several processes the first one gets all weights. All of them must call it.
+
+        Whether it is such a replica.
+        """
+        spread = self._session is not None and self._session.spread
+        if spread:
             self._session.download(whole=True)
+        return spread
 
     def _sync_host(self) -> None:
         """The host's weights are about to be used: those of a training executor's device may be newer."""

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 
 from ..checks import require, require_positive_int
+from ..engine.processes import collecting
+from ..engine.processes.collecting import Owned
 from ..engine.running import replica_groups
 from ..enums import CommGroupType, VariableRetrievalMode
 from ..poptorch_core import createPoptorchError
@@ -136,7 +138,7 @@ class _GroupedParameter(torch.nn.Parameter):
         return memo.setdefault(id(self), torch.nn.Parameter(_plain(self), self.requires_grad))
 
     def __reduce_ex__(self, protocol: int) -> Any:
-        return torch.nn.Parameter(_plain(self), self.requires_grad).__reduce_ex__(protocol)
+        return torch.nn.Parameter(self.detach(), self.requires_grad).__reduce_ex__(protocol)
 
 
 class _HostedParameter(_GroupedParameter):
@@ -161,7 +163,7 @@ class _HostedBuffer(torch.Tensor):
         return memo.setdefault(id(self), _plain(self))
 
     def __reduce_ex__(self, protocol: int) -> Any:
-        return _plain(self).__reduce_ex__(protocol)
+        return self.detach().__reduce_ex__(protocol)
 
 
 _HOSTED = {_HostedParameter: torch.nn.Parameter, _HostedBuffer: torch.Tensor}  # class -> what it was before
@@ -194,12 +196,12 @@ def wrap(
     source: WeightSource,
     destroy: Callable[[], None],
     loaded: Callable[[], None],
-    gather: Callable[[], None],
+    gather: Callable[[], bool],
 ) -> None:
     """Give `model` and its executor_copy the class PoptorchModel, whose methods read through `source`.
 
     model.destroy() calls `destroy`; model.load_state_dict() calls `loaded` when the host has the new weights;
-    model.state_dict() calls `gather` before it reads.
+    model.state_dict() calls `gather` before it reads, which says whether other processes have parts of the model.
     Raises RuntimeError if it has that class already.
     """
     user_class = type(model)
@@ -220,8 +222,8 @@ def wrap(
             destroy()
 
         def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-            gather()
-            return _copies(super().state_dict(*args, **kwargs))
+            copies = collecting.copies_on_disk if gather() else _clones
+            return _copied(super().state_dict(*args, **kwargs), copies)
 
         def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
             result = super().load_state_dict(*args, **kwargs)
@@ -249,15 +251,20 @@ def wrap(
     host(model, source)
 
 
-def _copies(state: Any) -> Any:
+def _clones(owned: dict[Any, Owned]) -> dict[Any, torch.Tensor]:
+    return {key: each.tensor.clone() for key, each in owned.items()}
+
+
+def _copied(state: Any, copies: Callable[[dict[Any, Owned]], dict[Any, torch.Tensor]]) -> Any:
     """`state` with copies in the place of its tensors: later training does not change them. Ties are kept."""
-    copies: dict[Any, torch.Tensor] = {}
-    for name, value in state.items():
-        if isinstance(value, torch.Tensor):
-            key = (value.data_ptr(), value.shape, value.stride(), value.dtype)
-            if key not in copies:
-                copies[key] = _plain(value)
-            state[name] = copies[key]
+    keys = {
+        name: (value.data_ptr(), value.shape, value.stride(), value.dtype)
+        for name, value in state.items()
+        if isinstance(value, torch.Tensor) and not value.is_meta
+    }
+    found = copies({key: Owned.whole(state[name]) for name, key in keys.items()})
+    for name, key in keys.items():
+        state[name] = found[key]
     return state
 
 

