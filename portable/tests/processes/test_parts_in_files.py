@@ -74,6 +74,30 @@ def test_files_are_those_of_one_process(tmp_path):
         )
 
 
+def grouped() -> dict[str, torch.Tensor]:
+    """States of two replicas of a model of which the last weight, on the second IPU, has a value for each."""
+    os.environ["POPDIST_NUM_TOTAL_REPLICAS"] = "2"
+    options = popdist.poptorch.Options(ipus_per_replica=2)
+    options.Training.gradientAccumulation(4)
+    model = Model()
+    del model.tied
+    model.tied = torch.nn.Parameter(torch.ones(2, 4))
+    optimizer = poptorch.optim.AdamW(model.parameters(), lr=0.01)
+    executor = poptorch.trainingModel(model, options, optimizer)
+    every = poptorch.VariableRetrievalMode.AllReplicas
+    model.tied.replicaGrouping(poptorch.CommGroupType.NoGrouping, 0, every)
+    executor(torch.arange(4.0 * options.replication_factor))
+    return optimizer.state_dict()["ipu_state"]
+
+
+def test_weights_of_single_replicas():
+    (expected,), found = together(1, grouped), together(4, grouped)
+    assert expected["Accl1___tied"].shape == (2, 4) and expected["Step___tied"].shape == (2,)
+    assert {name: state.shape for name, state in found[0].items()} == {
+        name: state.shape for name, state in expected.items()
+    }
+
+
 def in_bounds(folder: str) -> None:
     model, optimizer, executor = compiled(N)
     executor(torch.ones(4))

@@ -38,16 +38,18 @@ class DeviceState:
         first_name: dict[int, str] = {}
         for name, parameter in host.items():
             first_name.setdefault(id(parameter), name)
+        for name in first_name.values():  # those that other processes have are among them
+            grouping = replica_groups.grouping_of(host[name], all_replicas)
+            if grouping is not None:
+                self._groupings[name] = grouping
         self.parameters: dict[str, torch.Tensor] = {}
         self.values: dict[str, torch.Tensor] = dict(program.constants)
         for value, name in program.parameters.items():
             parameter, name = host[name], first_name[id(host[name])]
             if name not in self.parameters:
-                grouping = replica_groups.grouping_of(parameter, all_replicas)
                 shape = parameter.shape
-                if grouping is not None:
-                    self._groupings[name] = grouping
-                    shape = (grouping.groups(all_replicas), *shape[1:])
+                if name in self._groupings:
+                    shape = (self._groupings[name].groups(all_replicas), *shape[1:])
                 tensor = torch.zeros(shape, dtype=policy.compute_dtype(parameter.dtype), device=policy.device)
                 self.parameters[name] = tensor.requires_grad_(training and parameter.requires_grad)
             self.values[value] = self.parameters[name]
@@ -102,7 +104,7 @@ class DeviceState:
             return state.repeat(len(members)) if to_host else state.reshape(-1)[0]
         if to_host:
             return state[members]
-        groups = self.parameters[name].shape[0]
+        groups = self._groupings[name].groups(self._replicas)
         return state if len(members) != len(state) else state[[members.index(group) for group in range(groups)]]
 
     def values_of(self, replica: int) -> dict[str, torch.Tensor]:
