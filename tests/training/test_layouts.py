@@ -17,8 +17,8 @@ STAGES = {"layers_per_ipu": "1 1", "ipus_per_replica": 2, "replication_factor": 
 
 
 def make_folder(path, **config):
-    """Model and corpus: 72 samples to train on, 6 calls of 12 an epoch."""
-    write_config(path, **config)
+    """Model and corpus: 72 samples to train on, 6 calls of 12 an epoch. Weights of 8192 elements are shared out."""
+    write_config(path, n_embd=64, **config)
     write_corpus(path / "corpus.pkl", articles=26, length=40)
     return path
 
@@ -84,6 +84,47 @@ def test_a_full_disk_is_told_once_and_leaves_nothing_half_written(folder, where)
     assert ours[0].startswith(f"train_gpt2.py: {save / 'step_3'}: not saved (")
     assert ("let TMPDIR name a folder on a larger disk" in ours[0]) == (where == "the temporary folder"), ours
     assert saved_in(save) == {"step_3", "curves-1.csv"} and files(save / "step_3") == before
+
+
+KILLED_WHILE_SAVING = """
+import os, signal, sys
+import torch
+import training.state
+saves = []
+def killed_in(save, rank):
+    def in_the_midst(*arguments, **named):
+        saves.append(None)
+        if len(saves) < 3 or os.environ["TORCHELASTIC_RESTART_COUNT"] != "0" or os.environ["RANK"] != rank:
+            return save(*arguments, **named)
+        if rank == "0":
+            arguments[1].write_bytes(b"PK, and no more")
+        os.kill(os.getpid(), signal.SIGKILL)
+    return in_the_midst
+if sys.argv[1] == "0":
+    torch.save = killed_in(torch.save, "0")
+else:
+    training.state.save = killed_in(training.state.save, "1")
+import train_gpt2
+sys.exit(train_gpt2.main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_killed_while_it_saves(folder, rank):
+    """The first one while it writes, the other one while the first waits for its shards: on from the save before."""
+    program, save = folder / "killed.py", folder / f"killed_{rank}"
+    program.write_text(KILLED_WHILE_SAVING)
+    steps = {"epochs": 1, "training_steps": 5, "save_per_epochs": 0, "save_per_steps": 1}
+    words = run_flags(folder, save, **steps, **SHARDED, **SCHEDULE)
+    command = [
+        str(program) if word.endswith("train_gpt2.py") else word for word in torchrun(2, [], "--max-restarts", "1")
+    ]
+    done = subprocess.run(
+        [*command, str(rank), *map(str, words)], capture_output=True, text=True, env=environment(), timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"resuming from {save / 'step_2'}" in done.stdout, done.stdout + done.stderr
+    assert saved_in(save) == {f"step_{step}" for step in range(1, 6)}, "nothing half-written is left"
 
 
 CHAINS = {
