@@ -113,11 +113,6 @@ def parts(layout: Layout, which: Iterable[int] | None = None) -> dist.ProcessGro
     return groups[layout.process] if layout.part in chosen else None
 
 
-def everybody() -> dist.ProcessGroup:
-    """All processes that have met."""
-    return dist.group.WORLD
-
-
 def in_first(action: Callable[[], None], members: dist.ProcessGroup | None) -> None:
     """`action` is done by the first of some processes, all of which must call this and wait for it; or by the only one.
 
