@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 
 from ..processes.reduction import GradientReduction
+from ..updating.pieces import chunk_elements
 
 
 class GradientAccumulator:
@@ -76,15 +77,23 @@ class GradientAccumulator:
             first = id(accumulator) not in self._received
             self._received.add(id(accumulator))
             with torch.no_grad():
-                if first:
-                    accumulator.copy_(gradient if not self._running else gradient / (count + 1))
-                elif self._running:
-                    # m_k = m_{k-1} * k / (k + 1) + g / (k + 1)
-                    accumulator.mul_(count / (count + 1)).add_(gradient, alpha=1 / (count + 1))
-                else:
-                    accumulator.add_(gradient)
+                # piece by piece: the sum of two types makes float32 copies of both
+                pieces = chunk_elements(accumulator.device)
+                parts = zip(accumulator.view(-1).split(pieces), gradient.reshape(-1).split(pieces), strict=True)
+                for part, fresh in parts:
+                    self._add(part, fresh, first, count)
 
         return take
+
+    def _add(self, accumulator: torch.Tensor, gradient: torch.Tensor, first: bool, count: int) -> None:
+        """Add the gradient number `count` of an update, from 0, to what there is."""
+        if first:
+            accumulator.copy_(gradient if not self._running else gradient / (count + 1))
+        elif self._running:
+            # m_k = m_{k-1} * k / (k + 1) + g / (k + 1)
+            accumulator.mul_(count / (count + 1)).add_(gradient, alpha=1 / (count + 1))
+        else:
+            accumulator.add_(gradient)
 
     def begin_micro_batch(self, number: int) -> None:
         """The next backward pass is of micro-batch `number` of this update."""
