@@ -19,11 +19,13 @@ from command_line.generation_flags import GENERATE_GROUPS, check_generation
 from command_line.parser import Parser
 from command_line.training_checks import (
     check_available,
+    check_balance,
     check_boundaries,
     check_checkpoints,
     check_global_batch,
     check_log,
     check_optimizer,
+    check_plan,
     check_recompute,
     check_schedule,
     check_serialization,
@@ -57,11 +59,12 @@ def parse_train_args(
         check_boundaries(problems, config)
     check_global_batch(problems, trains)
     placed = problems.sound("layers_per_ipu", "ipus_per_replica")
-    if config and placed:
-        check_layers(problems, config.n_layer, trains)
-        check_proportions(problems, problems.args.ipus_per_replica)
     if config and problems.sound("recompute_checkpoint_layers", "recompute_checkpoint_every_layer"):
         check_recompute(problems, config.n_layer)
+    if config and placed and check_balance(problems, config, trains):
+        check_layers(problems, config.n_layer, trains)
+        check_proportions(problems, problems.args.ipus_per_replica)
+        check_plan(problems, trains)
     check_serialization(problems, config)
     check_schedule(problems)
     check_optimizer(problems)

@@ -126,12 +126,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             from training.run import TrainingRun
 
             print(machine.device_line(), flush=True)
+            if args.compile_only:
+                from training.plan_request import planned
+
+                print("\n".join(planned(args)), flush=True)
+                if args.plan_processes or args.plan_device:  # of machines that are not here
+                    return 0
             with memory.explained(args):
                 run = TrainingRun(args, argv, started)
         with memory.explained(args):
             if args.compile_only:
                 run.compile_only()
-                print("\n".join(run.plan()))
+                print(run.length())
                 return 0
             if run.position.step >= run.calls:
                 print(run.done_already())

@@ -15,6 +15,7 @@ from typing import Iterator, Mapping, NoReturn, Sequence
 import corpora.refusal
 from corpora.refusal import not_installed as not_installed
 from model.config import MODELS, GPT2Config
+from model.pipeline import forward_stages
 
 
 class Problems:
@@ -113,16 +114,6 @@ def check_config(problems: Problems) -> GPT2Config | None:
     except ValueError as error:
         problems.lines.append(f"{problems.names[dest]}: " + " ".join(str(error).split()))
         return None
-
-
-def forward_stages(layers_per_ipu: Sequence[int]) -> int:
-    """Stages of the forward pipeline: wte on IPU 0, wpe on IPU 1, the blocks, the tied head back on IPU 0.
-
-    Neighbours on one IPU are one stage, so the count is the moves from IPU to IPU plus one (0 4 4 4 gives 0 1 2 3 0).
-    """
-    blocks = [ipu for ipu, count in enumerate(layers_per_ipu) for _ in range(count)]
-    visits = [0, min(1, len(layers_per_ipu) - 1)] + blocks + [0]
-    return 1 + sum(here != there for here, there in zip(visits, visits[1:]))
 
 
 def check_layers(problems: Problems, n_layer: int, trains: bool) -> None:

@@ -7,7 +7,9 @@ import importlib.util
 import os
 
 from command_line.checks import Problems, check_checkpoint_source, check_folder
+from model.balance import balanced_layers
 from model.config import DROPOUTS, GPT2Config, padded_rows, read_json_object
+from model.layout import Layout
 
 
 def check_available(problems: Problems) -> None:
@@ -99,6 +101,44 @@ def check_boundaries(problems: Problems, config: GPT2Config) -> None:
             config.end_of_text()
         except ValueError as error:
             problems.add("document_boundaries", str(error))
+
+
+def check_balance(problems: Problems, config: GPT2Config, trains: bool) -> bool:
+    """--layers-per-ipu auto becomes the numbers it stands for, which a note tells. False if there are none."""
+    args = problems.args
+    if "auto" not in (args.layers_per_ipu or ()):
+        return True
+    if len(args.layers_per_ipu) > 1:
+        problems.add("layers_per_ipu", "auto stands for all numbers; leave them out, or auto")
+        return False
+    if not problems.sound("max_len", "gradient_accumulation", "recompute_checkpoint_layers"):
+        return False
+    ipus, micro_batches = args.ipus_per_replica, args.gradient_accumulation if trains else None
+    again = args.recompute_checkpoint_layers
+    try:
+        split = balanced_layers(config, args.max_len, ipus, again, trains, micro_batches)
+    except ValueError as error:
+        problems.add("layers_per_ipu", f"{error}; lower {problems.shown('ipus_per_replica')}")
+        return False
+    args.layers_per_ipu = split
+    args.notes.append(f"--layers-per-ipu auto: {' '.join(map(str, split))}")
+    return True
+
+
+def check_plan(problems: Problems, trains: bool) -> None:
+    """A plan of machines that are not here is asked for with --compile-only, and its processes can share the run."""
+    args = problems.args
+    for dest in ("plan_processes", "plan_device"):
+        if getattr(args, dest) is not None and problems.sound(dest):
+            if not trains:
+                problems.add(dest, "only train_gpt2.py has a plan; leave it out")
+            elif not args.compile_only:
+                problems.add(dest, "is about the plan of --compile-only; add it (torchrun starts processes)")
+    if args.plan_processes is not None and problems.sound("plan_processes", "replication_factor"):
+        try:
+            Layout(args.plan_processes, args.replication_factor, args.ipus_per_replica)
+        except ValueError as error:
+            problems.add("plan_processes", str(error))
 
 
 def check_recompute(problems: Problems, n_layer: int) -> None:

@@ -134,6 +134,19 @@ PLACEMENT = (
     Flag("--executable-cache-dir", None, PATH, "folder for compiled programs"),
     Flag("--compile-only", False, BOOLEAN, "check everything, print the plan and exit"),
 )
+TRAIN_PLACEMENT = (
+    PLACEMENT[0]._replace(
+        kind=or_word(whole(0), "auto"), help=PLACEMENT[0].help + "; auto: such that the slowest IPU has the least work"
+    ),
+    *PLACEMENT[1:],
+    Flag("--plan-processes", None, whole(1), "with --compile-only: the plan of that many processes, and nothing else"),
+    Flag(
+        "--plan-device",
+        None,
+        one_of("cpu", "cuda", "ipu"),
+        "with --compile-only: the plan for such devices, and nothing else (default: what is here)",
+    ),
+)
 
 TRAIN_GROUPS = {
     "model": MODEL,
@@ -142,5 +155,5 @@ TRAIN_GROUPS = {
     "training": TRAINING,
     "log": LOG,
     "batch": TRAIN_BATCH,
-    "placement and memory": PLACEMENT,
+    "placement and memory": TRAIN_PLACEMENT,
 }

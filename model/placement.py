@@ -13,11 +13,7 @@ import poptorch
 from torch import Tensor, nn
 
 from model.gpt2 import GPT2LMHeadModel
-
-
-def layer_ipus(layers_per_ipu: Sequence[int]) -> list[int]:
-    """The IPU of each transformer block: [0, 2, 1] gives [1, 1, 2]."""
-    return [ipu for ipu, count in enumerate(layers_per_ipu) for _ in range(count)]
+from model.pipeline import layer_ipus, positions_ipu
 
 
 def place(model: GPT2LMHeadModel, layers_per_ipu: Sequence[int], training: bool) -> list[str]:
@@ -26,11 +22,11 @@ def place(model: GPT2LMHeadModel, layers_per_ipu: Sequence[int], training: bool)
     The token embedding and the head that shares its weight are on IPU 0, blocks as `layers_per_ipu` says. In training
     the position embedding is on IPU 1, if there is one: IPU 0 has the largest matrix already.
     """
-    positions_ipu = 1 if training and len(layers_per_ipu) > 1 else 0
-    lines = [f"token embedding --> IPU 0, position embedding --> IPU {positions_ipu}"]
+    second = positions_ipu(layers_per_ipu, training)
+    lines = [f"token embedding --> IPU 0, position embedding --> IPU {second}"]
     transformer = model.transformer
     poptorch.BeginBlock(transformer.wte, "token embedding", ipu_id=0)
-    poptorch.BeginBlock(transformer.wpe, "position embedding", ipu_id=positions_ipu)
+    poptorch.BeginBlock(transformer.wpe, "position embedding", ipu_id=second)
     for index, (block, ipu) in enumerate(zip(transformer.h, layer_ipus(layers_per_ipu))):
         poptorch.BeginBlock(block, f"layer {index}", ipu_id=ipu)
         lines.append(f"layer {index} --> IPU {ipu}")

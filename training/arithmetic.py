@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from command_line.checks import forward_stages
+from model.pipeline import forward_stages
 
 
 def samples_per_call(args: argparse.Namespace) -> int:

@@ -27,7 +27,7 @@ from training.vocabulary import check_ids, check_tokenizer, model_config, run_to
 _DIMENSIONS = ("n_layer", "n_embd", "n_head", "inner_size", "real_vocab_size")
 
 
-def _dropouts(args: argparse.Namespace) -> dict[str, float]:
+def dropouts(args: argparse.Namespace) -> dict[str, float]:
     """What --dropout changes in a configuration."""
     return {} if args.dropout is None else dict(zip(DROPOUTS, args.dropout))
 
@@ -42,7 +42,7 @@ def load_or_make(args: argparse.Namespace, tokenizer: Entries | None = None) -> 
 
     Raises ValueError if the checkpoint cannot be used, or is not of the model that the flags name.
     """
-    config = dataclasses.replace(model_config(args, tokenizer), **_dropouts(args))
+    config = dataclasses.replace(model_config(args, tokenizer), **dropouts(args))
     rows = config.vocab_size
     if rows % args.embedding_serialization_factor:
         raise ValueError(
@@ -59,7 +59,7 @@ def load_or_make(args: argparse.Namespace, tokenizer: Entries | None = None) -> 
         torch.manual_seed(args.seed)
         return GPT2LMHeadModel(config, initialize=not args.compile_only)  # compiling asks for shapes, not for values
     recover_interrupted(args.pretrained_checkpoint)
-    gpt2 = load_pretrained(args.pretrained_checkpoint, n_positions=args.max_len, dropouts=_dropouts(args))
+    gpt2 = load_pretrained(args.pretrained_checkpoint, n_positions=args.max_len, dropouts=dropouts(args))
     if gpt2.config.real_vocab_size == model_config(args, None).real_vocab_size:
         config = model_config(args, None)  # the tokenizer is the data's, which may do without tokens of the model
     different = [

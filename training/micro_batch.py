@@ -17,7 +17,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from command_line.checks import BadFlags, forward_stages
+from command_line.checks import BadFlags
+from model.pipeline import forward_stages
 
 ROOT = Path(__file__).resolve().parents[1]
 _MOST_TOKENS = 8192  # in a micro-batch: larger products are no faster, and a trial takes long

@@ -1,115 +1,168 @@
-"""What a run will take, before anything starts: the plan that --compile-only prints."""
+"""What a run will take, before anything starts: the plan that --compile-only prints.
+
+A pure function of the flags and the model's configuration, whatever the number of IPUs and processes: nothing is
+allocated, and none of the processes has to be there.
+"""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+from typing import Sequence
 
+from model.balance import ipu_operations
 from model.config import GPT2Config, parameter_count
-from model.placement import layer_ipus
+from model.layout import Layout
+from model.pipeline import POSITIONS, TOKENS, Stage, bubble, pipeline_stages, speed_up, stage_parameters
+from training.arithmetic import samples_per_call
+from training.stage_memory import IPU, Device, Memory, stage_memory, together
 
-HALF, FLOAT = 2, 4  # bytes
+COLUMNS = ("rank", "IPU", "stage", "layers", "parameters", "weights", "gradients", "optimizer", "in flight")
+LAST_COLUMNS = ("working", "total", "work")
 
 
-@dataclasses.dataclass
-class StagePlan:
-    """One pipeline stage: what is in it, its own parameters, and bytes by use.
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What is on one IPU of a replica: its stages, their parameters and memory, and its share of the work."""
 
-    The head's matrix is the token embedding's and counts there.
-    """
-
-    index: int
+    rank: int
     ipu: int
-    parts: list[str]
-    layers: list[int]
-    parameters: int = 0
-    weight_bytes: int = 0
-    optimizer_bytes: int = 0
-    activation_bytes: int = 0
-
-    def line(self, optimizer_offchip: bool) -> str:
-        """One row of the plan."""
-        parts = list(self.parts)
-        if self.layers:
-            first, last = self.layers[0], self.layers[-1]
-            parts.append(f"layer {first}" if first == last else f"layers {first}-{last}")
-        on_chip = self.weight_bytes + self.activation_bytes + (0 if optimizer_offchip else self.optimizer_bytes)
-        where = "off chip" if optimizer_offchip else "on chip"
-        return (
-            f"stage {self.index} on IPU {self.ipu}: {', '.join(parts)}; {self.parameters:,} parameters, about "
-            f"{_mib(on_chip)} on chip (weights and gradients {_mib(self.weight_bytes)}, activations "
-            f"{_mib(self.activation_bytes)}), optimizer state {_mib(self.optimizer_bytes)} {where}"
-        )
+    stages: tuple[Stage, ...]
+    parameters: int
+    memory: Memory
+    work: float
 
 
-def _mib(size: int) -> str:
-    return f"{size / 2**20:,.0f} MiB"
+def plan_rows(config: GPT2Config, args: argparse.Namespace, layout: Layout, device: Device) -> list[Row]:
+    """A row for each IPU of the first replica.
 
-
-def layer_parameters(config: GPT2Config) -> int:
-    """Parameters of one block."""
-    one, two = (parameter_count(dataclasses.replace(config, n_layer=layers)) for layers in (1, 2))
-    return two - one
-
-
-def layer_activation_bytes(config: GPT2Config, batch_size: int, length: int) -> int:
-    """Half activations that one block keeps for its backward pass: B T C (34 + 5 H T / C) bytes.
-
-    Korthikanti et al. 2022, "Reducing Activation Recomputation in Large Transformer Models", equation 1.
+    Args:
+        config: with the positions and dropouts of the run.
+        args: the checked flags of train_gpt2.py.
     """
-    return batch_size * length * (34 * config.n_embd + 5 * config.n_head * length)
+    stages = pipeline_stages(args.layers_per_ipu)
+    work = ipu_operations(config, args.max_len, args.layers_per_ipu, args.recompute_checkpoint_layers)
+    rows = []
+    for ipu, own_work in enumerate(work):
+        own = tuple(stage for stage in stages if stage.ipu == ipu)
+        memory = [stage_memory(stage, len(stages), config, args, layout, device) for stage in own] or [Memory()]
+        parameters = sum(stage_parameters(stage, config) for stage in own)
+        rows.append(Row(layout.rank(ipu), ipu, own, parameters, together(memory), own_work / sum(work)))
+    return rows
 
 
-def stage_plans(config: GPT2Config, args: argparse.Namespace) -> list[StagePlan]:
-    """The stages of the forward pipeline: half weights and gradients, half first and float32 second moment.
-
-    A pipeline of n stages has up to 2 (n - i) - 1 micro-batches under way in stage i. Of a recomputed block each of
-    them keeps only its input, and one at a time its full activations.
-    """
-    stages = _stages(config, args)
-    tokens = args.batch_size * args.max_len
-    positions = args.serialized_seq_len if args.enable_sequence_serialized else args.max_len
-    full = layer_activation_bytes(config, args.batch_size, args.max_len)
-    vector = tokens * config.n_embd * HALF  # what passes from one part to the next
-    shards = args.replication_factor if args.replicated_tensor_sharding else 1
-    sizes = {
-        "token embedding": config.vocab_size * config.n_embd,
-        "position embedding": config.n_positions * config.n_embd,
-    }
-    for stage in stages:
-        recomputed = [layer for layer in stage.layers if layer in args.recompute_checkpoint_layers]
-        stage.parameters = sum(sizes.get(part, 0) for part in stage.parts)
-        stage.parameters += len(stage.layers) * layer_parameters(config)
-        if config.n_layer - 1 in stage.layers:
-            stage.parameters += 2 * config.n_embd  # the last layer norm follows the last block
-        stage.weight_bytes = stage.parameters * 2 * HALF
-        stage.optimizer_bytes = stage.parameters * (HALF + FLOAT) // shards
-        kept = len(recomputed) * vector + (len(stage.layers) - len(recomputed)) * full
-        kept += sum(vector for part in stage.parts if part in sizes)
-        stage.activation_bytes = kept * (2 * (len(stages) - stage.index) - 1) + (full if recomputed else 0)
-        if "head" in stage.parts:
-            # Half logits and their float32 copy in the loss, of one micro-batch: the last stage has no more under way.
-            stage.activation_bytes += positions * args.batch_size * config.vocab_size * (HALF + FLOAT)
-    return stages
+def rank_memory(rows: Sequence[Row], rank: int) -> Memory:
+    """What a rank holds with the stages of all its IPUs."""
+    return together([row.memory for row in rows if row.rank == rank])
 
 
-def _stages(config: GPT2Config, args: argparse.Namespace) -> list[StagePlan]:
-    """Which parts and layers are in which stage: neighbours on one IPU are one stage."""
-    layers = layer_ipus(args.layers_per_ipu)
-    visits = [(0, "token embedding"), (min(1, len(args.layers_per_ipu) - 1), "position embedding")]
-    stages: list[StagePlan] = []
-    for ipu, part in [*visits, *((ipu, layer) for layer, ipu in enumerate(layers)), (0, "head")]:
-        if not stages or stages[-1].ipu != ipu:
-            stages.append(StagePlan(len(stages), ipu, [], []))
-        (stages[-1].layers if isinstance(part, int) else stages[-1].parts).append(part)
-    return stages
-
-
-def plan_lines(config: GPT2Config, args: argparse.Namespace, samples_a_call: int) -> list[str]:
-    """The plan, a line each: the model, a step (one call of the training model), and every stage."""
-    lines = [
+def plan_lines(config: GPT2Config, args: argparse.Namespace, layout: Layout, device: Device) -> list[str]:
+    """The plan, a line each: the model, a step (one call of the training model), the table, the bubble."""
+    rows = plan_rows(config, args, layout, device)
+    samples = samples_per_call(args)
+    return [
         f"{parameter_count(config):,} parameters in {config.n_layer} layers",
-        f"a step: {samples_a_call:,} samples, {samples_a_call * args.max_len:,} tokens, {args.device_iterations} "
-        f"weight updates on {args.ipus_per_replica} IPUs x {args.replication_factor} replicas",
+        f"a step: {samples:,} samples, {samples * args.max_len:,} tokens, {args.device_iterations} weight updates on "
+        f"{args.ipus_per_replica} IPUs x {args.replication_factor} replicas",
+        *table(rows, layout, device, off_chip=device is IPU and args.optimizer_state_offchip),
+        *_places(args, layout, device),
+        *_pace(rows, args, layout, device),
     ]
-    return lines + [stage.line(args.optimizer_state_offchip) for stage in stage_plans(config, args)]
+
+
+def table(rows: Sequence[Row], layout: Layout, device: Device, off_chip: bool) -> list[str]:
+    """The rows under their head, in columns, with a sum below the IPUs of a process that has several in its memory.
+
+    `off_chip`: the optimizer's state is not in the total.
+    """
+    cells = [[*COLUMNS, *LAST_COLUMNS]]
+    for rank in range(layout.ranks_a_replica):
+        own = [row for row in rows if row.rank == rank]
+        for row in own:
+            stages = "+".join(str(stage.index) for stage in row.stages) or "-"
+            front = [str(rank), str(row.ipu), stages, _contents(row.stages), f"{row.parameters:,}"]
+            cells.append([*front, *_sizes(row.memory, off_chip), f"{row.work:.1%}"])
+        if len(own) > 1 and device is not IPU:
+            front = [str(rank), "all", "", "", f"{sum(row.parameters for row in own):,}"]
+            memory, work = rank_memory(rows, rank), sum(row.work for row in own)
+            cells.append([*front, *_sizes(memory, off_chip), f"{work:.1%}"])
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    left = COLUMNS.index("layers")
+    return [
+        "  ".join(cell.ljust(width) if at == left else cell.rjust(width) for at, (cell, width) in enumerate(line))
+        for line in (list(zip(row, widths)) for row in cells)
+    ]
+
+
+def _contents(stages: Sequence[Stage]) -> str:
+    """What is in these stages, in few words: `tokens, head`, `positions, 0-3`."""
+    short = {TOKENS: "tokens", POSITIONS: "positions"}
+    found = [short[name] for stage in stages for name in stage.embeddings]
+    layers = [layer for stage in stages for layer in stage.layers]
+    if layers:
+        found.append(f"{layers[0]}-{layers[-1]}" if len(layers) > 1 else f"{layers[0]}")
+    return ", ".join(found + ["head"] * any(stage.head for stage in stages)) or "-"
+
+
+def _sizes(memory: Memory, off_chip: bool) -> list[str]:
+    """In MiB: the kinds and their sum, which on an IPU is without an optimizer's state off chip."""
+    total = memory.total - (memory.optimizer if off_chip else 0)
+    return [f"{size / 2**20:,.0f}" for size in (*memory, total)]
+
+
+def _places(args: argparse.Namespace, layout: Layout, device: Device) -> list[str]:
+    """What the table is of, and who holds the other replicas."""
+    if device is IPU:
+        where = "optimizer off chip, not in the total" if args.optimizer_state_offchip else "all on chip"
+        lines = [f"memory in MiB of each IPU, estimated; {where}"]
+    else:
+        data = f"{data_bytes(args, layout) / 2**20:,.0f} MiB of data"
+        lines = [f"memory in MiB of {device.name}s, estimated; beside it the program itself and {data}"]
+    ranks, processes = layout.ranks_a_replica, layout.processes
+    if ranks > 1 and layout.replicas > 1:
+        lines.append(f"{processes:,} processes: rank {ranks} r + i holds of replica r what rank i holds of the first")
+    elif processes > 1 and ranks == 1:
+        lines.append(f"{processes:,} processes: each holds {_count(layout.replicas_a_rank, 'whole replica')}")
+    return lines
+
+
+def data_bytes(args: argparse.Namespace, layout: Layout) -> int:
+    """Ids and labels of a call in one process, int32."""
+    samples = samples_per_call(args) // args.replication_factor * layout.replicas_a_rank
+    return samples * args.max_len * 2 * 4
+
+
+def _pace(rows: Sequence[Row], args: argparse.Namespace, layout: Layout, device: Device) -> list[str]:
+    """The bubble, and how fast a replica is at best beside one device that does everything."""
+    micro_batches = args.gradient_accumulation
+    if device is IPU:
+        steps, what = sum(len(row.stages) for row in rows), "stages"
+        shares = [row.work for row in rows]
+    else:
+        steps, what = layout.ranks_a_replica, "ranks"
+        shares = [sum(row.work for row in rows if row.rank == rank) for rank in range(steps)]
+    if len(shares) == 1:
+        return _in_turn(rows, micro_batches)
+    slowest = max(range(len(shares)), key=shares.__getitem__)
+    name = f"{'IPU' if device is IPU else 'rank'} {slowest}"
+    even, faster = 1 / len(shares), speed_up(shares, micro_batches)
+    return [
+        f"bubble: {bubble(steps, micro_batches):.2%} = ({steps} - 1) / ({micro_batches:,} + {steps} - 1): "
+        f"{micro_batches:,} micro-batches through {steps} {what}",
+        f"slowest: {name} with {shares[slowest]:.1%} of the work, evenly it were {even:.1%}; a replica is at best "
+        f"{faster:.2f} times as fast as one {device.name}",
+    ]
+
+
+def _in_turn(rows: Sequence[Row], micro_batches: int) -> list[str]:
+    """Of a process that has all stages of a replica: what a process an IPU would make of it."""
+    line = "bubble: none, the stages of a replica are computed in turn"
+    if len(rows) > 1:
+        pipeline = f"{len(rows)} a replica: {bubble(len(rows), micro_batches):.2%}"
+        faster = speed_up([row.work for row in rows], micro_batches)
+        line += f"; by a process an IPU, {pipeline}, at best {faster:.2f} times as fast"
+    return [line]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s'[: number != 1]}"

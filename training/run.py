@@ -42,7 +42,6 @@ from training.label_counts import Call, LabelCounter
 from training.log.gradient_norm import loss_scale
 from training.memory import is_out_of_memory
 from training.optimization import course_note, last_rate, make_optimizer, make_schedule, warmup_length
-from training.plan import plan_lines
 from training.save_folder import BEST, SaveFolder, find_latest, names_due
 from training.time_limit import TimeLimit
 from training.validation import Validator
@@ -67,7 +66,7 @@ def _asynchronous(args: argparse.Namespace, large: bool) -> dict[str, Any]:
     }
 
 
-def _join(args: argparse.Namespace) -> None:
+def join(args: argparse.Namespace) -> None:
     """One of several processes takes its part of the replicas. Raises BadFlags where that does not come out even."""
     try:
         share_replicas(args)
@@ -114,7 +113,7 @@ class TrainingRun:
         """`argv` is the command line of `args`, for the commands that messages give; `started` the time.monotonic() at
         the start of the program, from which --time-limit counts.
         """
-        _join(args)
+        join(args)
         self.args, self.samples_a_call = args, samples_per_call(args)
         with ranks.first_before_others():  # which may mend what an interrupted save left
             find_latest(args)
@@ -332,10 +331,9 @@ class TrainingRun:
         loss, accuracy = ranks.means([float(out.float().mean()) / micro_batches for out in (losses, accuracies)])
         return loss, accuracy
 
-    def plan(self) -> list[str]:
-        """The run in numbers, a line each: what --compile-only prints."""
-        calls = f"{self.calls_an_epoch:,} calls an epoch, {self.calls:,} calls in all"
-        return plan_lines(self.model.gpt2.config, self.args, self.samples_a_call) + [calls]
+    def length(self) -> str:
+        """How long the run is: what --compile-only says at the end."""
+        return f"{self.calls_an_epoch:,} calls an epoch, {self.calls:,} calls in all"
 
     def save_if_due(self, epoch: int, epoch_ended: bool, last: bool) -> None:
         """Save the checkpoints that --save-per-steps and --save-per-epochs ask for after this call of `epoch`.

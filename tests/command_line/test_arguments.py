@@ -96,6 +96,8 @@ FLAGS = [
     ("custom_ops", "--custom-ops", True, "False", False, ""),
     ("executable_cache_dir", "--executable-cache-dir", None, "cache", "cache", ""),
     ("compile_only", "--compile-only", False, "True", True, ""),
+    ("plan_processes", "--plan-processes", None, "4", 4, "--compile-only --replication-factor 8"),
+    ("plan_device", "--plan-device", None, "ipu", "ipu", "--compile-only"),
 ]
 SPELLINGS = [
     pytest.param(spelling, flag, id=spelling)
@@ -319,6 +321,15 @@ WRONG = [
     ("--layers-per-ipu 0 6 six", ["--layers-per-ipu", "'six'"]),
     ("--layers-per-ipu -1 13", ["--layers-per-ipu", "'-1'"]),
     ("--layers-per-ipu", ["--layers-per-ipu", "needs a value"]),
+    ("--layers-per-ipu auto 4", ["--layers-per-ipu auto 4", "auto stands for all numbers"]),
+    ("--layers-per-ipu automatic", ["--layers-per-ipu", "'automatic'", "or auto"]),
+    ("--layers-per-ipu auto --ipus-per-replica 14", ["12 blocks", "IPUs 1 to 13", "lower --ipus-per-replica 14"]),
+    ("--layers-per-ipu auto", ["5 forward stages", "--layers-per-ipu 0 4 4 4", "raise it to 9"]),
+    ("--plan-processes 2 --replication-factor 2", ["--plan-processes 2", "--compile-only; add it"]),
+    ("--plan-device cpu", ["--plan-device cpu", "--compile-only; add it"]),
+    ("--plan-device gpu --compile-only", ["--plan-device", "'gpu'", "cuda"]),
+    ("--plan-processes 0 --compile-only", ["--plan-processes", "at least 1"]),
+    ("--plan-processes 5 --compile-only --replication-factor 4", ["--plan-processes 5", "4 replicas", "1, 2 or 4"]),
     ("--matmul-proportion 0.2 0.2 --layers-per-ipu 3 --gradient-accumulation 64", ["0.2 0.2", "4 IPUs"]),
     ("--matmul-proportion 0", ["--matmul-proportion", "'0'"]),
     ("--matmul-proportion 1.01", ["--matmul-proportion", "'1.01'"]),

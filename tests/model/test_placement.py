@@ -8,12 +8,11 @@ import torch
 from tiny_run import NO_DROPOUT, write_config
 
 from arguments import parse_train_args
-from command_line.checks import forward_stages
 from model.config import GPT2Config, parameter_count
 from model.gpt2 import GPT2LMHeadModel
 from model.ipu_options import training_options
-from model.placement import layer_ipus, place
-from training import plan
+from model.pipeline import HEAD, POSITIONS, TOKENS, forward_stages, layer_ipus, pipeline_stages, stage_parameters
+from model.placement import place
 from training.run import place_model
 
 WTE, WPE = "gpt2.transformer.wte.weight", "gpt2.transformer.wpe.weight"
@@ -133,21 +132,24 @@ def test_running_one_stage_after_the_other_gives_the_loss(compiled):
 
 def test_the_plan_names_the_same_stages_and_parameters(compiled):
     args, model, program, expected = compiled
-    stages = plan.stage_plans(model.gpt2.config, args)
-    assert [(stage.ipu, stage.layers) for stage in stages] == [(ipu, layers_of(layers)) for ipu, layers in expected]
+    stages = pipeline_stages(args.layers_per_ipu)
+    assert [(stage.ipu, list(stage.layers)) for stage in stages] == [(ipu, layers_of(text)) for ipu, text in expected]
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for stage, planned in zip(program.stages[:-1], stages):
-        assert planned.parameters == sum(parameters[name].numel() for name in stage.parameters)
-    assert stages[-1].parameters == 0, "the head's matrix counts where the token embedding is"
-    assert sum(stage.parameters for stage in stages) == parameter_count(model.gpt2.config)
+        own = sum(parameters[name].numel() for name in stage.parameters)
+        assert stage_parameters(planned, model.gpt2.config) == own
+    counts = [stage_parameters(stage, model.gpt2.config) for stage in stages]
+    assert counts[-1] == 0, "the head's matrix counts where the token embedding is"
+    assert sum(counts) == parameter_count(model.gpt2.config)
 
 
 def test_on_one_ipu_there_is_one_stage(tmp_path):
     args = parse_train_args(["--config", str(write_config(tmp_path)), "--max-len", "8"])
     assert args.layers_per_ipu == [2] and forward_stages(args.layers_per_ipu) == 1
-    (stage,) = plan.stage_plans(GPT2Config.from_json(args.config), args)
-    assert (stage.ipu, stage.layers) == (0, [0, 1])
-    assert stage.parts == ["token embedding", "position embedding", "head"]
+    (stage,) = pipeline_stages(args.layers_per_ipu)
+    assert (stage.ipu, stage.layers) == (0, (0, 1))
+    assert (stage.embeddings, stage.head) == ((TOKENS, POSITIONS), True)
+    assert stage.parts == f"{TOKENS}, {POSITIONS}, layers 0-1, {HEAD}"
 
 
 def test_position_embedding_is_on_ipu_1_in_training_only(tmp_path):

@@ -15,6 +15,7 @@ import poptorch
 import torch
 
 from model.config import GPT2Config
+from model.pipeline import TRAINING, head_operations, layer_operations
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -49,9 +50,7 @@ def flops_per_token(config: GPT2Config, length: int) -> float:
     two products over all T positions, masked ones included. What recomputation repeats is not counted. (PaLM, Chowdhery
     et al. 2022, appendix B, with the head's matrix.)
     """
-    layers, width = config.n_layer, config.n_embd
-    weights = layers * (4 * width**2 + 2 * width * config.inner_size) + config.vocab_size * width
-    return 6.0 * weights + 12.0 * layers * length * width
+    return float(TRAINING * (config.n_layer * layer_operations(config, length) + head_operations(config)))
 
 
 def computes_on_ipus() -> bool:

@@ -1,0 +1,199 @@
+"""The memory that --compile-only plans, beside what each rank of a run really takes.
+
+    python -m benchmarks.plan_memory
+    python -m benchmarks.plan_memory --case narrow --updates 1            # a smoke run
+    python -m benchmarks.plan_memory --json benchmarks/records/plan_memory_cpu.json
+
+Each case is a training run on generated samples in as many processes as it says, of one thread each. When the first
+call is over the kernel's record of a process's peak is set back, and the peak of the next call counts. Taken off is
+what the same program has at its peak with a model of next to nothing in as many processes: interpreter and libraries,
+which the plan leaves out. The ratio is planned / measured of what is left, rank by rank; `total` is that with the
+program added to both. `build` is the peak until the first call was over, in which the whole model was made.
+
+It needs Linux: /proc/self/clear_refs sets the record back.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shlex
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+MIB = 2**20
+# name -> (processes, what the model's configuration has instead of config/config.json's, flags)
+CASES: dict[str, tuple[int, dict[str, Any], str]] = {
+    "small": (1, {}, "--max-len 128"),
+    "small recomputed": (1, {}, "--max-len 128 --recompute-checkpoint-every-layer"),
+    "narrow": (1, {"n_embd": 512, "n_head": 8, "n_layer": 8}, "--max-len 512"),
+    "narrow recomputed": (
+        1,
+        {"n_embd": 512, "n_head": 8, "n_layer": 8},
+        "--max-len 512 --recompute-checkpoint-every-layer",
+    ),
+    "narrow serialized": (
+        1,
+        {"n_embd": 512, "n_head": 8, "n_layer": 8},
+        "--max-len 256 --enable-sequence-serialized --embedding-serialization-factor 4",
+    ),
+    "narrow without dropout": (1, {"n_embd": 512, "n_head": 8, "n_layer": 8}, "--max-len 512 --dropout 0"),
+    "wide": (1, {"n_embd": 1024, "n_head": 16, "n_layer": 8, "vocab_size": 8192}, "--max-len 128 --batch-size 2"),
+    "replicas": (2, {"n_embd": 512, "n_head": 8, "n_layer": 8}, "--max-len 128 --replication-factor 2"),
+    "replicas sharded": (
+        2,
+        {"n_embd": 512, "n_head": 8, "n_layer": 8},
+        "--max-len 128 --replication-factor 2 --replicated-tensor-sharding",
+    ),
+}
+ACCUMULATION = 4
+NOTHING = {"n_embd": 64, "n_head": 1, "vocab_size": 1024}  # a model of next to nothing
+
+
+def flags_of(config: Path, words: str, updates: int) -> list[str]:
+    """The command line of a case."""
+    common = f"--config {config} --device-iterations {updates} --num-workers 0 --train-path generated"
+    given = shlex.split(f"{common} {words}")
+    return given if "--gradient-accumulation" in given else [*given, "--gradient-accumulation", str(ACCUMULATION)]
+
+
+def write_config(folder: Path, changes: dict[str, Any]) -> Path:
+    """A configuration file like GPT-2 small's with these changes."""
+    values = json.loads((ROOT / "config" / "config.json").read_text(encoding="utf-8"))
+    values.update(changes, real_vocab_size=min(changes.get("vocab_size", values["vocab_size"]), 50257) - 1)
+    path = folder / "config.json"
+    path.write_text(json.dumps(values), encoding="utf-8")
+    return path
+
+
+def status(key: str) -> int:
+    """Bytes of an entry of /proc/self/status."""
+    text = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(re.search(rf"^{key}:\s+(\d+) kB", text, re.MULTILINE)[1]) * 1024
+
+
+def work(argv: list[str]) -> dict[str, float]:
+    """One process of a case: two calls; its peaks in bytes."""
+    import torch
+
+    torch.set_num_threads(1)
+    from arguments import parse_train_args
+    from training.run import TrainingRun
+
+    run = TrainingRun(parse_train_args(argv))
+    batches = iter(run.batches())
+    call = next(batches)
+    run.compile(call)
+    run.executor(**call._asdict())
+    build = status("VmHWM")
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    run.executor(**call._asdict())
+    return {"build": build, "peak": status("VmHWM")}
+
+
+def measure(argv: list[str], processes: int) -> list[dict[str, float]]:
+    """The peaks of every rank of a run. RuntimeError if one of its processes fails."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = str(listener.getsockname()[1])
+    common = {"OMP_NUM_THREADS": "1", "POPTORCH_LOG_LEVEL": "ERR", "POPTORCH_PORTABLE_DEVICE": "cpu"}
+    if processes > 1:
+        common.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, WORLD_SIZE=str(processes))
+    words = [sys.executable, "-m", "benchmarks.plan_memory", "--work", json.dumps(argv)]
+    started = []
+    for rank in range(processes):
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
+        environment = {**os.environ, **common, **own}
+        started.append(subprocess.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True))
+    answers = [process.communicate()[0].splitlines() for process in started]
+    if any(process.returncode for process in started):
+        raise RuntimeError(f"a process of the run failed, see above. HINT: its flags were {shlex.join(argv)}")
+    return [json.loads(lines[-1]) for lines in answers]
+
+
+def planned(argv: list[str], processes: int) -> list[float]:
+    """What the plan says of each rank, the data included, in bytes."""
+    from arguments import parse_train_args
+    from model.layout import Layout
+    from training.plan import data_bytes, plan_rows, rank_memory
+    from training.plan_request import planned_config
+    from training.stage_memory import CPU
+
+    args = parse_train_args(argv)
+    config = planned_config(args)
+    layout = Layout(processes, args.replication_factor, args.ipus_per_replica)
+    rows = plan_rows(config, args, layout, CPU)
+    parts = [rank_memory(rows, rank).total + data_bytes(args, layout) for rank in range(layout.ranks_a_replica)]
+    return [parts[rank % layout.ranks_a_replica] for rank in range(processes)]
+
+
+def compare(name: str, updates: int) -> list[dict[str, Any]]:
+    """A row for each rank of a case."""
+    processes, changes, words = CASES[name]
+    with tempfile.TemporaryDirectory() as folder:
+        argv = flags_of(write_config(Path(folder), changes), words, updates)
+        peaks, plans = measure(argv, processes), planned(argv, processes)
+        layers = max(1, len(re.findall(r"\d+", words.partition("--layers-per-ipu")[2].partition("--")[0])) - 1)
+        small = write_config(Path(folder), {**NOTHING, "n_layer": changes.get("n_layer", 12) if layers > 1 else 1})
+        programs = measure(flags_of(small, words, updates), processes)
+    rows = []
+    for rank, (peak, plan, program) in enumerate(zip(peaks, plans, programs)):
+        own = peak["peak"] - program["peak"]
+        rows.append(
+            {
+                "name": f"{name}, rank {rank}",
+                "planned_mib": round(plan / MIB),
+                "measured_mib": round(own / MIB),
+                "program_mib": round(program["peak"] / MIB),
+                "build_mib": round((peak["build"] - program["build"]) / MIB),
+                "ratio": round(plan / own, 3),
+                "total": round((plan + program["peak"]) / peak["peak"], 3),
+            }
+        )
+    return rows
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", action="append", choices=list(CASES), help="only this one; or several")
+    parser.add_argument("--updates", type=int, default=2, help="weight updates of a call")
+    parser.add_argument("--json", metavar="FILE", help="write the results there too")
+    parser.add_argument("--work", metavar="FLAGS", help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.work:
+        print(json.dumps(work(json.loads(args.work))))
+        return 0
+    if args.updates < 1:
+        parser.error("--updates must be at least 1")
+    if not Path("/proc/self/clear_refs").exists():
+        parser.error("needs Linux, whose /proc/self/clear_refs sets a process's peak back")
+    rows = []
+    for name in args.case or CASES:
+        for row in compare(name, args.updates):
+            rows.append(row)
+            print(
+                f"{row['name']}: planned {row['planned_mib']:,} MiB, measured {row['measured_mib']:,} MiB, ratio "
+                f"{row['ratio']:.2f}; with the program's {row['program_mib']:,} MiB {row['total']:.2f}",
+                flush=True,
+            )
+    worst = max(rows, key=lambda row: abs(row["ratio"] - 1))
+    print(f"farthest from 1: {worst['ratio']:.2f} ({worst['name']})")
+    if args.json:
+        from benchmarks import record
+
+        settings = {"updates": args.updates, "accumulation": ACCUMULATION, "cases": CASES}
+        record.write(args.json, record.head("plan_memory", argv), settings, rows)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,142 @@
+"""The memory of stages: by hand for a model of a few numbers, and what must hold for any."""
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from arguments import parse_train_args
+from model.config import GPT2Config, parameter_count
+from model.layout import Layout, fitting_processes
+from model.pipeline import forward_stages, layer_parameters, pipeline_stages
+from training.stage_memory import (
+    CPU,
+    DEVICES,
+    GPU,
+    IPU,
+    Memory,
+    block_activations,
+    in_flight,
+    optimizer_shards,
+    stage_memory,
+    together,
+)
+
+# C = 2, T = 3, I = 8, V = 10, H = 1; two samples a micro-batch
+TINY = GPT2Config(
+    vocab_size=10, n_positions=3, n_embd=2, n_layer=4, n_head=1, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
+)
+BLOCK = layer_parameters(TINY)
+KEPT = 2 * 3 * (8 * 2 + 2 * 8 + 4)  # numbers of a block, of one micro-batch
+
+
+def arguments(words="", layers=(0, 2, 2)):
+    """Flags for TINY: the checks know nothing of its size, and need as many blocks as gpt2-test has."""
+    line = f"--model gpt2-test --max-len 3 --batch-size 2 --gradient-accumulation 64 {words}"
+    return parse_train_args(
+        [*line.split(), "--layers-per-ipu", *map(str, layers), "--ipus-per-replica", str(len(layers))]
+    )
+
+
+def memory_of(args, layout, device, config=TINY):
+    stages = pipeline_stages(args.layers_per_ipu)
+    return [stage_memory(stage, len(stages), config, args, layout, device) for stage in stages]
+
+
+def test_a_cpu_process_that_has_everything_by_hand():
+    args = arguments()
+    first, second, third, last = memory_of(args, Layout(1, 1, 3), CPU)
+    # Float32 weights and half ones, half sums of gradients; the first moment in half, the second in float32.
+    assert (second.weights, second.gradients, second.optimizer) == tuple((6 + 2 * BLOCK) * size for size in (6, 2, 6))
+    assert second.activations == 4 * (2 * KEPT + 2 * 3 * 2) + 2 * (2 * 3 * 4)  # logarithms of attention
+    assert second.working == third.working == 2 * 8 * 4, "the gradient of the MLP's matrix"
+    # The tied matrix's gradients of one backward pass lie beside the sum, and a block of its size is idle.
+    assert first.gradients == 20 * 2 + 3 * 20 * 4 and first.activations == 4 * 2 * 3 * 2
+    assert (last.weights, last.gradients, last.optimizer) == (0, 0, 0)
+    assert last.activations == 4 * 2 * (2 * 3 * 2) and last.working == 4 * 2 * 3 * 10, "all logits in one piece"
+
+
+def test_recomputed_blocks_keep_their_input_and_work_one_at_a_time():
+    plain, again = arguments(), arguments("--recompute-checkpoint-layers 0 1 2")
+    layout = Layout(1, 1, 3)
+    block = block_activations(TINY, plain, CPU)
+    vector = 2 * 3 * 2 * 4
+    for at, kept in ((1, 3 * vector), (2, vector + block)):
+        before, after = (memory_of(args, layout, CPU)[at] for args in (plain, again))
+        assert after.activations == kept and after.working == before.working + block
+        assert after._replace(activations=0, working=0) == before._replace(activations=0, working=0)
+
+
+def test_dropout_and_isolated_documents_keep_more():
+    args, isolated = arguments(), arguments()
+    isolated.document_boundaries = "isolated"
+    dropped = dataclasses.replace(TINY, resid_pdrop=0.1, attn_pdrop=0.1)
+    tokens, bare = 2 * 3, 2 * 3 * 36 * 4
+    assert block_activations(TINY, args, CPU) == bare + tokens * 4
+    # factors for both residual sums; the probabilities, with a sign for the dropped ones
+    assert block_activations(dropped, args, CPU) == bare + tokens * (2 * 2 * 4 + 3 * 4)
+    assert block_activations(dropped, args, GPU) == bare // 2 + tokens * (2 * 2 + 4)
+    assert block_activations(TINY, isolated, CPU) == bare + tokens * (3 * 4 + 3)
+    assert block_activations(dropped, isolated, CPU) == bare + tokens * (2 * 2 * 4 + 3 * 3 * 4 + 3)
+
+
+def test_an_ipu_by_hand():
+    args = arguments("--recompute-checkpoint-layers 2 --replicated-tensor-sharding --replication-factor 2")
+    first, second, third, last = memory_of(args, Layout(1, 2, 3), IPU)
+    block = 2 * 3 * (34 * 2 + 5 * 3)
+    assert second.weights == second.gradients == 2 * (6 + 2 * BLOCK)
+    assert second.optimizer == 6 * (6 + 2 * BLOCK) // 2
+    assert second.activations == (2 * 3 - 1) * (2 * block + 2 * 3 * 2 * 2)
+    assert third.activations == (2 * 2 - 1) * (block + 2 * 3 * 2 * 2) and third.working == block
+    assert first.activations == 7 * 2 * 3 * 2 * 2 and last.working == 6 * 10 * 6
+
+
+def test_blocks_of_positions_hold_fewer_logits_and_a_gradient_more():
+    args = arguments("--max-len 4 --enable-sequence-serialized --serialized-seq-len 2")
+    last = memory_of(args, Layout(1, 1, 3), CPU)[-1]
+    assert last.working == 2 * 2 * 10 * 4 + 10 * 2 * 4
+    ipu = memory_of(args, Layout(1, 1, 3), IPU)[-1]
+    assert ipu.working == 2 * 2 * 10 * 6
+
+
+def test_logits_come_in_pieces_of_one_size():
+    config = dataclasses.replace(TINY, vocab_size=50272, real_vocab_size=50257)
+    args = arguments("--max-len 512 --batch-size 1")  # 333 rows are the most
+    assert memory_of(args, Layout(1, 1, 3), CPU, config)[-1].working == 256 * 50272 * 4
+
+
+def test_micro_batches_in_flight():
+    stages = pipeline_stages([0, 2, 2])
+    one, all_ranks = Layout(1, 1, 3), Layout(3, 1, 3)
+    assert [in_flight(stage, 4, one, 64, CPU) for stage in stages] == [1, 1, 1, 1]
+    assert [in_flight(stage, 4, all_ranks, 64, CPU) for stage in stages] == [4, 3, 2, 1]
+    assert [in_flight(stage, 4, all_ranks, 2, GPU) for stage in stages] == [2, 2, 2, 1]
+    assert [in_flight(stage, 4, one, 64, IPU) for stage in stages] == [7, 5, 3, 1]
+
+
+def test_the_optimizer_is_shared_by_the_processes_that_have_the_same_stages():
+    sharded = arguments("--replicated-tensor-sharding --replication-factor 4")
+    shards = {(processes, device): (1, 2, 4)[at] for at, processes in enumerate((1, 2, 4)) for device in (CPU, GPU)}
+    shards.update({(12, CPU): 4, (1, IPU): 4})
+    for (processes, device), expected in shards.items():
+        assert optimizer_shards(sharded, Layout(processes, 4, 3), device) == expected
+    assert optimizer_shards(arguments("--replication-factor 4"), Layout(4, 4, 3), CPU) == 1
+
+
+@given(st.data())
+def test_no_layout_loses_a_parameter_and_more_ranks_take_less_each(data):
+    layers = data.draw(st.sampled_from([(4,), (0, 4), (1, 3), (0, 2, 2), (1, 1, 1, 1), (0, 1, 1, 2)]))
+    replicas, device = data.draw(st.integers(1, 4)), data.draw(st.sampled_from(list(DEVICES.values())))
+    args = arguments(f"--replication-factor {replicas}", layers)
+    count = parameter_count(TINY)
+    for processes in fitting_processes(replicas, len(layers)):
+        parts = memory_of(args, Layout(processes, replicas, len(layers)), device)
+        assert sum(part.weights for part in parts) == count * device.weight
+        assert sum(part.optimizer for part in parts) == count * 6
+        assert all(min(part) >= 0 for part in parts) and len(parts) == forward_stages(layers)
+
+
+def test_stages_of_one_process_work_in_turn():
+    assert together([Memory(1, 2, 3, 4, 50), Memory(10, 20, 30, 40, 5)]) == Memory(11, 22, 33, 44, 50)
+    assert Memory(1, 2, 3, 4, 5).total == pytest.approx(15)

@@ -1,0 +1,39 @@
+"""Which plan --compile-only asks for: that of this run, or of machines that are not here."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+
+from model.config import GPT2Config
+from model.ipu_options import instance
+from model.layout import Layout
+from training.inputs import dropouts
+from training.log.machine import computes_on_cuda, computes_on_ipus
+from training.plan import plan_lines
+from training.run import join
+from training.stage_memory import DEVICES
+from training.vocabulary import model_config, run_tokenizer
+
+
+def planned(args: argparse.Namespace) -> list[str]:
+    """The plan of this run, or of the machines that --plan-processes and --plan-device name.
+
+    Raises ValueError, whose `args` are the problems, for a configuration that cannot be used, BadFlags for processes
+    that cannot share the run.
+    """
+    if args.plan_processes is None:
+        join(args)
+    processes = args.plan_processes or instance()[1]
+    here = "ipu" if computes_on_ipus() else "cuda" if computes_on_cuda() else "cpu"
+    layout = Layout(processes, args.replication_factor, args.ipus_per_replica)
+    return plan_lines(planned_config(args), args, layout, DEVICES[args.plan_device or here])
+
+
+def planned_config(args: argparse.Namespace) -> GPT2Config:
+    """The configuration of the run."""
+    try:
+        tokenizer = run_tokenizer(args)
+    except ValueError:  # which the run itself tells
+        tokenizer = None
+    return dataclasses.replace(model_config(args, tokenizer), **dropouts(args))

@@ -1,0 +1,168 @@
+"""How much memory the stages of a pipeline take, by kind: an estimate from the flags alone.
+
+Of IPUs it is what PopTorch's pipeline keeps on each. Elsewhere it is what a process of the runtime in portable/ holds;
+`python -m benchmarks.plan_memory` compares that with what processes really take.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import NamedTuple, Sequence
+
+from model.config import GPT2Config
+from model.layout import Layout
+from model.pipeline import TOKENS, Stage, stage_parameters
+
+HALF, FLOAT = 2, 4  # bytes
+MOMENTS = HALF + FLOAT  # the first moment in half, the second one in float32 (training.optimization)
+
+
+class Device(NamedTuple):
+    """What a device keeps its numbers in: bytes of each, and of the largest piece of logits."""
+
+    name: str  # for a reader
+    weight: int  # with the copy that the host keeps beside it, where that is in the same memory
+    gradient: int  # the sum over the micro-batches of a weight update
+    fresh: int  # of one backward pass, added to that sum
+    value: int  # an activation
+    logits: int  # bytes held at a time by the head
+
+
+# A CPU computes in float32 beside the program's half weights; the sums of gradients and the moments stay as they are.
+CPU = Device("CPU", FLOAT + HALF, HALF, FLOAT, FLOAT, 64 << 20)
+# The head's float32 logits have the half ones beside them. The host's copy of the weights is in the host's memory.
+GPU = Device("GPU", HALF, HALF, HALF, HALF, 3 * (256 << 20) // 2)
+IPU = Device("IPU", HALF, HALF, 0, HALF, 0)
+DEVICES = {"cpu": CPU, "cuda": GPU, "ipu": IPU}
+
+# Freed memory is kept, and blocks of the size of the largest matrix are cut up by smaller ones: on a CPU one such block
+# lies idle beside the two that are used.
+_IDLE_BLOCKS = {"CPU": 1}
+
+
+class Memory(NamedTuple):
+    """Bytes by kind."""
+
+    weights: int = 0
+    gradients: int = 0
+    optimizer: int = 0
+    activations: int = 0  # kept for the backward pass by the micro-batches in flight
+    working: int = 0  # for the time of a pass: a block that is recomputed, a piece of the logits, fresh gradients
+
+    @property
+    def total(self) -> int:
+        return sum(self)
+
+
+def together(parts: Sequence[Memory]) -> Memory:
+    """What several stages of one process take: one of them works at a time."""
+    sums = [sum(kind) for kind in zip(*parts)]
+    return Memory(*sums[:-1], working=max(part.working for part in parts))
+
+
+def in_flight(stage: Stage, stages: int, layout: Layout, micro_batches: int, device: Device) -> int:
+    """The most micro-batches whose activations a stage keeps at the same time.
+
+    PopART's pipeline has a step for each forward and each backward stage, 2 n - 1 in all. Processes send a micro-batch
+    back as soon as it can be (1F1B): stage i of n keeps those that are between it and the end. A replica that one
+    process holds has one at a time.
+    """
+    if device is IPU:
+        return 2 * (stages - stage.index) - 1
+    if layout.ranks_a_replica == 1:
+        return 1
+    return min(micro_batches, stages - stage.index)
+
+
+def stage_memory(
+    stage: Stage, stages: int, config: GPT2Config, args: argparse.Namespace, layout: Layout, device: Device
+) -> Memory:
+    """What one of `stages` stages takes in a process that holds it.
+
+    Args:
+        config: with the dropouts and the positions of the run.
+        args: batch, length, recomputation, serialisation and optimizer placement are read.
+    """
+    parameters = stage_parameters(stage, config)
+    flight = in_flight(stage, stages, layout, args.gradient_accumulation, device)
+    return Memory(
+        weights=parameters * device.weight,
+        gradients=parameters * device.gradient + _fresh_matrix(stage, config, device),
+        optimizer=parameters * MOMENTS // optimizer_shards(args, layout, device),
+        activations=flight * _kept(stage, config, args, device),
+        working=_working(stage, config, args, device),
+    )
+
+
+def optimizer_shards(args: argparse.Namespace, layout: Layout, device: Device) -> int:
+    """Into how many parts --replicated-tensor-sharding divides the optimizer's state of a stage."""
+    if not args.replicated_tensor_sharding:
+        return 1
+    return layout.replicas if device is IPU else layout.processes // layout.ranks_a_replica
+
+
+def _fresh_matrix(stage: Stage, config: GPT2Config, device: Device) -> int:
+    """Gradients of the tied matrix, (V, C): the head's is kept until the embedding's is there."""
+    if TOKENS not in stage.embeddings or not device.fresh:
+        return 0
+    return (2 + _IDLE_BLOCKS.get(device.name, 0)) * config.vocab_size * config.n_embd * device.fresh
+
+
+def _kept(stage: Stage, config: GPT2Config, args: argparse.Namespace, device: Device) -> int:
+    """Activations that a stage keeps of one micro-batch. Of a recomputed block that is its input."""
+    tokens = args.batch_size * args.max_len
+    vector = tokens * config.n_embd * device.value
+    again = sum(layer in args.recompute_checkpoint_layers for layer in stage.layers)
+    kept = again * vector + (len(stage.layers) - again) * block_activations(config, args, device)
+    kept += len(stage.embeddings) * vector
+    return kept + (
+        2 * vector if stage.head else 0
+    )  # what the last layer norm was given, and the gradient of its output
+
+
+def block_activations(config: GPT2Config, args: argparse.Namespace, device: Device) -> int:
+    """What one block keeps of one micro-batch for its backward pass.
+
+    On IPUs B T C (34 + 5 H T / C) bytes: Korthikanti et al. 2022, "Reducing Activation Recomputation in Large
+    Transformer Models", equation 1. Elsewhere attention is fused. Kept are the inputs of both layer norms, of the four
+    products and of the activation function, with queries, keys and values: 8 C + 2 I numbers a token.
+    """
+    width, length = config.n_embd, args.max_len
+    tokens = args.batch_size * length
+    if device is IPU:
+        return tokens * (34 * width + 5 * config.n_head * length)
+    numbers = 8 * width + 2 * config.inner_size + 4
+    scores = config.n_head * length  # of one token
+    masks = 0
+    if config.resid_pdrop:  # a CPU keeps factors, a GPU bytes
+        masks += 2 * width * (device.value if device is CPU else 1)
+    if args.document_boundaries == "isolated":  # step by step: probabilities, factors of dropout and their product
+        numbers += scores * (3 if config.attn_pdrop else 1)
+        masks += length
+    elif config.attn_pdrop and device is CPU:
+        numbers += scores
+    else:
+        masks += config.n_head * FLOAT  # logarithms of the sums
+    return tokens * (numbers * device.value + masks)
+
+
+def _working(stage: Stage, config: GPT2Config, args: argparse.Namespace, device: Device) -> int:
+    """What a stage holds for the time of a pass only."""
+    needs = [config.n_embd * config.inner_size * device.fresh] if stage.layers else [0]
+    if any(layer in args.recompute_checkpoint_layers for layer in stage.layers):
+        needs[0] += block_activations(config, args, device)
+    if stage.head:
+        needs.append(_head_working(config, args, device))
+    return max(needs)
+
+
+def _head_working(config: GPT2Config, args: argparse.Namespace, device: Device) -> int:
+    """The logits that are there at a time, and the gradient of the matrix that several blocks of positions add up."""
+    blocks = args.max_len // args.serialized_seq_len if args.enable_sequence_serialized else 1
+    rows = args.batch_size * args.max_len // blocks
+    if device is IPU:  # half logits and their float32 copy in the loss
+        return rows * config.vocab_size * (HALF + FLOAT)
+    row = config.vocab_size * (FLOAT if device is CPU else FLOAT + HALF)
+    pieces = -(-rows // max(16, device.logits // row))  # of one size
+    logits = -(-rows // pieces) * row
+    return logits + (config.vocab_size * config.n_embd * device.fresh if blocks > 1 else 0)
