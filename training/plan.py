@@ -45,7 +45,7 @@ def plan_rows(config: GPT2Config, args: argparse.Namespace, layout: Layout, devi
     rows = []
     for ipu, own_work in enumerate(work):
         own = tuple(stage for stage in stages if stage.ipu == ipu)
-        memory = [stage_memory(stage, len(stages), config, args, layout, device) for stage in own] or [Memory()]
+        memory = [stage_memory(stage, stages, config, args, layout, device) for stage in own] or [Memory()]
         parameters = sum(stage_parameters(stage, config) for stage in own)
         rows.append(Row(layout.rank(ipu), ipu, own, parameters, together(memory), own_work / sum(work)))
     return rows

@@ -60,24 +60,26 @@ def together(parts: Sequence[Memory]) -> Memory:
     return Memory(*sums[:-1], working=max(part.working for part in parts))
 
 
-def in_flight(stage: Stage, stages: int, layout: Layout, micro_batches: int, device: Device) -> int:
+def in_flight(stage: Stage, stages: Sequence[Stage], layout: Layout, micro_batches: int, device: Device) -> int:
     """The most micro-batches whose activations a stage keeps at the same time.
 
-    PopART's pipeline has a step for each forward and each backward stage, 2 n - 1 in all. Processes send a micro-batch
-    back as soon as it can be (1F1B): stage i of n keeps those that are between it and the end. A replica that one
-    process holds has one at a time.
+    PopART's pipeline has a step for each forward and each backward stage, 2 n - 1 in all. Processes take neighbouring
+    stages as one, a span. In n spans at most n micro-batches are under way, and each goes back as soon as it can (1F1B).
+    A backward pass takes as long as two forward ones: until its first micro-batch comes back a span that is d before
+    the last has sent 3 d - 1 on. A replica that one process holds has one at a time.
     """
     if device is IPU:
-        return 2 * (stages - stage.index) - 1
-    if layout.ranks_a_replica == 1:
-        return 1
-    return min(micro_batches, stages - stage.index)
+        return 2 * (len(stages) - stage.index) - 1
+    ranks = [layout.rank(each.ipu) for each in stages]
+    switches = [here != there for here, there in zip(ranks, ranks[1:])]
+    behind = sum(switches[stage.index :])  # spans
+    return min(micro_batches, 1 + sum(switches), max(1, 3 * behind - 1))
 
 
 def stage_memory(
-    stage: Stage, stages: int, config: GPT2Config, args: argparse.Namespace, layout: Layout, device: Device
+    stage: Stage, stages: Sequence[Stage], config: GPT2Config, args: argparse.Namespace, layout: Layout, device: Device
 ) -> Memory:
-    """What one of `stages` stages takes in a process that holds it.
+    """What one of the forward `stages` takes in a process that holds it.
 
     Args:
         config: with the dropouts and the positions of the run.
@@ -89,7 +91,7 @@ def stage_memory(
         weights=parameters * device.weight,
         gradients=parameters * device.gradient + _fresh_matrix(stage, config, device),
         optimizer=parameters * MOMENTS // optimizer_shards(args, layout, device),
-        activations=flight * _kept(stage, config, args, device),
+        activations=flight * (_kept(stage, config, args, device) + _sent(stage, stages, config, args, layout, device)),
         working=_working(stage, config, args, device),
     )
 
@@ -118,6 +120,16 @@ def _kept(stage: Stage, config: GPT2Config, args: argparse.Namespace, device: De
     return kept + (
         2 * vector if stage.head else 0
     )  # what the last layer norm was given, and the gradient of its output
+
+
+def _sent(
+    stage: Stage, stages: Sequence[Stage], config: GPT2Config, args: argparse.Namespace, layout: Layout, device: Device
+) -> int:
+    """What a stage keeps because it went to another process."""
+    following = stages[stage.index + 1 :][:1]
+    if device is IPU or all(layout.rank(stage.ipu) == layout.rank(each.ipu) for each in following):
+        return 0
+    return args.batch_size * args.max_len * config.n_embd * device.value
 
 
 def block_activations(config: GPT2Config, args: argparse.Namespace, device: Device) -> int:

@@ -41,7 +41,7 @@ def arguments(words="", layers=(0, 2, 2)):
 
 def memory_of(args, layout, device, config=TINY):
     stages = pipeline_stages(args.layers_per_ipu)
-    return [stage_memory(stage, len(stages), config, args, layout, device) for stage in stages]
+    return [stage_memory(stage, stages, config, args, layout, device) for stage in stages]
 
 
 def test_a_cpu_process_that_has_everything_by_hand():
@@ -109,10 +109,21 @@ def test_logits_come_in_pieces_of_one_size():
 def test_micro_batches_in_flight():
     stages = pipeline_stages([0, 2, 2])
     one, all_ranks = Layout(1, 1, 3), Layout(3, 1, 3)
-    assert [in_flight(stage, 4, one, 64, CPU) for stage in stages] == [1, 1, 1, 1]
-    assert [in_flight(stage, 4, all_ranks, 64, CPU) for stage in stages] == [4, 3, 2, 1]
-    assert [in_flight(stage, 4, all_ranks, 2, GPU) for stage in stages] == [2, 2, 2, 1]
-    assert [in_flight(stage, 4, one, 64, IPU) for stage in stages] == [7, 5, 3, 1]
+    assert [in_flight(stage, stages, one, 64, CPU) for stage in stages] == [1, 1, 1, 1]
+    assert [in_flight(stage, stages, all_ranks, 64, CPU) for stage in stages] == [4, 4, 2, 1]
+    assert [in_flight(stage, stages, all_ranks, 2, GPU) for stage in stages] == [2, 2, 2, 1]
+    assert [in_flight(stage, stages, one, 64, IPU) for stage in stages] == [7, 5, 3, 1]
+    # ranks 0 0 1 1 0: three spans
+    stages = pipeline_stages([0, 1, 1, 2])
+    assert [in_flight(stage, stages, Layout(2, 1, 4), 64, CPU) for stage in stages] == [3, 3, 2, 2, 1]
+
+
+def test_what_goes_to_another_process_is_kept():
+    args = arguments()
+    alone, spread = (memory_of(args, Layout(processes, 1, 3), CPU) for processes in (1, 3))
+    flights = [4, 4, 2, 1]
+    for here, there, flight, sent in zip(alone, spread, flights, [1, 1, 1, 0]):
+        assert there.activations == flight * (here.activations + sent * 2 * 3 * 2 * 4)
 
 
 def test_the_optimizer_is_shared_by_the_processes_that_have_the_same_stages():
