@@ -31,28 +31,48 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 MIB = 2**20
+NARROW = {"n_embd": 512, "n_head": 8, "n_layer": 8}
 # name -> (processes, what the model's configuration has instead of config/config.json's, flags)
 CASES: dict[str, tuple[int, dict[str, Any], str]] = {
     "small": (1, {}, "--max-len 128"),
     "small recomputed": (1, {}, "--max-len 128 --recompute-checkpoint-every-layer"),
-    "narrow": (1, {"n_embd": 512, "n_head": 8, "n_layer": 8}, "--max-len 512"),
+    "narrow": (1, NARROW, "--max-len 512"),
     "narrow recomputed": (
         1,
-        {"n_embd": 512, "n_head": 8, "n_layer": 8},
+        NARROW,
         "--max-len 512 --recompute-checkpoint-every-layer",
     ),
     "narrow serialized": (
         1,
-        {"n_embd": 512, "n_head": 8, "n_layer": 8},
+        NARROW,
         "--max-len 256 --enable-sequence-serialized --embedding-serialization-factor 4",
     ),
-    "narrow without dropout": (1, {"n_embd": 512, "n_head": 8, "n_layer": 8}, "--max-len 512 --dropout 0"),
+    "narrow without dropout": (1, NARROW, "--max-len 512 --dropout 0"),
     "wide": (1, {"n_embd": 1024, "n_head": 16, "n_layer": 8, "vocab_size": 8192}, "--max-len 128 --batch-size 2"),
-    "replicas": (2, {"n_embd": 512, "n_head": 8, "n_layer": 8}, "--max-len 128 --replication-factor 2"),
+    "replicas": (2, NARROW, "--max-len 128 --replication-factor 2"),
     "replicas sharded": (
         2,
-        {"n_embd": 512, "n_head": 8, "n_layer": 8},
+        NARROW,
         "--max-len 128 --replication-factor 2 --replicated-tensor-sharding",
+    ),
+    "pipeline": (2, NARROW, "--max-len 512 --layers-per-ipu 0 8 --ipus-per-replica 2 --gradient-accumulation 8"),
+    "pipeline, blocks on both": (
+        2,
+        NARROW,
+        "--max-len 512 --layers-per-ipu 3 5 --ipus-per-replica 2 --gradient-accumulation 9",
+    ),
+    "pipeline, two IPUs each": (2, NARROW, "--max-len 512 --layers-per-ipu 0 3 3 2 --gradient-accumulation 9"),
+    "pipeline of four": (4, {}, "--max-len 256 --layers-per-ipu 0 4 4 4 --gradient-accumulation 9"),
+    "pipeline of four, recomputed": (
+        4,
+        {},
+        "--max-len 256 --layers-per-ipu 0 4 4 4 --gradient-accumulation 9 --recompute-checkpoint-every-layer",
+    ),
+    "two pipelines, sharded": (
+        4,
+        NARROW,
+        "--max-len 256 --layers-per-ipu 0 8 --ipus-per-replica 2 --gradient-accumulation 5 --replication-factor 2 "
+        "--replicated-tensor-sharding",
     ),
 }
 ACCUMULATION = 4
@@ -142,8 +162,8 @@ def compare(name: str, updates: int) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         argv = flags_of(write_config(Path(folder), changes), words, updates)
         peaks, plans = measure(argv, processes), planned(argv, processes)
-        layers = max(1, len(re.findall(r"\d+", words.partition("--layers-per-ipu")[2].partition("--")[0])) - 1)
-        small = write_config(Path(folder), {**NOTHING, "n_layer": changes.get("n_layer", 12) if layers > 1 else 1})
+        layers = changes.get("n_layer", 12) if "--layers-per-ipu" in words else 1
+        small = write_config(Path(folder), {**NOTHING, "n_layer": layers})
         programs = measure(flags_of(small, words, updates), processes)
     rows = []
     for rank, (peak, plan, program) in enumerate(zip(peaks, plans, programs)):

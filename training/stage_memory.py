@@ -11,7 +11,7 @@ from typing import NamedTuple, Sequence
 
 from model.config import GPT2Config
 from model.layout import Layout
-from model.pipeline import TOKENS, Stage, stage_parameters
+from model.pipeline import POSITIONS, TOKENS, Stage, stage_parameters
 
 HALF, FLOAT = 2, 4  # bytes
 MOMENTS = HALF + FLOAT  # the first moment in half, the second one in float32 (training.optimization)
@@ -64,9 +64,9 @@ def in_flight(stage: Stage, stages: Sequence[Stage], layout: Layout, micro_batch
     """The most micro-batches whose activations a stage keeps at the same time.
 
     PopART's pipeline has a step for each forward and each backward stage, 2 n - 1 in all. Processes take neighbouring
-    stages as one, a span. In n spans at most n micro-batches are under way, and each goes back as soon as it can (1F1B).
-    A backward pass takes as long as two forward ones: until its first micro-batch comes back a span that is d before
-    the last has sent 3 d - 1 on. A replica that one process holds has one at a time.
+    stages as one, a span. In n spans at most n micro-batches are under way, and each goes back as soon as it can
+    (1F1B). A backward pass takes as long as two forward ones: until its first micro-batch comes back a span that is d
+    before the last has sent 3 d - 1 on. A replica that one process holds has one at a time.
     """
     if device is IPU:
         return 2 * (len(stages) - stage.index) - 1
@@ -116,7 +116,10 @@ def _kept(stage: Stage, config: GPT2Config, args: argparse.Namespace, device: De
     vector = tokens * config.n_embd * device.value
     again = sum(layer in args.recompute_checkpoint_layers for layer in stage.layers)
     kept = again * vector + (len(stage.layers) - again) * block_activations(config, args, device)
-    kept += len(stage.embeddings) * vector
+    if device is IPU:
+        kept += len(stage.embeddings) * vector
+    elif POSITIONS in stage.embeddings and config.embd_pdrop:  # elsewhere the ids are enough, but for dropout
+        kept += vector if device is CPU else tokens * config.n_embd
     return kept + (
         2 * vector if stage.head else 0
     )  # what the last layer norm was given, and the gradient of its output

@@ -49,10 +49,10 @@ def test_a_cpu_process_that_has_everything_by_hand():
     first, second, third, last = memory_of(args, Layout(1, 1, 3), CPU)
     # Float32 weights and half ones, half sums of gradients; the first moment in half, the second in float32.
     assert (second.weights, second.gradients, second.optimizer) == tuple((6 + 2 * BLOCK) * size for size in (6, 2, 6))
-    assert second.activations == 4 * (2 * KEPT + 2 * 3 * 2) + 2 * (2 * 3 * 4)  # logarithms of attention
+    assert second.activations == 4 * 2 * KEPT + 2 * (2 * 3 * 4)  # logarithms of attention
     assert second.working == third.working == 2 * 8 * 4, "the gradient of the MLP's matrix"
     # The tied matrix's gradients of one backward pass lie beside the sum, and a block of its size is idle.
-    assert first.gradients == 20 * 2 + 3 * 20 * 4 and first.activations == 4 * 2 * 3 * 2
+    assert first.gradients == 20 * 2 + 3 * 20 * 4 and first.activations == 0, "ids are enough"
     assert (last.weights, last.gradients, last.optimizer) == (0, 0, 0)
     assert last.activations == 4 * 2 * (2 * 3 * 2) and last.working == 4 * 2 * 3 * 10, "all logits in one piece"
 
@@ -62,7 +62,7 @@ def test_recomputed_blocks_keep_their_input_and_work_one_at_a_time():
     layout = Layout(1, 1, 3)
     block = block_activations(TINY, plain, CPU)
     vector = 2 * 3 * 2 * 4
-    for at, kept in ((1, 3 * vector), (2, vector + block)):
+    for at, kept in ((1, 2 * vector), (2, vector + block)):
         before, after = (memory_of(args, layout, CPU)[at] for args in (plain, again))
         assert after.activations == kept and after.working == before.working + block
         assert after._replace(activations=0, working=0) == before._replace(activations=0, working=0)
@@ -72,6 +72,10 @@ def test_dropout_and_isolated_documents_keep_more():
     args, isolated = arguments(), arguments()
     isolated.document_boundaries = "isolated"
     dropped = dataclasses.replace(TINY, resid_pdrop=0.1, attn_pdrop=0.1)
+    embedded = dataclasses.replace(TINY, embd_pdrop=0.1)
+    for device, factor in ((CPU, 4), (GPU, 1)):
+        plain, more = (memory_of(args, Layout(1, 1, 3), device, config)[1].activations for config in (TINY, embedded))
+        assert more == plain + 2 * 3 * 2 * factor
     tokens, bare = 2 * 3, 2 * 3 * 36 * 4
     assert block_activations(TINY, args, CPU) == bare + tokens * 4
     # factors for both residual sums; the probabilities, with a sign for the dropped ones
