@@ -3,6 +3,7 @@
     python -m benchmarks.plan_memory
     python -m benchmarks.plan_memory --case narrow --updates 1            # a smoke run
     python -m benchmarks.plan_memory --json benchmarks/records/plan_memory_cpu.json
+    python -m benchmarks.plan_memory --again benchmarks/records/plan_memory_cpu.json   # after a change of the plan
 
 Each case is a training run on generated samples in as many processes as it says, of one thread each. When the first
 call is over the kernel's record of a process's peak is set back, and the peak of the next call counts. Taken off is
@@ -25,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Mapping, Sequence
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -161,25 +162,36 @@ def compare(name: str, updates: int) -> list[dict[str, Any]]:
     processes, changes, words = CASES[name]
     with tempfile.TemporaryDirectory() as folder:
         argv = flags_of(write_config(Path(folder), changes), words, updates)
-        peaks, plans = measure(argv, processes), planned(argv, processes)
+        peaks = measure(argv, processes)
         layers = changes.get("n_layer", 12) if "--layers-per-ipu" in words else 1
         small = write_config(Path(folder), {**NOTHING, "n_layer": layers})
         programs = measure(flags_of(small, words, updates), processes)
     rows = []
-    for rank, (peak, plan, program) in enumerate(zip(peaks, plans, programs)):
-        own = peak["peak"] - program["peak"]
-        rows.append(
+    for rank, (peak, program) in enumerate(zip(peaks, programs)):
+        row = {"case": name, "rank": rank, "measured_mib": round((peak["peak"] - program["peak"]) / MIB)}
+        row["program_mib"] = round(program["peak"] / MIB)
+        row["build_mib"] = round((peak["build"] - program["build"]) / MIB)
+        rows.append(row)
+    return with_plan(rows, updates)
+
+
+def with_plan(rows: Sequence[Mapping[str, Any]], updates: int) -> list[dict[str, Any]]:
+    """Rows of measured figures with what the plan says and the quotients."""
+    result = []
+    for row in rows:
+        processes, changes, words = CASES[row["case"]]
+        with tempfile.TemporaryDirectory() as folder:
+            plan = planned(flags_of(write_config(Path(folder), changes), words, updates), processes)[row["rank"]] / MIB
+        own, program = row["measured_mib"], row["program_mib"]
+        result.append(
             {
-                "name": f"{name}, rank {rank}",
-                "planned_mib": round(plan / MIB),
-                "measured_mib": round(own / MIB),
-                "program_mib": round(program["peak"] / MIB),
-                "build_mib": round((peak["build"] - program["build"]) / MIB),
+                **row,
+                "planned_mib": round(plan),
                 "ratio": round(plan / own, 3),
-                "total": round((plan + program["peak"]) / peak["peak"], 3),
+                "total": round((plan + program) / (own + program), 3),
             }
         )
-    return rows
+    return result
 
 
 def main(argv: list[str]) -> int:
@@ -187,32 +199,46 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--case", action="append", choices=list(CASES), help="only this one; or several")
     parser.add_argument("--updates", type=int, default=2, help="weight updates of a call")
     parser.add_argument("--json", metavar="FILE", help="write the results there too")
+    parser.add_argument("--again", metavar="FILE", help="the figures measured there beside the plan of today")
     parser.add_argument("--work", metavar="FLAGS", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.work:
         print(json.dumps(work(json.loads(args.work))))
         return 0
+    from benchmarks import record
+
     if args.updates < 1:
         parser.error("--updates must be at least 1")
     if not Path("/proc/self/clear_refs").exists():
         parser.error("needs Linux, whose /proc/self/clear_refs sets a process's peak back")
-    rows = []
-    for name in args.case or CASES:
-        for row in compare(name, args.updates):
-            rows.append(row)
-            print(
-                f"{row['name']}: planned {row['planned_mib']:,} MiB, measured {row['measured_mib']:,} MiB, ratio "
-                f"{row['ratio']:.2f}; with the program's {row['program_mib']:,} MiB {row['total']:.2f}",
-                flush=True,
-            )
+    settings = {"updates": args.updates, "accumulation": ACCUMULATION, "cases": CASES}
+    head = record.head("plan_memory", argv)
+    rows: list[dict[str, Any]] = []
+    if args.again:
+        written = json.loads(Path(args.again).read_text(encoding="utf-8"))
+        head = {key: written[key] for key in written if key not in ("settings", "results")}
+        settings = written["settings"]
+        rows = with_plan(written["results"], settings["updates"])
+        show(rows)
+    for name in [] if args.again else args.case or CASES:
+        found = compare(name, args.updates)
+        show(found)
+        rows += found
+        if args.json:  # each as soon as it is there
+            record.write(args.json, head, settings, rows)
     worst = max(rows, key=lambda row: abs(row["ratio"] - 1))
-    print(f"farthest from 1: {worst['ratio']:.2f} ({worst['name']})")
-    if args.json:
-        from benchmarks import record
-
-        settings = {"updates": args.updates, "accumulation": ACCUMULATION, "cases": CASES}
-        record.write(args.json, record.head("plan_memory", argv), settings, rows)
+    print(f"farthest from 1: {worst['ratio']:.2f} ({worst['case']}, rank {worst['rank']})")
+    if args.again and args.json:
+        record.write(args.json, head, settings, rows)
     return 0
+
+
+def show(rows: Sequence[Mapping[str, Any]]) -> None:
+    """A line for each rank."""
+    for row in rows:
+        figures = f"planned {row['planned_mib']:,} MiB, measured {row['measured_mib']:,} MiB, ratio {row['ratio']:.2f}"
+        both = f"with the program's {row['program_mib']:,} MiB {row['total']:.2f}"
+        print(f"{row['case']}, rank {row['rank']}: {figures}; {both}", flush=True)
 
 
 if __name__ == "__main__":

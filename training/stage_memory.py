@@ -35,9 +35,9 @@ GPU = Device("GPU", HALF, HALF, HALF, HALF, 3 * (256 << 20) // 2)
 IPU = Device("IPU", HALF, HALF, 0, HALF, 0)
 DEVICES = {"cpu": CPU, "cuda": GPU, "ipu": IPU}
 
-# Freed memory is kept, and blocks of the size of the largest matrix are cut up by smaller ones: on a CPU one such block
-# lies idle beside the two that are used.
-_IDLE_BLOCKS = {"CPU": 1}
+# A CPU's freed memory is kept, and what was as large as the tied matrix is cut up by smaller blocks: beside the two
+# that are used one such block, or two, lies idle.
+_IDLE_BLOCKS = 1.5
 
 
 class Memory(NamedTuple):
@@ -92,7 +92,7 @@ def stage_memory(
         gradients=parameters * device.gradient + _fresh_matrix(stage, config, device),
         optimizer=parameters * MOMENTS // optimizer_shards(args, layout, device),
         activations=flight * (_kept(stage, config, args, device) + _sent(stage, stages, config, args, layout, device)),
-        working=_working(stage, config, args, device),
+        working=_working(stage, config, args, device, sharded=optimizer_shards(args, layout, device) > 1),
     )
 
 
@@ -107,7 +107,8 @@ def _fresh_matrix(stage: Stage, config: GPT2Config, device: Device) -> int:
     """Gradients of the tied matrix, (V, C): the head's is kept until the embedding's is there."""
     if TOKENS not in stage.embeddings or not device.fresh:
         return 0
-    return (2 + _IDLE_BLOCKS.get(device.name, 0)) * config.vocab_size * config.n_embd * device.fresh
+    blocks = 2 + (_IDLE_BLOCKS if device is CPU else 0)
+    return int(blocks * config.vocab_size * config.n_embd * device.fresh)
 
 
 def _kept(stage: Stage, config: GPT2Config, args: argparse.Namespace, device: Device) -> int:
@@ -161,9 +162,12 @@ def block_activations(config: GPT2Config, args: argparse.Namespace, device: Devi
     return tokens * (numbers * device.value + masks)
 
 
-def _working(stage: Stage, config: GPT2Config, args: argparse.Namespace, device: Device) -> int:
-    """What a stage holds for the time of a pass only."""
-    needs = [config.n_embd * config.inner_size * device.fresh] if stage.layers else [0]
+def _working(stage: Stage, config: GPT2Config, args: argparse.Namespace, device: Device, sharded: bool) -> int:
+    """What a stage holds for the time of a pass, or of an update, only."""
+    # a product's gradient, which is made transposed and copied
+    needs = [2 * config.n_embd * config.inner_size * device.fresh] if stage.layers else [0]
+    if TOKENS in stage.embeddings and sharded and device is not IPU:  # the matrix, put together from its shards
+        needs.append(config.vocab_size * config.n_embd * (FLOAT if device is CPU else HALF))
     if any(layer in args.recompute_checkpoint_layers for layer in stage.layers):
         needs[0] += block_activations(config, args, device)
     if stage.head:

@@ -50,9 +50,9 @@ def test_a_cpu_process_that_has_everything_by_hand():
     # Float32 weights and half ones, half sums of gradients; the first moment in half, the second in float32.
     assert (second.weights, second.gradients, second.optimizer) == tuple((6 + 2 * BLOCK) * size for size in (6, 2, 6))
     assert second.activations == 4 * 2 * KEPT + 2 * (2 * 3 * 4)  # logarithms of attention
-    assert second.working == third.working == 2 * 8 * 4, "the gradient of the MLP's matrix"
-    # The tied matrix's gradients of one backward pass lie beside the sum, and a block of its size is idle.
-    assert first.gradients == 20 * 2 + 3 * 20 * 4 and first.activations == 0, "ids are enough"
+    assert second.working == third.working == 2 * 2 * 8 * 4, "the gradient of the MLP's matrix, and its copy"
+    # Two gradients of the tied matrix lie beside the sum, and one and a half blocks of its size are idle.
+    assert first.gradients == 20 * 2 + 3.5 * 20 * 4 and first.activations == 0, "ids are enough"
     assert (last.weights, last.gradients, last.optimizer) == (0, 0, 0)
     assert last.activations == 4 * 2 * (2 * 3 * 2) and last.working == 4 * 2 * 3 * 10, "all logits in one piece"
 
@@ -137,6 +137,8 @@ def test_the_optimizer_is_shared_by_the_processes_that_have_the_same_stages():
     for (processes, device), expected in shards.items():
         assert optimizer_shards(sharded, Layout(processes, 4, 3), device) == expected
     assert optimizer_shards(arguments("--replication-factor 4"), Layout(4, 4, 3), CPU) == 1
+    assert memory_of(sharded, Layout(12, 4, 3), CPU)[0].working == 10 * 2 * 4, "the matrix, put together"
+    assert memory_of(sharded, Layout(1, 4, 3), CPU)[0].working == 0
 
 
 @given(st.data())
