@@ -88,12 +88,6 @@ def instance() -> tuple[int, int]:
     return 0, 1
 
 
-def processes() -> int:
-    """How many processes the launcher started, which may be more than there are replicas."""
-    started = [os.environ[name] for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE") if name in os.environ]
-    return int(started[0]) if started and popdist.isPopdistEnvSet() else instance()[1]
-
-
 def base_options(args: argparse.Namespace) -> poptorch.Options:
     """What training and forward-only programs share."""
     if popdist.isPopdistEnvSet():  # under poprun, which also says how many replicas there are
