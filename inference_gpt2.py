@@ -57,8 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with no_collection():
             from training.forward_run import ForwardRun
-
-            run = ForwardRun(args)
+        run = ForwardRun(args)
         run.compile()
         if args.compile_only:
             print(f"compiled: {samples:,} sequences of {args.max_len} tokens a step; nothing was run")

@@ -160,8 +160,7 @@ def run(args: argparse.Namespace) -> None:
     prompts = read_prompts(args.prompt_file) if args.prompt_file else []
     with no_collection():
         from generation.text_generator import TextGenerator
-
-        generator = TextGenerator(args)
+    generator = TextGenerator(args)
     results = results_of_file(generator, prompts)  # before a file of samples is begun
     if args.prompt is not None:
         try:

@@ -124,17 +124,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             from training.log import machine
             from training.log.run_log import RunLog
             from training.run import TrainingRun
+        print(machine.device_line(), flush=True)
+        if args.compile_only:
+            from training.plan_request import planned
 
-            print(machine.device_line(), flush=True)
-            if args.compile_only:
-                from training.plan_request import planned
-
-                print("\n".join(planned(args)), flush=True)
-                if args.plan_processes or args.plan_device:  # of machines that are not here
-                    return 0
-            with memory.explained(args):
-                run = TrainingRun(args, argv, started)
+            print("\n".join(planned(args)), flush=True)
+            if args.plan_processes or args.plan_device:  # of machines that are not here
+                return 0
         with memory.explained(args):
+            run = TrainingRun(args, argv, started)
             if args.compile_only:
                 run.compile_only()
                 print(run.length())

@@ -41,8 +41,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         from model import ranks
         from tasks import report
         from tasks.session import Session, run_all
-
-        session = Session(args)
+    session = Session(args)
     planned = session.plan()
     with Interruption(_NOTICE) as interruption:
         results = run_all(planned, lambda: interruption.asked)

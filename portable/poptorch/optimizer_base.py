@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from .checks import require
+from .engine.without_dynamo import guarded_later
 
 _ACCUM_TYPES = (
     "accum_type",
@@ -27,6 +28,8 @@ ATTRIBUTES = (
     "variable_attrs",
     "given_attributes",
 )
+_torch = torch.optim.Optimizer
+guarded_later(_torch.add_param_group, _torch.zero_grad, _torch.state_dict, _torch.load_state_dict)
 
 
 class VariableAttributes:

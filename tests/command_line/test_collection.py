@@ -1,6 +1,7 @@
 """command_line/collection.py: no garbage collection while a program starts, and as before afterwards."""
 
 import gc
+import sys
 
 import pytest
 
@@ -23,3 +24,21 @@ def test_who_has_turned_it_off_keeps_it_off():
         assert not gc.isenabled()
     finally:
         gc.enable()
+
+
+def test_what_came_with_torch_is_not_looked_at_again(monkeypatch):
+    torch = sys.modules.pop("torch", None)
+    try:
+        before = gc.get_freeze_count()
+        with no_collection():
+            monkeypatch.setitem(sys.modules, "torch", torch or sys)
+            made = [[] for _ in range(1000)]
+        frozen = gc.get_freeze_count()
+        assert frozen >= before + len(made)
+        with no_collection():
+            later = [[] for _ in range(1000)]
+        assert gc.get_freeze_count() == frozen and all(map(gc.is_tracked, later))
+    finally:
+        gc.unfreeze()
+        if torch is not None:
+            sys.modules["torch"] = torch

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import logging
 import traceback
 import warnings
@@ -20,6 +21,7 @@ import torch
 from torch.fx import config as fx_config
 
 from ...poptorch_core import Error, createPoptorchError, set_compiling
+from .. import without_dynamo
 from . import devices, functions, lenient, members, native_names, opaque, subclasses
 from .host_tensors import HostWrites
 from .program_mode import ProgramMode, value_unknown
@@ -195,7 +197,7 @@ def trace(
         entry.training = model.training
         before = PythonState(model)
         try:
-            traced = _recorded(entry, model, leaves)
+            traced = _recorded(entry, model, leaves, context, before)
         except Exception as error:
             if not _is_refusal(error, context):
                 before.restore_attributes()
@@ -225,9 +227,17 @@ def _is_machinery(error: Exception) -> bool:
     return frame.endswith(("torch/_ops.py", "tracing/recording.py")) or "torch/_higher_order_ops" in frame
 
 
-def _recorded(entry: _Entry, model: torch.nn.Module, leaves: list[torch.Tensor]) -> TracedGraph:
-    """The graph as recording.py makes it."""
-    graph, *placeholders = record(entry, model, leaves)
+def _recorded(
+    entry: _Entry, model: torch.nn.Module, leaves: list[torch.Tensor], context: TraceContext, before: PythonState
+) -> TracedGraph:
+    """The graph as recording.py makes it; once more, with torch._dynamo loaded, if forward() needs that."""
+    try:
+        with without_dynamo.kept_out():
+            graph, *placeholders = record(entry, model, leaves)
+    except without_dynamo.Needed:
+        importlib.import_module("torch._dynamo")  # here: forward() runs with parts of torch replaced
+        _rewind(context, before)
+        graph, *placeholders = record(entry, model, leaves)
     _drop_idle(graph)
     return _traced(graph, *placeholders, model)
 
@@ -237,13 +247,7 @@ def _exported(
 ) -> TracedGraph:
     """The graph of a program that cannot be recorded, by torch.export; Python's side effects are seen once."""
     ran = context.left_behind
-    before.restore()
-    context.host_writes.take_back()
-    context.functions.clear()
-    context.overlapped.clear()
-    context.overlapped_outputs.clear()
-    context.blocks.forget()
-    opaque.forget()
+    _rewind(context, before)
     try:
         with contextlib.nullcontext() if ran is None else silent_repetition(ran):
             return _lifted(torch.export.export(entry, tuple(leaves), strict=False), model)
@@ -252,6 +256,17 @@ def _exported(
             raise
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}" if str(error) else repr(error)
         raise createPoptorchError(f"forward() of {type(model).__name__} could not be traced: {reason}") from error
+
+
+def _rewind(context: TraceContext, before: PythonState) -> None:
+    """As if forward() had not run yet."""
+    before.restore()
+    context.host_writes.take_back()
+    context.functions.clear()
+    context.overlapped.clear()
+    context.overlapped_outputs.clear()
+    context.blocks.forget()
+    opaque.forget()
 
 
 def _lifted(exported: torch.export.ExportedProgram, model: torch.nn.Module) -> TracedGraph:

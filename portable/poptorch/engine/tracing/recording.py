@@ -16,12 +16,13 @@ from typing import Any
 
 import torch
 from torch._dispatch.python import enable_python_dispatcher
-from torch._subclasses import FakeTensor, FakeTensorMode
+from torch._subclasses import FakeTensor
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ...poptorch_core import Error
+from .fakes import FakeMode
 
 ENTRY = "model"  # the traced model's name in the module that is traced
 _Layout = tuple[torch.Size, tuple[int, ...], torch.dtype]
@@ -137,7 +138,7 @@ def record(
     Returns the graph; placeholder -> name in `model` for parameters and for buffers; placeholder -> value for
     constants; the placeholders of the leaves. Raises NotRecorded for what only torch.export follows.
     """
-    recorder, mode = _Recorder(), FakeTensorMode(allow_non_fake_inputs=True)
+    recorder, mode = _Recorder(), FakeMode()
     fakes: dict[int, torch.Tensor] = {}  # by id() of the parameter or buffer: a tied one is one tensor
     found: tuple[dict[str, str], dict[str, str]] = ({}, {})
     members = (model.named_parameters(), model.named_buffers())
