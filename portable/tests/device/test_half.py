@@ -73,6 +73,23 @@ def test_the_state_continues_to_the_bit():
     assert all(torch.equal(final[0][name], final[1][name]) for name in final[0])
 
 
+def test_masters_begin_as_the_weights_whatever_was_in_their_memory(monkeypatch):
+    """As another executor may have left it: numbers that round to the weights, and would be taken for better ones."""
+    weights, empty = [p.detach().float() for p in Regression().half().parameters()], torch.empty
+
+    def used(*args, **arguments):
+        memory = empty(*args, **arguments)
+        for weight in weights:
+            if (weight.shape, weight.dtype, weight.device) == (memory.shape, memory.dtype, memory.device):
+                memory.copy_(weight * (1 + 2**-13))
+        return memory
+
+    monkeypatch.setattr(torch, "empty", used)
+    _, optimizer, _ = half_executor(1, lr=0.0)
+    masters = optimizer.state_dict()["ipu_master_weights"].values()
+    assert all(torch.equal(master, weight) for master, weight in zip(masters, weights, strict=True))
+
+
 def test_weights_changed_on_the_host_count_more_than_masters():
     executor, optimizer, _ = half_executor(2)
     with torch.no_grad():

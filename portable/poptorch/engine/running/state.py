@@ -50,7 +50,7 @@ class DeviceState:
                 shape = parameter.shape
                 if name in self._groupings:
                     shape = (self._groupings[name].groups(all_replicas), *shape[1:])
-                tensor = torch.zeros(shape, dtype=policy.compute_dtype(parameter.dtype), device=policy.device)
+                tensor = torch.empty(shape, dtype=policy.compute_dtype(parameter.dtype), device=policy.device)
                 self.parameters[name] = tensor.requires_grad_(training and parameter.requires_grad)
             self.values[value] = self.parameters[name]
         host_buffers = dict(model.named_buffers(remove_duplicate=False))
@@ -76,6 +76,7 @@ class DeviceState:
             for value, name in program.buffers.items()
             if self._copies and id(self.values[value]) in self._copies[0]
         }
+        self._has_weights = False  # the parameters' memory is first written by upload()
         restored = {id(self.values[value]) for value in program.restored_buffers}
         self._restored = [value for value in program.buffers if id(self.values[value]) in restored]
 
@@ -121,7 +122,7 @@ class DeviceState:
 
     @torch.no_grad()
     def upload(self, model: torch.nn.Module, masters: dict[str, torch.Tensor] | None = None) -> None:
-        """Host -> device. `masters` are more precise copies of weights.
+        """Host -> device: to be called before anything reads a parameter. `masters` are more precise copies of weights.
 
         Where such a copy (or else what the device has already) rounds to what the host holds, it is the better one;
         where it does not, the host's weights were changed since, and count.
@@ -132,11 +133,12 @@ class DeviceState:
             if name in self._groupings:
                 members = self._groupings[name].members(self._replicas)
                 parameter = parameter[[members.index(group) for group in range(tensor.shape[0])]]
-            precise = (masters or {}).get(name, tensor.detach())
+            precise = (masters or {}).get(name, tensor.detach() if self._has_weights else parameter)
             if precise.dtype == parameter.dtype or not torch.equal(precise.to(parameter.dtype).cpu(), parameter):
                 precise = parameter
             if precise.data_ptr() != tensor.data_ptr():
                 tensor.copy_(precise)
+        self._has_weights = True
         self.upload_buffers(model, self.buffers)
 
     @torch.no_grad()
