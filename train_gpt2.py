@@ -10,7 +10,15 @@ import time
 from typing import TYPE_CHECKING, Sequence
 
 from arguments import parse_train_args
-from command_line.checks import BadFlags, first_speaks, is_first_process, leave_to_first_process, not_installed, refuse
+from command_line.checks import (
+    BadFlags,
+    first_speaks,
+    is_first_process,
+    leave_to_first_process,
+    not_installed,
+    refuse,
+    speaker,
+)
 from command_line.collection import no_collection
 from command_line.interruption import Interruption, command_to_resume, exit_status, interruptible
 from data.bad_data import BadData
@@ -30,9 +38,9 @@ def validate(run: TrainingRun, log: RunLog, interruption: Interruption) -> None:
         return
     with run.limit.timing("validation"):
         loss = run.validator.loss()
-    log.validation(run.position.step, loss)
+    first = log.validation(run.position.step, loss)
     run.check_finite(loss)
-    if run.position.step > run.first_step:
+    if run.judges(first):
         with interruption.deferred():
             run.save_if_best(loss)
 
@@ -137,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 run.compile_only()
                 print(run.length())
                 return 0
-            if run.position.step >= run.calls:
+            if run.position.step >= run.calls and not run.ended_before_validation():
                 print(run.done_already())
                 return 0
             counts = (run.calls, run.position.step, run.samples_a_call)
@@ -169,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "HINT:" not in str(error):
             raise
         leave_to_first_process()
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        print(f"{PROGRAM}: {speaker()}{error}", file=sys.stderr)
         if isinstance(error, CheckpointNotWritten) or (run is not None and not run.alone and run.position.step):
             report_stop(run, at_once=False, argv=argv)
         return 1

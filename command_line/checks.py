@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import platform
 import re
 import time
 from contextlib import contextmanager, redirect_stdout
@@ -93,13 +94,22 @@ def leave_to_first_process() -> None:
         time.sleep(_PATIENCE)
 
 
+def speaker() -> str:
+    """Who tells an error that is not the first process's, for the beginning of the message."""
+    if is_first_process():
+        return ""
+    import popdist
+
+    return f"process {popdist.getInstanceIndex()} of {popdist.getNumInstances()} on {platform.node()}: "
+
+
 def refuse(program: str, problems: Sequence[str]) -> NoReturn:
     """Prints every problem, one a line, to stderr and ends the program with status 2.
 
     Of the processes of one run the first alone does (leave_to_first_process).
     """
     leave_to_first_process()
-    corpora.refusal.refuse(program, problems)
+    corpora.refusal.refuse(program, [speaker() + problem for problem in problems])
 
 
 def check_config(problems: Problems) -> GPT2Config | None:

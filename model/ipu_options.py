@@ -32,17 +32,28 @@ def share_replicas(args: argparse.Namespace) -> None:
 
     Off-IPU there may be more processes than replicas; as many of them then hold one together, each some of its IPUs.
     poprun says how many replicas there are, which then counts in place of the flag; torchrun does not. Raises
-    ValueError, naming the numbers that fit, where the processes cannot share them out.
+    ValueError, naming the numbers that fit, where the processes cannot share them out, and RuntimeError with a HINT
+    where they do not meet.
     """
     if not popdist.isPopdistEnvSet():
         return
     os.environ.setdefault(_TOTAL_REPLICAS, str(args.replication_factor))
     os.environ.setdefault(_IPUS, str(args.ipus_per_replica))
-    popdist.init()
+    _init()
     replicas = popdist.getNumTotalReplicas()
     if replicas != args.replication_factor:
         print(f"{replicas} replicas in all, as the launcher says, not --replication-factor's")
     args.replication_factor = replicas
+
+
+def _init() -> None:
+    try:
+        popdist.init()
+    except poptorch.Error as error:
+        raise RuntimeError(
+            f"{error.message}\nHINT: see that every process of the run was started and reaches MASTER_ADDR; if one has "
+            "ended with an error of its own, correct that first"
+        ) from error
 
 
 def local_replicas(args: argparse.Namespace) -> int:
@@ -53,10 +64,10 @@ def local_replicas(args: argparse.Namespace) -> int:
 def join_instances(args: argparse.Namespace) -> None:
     """Scoring as one of several processes: the replicas are this one's, as its launcher says; one if it does not.
 
-    Raises poptorch.Error where several processes cannot work together.
+    Raises RuntimeError with a HINT where several processes do not meet.
     """
     if popdist.isPopdistEnvSet():
-        popdist.init()
+        _init()
         replicas = popdist.getNumLocalReplicas()
         if replicas != args.replication_factor:
             print(f"{replicas} replicas in this process, as its launcher says, not --replication-factor's")

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Callable, Sequence
 
 import numpy as np
-import poptorch
 
 from model import ranks
 from model.checkpoint import load_pretrained
@@ -61,15 +60,12 @@ def load_model(args: argparse.Namespace) -> GPT2LMHeadModel:
 class Session:
     """A checkpoint and what it takes to evaluate it.
 
-    Raises ValueError for flags and files that cannot be used.
+    Raises ValueError for flags and files that cannot be used, RuntimeError with a HINT for processes that do not meet.
     """
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        try:
-            join_instances(args)
-        except poptorch.Error as error:
-            raise ValueError(f"the program was started as one of several processes: {error}") from error
+        join_instances(args)
         gpt2 = load_model(args)
         self.config = gpt2.config
         self.tokenizer = fitting_tokenizer(args, self.config)

@@ -45,13 +45,14 @@ class PredictionModel(nn.Module):
 
 
 class ForwardRun:
-    """Model, data and executor. Raises ValueError, whose `args` are the problems, for what cannot be used."""
+    """Model, data and executor.
+
+    Raises ValueError, whose `args` are the problems, for what cannot be used, and RuntimeError with a HINT if it is one
+    of several processes, which do not meet.
+    """
 
     def __init__(self, args: argparse.Namespace) -> None:
-        try:
-            join_instances(args)
-        except poptorch.Error as error:
-            raise BadFlags(f"the program was started as one of several processes: {error}") from error
+        join_instances(args)
         self.args = args
         self.samples_a_call = args.batch_size * args.device_iterations * args.replication_factor
         gpt2 = load_or_make(args)

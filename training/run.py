@@ -39,6 +39,7 @@ from training import state as training_state
 from training.arithmetic import samples_per_call
 from training.inputs import read_inputs
 from training.label_counts import Call, LabelCounter
+from training.log.curves import CURVES_FILE, lacks_validation
 from training.log.gradient_norm import loss_scale
 from training.memory import is_out_of_memory
 from training.optimization import course_note, last_rate, make_optimizer, make_schedule, warmup_length
@@ -67,10 +68,13 @@ def _asynchronous(args: argparse.Namespace, large: bool) -> dict[str, Any]:
 
 
 def join(args: argparse.Namespace) -> None:
-    """One of several processes takes its part of the replicas. Raises BadFlags where that does not come out even."""
+    """One of several processes takes its part of the replicas.
+
+    Raises BadFlags where that does not come out even, RuntimeError with a HINT where the processes do not meet.
+    """
     try:
         share_replicas(args)
-    except (ValueError, poptorch.Error) as error:
+    except ValueError as error:
         raise BadFlags(
             f"--replication-factor {args.replication_factor}: the program was started as one of several processes: "
             f"{error}"
@@ -323,8 +327,8 @@ class TrainingRun:
             if self.alone or is_out_of_memory(error):
                 raise
             raise RuntimeError(
-                f"process {process()[0]} of {process()[1]}: {error}\nHINT: the process that ended first says why. "
-                "Start all of them again with --resume latest"
+                f"{error.message}\nHINT: the process that ended first says why. Start all of them again with --resume "
+                "latest"
             ) from error
         # Output mode Sum: a replica returns the sum over the micro-batches of all iterations and accumulation steps.
         micro_batches = self.args.device_iterations * self.args.gradient_accumulation
@@ -344,6 +348,33 @@ class TrainingRun:
         if self.folder is not None:
             for name in names_due(self.args, self.position.step, epoch, epoch_ended, last):
                 self._save(name, needed=last)
+
+    def judges(self, first: bool) -> bool:
+        """Whether a held-out loss counts for --keep-best, of which the log says that it is the `first` of its step.
+
+        That of the weights that a run begins with does where an earlier start ended before it. Every process must call
+        it.
+        """
+        step, every = self.position.step, self.args.eval_steps
+        if step > self.first_step:
+            return True
+        due = self.position.samples == 0 or step == self.calls or (every and step % every == 0)
+        return bool(due) and self._goes_on and ranks.agree(first and ranks.is_first())
+
+    def ended_before_validation(self) -> bool:
+        """Whether an earlier start of this run made the last call and ended without its validation.
+
+        Every process must call it.
+        """
+        if self.validator is None or not self._goes_on:
+            return False
+        missing = ranks.is_first() and lacks_validation(self.folder.path / CURVES_FILE, self.position.step)
+        return ranks.agree(missing)
+
+    @property
+    def _goes_on(self) -> bool:
+        """Whether the folder has the checkpoints, and the log, of the run that is resumed."""
+        return self.position.step > 0 and self.folder is not None and bool(self.folder.written)
 
     def save_if_best(self, held_out_loss: float) -> None:
         """--keep-best: a loss below all before it makes this the checkpoint `best`. Raises CheckpointNotWritten."""
@@ -378,7 +409,8 @@ class TrainingRun:
             further["ordered_parts"] = list(self.samples.parts)
         directory = self.folder.writes(name)
         further["schedule_calls"] = self._schedule_calls
-        parts = (self.model.gpt2, self.executor, self.optimizer, self.schedule)
+        rng_state = self.executor.rng_state if self.executor.isCompiled() else self._rng_state
+        parts = (self.model.gpt2, self.executor, rng_state, self.optimizer, self.schedule)
         try:
             with self.limit.timing("save"):
                 writes = ranks.is_first()

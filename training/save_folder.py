@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import Callable, Sequence
+from typing import Any, Callable, Sequence
 
 from safetensors import SafetensorError, safe_open
 
@@ -45,11 +45,17 @@ def _is_checkpoint_name(name: str) -> bool:
 
 def recorded(folder: Path) -> list[str]:
     """The checkpoints that the run of run.json wrote, in that order; none if the file is missing or says nothing."""
-    try:
-        names = json.loads((folder / RUN_FILE).read_text(encoding="utf-8")).get("checkpoints", [])
-    except (OSError, ValueError, AttributeError):
-        return []
+    names = _run_file(folder).get("checkpoints", [])
     return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+
+
+def _run_file(folder: Path) -> dict[str, Any]:
+    """The content of run.json; empty if it is missing or something else."""
+    try:
+        content = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def is_whole(checkpoint: Path) -> bool:
@@ -73,13 +79,30 @@ def latest(folder: Path) -> Path | None:
     return None
 
 
+def launch() -> str | None:
+    """What tells one launch by torchrun from others: all starts of its processes have it. None without torchrun."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID")
+    if name != "none":  # that of --rdzv-id, or one that --standalone makes up
+        return name
+    return f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"  # of one after the other, too
+
+
+def _started_again(folder: Path) -> bool:
+    """Whether the checkpoints in a folder are of this very launch, which torchrun has started again.
+
+    Its count of restarts does not say so: it leaves out those after which there are more or fewer machines.
+    """
+    again = os.environ.get("TORCHELASTIC_RUN_ID") != "none" or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    same = launch() is not None and _run_file(folder).get("launch") == launch()
+    return again and same and bool(recorded(folder))
+
+
 def find_latest(args: argparse.Namespace) -> None:
     """--resume latest: the newest checkpoint becomes the one to resume; if there is none the run starts.
 
     A process that torchrun started again (--max-restarts) does so too, if this run has written a checkpoint.
     """
-    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") or 0) > 0 and bool(args.save_model_path)
-    if args.resume != "latest" and not (again and recorded(Path(args.save_model_path))):
+    if args.resume != "latest" and not (args.save_model_path and _started_again(Path(args.save_model_path))):
         return
     found = latest(Path(args.save_model_path))
     if found is None:

@@ -101,6 +101,7 @@ def save(
     directory: Path,
     gpt2: GPT2LMHeadModel,
     executor: poptorch.PoplarExecutor,
+    rng_state: Sequence[int],
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LambdaLR,
     position: Position,
@@ -111,15 +112,16 @@ def save(
 ) -> None:
     """Write a checkpoint to `directory`, whole or not at all.
 
-    `tokenizer` is the content of a tokenizer.json; `further` are plain values that go into the training state. Of
-    several processes, all of which must call it, since each may hold a part of the weights and of the optimizer's
+    `rng_state` is the executor's, also of one that has not been compiled yet, `tokenizer` the content of a
+    tokenizer.json; `further` are plain values that go into the training state. Of several processes, all of which must call it, since each may hold a part of the weights and of the optimizer's
     state, the first `writes`: it alone is given the values of all.
 
     Raises:
         CheckpointNotWritten: if there is no room for it, which is seen before anything is written, or writing fails.
     """
     try:
-        executor.copyWeightsToHost()  # of a replica over several processes the first one gets all
+        if executor.isCompiled():
+            executor.copyWeightsToHost()  # of a replica over several processes the first one gets all
         optimizer_state = optimizer.state_dict()
     except poptorch.Error as error:  # no room in the temporary folder, which every process is told of
         raise CheckpointNotWritten(directory, 0, RuntimeError(error.message)) from error
@@ -127,7 +129,7 @@ def save(
         "format": _FORMAT,
         "optimizer": optimizer_state,
         "schedule": schedule.state_dict(),
-        "rng_state": torch.tensor(executor.rng_state, dtype=torch.int64),
+        "rng_state": torch.tensor(rng_state, dtype=torch.int64),
         "position": dataclasses.asdict(position),
         "facts": facts,
         "loss_mean": _LOSS_MEAN,

@@ -3,8 +3,8 @@
 torchrun (RANK, WORLD_SIZE) or PopRun (Open MPI's variables) describe processes, POPDIST_NUM_TOTAL_REPLICAS,
 POPDIST_NUM_LOCAL_REPLICAS and POPDIST_NUM_IPUS_PER_REPLICA the replicas: without the first two every process holds one.
 Where there are more processes than replicas several hold one together and count as one instance; not so on IPUs.
-Programs import it; it imports nothing of the runtime, which would take seconds, and popdist/poptorch.py the options.
-Start below.
+Programs import it; it imports nothing of the runtime, which takes seconds, until several processes meet; poptorch.py
+imports the options. Start below.
 """
 
 from __future__ import annotations
@@ -18,12 +18,24 @@ _TOTAL, _LOCAL, _IPUS = "POPDIST_NUM_TOTAL_REPLICAS", "POPDIST_NUM_LOCAL_REPLICA
 
 
 def init() -> None:
-    """Reads what the launcher says. Processes meet when a program of several of them is compiled.
+    """Reads what the launcher says, and where it says where that is (MASTER_ADDR and MASTER_PORT), processes meet.
 
-    ValueError, naming the numbers that fit, if the processes cannot share the replicas out.
+    From then on one that hangs ends all of them. Called again, it tells whether all are there.
+
+    Raises:
+        ValueError: naming the numbers that fit, if the processes cannot share the replicas out.
+        poptorch.Error: if the others cannot be reached, or one of them has ended or hangs, naming it.
     """
-    getInstanceIndex()
-    getNumLocalReplicas()
+    (rank, ranks), (part, parts), index = _process(), getReplicaPart(), getInstanceIndex()
+    if ranks > 1 and "MASTER_ADDR" in os.environ and "MASTER_PORT" in os.environ:
+        from poptorch.device.policy import choose  # torch with it, which takes seconds to import
+        from poptorch.engine.processes import group, watch
+        from poptorch.engine.processes.layout import Layout
+
+        holds = watch.replicas(index, getNumLocalReplicas())
+        holds = holds if parts == 1 else f"part {part + 1} of {parts} of {holds}"
+        group.join(Layout(index, ranks // parts, part, parts), choose().device, holds)
+        group.check()
 
 
 def isPopdistEnvSet() -> bool:

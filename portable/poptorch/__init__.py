@@ -8,7 +8,7 @@ import os
 from . import openmp
 
 os.environ.setdefault("RDMAV_FORK_SAFE", "1")  # as PopTorch does, for programs that look
-os.environ.update(openmp.bounded_spin())  # before torch brings the library that reads it
+os.environ.update(openmp.bounded_spin() | openmp.shared_threads())  # before torch brings the library that reads them
 
 import torch
 

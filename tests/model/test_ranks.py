@@ -23,6 +23,13 @@ try:
             raise KeyError("the first fails")
 except KeyError:
     found["failed"] = True
+for unreadable in (0, 1):
+    try:
+        with ranks.first_before_others():
+            if ranks.instance()[0] == unreadable:
+                raise ValueError("no corpus", "no checkpoint")
+    except ValueError as error:
+        found.setdefault("problems", []).append(error.args)
 facts = {"--seed": 1, "--learning-rate": 0.1 * (1 + ranks.instance()[0])}
 ranks.check_same({"--seed": 1})
 try:
@@ -58,6 +65,8 @@ def test_two_processes(tmp_path):
     told = together(2, tmp_path / "order")
     assert (tmp_path / "order").read_text() == "01"
     assert [found.get("failed") for found in told] == [True, None], "the second is not left waiting"
+    first, second = ["no corpus", "no checkpoint"], ["process 1: no corpus", "process 1: no checkpoint"]
+    assert [found["problems"] for found in told] == [[first, second]] * 2, "all are told what one cannot read"
     for found in told:
         assert found["means"] == [0.5, 1.5] and found["votes"] == [False, True]
         assert found["error"].startswith("--learning-rate: process 1 has 0.2, process 0 0.1; start all processes with")

@@ -3,7 +3,9 @@
 import csv
 import random
 import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,6 +13,7 @@ import time
 import psutil
 import pytest
 import safetensors.torch
+import torch
 from tiny_run import NO_DROPOUT, ROOT, environment, flags, run_here, saved_in, write_config, write_corpus
 
 
@@ -39,8 +42,8 @@ def run_flags(folder, save, **changes):
     return flags(folder, **{**values, **changes})
 
 
-def torchrun(processes, argv, *launcher):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+def torchrun(processes, argv, *launcher, meeting=("--standalone",)):
+    command = [sys.executable, "-m", "torch.distributed.run", *meeting, "--nproc-per-node", str(processes)]
     return [*command, *launcher, str(ROOT / "train_gpt2.py"), *map(str, argv)]
 
 
@@ -103,15 +106,35 @@ def workers(launcher):
     return found
 
 
-def started(argv, processes, log, *launcher):
+def started(argv, processes, log, *launcher, meeting=("--standalone",), **variables):
+    command = torchrun(processes, argv, *launcher, meeting=meeting)
     with log.open("w") as out:
-        return subprocess.Popen(torchrun(processes, argv, *launcher), stdout=out, stderr=out, env=environment())
+        return subprocess.Popen(command, stdout=out, stderr=out, env={**environment(), **variables})
 
 
 def wait_for(log, pattern, launcher):
-    while not re.search(pattern, log.read_text(), re.MULTILINE):
-        assert launcher.poll() is None, log.read_text()
+    wait_for_any([log], pattern, [launcher])
+
+
+def wait_for_any(logs, pattern, launchers):
+    """Number of the log that says it first."""
+    while True:
+        for number, (log, launcher) in enumerate(zip(logs, launchers)):
+            if re.search(pattern, log.read_text(), re.MULTILINE):
+                return number
+            assert launcher.poll() is None, log.read_text()
         time.sleep(0.05)
+
+
+def listens(port):
+    with socket.socket() as caller:
+        return caller.connect_ex(("127.0.0.1", port)) == 0
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 def test_sigterm_leaves_one_checkpoint_and_no_process(folder):
@@ -132,13 +155,19 @@ def test_sigterm_leaves_one_checkpoint_and_no_process(folder):
 
 
 def killed_at(folder, name, rank, pattern, pause=0.0):
-    """A run of 12 steps and a checkpoint after each in two processes, of which one is killed. Its log and folder."""
+    """A run of 12 steps and a checkpoint after each in two processes, of which one is killed. Its log and folder.
+
+    Without a pause that is while the next checkpoint is written.
+    """
     save, log = folder / name, folder / f"{name}.log"
     argv = run_flags(folder, save, save_per_epochs=None, save_per_steps=1, keep_checkpoints=2, num_workers=0)
     launcher = started(argv, 2, log, "--max-restarts", "1")
     wait_for(log, pattern, launcher)
-    time.sleep(pause)
-    for process in [worker for number, worker in workers(launcher).items() if number == rank]:
+    processes = workers(launcher)
+    while pause is None and not any(path.name.endswith(".new") for path in save.iterdir()):
+        assert launcher.poll() is None, log.read_text()
+    time.sleep(pause or 0.0)
+    for process in [worker for number, worker in processes.items() if number == rank]:
         process.kill()
     assert launcher.wait(timeout=200) == 0, log.read_text()
     return log.read_text(), save
@@ -150,14 +179,169 @@ def test_a_killed_process_is_started_again_and_the_run_goes_on(folder, alone):
     assert curve(save) == pytest.approx(alone, rel=1e-5)
 
 
+def test_a_run_that_was_killed_before_its_last_validation_makes_up_for_it(folder, alone):
+    """The last checkpoint is there, the held-out loss behind it is not: nor is --keep-best's then."""
+    save = folder / "unvalidated"
+    argv = run_flags(folder, save, keep_best="")
+    assert run_here(argv).status == 0
+    rows = (save / "curves.csv").read_text().splitlines(keepends=True)
+    assert rows[-1].startswith("12,,")
+    (save / "curves.csv").write_text("".join(rows[:-1]))
+    before = saved_in(save)
+    best = torch.load(str(save / "best" / "training_state.pt"))
+    shutil.rmtree(save / "best")
+    again = run_here([*argv, "--resume", "latest"])
+    assert again.status == 0 and "validation after step 12" in again.out and "done already" not in again.out
+    assert saved_in(save) == before and curve(save) == pytest.approx(alone, rel=1e-5)
+    made_up = torch.load(str(save / "best" / "training_state.pt"))
+    assert made_up.pop("held_out_loss") == pytest.approx(best.pop("held_out_loss"), rel=1e-6)
+    torch.testing.assert_close(made_up["optimizer"], best["optimizer"], rtol=0, atol=0)
+    assert made_up["position"] == best["position"] and torch.equal(made_up["rng_state"], best["rng_state"])
+    assert "done already" in run_here([*argv, "--resume", "latest"]).out
+
+
+def test_a_process_that_hangs_ends_the_run(folder):
+    """It is named once, by a process that does not, and nothing is left."""
+    save, log = folder / "hangs", folder / "hangs.log"
+    launcher = started(run_flags(folder, save, epochs=5000), 2, log, POPTORCH_PORTABLE_HEARTBEAT="3")
+    wait_for(log, r"^step 3 ", launcher)
+    left = workers(launcher)
+    left[1].suspend()
+    assert launcher.wait(timeout=100) == 1
+    psutil.wait_procs(left.values(), timeout=10)
+    assert not any(process.is_running() for process in left.values())
+    text = log.read_text()
+    named = (
+        rf"process 1 of 2 (replicas 2 to 3; host {socket.gethostname()}, pid {left[1].pid}) has given no sign of life"
+    )
+    assert sum(named in line for line in text.splitlines() if "[ERROR]" in line) == 1, text
+    assert text.count("train_gpt2.py: ") == 1 and text.count("Stopped after step") == 1, text
+
+
+def test_processes_end_with_their_launcher(folder):
+    save, log = folder / "orphans", folder / "orphans.log"
+    launcher = started(run_flags(folder, save, epochs=5000), 2, log, POPTORCH_PORTABLE_HEARTBEAT="3")
+    wait_for(log, r"^step 3 ", launcher)
+    left = workers(launcher)
+    launcher.kill()
+    launcher.wait()
+    gone, alive = psutil.wait_procs(left.values(), timeout=100)
+    assert not alive and "the launcher does not answer any more" in log.read_text()
+
+
+def by_hand(argvs, folders, **variables):
+    """Each process with flags and a folder of its own, as on machines of their own. Status and errors of the first."""
+    where = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), **variables}
+    first, *others = [
+        subprocess.Popen(
+            [sys.executable, str(ROOT / "train_gpt2.py"), *argv],
+            cwd=str(here),
+            env={**environment(), **where, "RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank, (argv, here) in enumerate(zip(argvs, folders))
+    ]
+    _, errors = first.communicate(timeout=200)
+    for process in others:  # torchrun would end them
+        process.kill()
+        process.communicate()
+    return first.returncode, errors
+
+
+@pytest.fixture
+def machines(folder, tmp_path):
+    """Two folders with a corpus each, and the flags of a run there."""
+    folders = [tmp_path / "first", tmp_path / "second"]
+    for there in folders:
+        there.mkdir()
+        write_corpus(there / "corpus.pkl", articles=26, length=40)
+    return folders, run_flags(folder, tmp_path / "save", train_path="corpus.pkl", epochs=1)
+
+
+def test_data_that_one_process_cannot_read(machines, tmp_path):
+    folders, argv = machines
+    (folders[1] / "corpus.pkl").write_bytes(b"no corpus")
+    status, errors = by_hand([argv, argv], folders)
+    assert status == 2 and errors.startswith("train_gpt2.py: 1 problem, nothing was started or written\n"), errors
+    assert errors.count("process 1: ") == 1 and "corpus.pkl" in errors and not (tmp_path / "save").exists(), errors
+
+
 @pytest.mark.long
-@pytest.mark.timeout(1800)
-def test_killed_at_any_moment(folder, alone):
-    """Thirty moments, from the start of the processes to the last checkpoint."""
-    moments = random.Random(0)
-    for number in range(30):
-        pattern = f"^saved .*step_{moments.randrange(1, 12)}$" if number % 5 else "^batch"
-        name, rank = f"moment_{number}", moments.randrange(2)
-        _, save = killed_at(folder, name, rank, pattern, pause=moments.random() * 0.5)
-        assert "step_12" in saved_in(save)
-        assert curve(save) == pytest.approx(alone, rel=1e-5)
+@pytest.mark.parametrize("what", ["data", "flags"])
+def test_a_process_with_other_data_or_flags_is_named(machines, what):
+    folders, argv = machines
+    other = [*argv, "--seed", "5"] if what == "flags" else argv
+    if what == "data":
+        write_corpus(folders[1] / "corpus.pkl", articles=26, length=44)
+    status, errors = by_hand([argv, other], folders)
+    named = "--seed: process 1 has 5, process 0 1234" if what == "flags" else "--train-path: process 1 has "
+    assert status == 2 and errors.count(named) == 1 and "Traceback" not in errors, errors
+
+
+def test_processes_that_do_not_meet(machines):
+    folders, argv = machines
+    status, errors = by_hand([argv], folders[:1], POPTORCH_PORTABLE_TIMEOUT="1")
+    assert status == 1 and errors.startswith("train_gpt2.py: process 0 of 2 cannot meet the others at 127.0.0.1:")
+    assert errors.count("HINT: ") == 1 and "Traceback" not in errors, errors
+
+
+@pytest.mark.long
+def test_a_disk_that_is_full_while_the_first_process_saves(folder):
+    save, log = folder / "full", folder / "full.log"
+    command = torchrun(2, run_flags(folder, save, save_per_steps=2, epochs=1))
+    with log.open("w") as out:  # no file may have more than 32 blocks of 1,024 bytes
+        done = subprocess.run(
+            ["bash", "-c", 'ulimit -f 32; exec "$@"', "-", *command], stdout=out, stderr=out, env=environment()
+        )
+    text = log.read_text()
+    assert done.returncode == 1 and text.count("train_gpt2.py: ") == 1 and "Stopped after step 2" in text, text
+    assert f"{save / 'step_2'}: not saved (" in text and saved_in(save) == set(), text
+
+
+@pytest.mark.long
+def test_one_machine_of_two_goes_and_the_other_goes_on(folder, alone):
+    """Two launchers with a process each; one is killed with its own: the other starts again as one of one."""
+    save, port = folder / "elastic", free_port()
+    where = (
+        "--nnodes",
+        "1:2",
+        "--rdzv-backend",
+        "c10d",
+        "--rdzv-endpoint",
+        f"127.0.0.1:{port}",
+        "--rdzv-id",
+        "elastic",
+    )
+    where += ("--rdzv-conf", "last_call_timeout=10", "--max-restarts", "3")
+    argv = run_flags(folder, save, save_per_epochs=None, save_per_steps=1, num_workers=0, epochs=40)
+    argv += ["--lr-warmup-steps", "1", "--lr-decay-steps", "12"]
+    logs = [folder / f"elastic_{number}.log" for number in range(2)]
+    stays = started(argv, 1, logs[0], *where, meeting=())
+    while not listens(port):  # it keeps what launchers tell each other
+        time.sleep(0.1)
+    goes = started(argv, 1, logs[1], *where, meeting=())
+    wait_for_any(logs, r"^saved .*step_4$", [stays, goes])
+    for process in [*workers(goes).values(), psutil.Process(goes.pid)]:
+        process.kill()
+    goes.wait()
+    wait_for(logs[0], r"^resuming from (.|\n)*^step 14 ", stays)
+    stays.send_signal(signal.SIGTERM)
+    stays.wait(timeout=100)
+    first = {key: value for key, value in curve(save).items() if key[1] <= 6 and key[0] == "loss"}
+    assert first == pytest.approx({key: alone[key] for key in first}, rel=1e-5) and len(first) == 6
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("number", range(30))
+def test_killed_at_any_moment(folder, alone, number):
+    """From the start of the processes to the last checkpoint; some while one is written."""
+    moments = random.Random(number)
+    writing = number % 5 == 1
+    pattern = f"^saved .*step_{moments.randrange(1, 9 if writing else 12)}$" if number % 5 else "^batch"
+    pause = None if writing else moments.random() * 0.5
+    _, save = killed_at(folder, f"moment_{number}", moments.randrange(2), pattern, pause)
+    assert {name for name in saved_in(save) if name.startswith(".")} == set(), "no part of a checkpoint is left"
+    assert "step_12" in saved_in(save)
+    assert curve(save) == pytest.approx(alone, rel=1e-5)

@@ -19,6 +19,7 @@ from command_line.checks import refuse
 from corpora.program import ProgramParser
 
 PROGRAM = "training.log.curves"
+CURVES_FILE = "curves.csv"
 COLUMNS = (
     *("step", "epoch", "tokens", "loss", "accuracy", "learning_rate", "samples_per_second", "validation_loss"),
     *("loss_scale", "gradient_norm"),
@@ -73,6 +74,15 @@ def _free_name(path: Path) -> Path:
     while path.with_name(f"{path.stem}-{number}{path.suffix}").exists():
         number += 1
     return path.with_name(f"{path.stem}-{number}{path.suffix}")
+
+
+def lacks_validation(path: Path, step: int) -> bool:
+    """Whether a curve file goes up to a step and has no held-out loss of it. False for what is no curve file."""
+    try:
+        rows = [row for row in read_rows(path) if row["step"] == step] if path.exists() else []
+    except ValueError:
+        return False
+    return bool(rows) and all(row.get("validation_loss") is None for row in rows)
 
 
 def read_rows(path: Path) -> Iterator[Row]:
@@ -224,7 +234,7 @@ def _thinned(path: Path) -> list[Row]:
 def _names(paths: Sequence[Path]) -> list[str]:
     """Names for the legend: the ends of the paths, as long as they must be to differ."""
     whole = [path.resolve() for path in paths]
-    parts = [p.parent.parts if p.name == "curves.csv" else (*p.parent.parts, p.stem) for p in whole]
+    parts = [p.parent.parts if p.name == CURVES_FILE else (*p.parent.parts, p.stem) for p in whole]
     depth = next((n for n in range(1, 100) if len({part[-n:] for part in parts}) == len(set(whole))), 100)
     return ["/".join(part[-depth:]) for part in parts]
 
@@ -239,7 +249,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, metavar="PNG", help="the picture (of one run: its curves.png)")
     parser.add_argument("--line", action="append", default=[], metavar="NAME=LOSS", help="what another model reaches")
     args = parser.parse_args(argv)
-    files = [path / "curves.csv" if path.is_dir() else path for path in args.runs]
+    files = [path / CURVES_FILE if path.is_dir() else path for path in args.runs]
     output = args.output or (files[0].with_name("curves.png") if len(files) == 1 else None)
     problems = [] if output else ["--output: name the picture of several runs"]
     lines = []

@@ -22,11 +22,12 @@ from model.scoring import perplexity
 from training.arithmetic import arithmetic
 from training.log import machine
 from training.log.clock import Clock, time_text
-from training.log.curves import CurveFile, ReferenceCurve, Row, draw
+from training.log.curves import CURVES_FILE, CurveFile, ReferenceCurve, Row, draw
 from training.log.gradient_norm import GradientNorm
 from training.log.live_line import LiveLine
 from training.log.loss_scale import FallingScale
 from training.log.sinks import TensorBoard, WeightsAndBiases
+from training.save_folder import launch
 
 _REDRAW = 0.1  # seconds between two drawings of the progress line
 _SPEED_LINES = 60.0  # seconds between two lines that tell the speed
@@ -57,8 +58,9 @@ class RunLog:
     ) -> None:
         self.clock = Clock()
         self._args, self._calls, self._samples, self._optimizer = args, calls, samples_a_call, optimizer
-        self._peak, self._measured = machine.device_peak(args.peak_tflops), 1
         index, processes = process()
+        # What is measured is the first process's to tell, and the others would take the processors that it is about.
+        self._peak, self._measured = machine.device_peak(args.peak_tflops) if index == 0 else None, 1
         self._flops_a_sample = machine.flops_per_token(config, args.max_len) * args.max_len / processes  # of this one
         self._tokens_a_step = samples_a_call * args.max_len
         self._writes = index == 0
@@ -77,6 +79,7 @@ class RunLog:
             "date": _now(),
             "command": [sys.executable, *sys.argv],
             "flags": _plain(args),
+            "launch": launch(),
             **machine.describe(),
         }
         self._open_succeeded, self._unwritten = False, set()
@@ -122,17 +125,18 @@ class RunLog:
         with self.clock.paused():
             self._record(step, calls, share)
 
-    def validation(self, step: int, loss: float) -> None:
-        """The held-out loss after a step, in nats a token, and its perplexity."""
+    def validation(self, step: int, loss: float) -> bool:
+        """The held-out loss after a step, in nats a token, and its perplexity. Whether the log had none for it yet."""
         # The loss stands last: benchmarks read `loss: …,` of the training steps.
         self._print(
             f"validation after step {step}, held-out perplexity: {perplexity(loss):.2f}, held-out loss: {loss:.4f}"
         )
         if self._curves is not None and step in self._curves.validated:
-            return  # a resumed run begins with the validation that its checkpoint was followed by
+            return False  # a resumed run begins with the validation that its checkpoint was followed by
         self._add({"step": step, "tokens": step * self._tokens_a_step, "validation_loss": loss})
         for sink in self._sinks:
             sink.record(step, {"validation/loss": loss})
+        return True
 
     def checkpoints(self, names: list[str]) -> None:
         """The checkpoints of this run, oldest first, the one that is about to be written last: kept in run.json."""
@@ -146,7 +150,7 @@ class RunLog:
         for sink in self._sinks:
             sink.close()
         if self._curves is not None:
-            with self._spared(self._folder / "curves.csv"):
+            with self._spared(self._folder / CURVES_FILE):
                 self._curves.close()
             if not in_haste:
                 self._picture()
@@ -175,7 +179,7 @@ class RunLog:
         if self._folder is not None:
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
-                self._curves = CurveFile(self._folder / "curves.csv", first_step)
+                self._curves = CurveFile(self._folder / CURVES_FILE, first_step)
                 self._write_run()
             except (OSError, ValueError) as error:
                 flag = "--save-model-path" if args.save_model_path else "--log-dir"
@@ -216,7 +220,7 @@ class RunLog:
     def _picture(self) -> None:
         picture = self._folder / "curves.png"
         try:
-            draw([self._folder / "curves.csv"], picture)
+            draw([self._folder / CURVES_FILE], picture)
         except ModuleNotFoundError:
             print(f"no {picture}: matplotlib is not installed (`pip install -r requirements-plots.txt`)", flush=True)
         except OSError as error:
@@ -245,7 +249,7 @@ class RunLog:
 
     def _add(self, row: Row) -> None:
         if self._curves is not None:
-            with self._spared(self._folder / "curves.csv"):
+            with self._spared(self._folder / CURVES_FILE):
                 self._curves.add(row)
 
     def _use(self, reader: Any, flag: str, path: str | None) -> Any:

@@ -10,6 +10,7 @@ import torch
 
 from .. import notices, optim
 from ..checks import require
+from ..engine.processes import watch
 from ..engine.running.timings import Latency, Timings
 from ..operations.blocks import module_repr
 from ..options.executor_options import Options
@@ -49,7 +50,7 @@ class PoplarExecutor(LibraryNames):
             self._session.ready()
             self._follow()
             try:
-                with self._random.active():
+                with self._random.active(), watch.call(self):
                     outputs = self._session.runner.run(replaced(call.leaves, self._options))
             finally:
                 if self._training:

@@ -35,9 +35,8 @@ class Parts:
 
     def __init__(self, compiled: Compiled, model: torch.nn.Module, options: Options, layout: Layout, policy: Policy):
         program = compiled.program
-        asked = getattr(options, "ipus_per_replica", 1)
         self._layout, self._program, self._inputs = layout, program, compiled.input_names
-        self.placement: Placement = place(program, model, layout.part, layout.parts, ipus_of(program, asked))
+        self.placement: Placement = place(program, model, layout.part, layout.parts, ipus_of(program, options))
         self._ranks = group.ranks_of(layout, layout.process)
         spans = [span.part for span in self.placement.spans]
         ties = {name: group.parts(layout, which) for name, which in self.placement.shared.items()}

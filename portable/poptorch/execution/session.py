@@ -9,13 +9,13 @@ import torch
 
 from .. import notices
 from ..device.policy import Policy
-from ..engine.processes import clock, collecting, group
+from ..engine.processes import clock, collecting, group, watch
 from ..engine.processes.collecting import Owned
 from ..engine.processes.layout import Layout
 from ..engine.running.anchors import Anchors, tensor_names
 from ..engine.running.gradients import GradientAccumulator
 from ..engine.running.pipeline import PipelineRunner
-from ..engine.running.placement import first_names
+from ..engine.running.placement import first_names, ipus_of
 from ..engine.running.probe import Probe
 from ..engine.running.randomness import RandomStreams
 from ..engine.running.runner import Runner
@@ -64,7 +64,7 @@ class Session:
         self._replicas: Any = None  # the processes that have the other replicas, where these train together
         self._parts: Parts | None = None  # of this replica, where it lies over several processes
         if rank_among_others(options, optimizer is not None) is not None:
-            group.join(layout, policy.device)
+            group.join(layout, policy.device, _holds(compiled, options, layout))
             if optimizer is not None:
                 self._replicas = group.replicas(layout)
             with hosting.plain(model):
@@ -265,6 +265,15 @@ class Session:
         """Free the device."""
         if self._accumulator is not None:
             self._accumulator.release()
+
+
+def _holds(compiled: Compiled, options: Options, layout: Layout) -> str:
+    """What this process has of the model, for messages."""
+    if layout.parts == 1:
+        return watch.replicas(layout.process, compiled.counts.replicas)
+    each = max(1, ipus_of(compiled.program, options) // layout.parts)
+    stages = [str(stage.index) for stage in compiled.program.stages if stage.ipu // each == layout.part]
+    return f"stages {', '.join(stages) or 'none'} of replica {layout.process}"
 
 
 def rank_among_others(options: Options, training: bool) -> int | None:

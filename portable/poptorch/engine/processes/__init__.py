@@ -1,4 +1,4 @@
-"""Several processes of one program: who holds what, and what they tell each other over torch.distributed.
+"""Several processes of one program: who holds what, what they tell each other over torch.distributed, and who hangs.
 
 running/, updating/ and execution import it; it imports nothing of the engine. Start with layout.py.
 """

@@ -4,37 +4,49 @@ from __future__ import annotations
 
 import datetime
 import os
+import uuid
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
 import torch.distributed as dist
-from torch.distributed.rendezvous import rendezvous
 
 from ...poptorch_core import createPoptorchError
+from . import watch
 from .layout import Layout
+from .meeting import meet
 from .reduction import exchange
 
 TIMEOUT_VARIABLE = "POPTORCH_PORTABLE_TIMEOUT"
-_TIMEOUT = 1800  # seconds; one process may load data or validate while others wait
+HEARTBEAT_VARIABLE = "POPTORCH_PORTABLE_HEARTBEAT"
+_TIMEOUT = 1800.0  # seconds; one process may load data or validate while others wait
+_HEARTBEAT = 20.0  # seconds without a sign of life; three times as long, and the launcher's part, are below a minute
+_ARRIVAL = 300.0  # seconds; a launcher starts all processes at once
+
+
+def _seconds(variable: str, default: float, least: float) -> float:
+    """Of an environment variable. Raises poptorch.Error for what is no number of seconds."""
+    text = os.environ.get(variable, str(default))
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not least <= seconds < 1e9:
+        raise createPoptorchError(f"environment variable {variable}={text!r} must be a number of seconds")
+    return seconds
 
 
 def timeout() -> datetime.timedelta:
     """How long a process waits for another one. Raises poptorch.Error for a variable that is no number of seconds."""
-    text = os.environ.get(TIMEOUT_VARIABLE, str(_TIMEOUT))
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < 1e9:
-        raise createPoptorchError(f"environment variable {TIMEOUT_VARIABLE}={text!r} must be a number of seconds")
-    return datetime.timedelta(seconds=seconds)
+    return datetime.timedelta(seconds=_seconds(TIMEOUT_VARIABLE, _TIMEOUT, 0.001))
 
 
-def join(layout: Layout, device: torch.device) -> None:
+def join(layout: Layout, device: torch.device, holds: str) -> None:
     """Meet the other processes, if that has not happened: the program may have done it by itself.
 
-    Raises poptorch.Error if they cannot be reached, or are another number than the options say.
+    From then on they watch each other; `holds` is what this one has of the model, for messages. Raises poptorch.Error
+    if they cannot be reached, or are another number than the options say.
     """
+    patience = _seconds(HEARTBEAT_VARIABLE, _HEARTBEAT, 0.0)
     if not dist.is_initialized():
         missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
         if missing:
@@ -44,12 +56,10 @@ def join(layout: Layout, device: torch.device) -> None:
                 "(the address of the first one's host and a free port there), or call Distributed.disable()."
             )
         try:
-            store, _, _ = next(rendezvous("env://", layout.rank, layout.ranks, timeout=timeout()))
-            # torchrun may keep its store when it starts processes again, with what the earlier ones wrote.
-            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+            store = meet(layout.rank, layout.ranks, min(timeout(), datetime.timedelta(seconds=_ARRIVAL)))
             dist.init_process_group(
                 "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl",
-                store=dist.PrefixStore(f"poptorch/{attempt}", store),
+                store=store,
                 rank=layout.rank,
                 world_size=layout.ranks,
                 timeout=timeout(),
@@ -65,6 +75,21 @@ def join(layout: Layout, device: torch.device) -> None:
             f"Options.Distributed says process {layout.rank} of {layout.ranks}, torch.distributed is process "
             f"{dist.get_rank()} of {dist.get_world_size()}: make them agree"
         )
+    if watch.current() is not None:
+        watch.current().hold(holds)
+    elif layout.ranks > 1 and patience:
+        name = [uuid.uuid4().hex]  # the store may have what an earlier start of the program wrote
+        dist.broadcast_object_list(name, src=0)
+        store = dist.PrefixStore(name[0], dist.distributed_c10d._get_default_store())
+        watch.begin(store, layout.rank, layout.ranks, holds, patience)
+
+
+def check() -> None:
+    """Raises poptorch.Error, naming the process, if one of the program has ended or hangs."""
+    watched = watch.current()
+    gone = "" if watched is None else watched.explanation("")
+    if gone:
+        raise createPoptorchError(gone)
 
 
 _made: list[tuple[dist.ProcessGroup, dict[tuple[int, ...], dist.ProcessGroup]]] = []  # with the default group

@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 
 from ...poptorch_core import createPoptorchError
+from . import watch
 
 # Smaller tensors travel together; a larger one where it lies, without a copy.
 _ALONE_BYTES = 1 << 20
 
 
-@contextmanager
+@contextlib.contextmanager
 def exchange() -> Iterator[None]:
     """Around what needs the other processes. Raises poptorch.Error if one of them has gone or does not answer."""
-    try:
-        yield
-    except RuntimeError as error:
-        lines = str(error).splitlines()
-        raise createPoptorchError(
-            f"another process of this program has ended or does not answer ({lines[0][:200]})"
-        ) from error
+    watched = watch.current()
+    with contextlib.nullcontext() if watched is None else watched.wait():
+        try:
+            yield
+        except RuntimeError as error:
+            said = _in_short(error)
+            known = said if watched is None else watched.explanation(said)
+            raise createPoptorchError(
+                f"another process of this program has ended or does not answer: {known}"
+            ) from error
+
+
+def _in_short(error: RuntimeError) -> str:
+    """What torch.distributed says, without its place in the source and the advice that follows."""
+    return re.sub(r"^\[\S+:\d+\] ", "", str(error).splitlines()[0]).partition(". ")[0][:200]
 
 
 class GradientReduction:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 
@@ -58,9 +59,9 @@ class Placement:
         return [span for span in self.spans if span.part == self.part]
 
 
-def ipus_of(program: Program, asked: int = 1) -> int:
-    """IPUs of a replica: those that the stages name, and not fewer than `asked`."""
-    return max(asked, 1 + max(stage.ipu for stage in program.stages))
+def ipus_of(program: Program, options: Any) -> int:
+    """IPUs of a replica: those that the stages name, and not fewer than popdist.poptorch.Options were asked for."""
+    return max(getattr(options, "ipus_per_replica", 1), 1 + max(stage.ipu for stage in program.stages))
 
 
 def place(program: Program, model: torch.nn.Module, part: int, parts: int, ipus: int) -> Placement:

@@ -1,0 +1,134 @@
+"""Processes that hang, or are only busy: what the others make of it (engine/processes/watch.py)."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+
+import pytest
+import torch
+from launch import together
+
+import poptorch
+
+HEARTBEAT = {"POPTORCH_PORTABLE_HEARTBEAT": "2"}
+
+
+class Model(torch.nn.Module):
+    """(1, 2) -> the loss, by way of the host where something shall happen `there`."""
+
+    def __init__(self, there=None):
+        super().__init__()
+        self.body = torch.nn.Linear(2, 1)
+        self.on_host = None if there is None else poptorch.CPU(_Calling(there), "there")
+
+    def forward(self, x):
+        x = x if self.on_host is None else self.on_host(x)[0]
+        return poptorch.identity_loss(self.body(x).mean(), "sum")
+
+
+class _Calling(torch.nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        self.function()
+        return x.clone()
+
+
+def trained(fault, who: int, where: str = "between") -> int:
+    """Four calls; before or in the third process `who` does what `fault` does. How many calls were made."""
+    rank, calls = int(os.environ["RANK"]), 0
+
+    def then() -> None:
+        if calls == 2 and rank == who:
+            fault()
+
+    options = poptorch.Options()
+    options.Distributed.configureProcessId(rank, int(os.environ["WORLD_SIZE"]))
+    executor = poptorch.trainingModel(Model(then if where == "call" else None), options)
+    for _ in range(4):
+        if where == "between":
+            then()
+        executor(torch.ones(1, 2))
+        calls += 1
+    return calls
+
+
+def stops() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def dies() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def sleeps() -> None:
+    time.sleep(1000)
+
+
+def loops() -> None:
+    while True:
+        pass
+
+
+def works() -> None:
+    """Longer than a process may do nothing."""
+    until = time.monotonic() + 6
+    while time.monotonic() < until:
+        sum(range(10000))
+
+
+FAULTS = {
+    "stopped": (stops, 1, "between", "has given no sign of life for [23] s"),
+    "asleep": (sleeps, 1, "between", "has done nothing for [45] s, and the others wait for it"),
+    "in an endless loop": (loops, 1, "call", r"has not got on in its call for [45] s, after 0\.\d s at most before"),
+    "killed": (dies, 1, "between", "has ended"),
+    "stopped, and serves the store": (stops, 0, "between", "does not answer any more"),
+}
+
+
+@pytest.mark.parametrize("name", [*FAULTS][:2] + [pytest.param(name, marks=pytest.mark.long) for name in [*FAULTS][2:]])
+def test_a_process_that_hangs_ends_the_program(name):
+    fault, who, where, told = FAULTS[name]
+    with pytest.raises(AssertionError) as caught:
+        together(2, trained, fault, who, where, **HEARTBEAT)
+    text = str(caught.value)
+    assert f"process {who}: ended without a word" in text, text
+    assert re.search(rf"process {who} of 2 \(replica {who}; host \S+, pid \d+\) {told}", text), text
+
+
+def test_a_process_that_works_is_waited_for():
+    assert together(2, trained, works, 1, **HEARTBEAT) == [4, 4]
+
+
+@pytest.mark.long
+def test_of_four_the_one_that_hangs_is_named():
+    with pytest.raises(AssertionError) as caught:
+        together(4, trained, stops, 2, **HEARTBEAT)
+    assert set(re.findall(r"process (\d) of 4 \(", str(caught.value))) == {"2"}
+
+
+def leaves() -> str:
+    """The second process has nothing to do any more, the first goes on for longer than a heartbeat."""
+    trained(works, 5)
+    if os.environ["RANK"] == "0":
+        works()
+    return "done"
+
+
+def test_a_process_that_has_done_its_part_may_leave():
+    assert together(2, leaves, **HEARTBEAT) == ["done", "done"]
+
+
+def test_a_heartbeat_that_is_no_number_is_named():
+    with pytest.raises(AssertionError, match="POPTORCH_PORTABLE_HEARTBEAT='soon' must be a number of seconds"):
+        together(1, trained_as_one_of_two, POPTORCH_PORTABLE_HEARTBEAT="soon")
+
+
+def trained_as_one_of_two() -> int:
+    os.environ["WORLD_SIZE"] = "2"
+    return trained(works, 5)
