@@ -36,8 +36,8 @@ IPU = Device("IPU", HALF, HALF, 0, HALF, 0)
 DEVICES = {"cpu": CPU, "cuda": GPU, "ipu": IPU}
 
 # A CPU's freed memory is kept, and what was as large as the tied matrix is cut up by smaller blocks: beside the two
-# that are used one such block, or two, lies idle.
-_IDLE_BLOCKS = 1.5
+# that are used one such block, or two, lies idle, and in a pipeline of processes up to three: the allocator's chance.
+_IDLE_BLOCKS, _IDLE_IN_A_PIPELINE = 1.5, 2
 
 
 class Memory(NamedTuple):
@@ -89,7 +89,7 @@ def stage_memory(
     flight = in_flight(stage, stages, layout, args.gradient_accumulation, device)
     return Memory(
         weights=parameters * device.weight,
-        gradients=parameters * device.gradient + _fresh_matrix(stage, config, device),
+        gradients=parameters * device.gradient + _fresh_matrix(stage, config, layout, device),
         optimizer=parameters * MOMENTS // optimizer_shards(args, layout, device),
         activations=flight * (_kept(stage, config, args, device) + _sent(stage, stages, config, args, layout, device)),
         working=_working(stage, config, args, device, sharded=optimizer_shards(args, layout, device) > 1),
@@ -103,11 +103,12 @@ def optimizer_shards(args: argparse.Namespace, layout: Layout, device: Device) -
     return layout.replicas if device is IPU else layout.processes // layout.ranks_a_replica
 
 
-def _fresh_matrix(stage: Stage, config: GPT2Config, device: Device) -> int:
+def _fresh_matrix(stage: Stage, config: GPT2Config, layout: Layout, device: Device) -> int:
     """Gradients of the tied matrix, (V, C): the head's is kept until the embedding's is there."""
     if TOKENS not in stage.embeddings or not device.fresh:
         return 0
-    blocks = 2 + (_IDLE_BLOCKS if device is CPU else 0)
+    idle = _IDLE_BLOCKS if layout.ranks_a_replica == 1 else _IDLE_IN_A_PIPELINE
+    blocks = 2 + (idle if device is CPU else 0)
     return int(blocks * config.vocab_size * config.n_embd * device.fresh)
 
 

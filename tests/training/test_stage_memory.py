@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from arguments import parse_train_args
@@ -53,6 +53,7 @@ def test_a_cpu_process_that_has_everything_by_hand():
     assert second.working == third.working == 2 * 2 * 8 * 4, "the gradient of the MLP's matrix, and its copy"
     # Two gradients of the tied matrix lie beside the sum, and one and a half blocks of its size are idle.
     assert first.gradients == 20 * 2 + 3.5 * 20 * 4 and first.activations == 0, "ids are enough"
+    assert memory_of(args, Layout(3, 1, 3), CPU)[0].gradients == 20 * 2 + 4 * 20 * 4, "in a pipeline two are"
     assert (last.weights, last.gradients, last.optimizer) == (0, 0, 0)
     assert last.activations == 4 * 2 * (2 * 3 * 2) and last.working == 4 * 2 * 3 * 10, "all logits in one piece"
 
@@ -141,8 +142,10 @@ def test_the_optimizer_is_shared_by_the_processes_that_have_the_same_stages():
     assert memory_of(sharded, Layout(1, 4, 3), CPU)[0].working == 0
 
 
+# reading a command line takes a while on a busy machine
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
-def test_no_layout_loses_a_parameter_and_more_ranks_take_less_each(data):
+def test_no_layout_loses_a_parameter(data):
     layers = data.draw(st.sampled_from([(4,), (0, 4), (1, 3), (0, 2, 2), (1, 1, 1, 1), (0, 1, 1, 2)]))
     replicas, device = data.draw(st.integers(1, 4)), data.draw(st.sampled_from(list(DEVICES.values())))
     args = arguments(f"--replication-factor {replicas}", layers)
