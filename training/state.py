@@ -113,8 +113,9 @@ def save(
     """Write a checkpoint to `directory`, whole or not at all.
 
     `rng_state` is the executor's, also of one that has not been compiled yet, `tokenizer` the content of a
-    tokenizer.json; `further` are plain values that go into the training state. Of several processes, all of which must call it, since each may hold a part of the weights and of the optimizer's
-    state, the first `writes`: it alone is given the values of all.
+    tokenizer.json; `further` are plain values that go into the training state. Of several processes, all of which must
+    call it, since each may hold a part of the weights and of the optimizer's state, the first `writes`: it alone is
+    given the values of all.
 
     Raises:
         CheckpointNotWritten: if there is no room for it, which is seen before anything is written, or writing fails.

@@ -26,7 +26,7 @@ def init() -> None:
         ValueError: naming the numbers that fit, if the processes cannot share the replicas out.
         poptorch.Error: if the others cannot be reached, or one of them has ended or hangs, naming it.
     """
-    (rank, ranks), (part, parts), index = _process(), getReplicaPart(), getInstanceIndex()
+    ranks, (part, parts), index = _process()[1], getReplicaPart(), getInstanceIndex()
     if ranks > 1 and "MASTER_ADDR" in os.environ and "MASTER_PORT" in os.environ:
         from poptorch.device.policy import choose  # torch with it, which takes seconds to import
         from poptorch.engine.processes import group, watch
