@@ -26,12 +26,12 @@ def test_who_has_turned_it_off_keeps_it_off():
         gc.enable()
 
 
-def test_what_came_with_torch_is_not_looked_at_again(monkeypatch):
+def test_what_came_with_torch_is_not_looked_at_again():
     torch = sys.modules.pop("torch", None)
     try:
         before = gc.get_freeze_count()
         with no_collection():
-            monkeypatch.setitem(sys.modules, "torch", torch or sys)
+            sys.modules["torch"] = torch or sys  # as an import would
             made = [[] for _ in range(1000)]
         frozen = gc.get_freeze_count()
         assert frozen >= before + len(made)
@@ -40,5 +40,7 @@ def test_what_came_with_torch_is_not_looked_at_again(monkeypatch):
         assert gc.get_freeze_count() == frozen and all(map(gc.is_tracked, later))
     finally:
         gc.unfreeze()
-        if torch is not None:
+        if torch is None:
+            sys.modules.pop("torch", None)
+        else:
             sys.modules["torch"] = torch
