@@ -46,6 +46,17 @@ def losses(model, device, monkeypatch, steps, loss_scaling=1.0):
     return found
 
 
+class Objective(torch.nn.Module):
+    """(N, 64) -> loss."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Tanh(), torch.nn.Linear(64, 1))
+
+    def forward(self, x):
+        return poptorch.identity_loss((self.layers(x) - x[:, :1]).square(), "mean")
+
+
 def build(half):
     torch.manual_seed(0)
     gpt2 = GPT2LMHeadModel(CONFIG)
@@ -53,6 +64,26 @@ def build(half):
     serialize_head(gpt2, 4)
     model = PretrainingModel(gpt2, serialized_seq_len=16).train()
     return model.half() if half else model
+
+
+def test_states_in_the_hosts_memory_have_the_numbers_of_states_on_the_device(monkeypatch):
+    """--optimizer-state-offchip."""
+    monkeypatch.setenv("POPTORCH_PORTABLE_DEVICE", "cuda")
+    found, places = [], []
+    for on_chip in (True, False):
+        torch.manual_seed(0)
+        options = poptorch.Options()
+        options.TensorLocations.setOptimizerLocation(poptorch.TensorLocationSettings().useOnChipStorage(on_chip))
+        objective = Objective()
+        optimizer = poptorch.optim.AdamW(objective.parameters(), lr=0.01)
+        executor = poptorch.trainingModel(objective, options, optimizer)
+        x = torch.randn(8, 64)
+        found.append([float(executor(x)) for _ in range(5)])
+        states = executor._session.optimizer._states.values()
+        places.append({state.device.type for each in states for state in each.values()})
+        executor.destroy()
+    assert places == [{"cuda"}, {"cpu"}]
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
 
 
 def test_float32_losses_equal_the_cpu_ones(monkeypatch):

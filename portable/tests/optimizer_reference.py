@@ -23,7 +23,7 @@ def gradients(step: int, scale: float = 1.0, dtype: torch.dtype = torch.float32)
     return {name: (scale * torch.randn(shape, generator=generator)).to(dtype) for name, shape in SHAPES.items()}
 
 
-def device_optimizer(optimizer, host, device=None, *, rounding=False, seed=0):
+def device_optimizer(optimizer, host, device=None, *, rounding=False, seed=0, apart=False):
     device = device or {name: param.detach().clone() for name, param in host.items()}
     made = DeviceOptimizer(
         optimizer,
@@ -32,6 +32,7 @@ def device_optimizer(optimizer, host, device=None, *, rounding=False, seed=0):
         param_dtypes={name: param.dtype for name, param in host.items()},
         stochastic_rounding=rounding,
         generator=torch.Generator().manual_seed(seed),
+        states_apart=apart,
     )
     return made, device
 

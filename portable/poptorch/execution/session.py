@@ -167,6 +167,7 @@ class Session:
             relax_attribute_checks=options.relax_optimizer_checks,
             automatic_scaling=_automatic_scaling(options),
             spread=self._spread(sharded),
+            states_apart=options.TensorLocations.state_off_chip and self._has_memory_of_its_own,
         )
         if state.grouped and self.optimizer.measures_norms:
             raise createPoptorchError(
@@ -183,6 +184,11 @@ class Session:
             group=self._replicas,
             passes={} if self._parts is None else self._parts.placement.passes,
         )
+
+    @property
+    def _has_memory_of_its_own(self) -> bool:
+        """Whether the device has, so that something can be kept in the host's instead."""
+        return any(parameter.is_cuda for parameter in self._state.parameters.values())
 
     def _spread(self, sharded: dict[str, int]) -> Spread:
         if self._parts is None:

@@ -56,6 +56,12 @@ class TensorLocationOptions(OptionsDict):
             return None
         return location._values.get("minElementsForReplicatedTensorSharding", _MIN_SHARDED)
 
+    @property
+    def state_off_chip(self) -> bool:
+        """Whether the optimizer's state is to be in the host's memory."""
+        location = self._values.get("location_optimizer")
+        return location is not None and not location._values.get("onChip", True)
+
     @option
     def numIOTiles(self, num_tiles: int) -> TensorLocationOptions:
         """Tiles set aside for transfers. AssertionError unless an even number from 32 to 192."""

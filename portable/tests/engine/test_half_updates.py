@@ -9,6 +9,7 @@ import torch
 from optimizer_reference import SHAPES, Reference, assert_close, device_optimizer, gradients, parameters
 
 from poptorch import optim
+from poptorch.engine.updating import pieces
 
 
 def half_adamw(host, **more):
@@ -35,6 +36,37 @@ def test_half_states_are_kept_in_half():
     # Only the stored first moment is rounded (relative 2^-11), so updates differ by a few thousandths of lr.
     assert_close(device, reference, rtol=0, atol=5e-4 * 0.05)
     torch.testing.assert_close(state["Accl1___a"].double(), reference.memory["a"][0], rtol=2e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: optim.AdamW(p, lr=0.01, weight_decay=0.1),
+        lambda p: optim.LAMB(p, lr=0.01),
+        lambda p: optim.SGD(p, lr=0.01, momentum=0.9, use_combined_accum=False),
+        lambda p: optim.RMSprop(p, lr=0.01, momentum=0.9, centered=True),
+    ],
+    ids=["AdamW", "LAMB", "SGD", "RMSprop"],
+)
+def test_states_in_another_memory_have_the_same_numbers(make, monkeypatch):
+    """Piece by piece through copies, as where the device is not the host; here both memories are one."""
+    monkeypatch.setitem(pieces._CHUNK_ELEMENTS, "cpu", 7)
+    host = parameters()
+    made = [device_optimizer(make(host.values()), host, apart=apart) for apart in (False, True)]
+    copied = []
+    split = pieces.Float32Views.__init__
+    monkeypatch.setattr(
+        pieces.Float32Views, "__init__", lambda self, *a: (copied.append(len(a) > 1), split(self, *a))[1]
+    )
+    for step in range(3):
+        for optimizer, _ in made:
+            optimizer.step(gradients(step, 1.0, torch.float32))
+    for name in host:
+        torch.testing.assert_close(made[1][1][name], made[0][1][name], rtol=1e-6, atol=1e-7)
+    states = [optimizer.state_dict()["ipu_state"] for optimizer, _ in made]
+    assert any(copied) and states[0].keys() == states[1].keys()
+    for name, state in states[0].items():
+        torch.testing.assert_close(states[1][name], state, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("cls", [optim.SGD, optim.Adam, optim.AdamW, optim.LAMB, optim.RMSprop])

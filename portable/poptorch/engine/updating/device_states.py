@@ -27,6 +27,7 @@ class DeviceStates:
     _whole: dict[str, torch.Tensor]
     _params: dict[str, torch.Tensor]  # what is updated here: the whole ones or shards of them
     _spread: Spread
+    _states_apart: bool
     _param_dtypes: dict[str, torch.dtype]
     _states: dict[str, dict[str, torch.Tensor]]
     _steps: dict[str, int]
@@ -65,7 +66,8 @@ class DeviceStates:
             states = self._states[name]
             for role, dtype in wanted.items():
                 if role not in states:
-                    states[role] = torch.zeros(param.shape, dtype=dtype, device=param.device)
+                    where = {"device": "cpu", "pin_memory": param.is_cuda} if self._states_apart else {}
+                    states[role] = torch.zeros(param.shape, dtype=dtype, **{"device": param.device, **where})
             for role in states.keys() - wanted:
                 del states[role]
 

@@ -34,6 +34,7 @@ class DeviceOptimizer(DeviceStates):
         relax_attribute_checks: say nothing about unexpected group attributes above the debug level.
         automatic_scaling: the factor on the optimizer's loss_scaling that follows the gradients, or None.
         spread: what other processes have of the parameters and of their states.
+        states_apart: states are kept in the host's memory, and are on the device while they are used, piece by piece.
     Raises:
         AssertionError, ValueError: as hyperparameters.read.
     """
@@ -50,7 +51,9 @@ class DeviceOptimizer(DeviceStates):
         relax_attribute_checks: bool = False,
         automatic_scaling: AutomaticLossScaling | None = None,
         spread: Spread | None = None,
+        states_apart: bool = False,
     ):
+        self._states_apart = states_apart
         self._spread = Spread() if spread is None else spread
         self._relax = relax_attribute_checks
         self._automatic = automatic_scaling
@@ -238,8 +241,9 @@ class DeviceOptimizer(DeviceStates):
 
     def _load_states(self, pieces: list[Piece]) -> dict[str, Float32Views]:
         roles = self._states[pieces[0][0]]
+        apart = self._params[pieces[0][0]].device if self._states_apart else None
         return {
-            role: Float32Views([self._states[name][role].view(-1)[start:stop] for name, start, stop in pieces])
+            role: Float32Views([self._states[name][role].view(-1)[start:stop] for name, start, stop in pieces], apart)
             for role in roles
         }
 
@@ -248,6 +252,7 @@ class DeviceOptimizer(DeviceStates):
         param = self._params[names[0]]
         tensors = [param, grads[names[0]], *self._states[names[0]].values()]
         fused = self._settings.kind in ("SGD", "Adam", "AdamW") and all(t.dtype == torch.float32 for t in tensors)
+        fused = fused and not self._states_apart
         sizes = {name: self._params[name].numel() for name in names}
         return buckets(sizes, sum(sizes.values()) if fused else chunk_elements(param.device))
 

@@ -53,14 +53,16 @@ class Float32Views:
 
     Args:
         stored: 1-D tensors of one type and device.
+        device: where to compute, if `stored` are kept apart from it: then these are copies in any case.
     """
 
-    def __init__(self, stored: list[torch.Tensor]):
+    def __init__(self, stored: list[torch.Tensor], device: torch.device | None = None):
         self._stored = stored
         self._flat: torch.Tensor | None = None
         self.tensors = stored
-        if stored[0].dtype != torch.float32:
-            self._flat = torch.empty(sum(map(len, stored)), dtype=torch.float32, device=stored[0].device)
+        if stored[0].dtype != torch.float32 or device is not None:
+            place = stored[0].device if device is None else device
+            self._flat = torch.empty(sum(map(len, stored)), dtype=torch.float32, device=place)
             self.tensors = list(self._flat.split([len(piece) for piece in stored]))
             torch._foreach_copy_(self.tensors, stored)
 
