@@ -55,7 +55,7 @@ EFFECTS: dict[str, Effect] = {
         "showCompilationProgressBar",  # without it there is no compilationTime(); a bar is not drawn in any case
         "updatableNamedBuffers",
         "useOfflineIpuTarget",
-        "TensorLocations.setOptimizerLocation",  # sharding over processes; where it lies has no effect
+        "TensorLocations.setOptimizerLocation",  # off chip: on CUDA only
         "Training.gradientAccumulation",
         "Training.setAutomaticLossScaling",
         "Training.accumulationAndReplicationReductionType",
