@@ -68,8 +68,14 @@ def is_first_process() -> bool:
         import popdist
 
         # Several processes may hold one replica, and count as one instance for popdist, or may not fit its replicas.
-        number = os.environ.get("RANK", os.environ.get("OMPI_COMM_WORLD_RANK", "0"))
-        return not popdist.isPopdistEnvSet() or int(number) == 0
+        number, count = (
+            int(os.environ.get(torchrun, os.environ.get(mpi, other)))
+            for torchrun, mpi, other in (
+                ("RANK", "OMPI_COMM_WORLD_RANK", "0"),
+                ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "1"),
+            )
+        )
+        return not popdist.isPopdistEnvSet() or not 0 < number < count
     except (ModuleNotFoundError, ValueError):  # popdist is missing, or the launcher's variables make no sense
         return True
 

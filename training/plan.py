@@ -15,7 +15,7 @@ from model.config import GPT2Config, parameter_count
 from model.layout import Layout
 from model.pipeline import POSITIONS, TOKENS, Stage, bubble, pipeline_stages, speed_up, stage_parameters
 from training.arithmetic import samples_per_call
-from training.stage_memory import IPU, Device, Memory, stage_memory, together
+from training.stage_memory import CPU, IPU, Device, Memory, stage_memory, together
 
 COLUMNS = ("rank", "IPU", "stage", "layers", "parameters", "weights", "gradients", "optimizer", "in flight")
 LAST_COLUMNS = ("working", "total", "work")
@@ -64,7 +64,7 @@ def plan_lines(config: GPT2Config, args: argparse.Namespace, layout: Layout, dev
         f"{parameter_count(config):,} parameters in {config.n_layer} layers",
         f"a step: {samples:,} samples, {samples * args.max_len:,} tokens, {args.device_iterations} weight updates on "
         f"{args.ipus_per_replica} IPUs x {args.replication_factor} replicas",
-        *table(rows, layout, device, off_chip=device is IPU and args.optimizer_state_offchip),
+        *table(rows, layout, device, off_chip=_off_chip(args, device)),
         *_places(args, layout, device),
         *_pace(rows, args, layout, device),
     ]
@@ -104,8 +104,13 @@ def _contents(stages: Sequence[Stage]) -> str:
     return ", ".join(found + ["head"] * any(stage.head for stage in stages)) or "-"
 
 
+def _off_chip(args: argparse.Namespace, device: Device) -> bool:
+    """Whether the optimizer's state is not in the device's own memory."""
+    return device is not CPU and args.optimizer_state_offchip
+
+
 def _sizes(memory: Memory, off_chip: bool) -> list[str]:
-    """In MiB: the kinds and their sum, which on an IPU is without an optimizer's state off chip."""
+    """In MiB: the kinds and their sum, which on an IPU or a GPU is without an optimizer's state off chip."""
     total = memory.total - (memory.optimizer if off_chip else 0)
     return [f"{size / 2**20:,.0f}" for size in (*memory, total)]
 
@@ -117,7 +122,8 @@ def _places(args: argparse.Namespace, layout: Layout, device: Device) -> list[st
         lines = [f"memory in MiB of each IPU, estimated; {where}"]
     else:
         data = f"{data_bytes(args, layout) / 2**20:,.0f} MiB of data"
-        lines = [f"memory in MiB of {device.name}s, estimated; beside it the program itself and {data}"]
+        where = "; optimizer in the host's memory, not in the total" if _off_chip(args, device) else ""
+        lines = [f"memory in MiB of {device.name}s, estimated{where}; beside it the program itself and {data}"]
     ranks, processes = layout.ranks_a_replica, layout.processes
     if ranks > 1 and layout.replicas > 1:
         lines.append(f"{processes:,} processes: rank {ranks} r + i holds of replica r what rank i holds of the first")

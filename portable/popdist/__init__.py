@@ -79,9 +79,9 @@ def getReplicaPart() -> tuple[int, int]:
         fit = [number for number in range(1, replicas + 1) if replicas % number == 0]
         spread = [replicas * part for part in range(2, (ipus or 1) + 1) if ipus % part == 0] if ipus else []
         others = "" if ipus else f", a multiple of {replicas} to lay each over several"
+        of = f" of {ipus} IPUs" if (ipus or 1) > 1 else ""
         raise ValueError(
-            f"{processes} processes cannot share {replicas} replica{'s'[: replicas != 1]}"
-            f"{f' of {ipus} IPUs' if ipus else ''}: start {_listed([*fit, *spread])}{others}, or choose a multiple of "
+            f"{processes} processes cannot share {replicas} replica{'s'[: replicas != 1]}{of}: start {_listed([*fit, *spread])}{others}, or choose a multiple of "
             f"{processes} replicas"
         )
     return process % parts, parts

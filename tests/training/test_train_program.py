@@ -344,8 +344,9 @@ def test_flags_that_the_runtime_refuses_are_one_message(folder, changes, said):
 
 
 def test_a_launcher_says_how_many_replicas_there_are(folder, monkeypatch):
-    monkeypatch.setenv("POPDIST_NUM_TOTAL_REPLICAS", "")
-    monkeypatch.delenv("POPDIST_NUM_TOTAL_REPLICAS")  # which the program sets: removed afterwards
+    for name in ("POPDIST_NUM_TOTAL_REPLICAS", "POPDIST_NUM_IPUS_PER_REPLICA"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)  # which the program sets: removed afterwards
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "1")
     done = run_here(flags(folder, compile_only=True, replication_factor=2))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from .. import notices
+from ..device import memory
 from ..device.policy import Policy
 from ..engine.processes import clock, collecting, group, watch
 from ..engine.processes.collecting import Owned
@@ -100,6 +101,7 @@ class Session:
         if self._parts is not None:
             with hosting.plain(model):
                 self._parts.release(model)
+            memory.give_back_freed_memory()
             make, overlap = PipelineRunner, options.execution_strategy.kind == "pipelined"
             spread = {"placement": self._parts.placement, "links": self._parts.links, "overlap": overlap}
         self.runner = make(

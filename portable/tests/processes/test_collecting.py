@@ -55,7 +55,7 @@ def pieces(rank: int, processes: int) -> dict[str, Owned]:
 def join() -> tuple[int, int, torch.distributed.ProcessGroup]:
     rank, processes = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     layout = Layout(rank, processes)
-    group.join(layout, torch.device("cpu"))
+    group.join(layout, torch.device("cpu"), "nothing")
     return rank, processes, group.replicas(layout)
 
 

@@ -41,19 +41,16 @@ def schedule(
     next_forward, next_backward = [0] * len(parts), [0] * len(parts)
     total = micro_batches * len(parts) * (2 if backward else 1)
     while len(done) < total:
-        chosen: tuple[float, bool, int, Task] | None = None
+        candidates: list[tuple[float, bool, int, Task]] = []
         for span, part in enumerate(parts):
             for forward, numbers in ((True, next_forward), (False, next_backward)):
                 task = Task(forward, span, numbers[span])
                 ready = _ready(task, last, done, in_flight, backward)
                 if task.micro_batch == micro_batches or (not forward and not backward) or ready is None:
                     continue
-                # Earliest start first, then backward passes, then the span that is furthest.
-                candidate = (max(ready, free[part]), forward, -span, task)
-                if chosen is None or candidate[:3] < chosen[:3]:
-                    chosen = candidate
-        assert chosen is not None, "a pipeline whose tasks wait for each other"
-        start, forward, _, task = chosen
+                candidates.append((max(ready, free[part]), forward, -span, task))
+        # Earliest start first, then backward passes, then the span that is furthest.
+        start, forward, _, task = min(candidates, key=lambda candidate: candidate[:3])
         (next_forward if forward else next_backward)[task.span] += 1
         part = parts[task.span]
         lists[part].append(task)
