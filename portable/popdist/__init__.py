@@ -81,8 +81,8 @@ def getReplicaPart() -> tuple[int, int]:
         others = "" if ipus else f", a multiple of {replicas} to lay each over several"
         of = f" of {ipus} IPUs" if (ipus or 1) > 1 else ""
         raise ValueError(
-            f"{processes} processes cannot share {replicas} replica{'s'[: replicas != 1]}{of}: start {_listed([*fit, *spread])}{others}, or choose a multiple of "
-            f"{processes} replicas"
+            f"{processes} processes cannot share {replicas} replica{'s'[: replicas != 1]}{of}: start "
+            f"{_listed([*fit, *spread])}{others}, or choose a multiple of {processes} replicas"
         )
     return process % parts, parts
 

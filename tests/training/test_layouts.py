@@ -37,7 +37,11 @@ def files(checkpoint):
     return {path.name: path.read_bytes() for path in checkpoint.iterdir()}
 
 
-@pytest.mark.parametrize("layout", [SHARDED, STAGES], ids=["replicas that share the optimizer out", "stages"])
+@pytest.mark.parametrize(
+    "layout",
+    [pytest.param(SHARDED, marks=pytest.mark.long), STAGES],
+    ids=["replicas that share the optimizer out", "stages"],
+)
 def test_the_same_layout_goes_on_bit_for_bit(folder, layout):
     """With dropout; what a run left of an earlier save goes.
 
@@ -70,7 +74,7 @@ def refused_there(argv, room):
     )
 
 
-@pytest.mark.parametrize("where", ["the temporary folder", "the folder"])
+@pytest.mark.parametrize("where", ["the temporary folder", pytest.param("the folder", marks=pytest.mark.long)])
 def test_a_full_disk_is_told_once_and_leaves_nothing_half_written(folder, where):
     save = folder / where.replace(" ", "_")
     argv = run_flags(folder, save, epochs=1, save_per_epochs=None, save_per_steps=3, training_steps=3, **SHARDED)
@@ -109,6 +113,7 @@ sys.exit(train_gpt2.main(sys.argv[2:]))
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_killed_while_it_saves(folder, rank):
     """The first one while it writes, the other one while the first waits for its shards: on from the save before."""
