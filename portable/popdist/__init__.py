@@ -34,8 +34,9 @@ def init() -> None:
 
         holds = watch.replicas(index, getNumLocalReplicas())
         holds = holds if parts == 1 else f"part {part + 1} of {parts} of {holds}"
+        if group.joined():
+            group.check()
         group.join(Layout(index, ranks // parts, part, parts), choose().device, holds)
-        group.check()
 
 
 def isPopdistEnvSet() -> bool:

@@ -1,13 +1,13 @@
 """train_gpt2.py with the layers of a replica over several processes: the run of one process, in other places."""
 
 import json
-import subprocess
 
 import pytest
 import safetensors.torch
 import torch
-from test_processes import curve, run_flags, run_together, torchrun
-from tiny_run import NO_DROPOUT, environment, run_here, saved_in, write_config, write_corpus
+import warm_process
+from test_processes import curve, run_flags, run_together
+from tiny_run import NO_DROPOUT, ROOT, environment, run_here, saved_in, write_config, write_corpus
 
 SCHEDULE = {"lr_warmup_steps": 1, "lr_decay_steps": 8}
 
@@ -54,8 +54,8 @@ def test_a_replica_over_two_processes_and_then_in_one(folder):
     alone, save = folder / "alone", folder / "two"
     assert run_here(pipeline_flags(folder, alone, 1)).status == 0
     done = run_together(2, pipeline_flags(folder, save, 1, training_steps=4, save_per_epochs=0))
-    assert done.stdout.count("step 1 of epoch 0") == 1 and "x replicas 1 = 52 samples" in done.stdout
-    assert done.stderr.count("no effect off-IPU") == 1, "one process speaks"
+    assert done.out.count("step 1 of epoch 0") == 1 and "x replicas 1 = 52 samples" in done.out
+    assert done.err.count("no effect off-IPU") == 1, "one process speaks"
     assert saved_in(save) == {"step_4"}
     resumed = run_here([*pipeline_flags(folder, save, 1), "--resume", "latest"])
     assert resumed.status == 0 and "4 of 8 steps are done" in resumed.out, resumed.err
@@ -63,13 +63,11 @@ def test_a_replica_over_two_processes_and_then_in_one(folder):
     same_weights(save / "epoch_1", alone / "epoch_1")
 
 
-def refused(processes, argv):
-    done = subprocess.run(torchrun(processes, argv), capture_output=True, text=True, env=environment(), timeout=300)
-    return [line for line in done.stderr.splitlines() if "--replication-factor" in line]
-
-
 def test_processes_that_do_not_fit_are_told_what_does(folder):
-    (line,) = refused(3, pipeline_flags(folder, folder / "refused", 1))
+    words = [ROOT / "train_gpt2.py", *pipeline_flags(folder, folder / "refused", 1)]
+    done = warm_process.run(words, {**environment(), "RANK": "0", "WORLD_SIZE": "3"})
+    (line,) = (line for line in done.stderr.splitlines() if "--replication-factor" in line)
+    assert done.returncode == 2
     assert "3 processes cannot share 1 replica of 2 IPUs: start 1 or 2, or choose a multiple of 3 replicas" in line
     assert not (folder / "refused").exists()
 

@@ -1,5 +1,6 @@
 """train_gpt2.py under torchrun: several processes share the replicas of one, and what happens when one of them dies."""
 
+import concurrent.futures
 import csv
 import random
 import re
@@ -14,7 +15,8 @@ import psutil
 import pytest
 import safetensors.torch
 import torch
-from tiny_run import NO_DROPOUT, ROOT, environment, flags, run_here, saved_in, write_config, write_corpus
+import warm_process
+from tiny_run import NO_DROPOUT, ROOT, Finished, environment, flags, run_here, saved_in, write_config, write_corpus
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +49,25 @@ def torchrun(processes, argv, *launcher, meeting=("--standalone",)):
     return [*command, *launcher, str(ROOT / "train_gpt2.py"), *map(str, argv)]
 
 
-def run_together(processes, argv, *launcher):
-    done = subprocess.run(
-        torchrun(processes, argv, *launcher), capture_output=True, text=True, env=environment(), timeout=300
-    )
-    assert done.returncode == 0, done.stderr
+def together(processes, argv):
+    """The program in processes that begin with everything imported, with the environment that torchrun gives them.
+
+    Returns the largest exit status, and what all of them said.
+    """
+    common = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_PORT": free_port()}
+    started = []
+    for rank in range(processes):
+        own = {**common, "MASTER_ADDR": "127.0.0.1", "RANK": rank, "LOCAL_RANK": rank}
+        variables = {**environment(), **{name: str(value) for name, value in own.items()}}
+        started.append(warm_process.PipedProcess([ROOT / "train_gpt2.py", *argv], variables))
+    with concurrent.futures.ThreadPoolExecutor(processes) as readers:
+        said = list(readers.map(lambda process: process.communicate(300), started))
+    return Finished(max(process.wait() for process in started), *map("".join, zip(*said)))
+
+
+def run_together(processes, argv):
+    done = together(processes, argv)
+    assert done.status == 0, done.err
     return done
 
 
@@ -78,8 +94,8 @@ def test_two_processes_and_then_one_make_the_curve_of_one(folder, alone):
     schedule = {"lr_warmup_steps": 1, "lr_decay_steps": 12}  # as --epochs 2 makes them
     argv = run_flags(folder, save, epochs=1, replicated_tensor_sharding=True, **schedule)
     done = run_together(2, argv)
-    assert done.stdout.count("step 1 of epoch 0") == 1 and "x replicas 4 = 12 samples" in done.stdout
-    assert done.stderr.count("no effect off-IPU") == 1, "one process speaks"
+    assert done.out.count("step 1 of epoch 0") == 1 and "x replicas 4 = 12 samples" in done.out
+    assert done.err.count("no effect off-IPU") == 1, "one process speaks"
     assert saved_in(save) == {"epoch_0"}
     resumed = run_here([*run_flags(folder, save, **schedule), "--resume", "latest"])
     assert resumed.status == 0 and "6 of 12 steps are done" in resumed.out, resumed.err
@@ -218,6 +234,7 @@ def test_a_process_that_hangs_ends_the_run(folder):
     assert text.count("train_gpt2.py: ") == 1 and text.count("Stopped after step") == 1, text
 
 
+@pytest.mark.long
 def test_processes_end_with_their_launcher(folder):
     save, log = folder / "orphans", folder / "orphans.log"
     launcher = started(run_flags(folder, save, epochs=5000), 2, log, POPTORCH_PORTABLE_HEARTBEAT="3")

@@ -17,8 +17,8 @@ from ..engine.processes import group
 from ..engine.processes.channels import Channels, Edge
 from ..engine.processes.collecting import Owned, collect
 from ..engine.processes.layout import Layout
+from ..engine.processes.links import Links
 from ..engine.running.anchors import FINAL_LOSS_SCALE, GRADIENT, UPDATED
-from ..engine.running.pipeline import Links
 from ..engine.running.placement import Placement, first_names, ipus_of, place
 from ..options.executor_options import Options
 from ..poptorch_core import createPoptorchError
@@ -44,6 +44,7 @@ class Parts:
             Channels(self._ranks, spans, policy.device, self._edge_groups(policy.device)),
             group.parts(layout),
             self._ranks,
+            layout.part,
             {name: found for name, found in ties.items() if found is not None},
         )
         self._whole = False

@@ -15,7 +15,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import datetime
-import json
 import os
 import shlex
 import sys
@@ -31,6 +30,7 @@ from ..engine.processes import clock
 from ..engine.running.ledger import Ledger
 from ..engine.running.probe import Probe
 from ..options import engine_options
+from . import timeline
 from .report_text import Window, summary
 
 # Micro-batches in the trace, at the end of an iteration: enough to see the pattern, and a file that a browser opens.
@@ -182,26 +182,7 @@ class AutoReport(Probe):
 
     def told(self, events: list[dict[str, Any]]) -> None:
         """Writes the timeline of all processes."""
-        begin = min((event["start"] for event in events), default=0.0)
-        events = [{**event, "start": event["start"] - begin, "end": event["end"] - begin} for event in events]
-        shown = [
-            {
-                "name": " ".join([event["kind"], *map(str, event.get("stages", ()))]),
-                "cat": event["kind"],
-                "ph": "X",
-                "ts": event["start"] * 1e6,
-                "dur": (event["end"] - event["start"]) * 1e6,
-                "pid": event["rank"],
-                "tid": 0,
-                "args": {name: event[name] for name in ("iteration", "micro_batch", "stages") if name in event},
-            }
-            for event in events
-        ]
-        names = [
-            {"name": "process_name", "ph": "M", "pid": rank, "args": {"name": f"rank {rank}"}}
-            for rank in sorted({event["rank"] for event in events})
-        ]
-        text, trace = json.dumps({"events": events}, indent=1), json.dumps({"traceEvents": names + shown})
+        text, trace = timeline.as_json(events), timeline.as_trace(events)
         try:
             self._shared_folder.mkdir(parents=True, exist_ok=True)
             _write(self._shared_folder / "timeline.json", lambda path: path.write_text(text, encoding="utf-8"))

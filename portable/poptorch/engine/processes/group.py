@@ -84,8 +84,16 @@ def join(layout: Layout, device: torch.device, holds: str) -> None:
         watch.begin(store, layout.rank, layout.ranks, holds, patience)
 
 
+def joined() -> bool:
+    """Whether the processes have met, and watch each other."""
+    return watch.current() is not None
+
+
 def check() -> None:
-    """Raises poptorch.Error, naming the process, if one of the program has ended or hangs."""
+    """Raises poptorch.Error, naming the process, if one of the program has ended or hangs.
+
+    Looks for a few seconds, for one that has just gone is not known at once.
+    """
     watched = watch.current()
     gone = "" if watched is None else watched.explanation("")
     if gone:

@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 from torch.utils import _pytree as pytree
 
-from ..processes.channels import Channels, Edge, tensors_of
+from ..processes.channels import Edge, tensors_of
+from ..processes.links import Links
 from ..processes.reduction import exchange
 from ..processes.schedule import Task, schedule
 from .outputs import OutputCollector
@@ -31,21 +32,6 @@ class _Flight:
     received: dict[int, list[torch.Tensor]]  # leaves, by the span that they come from
     sent: dict[int, list[torch.Tensor]]  # by the span that they went to
     loss: torch.Tensor | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Links:
-    """How the processes of a replica reach each other.
-
-    Args:
-        replica: their group, and `ranks` their numbers in torch.distributed.
-        ties: for each shared parameter the group of those that use it.
-    """
-
-    channels: Channels
-    replica: dist.ProcessGroup
-    ranks: list[int]
-    ties: dict[str, dist.ProcessGroup]
 
 
 class PipelineRunner(Runner):
@@ -110,7 +96,7 @@ class PipelineRunner(Runner):
             if self._accumulator is not None:
                 self._accumulator.clear()
         if self._anchors is not None:
-            self._anchors.finish(self._share)
+            self._anchors.finish(self._links.share)
         with self.probe.communication():
             return self._shared(collectors, leaves)
 
@@ -325,47 +311,23 @@ class PipelineRunner(Runner):
                 first = self._links.ranks[self._placement.shared[name][0]]
                 dist.broadcast(self._state.parameters[name].detach(), first, group=group)
 
-    # -- what every process gets ---------------------------------------------------------------------------------
-
-    def _share(self, part: int, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Tensors of the host that one process of the replica has, in all of them."""
-        forms: list[Any] = [[(tensor.shape, tensor.dtype) for tensor in tensors]]
-        rank = self._links.ranks[part]
-        with exchange():
-            dist.broadcast_object_list(forms, rank, group=self._links.replica)
-        return self._broadcast(part, tensors, forms[0])
-
-    def _broadcast(
-        self, part: int, tensors: list[torch.Tensor], forms: list[tuple[torch.Size, torch.dtype]]
-    ) -> list[torch.Tensor]:
-        mine = part == self._placement.part
-        result = []
-        for number, (shape, dtype) in enumerate(forms):
-            tensor = tensors[number].contiguous() if mine else torch.empty(shape, dtype=dtype)
-            if tensor.numel():
-                with exchange():
-                    dist.broadcast(
-                        tensor.reshape(-1).view(torch.uint8), self._links.ranks[part], group=self._links.replica
-                    )
-            result.append(tensor)
-        return result
-
     def _shared(self, collectors: dict[int, OutputCollector], leaves: list[torch.Tensor]) -> list[torch.Tensor]:
         """The outputs of the call, in every process of the replica."""
+        share = self._links.share
         outputs: dict[int, torch.Tensor] = {}
         for span in self._placement.spans:
             if not span.outputs:
                 continue
             tensors = collectors[span.index].result() if span.part == self._placement.part else []
             if span.index in self._shapes:
-                found = self._broadcast(span.part, tensors, self._shapes[span.index])
+                found = share(span.part, tensors, self._shapes[span.index])
             else:
-                found = self._share(span.part, tensors)
+                found = share(span.part, tensors)
                 self._shapes[span.index] = [(tensor.shape, tensor.dtype) for tensor in found]
             outputs.update(zip(span.outputs, found, strict=True))
         for name, leaf in zip(self._program.inputs, leaves, strict=True):
             if name in self._program.written_inputs:
-                (changed,) = self._share(0, [leaf] if not self._placement.part else [])
+                (changed,) = share(0, [leaf] if not self._placement.part else [])
                 leaf.copy_(changed)
         return [outputs[position] for position in range(len(self._program.outputs))]
 
