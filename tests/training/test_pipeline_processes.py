@@ -4,7 +4,6 @@ import json
 
 import pytest
 import safetensors.torch
-import torch
 import warm_process
 from test_processes import curve, run_flags, run_together
 from tiny_run import NO_DROPOUT, ROOT, environment, run_here, saved_in, write_config, write_corpus
@@ -39,10 +38,15 @@ def folder(tmp_path_factory):
 
 
 def same_weights(found, expected):
+    """By norm: the program keeps first moments in half, whose rounding a last bit of a sum turns.
+
+    portable/tests/processes holds programs in float32 to 1e-5.
+    """
     found, expected = (safetensors.torch.load_file(str(path / "model.safetensors")) for path in (found, expected))
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
-        torch.testing.assert_close(found[name].float(), tensor.float(), rtol=2e-3, atol=1e-4, msg=name)  # half
+        difference, norm = (found[name].float() - tensor.float()).norm(), tensor.float().norm()
+        assert difference <= 0.02 * norm, (name, float(difference / norm))
 
 
 def losses(save):
