@@ -16,6 +16,7 @@ from typing import Iterator, Mapping, NoReturn, Sequence
 import corpora.refusal
 from corpora.refusal import not_installed as not_installed
 from model.config import MODELS, GPT2Config
+from model.layout import launched
 from model.pipeline import forward_stages
 
 
@@ -65,17 +66,8 @@ _PATIENCE = 10.0  # seconds; torchrun of torch 2.0 looks at its processes every 
 def is_first_process() -> bool:
     """Whether this process is the first, or the only one, of its run."""
     try:
-        import popdist
-
-        # Several processes may hold one replica, and count as one instance for popdist, or may not fit its replicas.
-        number, count = (
-            int(os.environ.get(torchrun, os.environ.get(mpi, other)))
-            for torchrun, mpi, other in (
-                ("RANK", "OMPI_COMM_WORLD_RANK", "0"),
-                ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "1"),
-            )
-        )
-        return not popdist.isPopdistEnvSet() or not 0 < number < count
+        number, count = launched()
+        return not 0 < number < count
     except (ModuleNotFoundError, ValueError):  # popdist is missing, or the launcher's variables make no sense
         return True
 
@@ -104,9 +96,8 @@ def speaker() -> str:
     """Who tells an error that is not the first process's, for the beginning of the message."""
     if is_first_process():
         return ""
-    import popdist
-
-    return f"process {popdist.getInstanceIndex()} of {popdist.getNumInstances()} on {platform.node()}: "
+    number, count = launched()
+    return f"process {number} of {count} on {platform.node()}: "
 
 
 def refuse(program: str, problems: Sequence[str]) -> NoReturn:

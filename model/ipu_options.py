@@ -11,6 +11,8 @@ import popdist.poptorch
 import poptorch
 import torch
 
+from model.layout import launched
+
 # PopART session options of the reference application. They shape memory and speed on an IPU, not results.
 _POPART_OPTIONS = {
     "disableGradAccumulationTensorStreams": True,
@@ -24,7 +26,6 @@ _POPART_PATTERNS = {"TiedGather": True, "TiedGatherAccumulate": True, "UpdateInp
 
 
 _TOTAL_REPLICAS, _IPUS = "POPDIST_NUM_TOTAL_REPLICAS", "POPDIST_NUM_IPUS_PER_REPLICA"
-_LAUNCHERS = (("RANK", "WORLD_SIZE"), ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"))  # torchrun's, PopRun's
 
 
 def share_replicas(args: argparse.Namespace) -> None:
@@ -74,17 +75,9 @@ def join_instances(args: argparse.Namespace) -> None:
         args.replication_factor = replicas
 
 
-def process() -> tuple[int, int]:
-    """Number of this process and how many there are: (0, 1) without a launcher."""
-    for number, count in _LAUNCHERS:
-        if popdist.isPopdistEnvSet() and count in os.environ:
-            return int(os.environ[number]), int(os.environ[count])
-    return instance()
-
-
 def replica_part() -> tuple[int, int]:
     """Number of this process among those that hold a replica together, and how many these are."""
-    number, count = process()
+    number, count = launched()
     parts = count // instance()[1]
     return number % parts, parts
 

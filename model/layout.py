@@ -3,6 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+
+_LAUNCHERS = (("RANK", "WORLD_SIZE"), ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"))  # torchrun's, PopRun's
+
+
+def launched() -> tuple[int, int]:
+    """Number of this process and how many a launcher has started: (0, 1) without one.
+
+    Where several processes hold one replica popdist counts them as one instance. Raises ValueError for variables that
+    are no numbers, ModuleNotFoundError without popdist.
+    """
+    import popdist
+
+    for number, count in _LAUNCHERS:
+        if popdist.isPopdistEnvSet() and count in os.environ:
+            return int(os.environ.get(number, "0")), int(os.environ[count])
+    return 0, 1
 
 
 @dataclasses.dataclass(frozen=True)

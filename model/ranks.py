@@ -11,7 +11,8 @@ import numpy as np
 import popdist
 import poptorch
 
-from model.ipu_options import process, replica_part
+from model.ipu_options import replica_part
+from model.layout import launched
 from model.scoring import Scores
 
 _PATIENCE = 1800.0  # seconds for another process: it may compile, or write a large checkpoint
@@ -19,7 +20,7 @@ _PATIENCE = 1800.0  # seconds for another process: it may compile, or write a la
 
 def is_first() -> bool:
     """Whether this process is the one that prints and writes."""
-    return process()[0] == 0
+    return launched()[0] == 0
 
 
 def combine(scores: Scores) -> Scores:
@@ -46,7 +47,7 @@ def means(values: Sequence[float]) -> list[float]:
     """Each the mean over all processes. Every process must call it. Raises RuntimeError as `combine`."""
     array = np.asarray(values, np.float64)
     _add_up([array])
-    return (array / process()[1]).tolist()
+    return (array / launched()[1]).tolist()
 
 
 def check_same(facts: Mapping[str, Any]) -> None:
@@ -104,7 +105,7 @@ def first_before_others() -> Iterator[None]:
 
 def _tell(what: Any) -> list[Any]:
     """What each process has to tell, plain values, by their numbers. Every process must call it."""
-    told = [what] * process()[1]
+    told = [what] * launched()[1]
     if len(told) > 1:
         with _exchange():
             import torch.distributed as dist
@@ -115,7 +116,7 @@ def _tell(what: Any) -> list[Any]:
 
 def _add_up(arrays: Sequence[np.ndarray]) -> None:
     """Each array becomes the sum over all processes of what they have there."""
-    if process()[1] == 1:
+    if launched()[1] == 1:
         return
     with _exchange():
         import torch
@@ -131,7 +132,7 @@ def _add_up(arrays: Sequence[np.ndarray]) -> None:
 def _exchange() -> Iterator[None]:
     """Around what needs the other processes, which meet if they have not. Raises RuntimeError as `combine`."""
     try:
-        _meet(*process())
+        _meet(*launched())
         yield
     except (ValueError, RuntimeError, poptorch.Error) as error:
         raise RuntimeError(

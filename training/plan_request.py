@@ -6,8 +6,7 @@ import argparse
 import dataclasses
 
 from model.config import GPT2Config
-from model.ipu_options import process
-from model.layout import Layout
+from model.layout import Layout, launched
 from training.inputs import dropouts
 from training.log.machine import computes_on_cuda, computes_on_ipus
 from training.plan import plan_lines
@@ -25,7 +24,7 @@ def planned(args: argparse.Namespace) -> list[str]:
     if args.plan_processes is None:
         join(args)
     here = "ipu" if computes_on_ipus() else "cuda" if computes_on_cuda() else "cpu"
-    layout = Layout(args.plan_processes or process()[1], args.replication_factor, args.ipus_per_replica)
+    layout = Layout(args.plan_processes or launched()[1], args.replication_factor, args.ipus_per_replica)
     return plan_lines(planned_config(args), args, layout, DEVICES[args.plan_device or here])
 
 

@@ -29,11 +29,11 @@ from model.ipu_options import (
     forward_options,
     instance,
     local_replicas,
-    process,
     replica_part,
     share_replicas,
     training_options,
 )
+from model.layout import launched
 from model.pretraining import PretrainingModel
 from training import state as training_state
 from training.arithmetic import samples_per_call
@@ -308,7 +308,7 @@ class TrainingRun:
     @property
     def alone(self) -> bool:
         """Whether this is the only process of the run."""
-        return process()[1] == 1
+        return launched()[1] == 1
 
     def to_stop(self, asked: bool) -> bool:
         """Whether a signal `asked` any process to end, or time is up for one. Every process must call it."""

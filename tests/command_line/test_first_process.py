@@ -50,3 +50,10 @@ def test_a_mistake_under_torchrun_is_told_once(program, tmp_path):
     assert (
         f"{program}: " in done.stderr and "usage:" not in done.stderr and "--no-such-flag: unknown flag" in done.stderr
     )
+
+
+def test_a_process_says_its_number_even_if_the_processes_do_not_fit(monkeypatch):
+    """Three processes cannot share two replicas, which popdist refuses to count."""
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "3"), ("POPDIST_NUM_TOTAL_REPLICAS", "2")):
+        monkeypatch.setenv(name, value)
+    assert checks.speaker().startswith("process 1 of 3 on ")

@@ -14,9 +14,9 @@ from model import ranks
 PROGRAM = """
 import json, sys
 from model import ranks
-found = {"means": ranks.means([ranks.process()[0], 1.5]), "votes": [ranks.agree(False), ranks.agree(ranks.is_first())]}
+found = {"means": ranks.means([ranks.launched()[0], 1.5]), "votes": [ranks.agree(False), ranks.agree(ranks.is_first())]}
 with ranks.first_before_others(), open(sys.argv[1], "a") as file:
-    file.write(str(ranks.process()[0]))
+    file.write(str(ranks.launched()[0]))
 try:
     with ranks.first_before_others():
         if ranks.is_first():
@@ -26,11 +26,11 @@ except KeyError:
 for unreadable in (0, 1):
     try:
         with ranks.first_before_others():
-            if ranks.process()[0] == unreadable:
+            if ranks.launched()[0] == unreadable:
                 raise ValueError("no corpus", "no checkpoint")
     except ValueError as error:
         found.setdefault("problems", []).append(error.args)
-facts = {"--seed": 1, "--learning-rate": 0.1 * (1 + ranks.process()[0])}
+facts = {"--seed": 1, "--learning-rate": 0.1 * (1 + ranks.launched()[0])}
 ranks.check_same({"--seed": 1})
 try:
     ranks.check_same(facts)

@@ -70,14 +70,14 @@ def test_of_several_processes_the_first_alone_keeps_a_log(folder, monkeypatch, w
     reference = folder / "reference.csv"
     reference.write_text("step,loss\n1,3.0\n2,3.0\n")
     words = flags(folder, save_model_path=save, training_steps=2, use_wandb=True, reference_curve=reference)
-    monkeypatch.setattr(run_log, "process", lambda: (0, 2))
+    monkeypatch.setattr(run_log, "launched", lambda: (0, 2))
     finished(words)
     assert [row["tokens"] for row in rows(save / "curves.csv")] == [str(2 * 16), str(2 * 2 * 16)]  # of all processes
     before = {path: path.read_bytes() for path in save.iterdir() if path.is_file()}
     assert {path.name for path in before} >= {"curves.csv", "run.json"} and wandb.modes
 
     wandb.modes.clear()
-    monkeypatch.setattr(run_log, "process", lambda: (1, 2))
+    monkeypatch.setattr(run_log, "launched", lambda: (1, 2))
     done = finished([*words, "--overwrite"])
     assert {path: path.read_bytes() for path in save.iterdir() if path.is_file()} == before
     assert not wandb.modes and "step 2 of epoch 0, loss: " in done.out and "reference curve" not in done.out

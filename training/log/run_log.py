@@ -17,7 +17,7 @@ from typing import Any, Iterator
 from command_line.checks import BadFlags
 from corpora.strict_json import json_text
 from model.config import GPT2Config
-from model.ipu_options import process
+from model.layout import launched
 from model.scoring import perplexity
 from training.arithmetic import arithmetic
 from training.log import machine
@@ -58,7 +58,7 @@ class RunLog:
     ) -> None:
         self.clock = Clock()
         self._args, self._calls, self._samples, self._optimizer = args, calls, samples_a_call, optimizer
-        index, processes = process()
+        index, processes = launched()
         # What is measured is the first process's to tell, and the others would take the processors that it is about.
         self._peak, self._measured = machine.device_peak(args.peak_tflops) if index == 0 else None, 1
         self._flops_a_sample = machine.flops_per_token(config, args.max_len) * args.max_len / processes  # of this one

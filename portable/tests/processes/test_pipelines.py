@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from launch import together
+from test_replicas import nothing, running_mean, sharded
 
 import popdist.poptorch
 import poptorch
@@ -60,25 +61,12 @@ class Model(torch.nn.Module):
             return prediction, poptorch.identity_loss(F.mse_loss(prediction, y), "mean")
 
 
-def sharded(options):
-    location = poptorch.TensorLocationSettings().useReplicatedTensorSharding(True)
-    options.TensorLocations.setOptimizerLocation(location.minElementsForReplicatedTensorSharding(16))
-
-
-def running_mean(options):
-    options.Training.setMeanAccumulationAndReplicationReductionStrategy(poptorch.MeanReductionStrategy.Running)
-
-
 def sequential(options):
     options.setExecutionStrategy(poptorch.ShardedExecution(poptorch.AutoStage.AutoIncrement))
 
 
 def own_buffers(options):
     options.broadcastBuffers(False)
-
-
-def nothing(options):
-    pass
 
 
 ADAMW = functools.partial(OPTIM.AdamW, lr=0.01, weight_decay=0.1)

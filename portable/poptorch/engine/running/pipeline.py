@@ -164,7 +164,8 @@ class PipelineRunner(Runner):
                 self._values[m] = self._state.values_of(0)
             values = self._values[m]
             if not span.index:
-                self._take_inputs(values, leaves, self._counts.position(s, a, 0))
+                slices = self._slices(leaves, self._counts.position(s, a, 0))
+                values.update(zip(self._program.inputs, slices, strict=True))
             flight = _Flight({}, {}, None)
             for source, names in span.receives.items():
                 self._take(span, source, names, m, values, flight)
@@ -192,17 +193,6 @@ class PipelineRunner(Runner):
             self.timings.output.append(available)
             self.timings.output_complete.append(self.timings.now())
         self._forget(span, m, values)
-
-    def _take_inputs(self, values: dict[str, Any], leaves: list[torch.Tensor], position: int) -> None:
-        self.timings.input.append(self.timings.now())
-        slices = [
-            self._slice(leaf, position, name in self._program.written_inputs)
-            for name, leaf in zip(self._program.inputs, leaves, strict=True)
-        ]
-        self.timings.input_complete.append(self.timings.now())
-        if self._anchors is not None:
-            slices = self._anchors.inputs(slices)
-        values.update(zip(self._program.inputs, slices, strict=True))
 
     def _take(
         self, span: Span, source: int, names: tuple[str, ...], m: int, values: dict[str, Any], flight: _Flight

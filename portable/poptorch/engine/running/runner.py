@@ -148,14 +148,7 @@ class Runner:
     def _position(self, collector: OutputCollector, leaves: list[torch.Tensor], s: int, a: int, r: int) -> None:
         """Micro-batch (s, a, r), and what becomes of its outputs."""
         position = self._counts.position(s, a, r)
-        self.timings.input.append(self.timings.now())
-        slices = [
-            self._slice(leaf, position, name in self._program.written_inputs)
-            for name, leaf in zip(self._program.inputs, leaves, strict=True)
-        ]
-        self.timings.input_complete.append(self.timings.now())
-        if self._anchors is not None:
-            slices = self._anchors.inputs(slices)
+        slices = self._slices(leaves, position)
         if self._accumulator is not None:
             self._accumulator.begin_micro_batch(a * self._counts.replicas + r)
             if (a, r) == (self._counts.accumulation - 1, self._counts.replicas - 1):
@@ -239,6 +232,16 @@ class Runner:
             for buffer in written_buffers:
                 buffer.detach_()  # the next micro-batch must not differentiate through this one
         return outputs, watched, loss
+
+    def _slices(self, leaves: list[torch.Tensor], position: int) -> list[torch.Tensor]:
+        """The inputs of micro-batch `position`, on the device."""
+        self.timings.input.append(self.timings.now())
+        slices = [
+            self._slice(leaf, position, name in self._program.written_inputs)
+            for name, leaf in zip(self._program.inputs, leaves, strict=True)
+        ]
+        self.timings.input_complete.append(self.timings.now())
+        return slices if self._anchors is None else self._anchors.inputs(slices)
 
     def _part(self, leaf: torch.Tensor, position: int) -> torch.Tensor:
         """Micro-batch `position` of an input: a view."""
