@@ -115,9 +115,15 @@ def split_by_article(
     taken = int(np.searchsorted(totals, val_num)) + 1
     if taken >= len(order):
         samples = int(totals[-1]) if len(totals) else 0
+        if len(order) == 1:
+            raise ValueError(
+                f"--val-num {val_num}: whole articles are held out, and {corpus.path} is a single one of "
+                f"{samples:,} samples; prepare the text as several documents (data.prepare --documents passage), or "
+                "leave --val-num out"
+            )
         raise ValueError(
-            f"--val-num {val_num}: the corpus {corpus.path} gives only {samples:,} such samples, and some must be "
-            "left to train on; lower --val-num or --max-len"
+            f"--val-num {val_num}: whole articles are held out, and the {len(order):,} of {corpus.path} that are long "
+            f"enough give only {samples:,} samples, and some must be left to train on; lower --val-num or --max-len"
         )
     held_out = np.zeros(len(corpus), dtype=bool)
     held_out[order[:taken]] = True

@@ -279,9 +279,12 @@ def test_open_dataset(tmp_path):
 
 def test_open_dataset_errors(tmp_path):
     path = str(corpus_of(tmp_path, [[i] * 20 for i in range(30)]).path)
+    (tmp_path / "single").mkdir()
+    single = str(corpus_of(tmp_path / "single", [[1] * 401]).path)
     for train_path, changes, message in [
         (path, {"val_num": -1}, "--val-num"),
         (path, {"val_num": 90}, "--val-num 90: .* only 90"),
+        (single, {"val_num": 20}, "--val-num 20: whole articles .* single one of 50 samples; .* --documents passage"),
         (path, {"max_len": 60}, "none of its 30 articles has 31 ids"),
         (path, {"stride": 0}, "--stride"),
         (path, {"real_vocab_size": 20}, "article 20: token id 20"),
