@@ -1,7 +1,7 @@
 """Forward-only throughput of GPT-2 with PopTorch: python inference_gpt2.py --model gpt2 --max-len 1024 …
 
 Takes the flags of train_gpt2.py; those about updates have no effect. A step is one call: --batch-size x
---device-iterations x --replication-factor sequences.
+--device-iterations x --replication-factor sequences. Several processes share the replicas, or hold one together.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING, Sequence
 
 from arguments import parse_train_args
-from command_line.checks import not_installed, refuse
+from command_line.checks import first_speaks, leave_to_first_process, not_installed, refuse, speaker
 from command_line.collection import no_collection
 from command_line.interruption import interruptible
 
@@ -22,7 +22,12 @@ PROGRAM = "inference_gpt2.py"
 
 
 def measure(run: ForwardRun) -> None:
-    """Every call and its line. Waiting for data counts, compiling does not."""
+    """Every call and its line. Waiting for data counts, compiling does not.
+
+    Of several processes the first tells its own calls' times with the samples of all; the average is over all of them.
+    """
+    from model import ranks
+
     step, seconds = 0, 0.0
     while step < run.calls:
         start = time.perf_counter()
@@ -34,11 +39,13 @@ def measure(run: ForwardRun) -> None:
             if step == run.calls:
                 break
             start = time.perf_counter()
+    (seconds,) = ranks.means([seconds])
     rate = step * run.samples_a_call / seconds
     print(f"{step} steps, {rate:.4f} seq/s, {rate * run.args.max_len:,.0f} tokens/s on average")
 
 
 @interruptible
+@first_speaks()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program with these arguments (default: the command line's). Returns the exit status."""
     args = parse_train_args(argv, PROGRAM, trains=False)
@@ -70,7 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RuntimeError as error:
         if "HINT:" not in str(error):
             raise
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        leave_to_first_process()
+        print(f"{PROGRAM}: {speaker()}{error}", file=sys.stderr)
         return 1
     return 0
 

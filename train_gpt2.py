@@ -156,7 +156,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 train(run, log, interruption)
     except KeyboardInterrupt as stop:
         if run is None:
-            print("Stopped before the first step; nothing is lost.", file=sys.stderr)
+            if is_first_process():
+                print("Stopped before the first step; nothing is lost.", file=sys.stderr)
         else:
             report_stop(run, at_once=True, argv=argv)
         return exit_status(stop)

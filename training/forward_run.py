@@ -15,9 +15,10 @@ from data.loading.datasets import ResumableSampler, check_enough, collate, open_
 from data.loading.text_file import prepared
 from model import placement
 from model.gpt2 import GPT2LMHeadModel
-from model.ipu_options import forward_options, join_instances
+from model.ipu_options import forward_options
 from training.arithmetic import arithmetic
 from training.inputs import load_or_make
+from training.sharing import join, samples_of_this_process
 
 
 class PredictionModel(nn.Module):
@@ -47,14 +48,16 @@ class PredictionModel(nn.Module):
 class ForwardRun:
     """Model, data and executor.
 
+    Several processes share the replicas of --replication-factor, or hold one together, as in training.
+
     Raises ValueError, whose `args` are the problems, for what cannot be used, and RuntimeError with a HINT if it is one
     of several processes, which do not meet.
     """
 
     def __init__(self, args: argparse.Namespace) -> None:
-        join_instances(args)
-        self.args = args
-        self.samples_a_call = args.batch_size * args.device_iterations * args.replication_factor
+        join(args)
+        self.args, shard = args, samples_of_this_process(args)
+        self.samples_a_call, self._own_samples_a_call = shard.group, shard.own
         gpt2 = load_or_make(args)
         samples, _ = open_dataset(
             prepared(args.train_path, args.pretrained_checkpoint),
@@ -85,14 +88,15 @@ class ForwardRun:
             samples,
             batch_size=args.batch_size,
             num_workers=min(args.num_workers, 1) if args.train_path == "generated" else args.num_workers,
-            sampler=ResumableSampler(len(samples), args.seed),
+            sampler=ResumableSampler(len(samples), args.seed, shard),
             collate_fn=collate,
             worker_init_fn=ignore_in_worker,
+            auto_distributed_partitioning=False,  # the sampler shares the samples out
         )
 
     def compile(self) -> None:
         """Trace the model and check its stages. Raises BadFlags for what the runtime refuses."""
-        ids = torch.zeros(1, 1, dtype=torch.int32).expand(self.samples_a_call, self.args.max_len)
+        ids = torch.zeros(1, 1, dtype=torch.int32).expand(self._own_samples_a_call, self.args.max_len)
         try:
             self.executor.compile(ids)
         except poptorch.Error as error:

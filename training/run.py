@@ -20,19 +20,12 @@ from command_line.checks import BadFlags
 from command_line.interruption import ignore_in_worker
 from data.bad_data import BadData
 from data.loading.corpus_tokenizer import tokenizer_json
-from data.loading.datasets import MmapDataset, Shard, collate, make_sampler
+from data.loading.datasets import MmapDataset, collate, make_sampler
 from model import placement, ranks
 from model.config import parameter_count
 from model.disk_space import CheckpointNotWritten
 from model.gpt2 import GPT2LMHeadModel
-from model.ipu_options import (
-    forward_options,
-    instance,
-    local_replicas,
-    replica_part,
-    share_replicas,
-    training_options,
-)
+from model.ipu_options import forward_options, instance, local_replicas, replica_part, training_options
 from model.layout import launched
 from model.pretraining import PretrainingModel
 from training import state as training_state
@@ -44,6 +37,7 @@ from training.log.gradient_norm import loss_scale
 from training.memory import is_out_of_memory
 from training.optimization import course_note, last_rate, make_optimizer, make_schedule, warmup_length
 from training.save_folder import BEST, SaveFolder, find_latest, names_due
+from training.sharing import join, samples_of_this_process
 from training.time_limit import TimeLimit
 from training.validation import Validator
 
@@ -65,32 +59,6 @@ def _asynchronous(args: argparse.Namespace, large: bool) -> dict[str, Any]:
         "rebatched_worker_size": max(1, _LARGE_BATCH // (4 * args.max_len)),
         "async_options": {**process, "buffer_size": 2},
     }
-
-
-def join(args: argparse.Namespace) -> None:
-    """One of several processes takes its part of the replicas.
-
-    Raises BadFlags where that does not come out even, RuntimeError with a HINT where the processes do not meet.
-    """
-    try:
-        share_replicas(args)
-    except ValueError as error:
-        raise BadFlags(
-            f"--replication-factor {args.replication_factor}: the program was started as one of several processes: "
-            f"{error}"
-        ) from error
-    batch = args.batch_size * args.gradient_accumulation * args.replication_factor
-    if args.global_batch_size not in (None, batch):
-        raise BadFlags(
-            f"--global-batch-size {args.global_batch_size}: with the launcher's replicas a weight update has "
-            f"{batch} samples; give --gradient-accumulation instead"
-        )
-
-
-def _shard(args: argparse.Namespace) -> Shard:
-    """The samples that this process takes of every call: those of its replicas' micro-batches."""
-    micro_batches = args.gradient_accumulation * args.device_iterations
-    return Shard(*instance(), block=args.batch_size * local_replicas(args), blocks=micro_batches)
 
 
 def place_model(gpt2: GPT2LMHeadModel, args: argparse.Namespace) -> PretrainingModel:
@@ -122,7 +90,7 @@ class TrainingRun:
         with ranks.first_before_others():  # which may mend what an interrupted save left
             find_latest(args)
             state, tokenizer, gpt2, self.samples, held_out = read_inputs(args)
-        self.sampler = make_sampler(self.samples, args.seed, _shard(args))
+        self.sampler = make_sampler(self.samples, args.seed, samples_of_this_process(args))
         self.samples_a_step = self.sampler.shard.group  # of all processes
         self.calls_an_epoch = self.sampler.samples_an_epoch // self.samples_a_step
         self.calls = min(self._planned_calls(), args.training_steps)

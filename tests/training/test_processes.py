@@ -49,7 +49,7 @@ def torchrun(processes, argv, *launcher, meeting=("--standalone",)):
     return [*command, *launcher, str(ROOT / "train_gpt2.py"), *map(str, argv)]
 
 
-def together(processes, argv):
+def together(processes, argv, program="train_gpt2.py"):
     """The program in processes that begin with everything imported, with the environment that torchrun gives them.
 
     Returns the largest exit status, and what all of them said.
@@ -59,14 +59,14 @@ def together(processes, argv):
     for rank in range(processes):
         own = {**common, "MASTER_ADDR": "127.0.0.1", "RANK": rank, "LOCAL_RANK": rank}
         variables = {**environment(), **{name: str(value) for name, value in own.items()}}
-        started.append(warm_process.PipedProcess([ROOT / "train_gpt2.py", *argv], variables))
+        started.append(warm_process.PipedProcess([ROOT / program, *argv], variables))
     with concurrent.futures.ThreadPoolExecutor(processes) as readers:
         said = list(readers.map(lambda process: process.communicate(300), started))
     return Finished(max(process.wait() for process in started), *map("".join, zip(*said)))
 
 
-def run_together(processes, argv):
-    done = together(processes, argv)
+def run_together(processes, argv, **program):
+    done = together(processes, argv, **program)
     assert done.status == 0, done.err
     return done
 
