@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import functools
 
+import torch
+
 # Parameters of mallopt(3), glibc.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _LARGEST_KEPT = 1 << 30  # bytes
@@ -33,3 +35,8 @@ def give_back_freed_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
     if trim is not None:
         trim(0)
+
+
+def ran_out(error: RuntimeError) -> bool:
+    """Whether torch raised it for want of memory; on a CPU it has no class of its own for that."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

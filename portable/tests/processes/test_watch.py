@@ -12,6 +12,7 @@ import torch
 from launch import together
 
 import poptorch
+from poptorch.engine.processes.reduction import exchange
 
 HEARTBEAT = {"POPTORCH_PORTABLE_HEARTBEAT": "2"}
 
@@ -132,3 +133,11 @@ def test_a_heartbeat_that_is_no_number_is_named():
 def trained_as_one_of_two() -> int:
     os.environ["WORLD_SIZE"] = "2"
     return trained(works, 5)
+
+
+def test_a_want_of_memory_of_its_own_is_not_laid_on_another_process():
+    with pytest.raises(RuntimeError, match="^(?!.*another process).*can't allocate memory"), exchange():
+        torch.empty(1 << 60, dtype=torch.uint8)
+    with pytest.raises(poptorch.Error, match="another process of this program has ended or does not answer: reset"):
+        with exchange():
+            raise RuntimeError("reset")

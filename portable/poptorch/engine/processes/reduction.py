@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import torch
 import torch.distributed as dist
 
+from ...device import memory
 from ...poptorch_core import createPoptorchError
 from . import watch
 
@@ -18,12 +19,17 @@ _ALONE_BYTES = 1 << 20
 
 @contextlib.contextmanager
 def exchange() -> Iterator[None]:
-    """Around what needs the other processes. Raises poptorch.Error if one of them has gone or does not answer."""
+    """Around what needs the other processes. Raises poptorch.Error if one of them has gone or does not answer.
+
+    A want of memory of this process's own is raised as it is.
+    """
     watched = watch.current()
     with contextlib.nullcontext() if watched is None else watched.wait():
         try:
             yield
         except RuntimeError as error:
+            if memory.ran_out(error):
+                raise
             said = _in_short(error)
             known = said if watched is None else watched.explanation(said)
             raise createPoptorchError(
