@@ -152,6 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             log = RunLog(args, run.model.gpt2.config, *counts, run.optimizer)
             if run.folder is not None:
                 run.folder.keep_list(log.checkpoints)
+                run.keep_numerics = log.numerics
             with Interruption(at_once=True, quiet=not is_first_process()) as interruption, log:
                 train(run, log, interruption)
     except KeyboardInterrupt as stop:

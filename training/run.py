@@ -10,7 +10,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from typing import Any, Iterator, Sequence
+from typing import Any, Callable, Iterator, Sequence
 
 import poptorch
 import torch
@@ -120,6 +120,7 @@ class TrainingRun:
         begun = time.monotonic() if started is None else started
         self.limit = TimeLimit(args.time_limit, begun, parameter_count(gpt2.config))
         self.position = training_state.Position()
+        self.keep_numerics: Callable[[dict[str, Any]], None] = lambda chosen: None  # told with each checkpoint
         self.last_checkpoint: Path | None = None
         self.interrupted = False
         self._rng_state: list[int] | None = None
@@ -382,7 +383,8 @@ class TrainingRun:
         try:
             with self.limit.timing("save"):
                 writes = ranks.is_first()
-                training_state.save(directory, *parts, self.position, self._facts, self._tokenizer, writes, **further)
+                identity = (self._facts, self._tokenizer, writes)
+                chosen = training_state.save(directory, *parts, self.position, *identity, **further)
         except CheckpointNotWritten as error:
             ranks.agree(True)
             if needed or self.args.on_save_error == "stop":
@@ -394,6 +396,7 @@ class TrainingRun:
                 raise CheckpointNotWritten(directory, 0, OSError("the first process says why"))
             return False
         print(f"saved {directory}", flush=True)
+        self.keep_numerics(chosen)
         if name != BEST:  # which a later one replaces
             self.last_checkpoint, self.last_saved_step = directory, self.position.step
             if ranks.is_first():

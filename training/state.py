@@ -109,13 +109,15 @@ def save(
     tokenizer: bytes | None = None,
     writes: bool = True,
     **further: Any,
-) -> None:
+) -> dict[str, Any]:
     """Write a checkpoint to `directory`, whole or not at all.
 
     `rng_state` is the executor's, also of one that has not been compiled yet, `tokenizer` the content of a
     tokenizer.json; `further` are plain values that go into the training state. Of several processes, all of which must
     call it, since each may hold a part of the weights and of the optimizer's state, the first `writes`: it alone is
     given the values of all.
+
+    Returns what a runtime other than the SDK's chose for the run and keeps in the optimizer's state, by name.
 
     Raises:
         CheckpointNotWritten: if there is no room for it, which is seen before anything is written, or writing fails.
@@ -136,8 +138,9 @@ def save(
         "loss_mean": _LOSS_MEAN,
         **further,
     }
+    chosen = optimizer_state.get("ipu_numerics", {})
     if not writes:
-        return
+        return chosen
     needed = tensor_bytes([gpt2.state_dict(), state]) + len(tokenizer or b"") + _SMALL_FILES
     check_room(directory, needed)
     try:
@@ -148,6 +151,7 @@ def save(
                 (temporary / TOKENIZER_FILE).write_bytes(tokenizer)
     except (OSError, RuntimeError, ValueError) as error:  # torch.save tells of a full disk by a RuntimeError
         raise CheckpointNotWritten(directory, needed, error) from error
+    return chosen
 
 
 def read(directory: Path) -> dict[str, Any]:

@@ -144,6 +144,12 @@ class RunLog:
         if self._folder is not None:
             self._write_run()
 
+    def numerics(self, chosen: dict[str, Any]) -> None:
+        """What the runtime chose for the run, on which its last bits depend: kept in run.json."""
+        if chosen and self._folder is not None and self._run.get("numerics") != chosen:
+            self._run["numerics"] = chosen
+            self._write_run()
+
     def close(self, in_haste: bool = False) -> None:
         """The run ends: the picture of its curves, the comparison with --reference-curve, the end in run.json."""
         self._line.__exit__()

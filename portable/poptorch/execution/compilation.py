@@ -14,6 +14,7 @@ from torch._subclasses import FakeTensor
 from .. import notices
 from ..device.policy import Policy
 from ..engine import passes
+from ..engine.numerics import Numerics
 from ..engine.processes.layout import Layout
 from ..engine.running import replica_groups
 from ..engine.running.runner import Counts
@@ -86,9 +87,17 @@ def no_collection() -> Iterator[None]:
 
 
 def compile_model(
-    model: torch.nn.Module, args: tuple, kwargs: dict[str, Any], options: Options, training: bool, policy: Policy
+    model: torch.nn.Module,
+    args: tuple,
+    kwargs: dict[str, Any],
+    options: Options,
+    training: bool,
+    policy: Policy,
+    numerics: Numerics,
 ) -> Compiled:
     """Trace `model` on the first micro-batch of these arguments and cut the graph into stages.
+
+    What is to be chosen for it is settled in `numerics`.
 
     Raises poptorch.Error or AssertionError for what the contract refuses.
     """

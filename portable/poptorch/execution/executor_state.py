@@ -11,6 +11,7 @@ import torch
 from .. import notices, openmp, optim, option_effects
 from ..checks import require
 from ..device import policy as device_policy
+from ..engine.numerics import Numerics
 from ..engine.running.probe import Probe
 from ..engine.running.randomness import RandomStreams
 from ..engine.updating import hyperparameters
@@ -21,7 +22,7 @@ from ..poptorch_core import createPoptorchError
 from ..reports import auto_report
 from . import compilation, compile_hooks, hosting, parts
 from .optimizer_attributes import KnownAttributes
-from .session import Session, rank_among_others
+from .session import Session, meet_others, rank_among_others
 
 NOT_COMPILED = "Model has not been compiled or has been destroyed."
 
@@ -68,6 +69,7 @@ class ExecutorState:
         if training and optimizer is None:
             self._optimizer = torch.optim.SGD(self._user_model.parameters(), lr=0.01)
         self._compiled: compilation.Compiled | None = None
+        self._numerics = Numerics()
         self._strategy_asked_for = self._options.Training.meanAccumulationAndReplicationReductionStrategy
         if training:
             self._check_optimizer(self._optimizer)
@@ -114,12 +116,9 @@ class ExecutorState:
         else:
             hosting.make_groupable(self._user_model)
         self._sync_host()
+        self._numerics = Numerics(self._kept_optimizer())
         try:
-            plain = hosting.plain(self._user_model)
-            with torch.inference_mode(False), plain, parts.present(self._user_model), hosting.own_class(self._model):
-                compiled = compilation.compile_model(
-                    self._model, args, kwargs, self._options, self._training, self._policy
-                )
+            compiled = self._trace(args, kwargs)
         finally:
             compile_hooks.run_after()
         rank = rank_among_others(self._options, self._training)
@@ -136,10 +135,18 @@ class ExecutorState:
             raise
         if self._policy.device.type == "cpu" and torch.get_num_threads() > 1:
             openmp.report_late()
+        self._numerics.report()
         notices.report_differences()
         if not self._training:
             hosting.fix_grouping(self._user_model)
         self._compile_seconds = time.perf_counter() - start
+
+    def _trace(self, args: tuple, kwargs: dict[str, Any]) -> compilation.Compiled:
+        plain = hosting.plain(self._user_model)
+        with torch.inference_mode(False), plain, parts.present(self._user_model), hosting.own_class(self._model):
+            return compilation.compile_model(
+                self._model, args, kwargs, self._options, self._training, self._policy, self._numerics
+            )
 
     def _seed(self) -> int:
         """randomSeed, or else the seed of the user's generator: asking for it draws nothing."""
@@ -150,6 +157,11 @@ class ExecutorState:
     def _attach(self) -> None:
         compilation.check_reserved(self._compiled.program, self._options)
         self._sync_host()
+        if meet_others(self._compiled, self._options, self._policy, self._training) and self._numerics.share():
+            args, kwargs = self._compiled.call.example()
+            self._compiled = self._trace(args, kwargs)
+        kept = self._kept_optimizer()
+        self._numerics.compare(kept)
         with torch.inference_mode(False):
             session = Session(
                 self._compiled,
@@ -157,8 +169,9 @@ class ExecutorState:
                 self._options,
                 self._policy,
                 self._optimizer,
-                self._kept_optimizer(),
+                kept,
                 self._random,
+                self._numerics,
             )
             self._mark_seen()
         session.runner.probe = self._probe

@@ -10,6 +10,7 @@ import torch
 from .. import notices
 from ..device import memory
 from ..device.policy import Policy
+from ..engine.numerics import Numerics
 from ..engine.processes import clock, collecting, group, watch
 from ..engine.processes.collecting import Owned
 from ..engine.processes.layout import Layout
@@ -44,6 +45,9 @@ class Session:
         optimizer: the user's optimizer, or None for inference.
         kept: what read_optimizer() gave once, or None.
         random: what the program draws from.
+        numerics: what was chosen for the program.
+
+    Of several processes all have met.
     """
 
     def __init__(
@@ -55,7 +59,9 @@ class Session:
         optimizer: torch.optim.Optimizer | None,
         kept: dict[str, Any] | None,
         random: RandomStreams,
+        numerics: Numerics,
     ):
+        self._numerics = numerics
         self._model = model
         self._options = options
         self.optimizer: DeviceOptimizer | None = None
@@ -65,7 +71,6 @@ class Session:
         self._replicas: Any = None  # the processes that have the other replicas, where these train together
         self._parts: Parts | None = None  # of this replica, where it lies over several processes
         if rank_among_others(options, optimizer is not None) is not None:
-            group.join(layout, policy.device, _holds(compiled, options, layout))
             if optimizer is not None:
                 self._replicas = group.replicas(layout)
             with hosting.plain(model):
@@ -248,11 +253,12 @@ class Session:
             state["ipu_param"] = collecting.union(state["ipu_param"], self.together)
         with hosting.plain(self._model):
             masters = collect({name: Owned.whole(tensor) for name, tensor in self._state.masters(self._model).items()})
-        return {**state, MASTERS: masters} if masters else state
+        return {**state, **({MASTERS: masters} if masters else {}), **self._numerics.record()}
 
     def write_optimizer(self, state: dict[str, Any]) -> None:
         """Continue from what read_optimizer() gave, the weights in it included."""
         self._load_optimizer(state)
+        self._numerics.compare(state)
         if MASTERS in state:
             self._state.load_masters(state[MASTERS])
 
@@ -282,6 +288,15 @@ def _holds(compiled: Compiled, options: Options, layout: Layout) -> str:
     each = max(1, ipus_of(compiled.program, options) // layout.parts)
     stages = [str(stage.index) for stage in compiled.program.stages if stage.ipu // each == layout.part]
     return f"stages {', '.join(stages) or 'none'} of replica {layout.process}"
+
+
+def meet_others(compiled: Compiled, options: Options, policy: Policy, training: bool) -> bool:
+    """Join the other processes that run the program, if there are any, which is returned. Raises as group.join."""
+    if rank_among_others(options, training) is None:
+        return False
+    layout = Layout.of(options)
+    group.join(layout, policy.device, _holds(compiled, options, layout))
+    return True
 
 
 def rank_among_others(options: Options, training: bool) -> int | None:

@@ -6,6 +6,7 @@ import datetime
 import os
 import uuid
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -144,6 +145,14 @@ def parts(layout: Layout, which: Iterable[int] | None = None) -> dist.ProcessGro
         ranks = ranks_of(layout, process)
         groups.append(subgroup([ranks[part] for part in chosen]))
     return groups[layout.process] if layout.part in chosen else None
+
+
+def from_first(value: Any) -> Any:
+    """`value` of the first of all processes, which have met, and each of which must ask."""
+    told = [value]
+    with exchange():
+        dist.broadcast_object_list(told, src=0)
+    return told[0]
 
 
 def in_first(action: Callable[[], None], members: dist.ProcessGroup | None) -> None:
