@@ -1,6 +1,7 @@
 """Settings and fixtures of the whole test run."""
 
 import gc
+import os
 import signal
 
 import pytest
@@ -9,6 +10,9 @@ import torch
 # Shells start what runs in the background with Ctrl-C ignored, and processes that tests interrupt would inherit that.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Numbers that tests compare are those of any CPU; the tests of products in 16 bits ask for them.
+os.environ.setdefault("POPTORCH_PORTABLE_HALF", "float32")
 
 # The tests' tensors are tiny: a second thread would only wait, and on a busy machine be waited for.
 torch.set_num_threads(1)

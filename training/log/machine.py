@@ -108,8 +108,15 @@ def device_line() -> str:
         return "device: IPU, half"
     if computes_on_cuda():
         return f"device: {torch.cuda.get_device_name()}, half"
-    precision = "half" if os.environ.get("POPTORCH_PORTABLE_HALF") == "native" else "float32 for half"
-    return f"device: CPU ({_processor()}), {torch.get_num_threads()} threads, {precision}"
+    return f"device: CPU ({_processor()}), {torch.get_num_threads()} threads, {_half_on_a_cpu()}"
+
+
+def _half_on_a_cpu() -> str:
+    """What stands for half. Where no setting says so the runtime chooses for products, and says so when it compiles."""
+    asked = os.environ.get("POPTORCH_PORTABLE_HALF") or "the type that the runtime chooses"
+    if asked == "native":
+        return "half"
+    return "float32 for half" if asked == "float32" else f"float32 for half, its products in {asked}"
 
 
 def memory_gb() -> dict[str, float]:

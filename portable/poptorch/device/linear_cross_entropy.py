@@ -7,9 +7,13 @@ for the backward pass this happens in the forward pass ("at once"); otherwise ea
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
+
+from . import half_products
 
 # Float32 logits of one block. CPU: 256 rows of GPT-2's vocabulary; fewer make the products slower (8 % for 128 rows),
 # more cost memory. CUDA: 1,335 rows.
@@ -27,6 +31,8 @@ def linear_cross_entropy(
     ignore_index: int,
     at_once: bool,
     steps: int = 1,
+    products: torch.dtype | None = None,
+    native: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(loss, argmax) of cross_entropy(hidden weight^T + bias, target).
 
@@ -34,30 +40,70 @@ def linear_cross_entropy(
         hidden: (..., C); weight: (V, C); bias: (V,) or None; target: as many int64 ids as hidden has rows.
         reduction: "sum" or "mean", the mean being over targets other than `ignore_index`.
         at_once: form the gradients in the forward pass, without the upstream gradient, which they are multiplied by
-            later. Only for float32: half gradients need the loss scaling from the start. The backward pass may then
-            run once only.
+            later. Not for float16: its gradients need the loss scaling from the start. The backward pass may then run
+            once only.
         steps: the rows go through in that many blocks at least.
+        products: the type that float32 operands are rounded to before they are multiplied (half_products.py), or None;
+            logits and gradients are float32 sums in any case. native: the CPU has units for it.
     Returns:
         A float32 scalar and the (N,) int64 argmax of each row.
     """
     at_once = at_once and torch.is_grad_enabled()
-    return _LinearCrossEntropy.apply(hidden, weight, bias, target, reduction, ignore_index, at_once, steps)
+    how = _Products(products, native)
+    return _LinearCrossEntropy.apply(
+        hidden.float() if products else hidden, weight, bias, target, reduction, ignore_index, at_once, steps, how
+    )
+
+
+class _Products(NamedTuple):
+    """Products of float32 matrices with float32 sums, the operands rounded to `dtype` unless that is None."""
+
+    dtype: torch.dtype | None
+    native: bool
+
+    def prepared(self, operand: torch.Tensor) -> torch.Tensor:
+        """`operand`, a device's weight perhaps, rounded once for several products unless they do it by themselves."""
+        if self.dtype is None or self._inside:
+            return operand
+        return half_products.rounded_weight(operand, self.dtype).float()
+
+    def rounded(self, operand: torch.Tensor) -> torch.Tensor:
+        """`operand` rounded unless the product does it by itself."""
+        return operand if self.dtype is None or self._inside else operand.to(self.dtype).float()
+
+    def mm(self, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
+        """out = a b, of operands that were rounded."""
+        with self._context():
+            torch.mm(a, b, out=out)
+
+    def addmm(self, total: torch.Tensor, a: torch.Tensor, b: torch.Tensor, beta: int) -> None:
+        """total = beta total + a b, of operands that were rounded."""
+        with self._context():
+            total.addmm_(a, b, beta=beta)
+
+    @property
+    def _inside(self) -> bool:
+        return self.native and self.dtype == torch.bfloat16
+
+    def _context(self) -> contextlib.AbstractContextManager:
+        return half_products.operands_rounded_inside() if self._inside else contextlib.nullcontext()
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, bias, target, reduction, ignore_index, at_once, steps):
-        rows = hidden.reshape(-1, hidden.shape[-1])  # (N, C)
+    def forward(ctx, hidden, weight, bias, target, reduction, ignore_index, at_once, steps, products):
+        rows = products.prepared(hidden.reshape(-1, hidden.shape[-1]))  # (N, C)
+        factor = products.prepared(weight)
         target = target.reshape(-1)
         kept = target != ignore_index
         scale = 1.0 / kept.sum() if reduction == "mean" else torch.ones((), device=rows.device)
         # Of a mean over nothing the loss is NaN and the gradient 0, as in torch.
         row_scale = torch.where(kept, scale, 0.0)
         index = torch.where(kept, target, 0)
-        gradients = _Gradients(rows, weight, bias, ctx.needs_input_grad) if at_once else None
+        gradients = _Gradients(rows, factor, bias, ctx.needs_input_grad, products) if at_once else None
         best = torch.empty_like(target)
         total = torch.zeros((), dtype=torch.float32, device=rows.device)
-        for part, logits in _blocks(rows, weight, bias, steps):
+        for part, logits in _blocks(rows, factor, bias, steps, products):
             losses = _to_probabilities(logits, index[part], best[part])
             total += torch.where(kept[part], losses, 0.0).sum()
             if gradients is not None:
@@ -66,7 +112,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             ctx.save_for_backward(*gradients.tensors())
         else:
             ctx.save_for_backward(rows, weight, bias, index, row_scale)
-        ctx.at_once, ctx.hidden_shape, ctx.steps = at_once, hidden.shape, steps
+        ctx.at_once, ctx.hidden_shape, ctx.steps, ctx.products = at_once, hidden.shape, steps, products
         ctx.mark_non_differentiable(best)
         return total * scale, best
 
@@ -77,20 +123,28 @@ class _LinearCrossEntropy(torch.autograd.Function):
             tensors = [None if tensor is None else tensor.mul_(grad) for tensor in ctx.saved_tensors]
         else:
             rows, weight, bias, index, row_scale = ctx.saved_tensors
-            gradients = _Gradients(rows, weight, bias, ctx.needs_input_grad)
-            for part, logits in _blocks(rows, weight, bias, ctx.steps):
+            weight = ctx.products.prepared(weight)
+            gradients = _Gradients(rows, weight, bias, ctx.needs_input_grad, ctx.products)
+            for part, logits in _blocks(rows, weight, bias, ctx.steps, ctx.products):
                 torch.softmax(logits, -1, out=logits)
                 gradients.add(part, _minus_one_hot(logits, index[part]), row_scale[part] * grad)
             tensors = gradients.tensors()
         grad_rows, grad_weight, grad_bias = tensors
-        return None if grad_rows is None else grad_rows.view(ctx.hidden_shape), grad_weight, grad_bias, *(None,) * 5
+        return None if grad_rows is None else grad_rows.view(ctx.hidden_shape), grad_weight, grad_bias, *(None,) * 6
 
 
 class _Gradients:
     """Gradients of the loss with respect to rows, weight and bias, summed up over the blocks."""
 
-    def __init__(self, rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, needed: tuple[bool, ...]):
-        self._operands = rows, weight
+    def __init__(
+        self,
+        rows: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        needed: tuple[bool, ...],
+        products: _Products,
+    ):
+        self._operands, self._products = (rows, weight), products
         self._rows = torch.empty_like(rows) if needed[0] else None
         self._weight = torch.empty_like(weight) if needed[1] else None
         self._bias = torch.zeros_like(bias) if needed[2] else None
@@ -103,18 +157,19 @@ class _Gradients:
         inputs = rows[part]
         if self._bias is not None:
             self._bias += torch.mv(delta.t(), row_scale)
-        if rows.dtype == torch.float32:
+        if rows.dtype == torch.float32 and self._products.dtype != torch.float16:
             # Scaling (n, C) twice is cheaper than (n, V) once.
             inputs, outer = inputs * scale, scale
         else:
             # Half would lose small probabilities that are not scaled.
             delta, outer = delta.mul_(scale).to(rows.dtype), None
+        delta = self._products.rounded(delta)
         if self._rows is not None:
-            torch.mm(delta, weight, out=self._rows[part])
+            self._products.mm(delta, weight, out=self._rows[part])
             if outer is not None:
                 self._rows[part] *= outer
         if self._weight is not None:
-            self._weight.addmm_(delta.t(), inputs, beta=self._beta)
+            self._products.addmm(self._weight, delta.t(), self._products.rounded(inputs), self._beta)
         self._beta = 1
 
     def tensors(self) -> tuple[torch.Tensor | None, ...]:
@@ -123,7 +178,7 @@ class _Gradients:
 
 
 def _blocks(
-    rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, steps: int
+    rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, steps: int, products: _Products
 ) -> Iterator[tuple[slice, torch.Tensor]]:
     """Each block's rows and their float32 logits (n, V), which the next block overwrites."""
     count, vocabulary = rows.shape[0], weight.shape[0]
@@ -135,7 +190,7 @@ def _blocks(
         part = slice(start, min(start + size, count))
         logits = memory[: part.stop - start]
         if rows.dtype == torch.float32:
-            torch.mm(rows[part], weight.t(), out=logits)
+            products.mm(rows[part], weight.t(), out=logits)
         else:  # the product is in the type of its operands, everything after it in float32
             logits.copy_(torch.mm(rows[part], weight.t()))
         if bias is not None:

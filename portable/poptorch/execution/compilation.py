@@ -12,9 +12,11 @@ import torch
 from torch._subclasses import FakeTensor
 
 from .. import notices
+from ..device import policy as device_policy
 from ..device.policy import Policy
 from ..engine import passes
 from ..engine.numerics import Numerics
+from ..engine.passes.half_products import mark_half
 from ..engine.processes.layout import Layout
 from ..engine.running import replica_groups
 from ..engine.running.runner import Counts
@@ -45,6 +47,7 @@ class Compiled:
     micro_batch: list[torch.Size]
     output_structure: Structure
     input_names: list[str]
+    products: device_policy.Products | None = None  # of half, where it is held in float32
 
     def bind(self, model: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> BoundCall:
         """Bind a call's arguments and check them against the compiled ones."""
@@ -147,7 +150,8 @@ def compile_model(
         find_loss(traced)
     else:
         erase_marks(traced.graph)
-    passes.run(traced, training, policy)
+    products = products_of_half(traced, policy, numerics)
+    passes.run(traced, training, policy, products)
     program = build_program(traced)
     if options.execution_strategy.kind == "pipelined" and len(program.stages) > 1:
         _check_not_every_n(options)
@@ -155,7 +159,20 @@ def compile_model(
     names = call.tensor_names()
     _check_updatable(model, options)
     call.forget_values()
-    return Compiled(program, counts, call, micro_batch, structure[-1], names)
+    return Compiled(program, counts, call, micro_batch, structure[-1], names, products)
+
+
+def products_of_half(traced: tracing.TracedGraph, policy: Policy, numerics: Numerics) -> device_policy.Products | None:
+    """How the program's matrix products of half are computed; None if it has none, or half is half here."""
+    if not policy.half_as_float or not mark_half(traced):
+        return None
+    chosen = numerics.settle(
+        "products of half",
+        device_policy.type_of_products,
+        possible=device_policy.is_type,
+        asked=device_policy.asked_by(),
+    )
+    return device_policy.products_of(chosen)
 
 
 def _on_device(leaf: torch.Tensor) -> bool:

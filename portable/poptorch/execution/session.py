@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from .. import notices
-from ..device import memory
+from ..device import half_products, memory
+from ..device import policy as device_policy
 from ..device.policy import Policy
 from ..engine.numerics import Numerics
 from ..engine.processes import clock, collecting, group, watch
@@ -90,14 +91,10 @@ class Session:
             )
             if optimizer is not None:
                 self._build_optimizer(optimizer, compiled)
-        if policy.half_as_float and any(parameter.dtype == torch.float16 for parameter in model.parameters()):
-            notices.difference(
-                "half as float",
-                "Half is slow on a CPU: float32 serves",
-                "Half is slow on a CPU: the program sees half parameters and outputs, but weights are held and "
-                "everything is computed in float32; optimizer states keep their types. There is nothing to round "
-                "stochastically then.",
-            )
+        if compiled.products is not None or (policy.half_as_float and _has_half(model)):
+            notices.difference("half as float", *device_policy.explain(compiled.products))
+            for weight in self._state.parameters.values():
+                half_products.keep_rounded(weight)
         if kept is not None:
             self._load_optimizer(kept)
         self.upload((kept or {}).get(MASTERS))
@@ -303,6 +300,10 @@ def rank_among_others(options: Options, training: bool) -> int | None:
     """The number of this process, if others run the program with it."""
     layout = Layout.of(options)
     return layout.rank if layout.parts > 1 or (training and layout.processes > 1) else None
+
+
+def _has_half(model: torch.nn.Module) -> bool:
+    return any(parameter.dtype == torch.float16 for parameter in model.parameters())
 
 
 def _facts(model: torch.nn.Module, compiled: Compiled, options: Options) -> dict[str, str]:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import torch
 
-from ...device.policy import Policy
+from ...device.policy import Policy, Products
 from ..tracing.export import TracedGraph
 from .attention import fuse_attention
 from .copies import drop_copies
 from .fused_loss import fuse_losses
+from .half_products import replace_half
 from .packing import pack_weights
 from .retarget import retarget
 
@@ -29,8 +30,8 @@ _OFF = {
 }
 
 
-def run(traced: TracedGraph, training: bool, policy: Policy) -> None:
-    """Make `traced` ready for the device."""
+def run(traced: TracedGraph, training: bool, policy: Policy, products: Products | None = None) -> None:
+    """Make `traced` ready for the device. `products` are those of half where it is held in float32."""
     if not training:
         _disable_dropout(traced.graph)
         for loop in traced.modules.values():
@@ -41,7 +42,9 @@ def run(traced: TracedGraph, training: bool, policy: Policy) -> None:
     if not training:
         drop_copies(traced)
     fuse_attention(traced, policy.device)
-    fuse_losses(traced)
+    fuse_losses(traced, products)
+    if products is not None and products.dtype != torch.float32:
+        replace_half(traced, products)
     if not training:
         pack_weights(traced, policy.device)
 

@@ -15,6 +15,7 @@ from ...device.dropout_attention import dropout_attention
 from ..tracing.constants import constant_value
 from ..tracing.export import TracedGraph
 from ..tracing.writes import origins, written
+from .half_products import hand_on, is_half
 from .patterns import erase, only_use, overwritten
 
 aten = torch.ops.aten
@@ -28,6 +29,7 @@ class _Match:
     value: torch.fx.Node
     scale: float
     dropout: float
+    first: torch.fx.Node  # the product of queries and keys
     replaced: set[torch.fx.Node]  # the nodes of the pattern before the last product
 
 
@@ -52,6 +54,7 @@ def fuse_attention(traced: TracedGraph, device: torch.device) -> int:
                     {"scale": match.scale},
                 )
         fused.meta.update(node.meta)
+        hand_on(match.first if is_half(node) else node, fused)  # it is half if both products are
         node.replace_all_uses_with(fused)
         origin[fused] = origin[node]  # what is a view of the one is now a view of the other
         replaced |= match.replaced | {node}
@@ -99,7 +102,7 @@ def _match(
     if not _vanishes(traced, low, changed) or not _is_causal(traced, mask, shapes[0][2], changed):
         return None
     replaced = {node for node in (dropped, softmax, masked, scaled, inner) if node is not None}
-    return _Match(query, key, value, float(scale), dropout, replaced)
+    return _Match(query, key, value, float(scale), dropout, inner, replaced)
 
 
 def _vanishes(traced: TracedGraph, low: object, changed: set[torch.fx.Node]) -> bool:

@@ -11,8 +11,10 @@ import operator
 import torch
 
 from ...device.linear_cross_entropy import linear_cross_entropy
+from ...device.policy import Products
 from ..running import serialized
 from ..tracing.export import TracedGraph
+from .half_products import hand_on, is_half
 from .patterns import erase, overwritten
 
 aten = torch.ops.aten
@@ -37,16 +39,22 @@ class _Match:
     argmaxes: list[torch.fx.Node]
     place: torch.fx.Node  # the first of the loss and the argmaxes
     logits: set[torch.fx.Node]  # every node that holds logits, and that nobody reads afterwards
+    projection: torch.fx.Node
 
 
-def fuse_losses(traced: TracedGraph) -> int:
-    """Fuse every projection and cross-entropy found in `traced`; returns how many there were."""
+def fuse_losses(traced: TracedGraph, products: Products | None = None) -> int:
+    """Fuse every projection and cross-entropy found in `traced`; returns how many there were.
+
+    `products` are those of half, where they are not of float32.
+    """
     matches = [match for node in traced.graph.nodes if (match := _match(traced, node)) is not None]
     for match in matches:
         # Several losses on one weight would each keep a gradient of its size until the backward pass.
         alone = sum(other.weight is match.weight for other in matches) == 1
         # Half gradients need the loss scaling, which is not known before the backward pass.
-        _replace(traced, match, at_once=alone and match.hidden.meta["val"].dtype == torch.float32)
+        float16 = products is not None and products.dtype == torch.float16 and is_half(match.projection)
+        wide = match.hidden.meta["val"].dtype == torch.float32 and not float16
+        _replace(traced, match, at_once=alone and wide)
     erase(traced, set().union(*(match.logits | {match.loss, *match.argmaxes} for match in matches)))
     return len(matches)
 
@@ -85,7 +93,7 @@ def _match(traced: TracedGraph, loss: torch.fx.Node) -> _Match | None:
     place = next(node for node in traced.graph.nodes if node is loss or node in argmaxes)
     if overwritten(traced, operands, node, loss) or not all(operand < place for operand in operands):
         return None
-    return _Match(hidden, weight, bias, loss, target, *options, steps, argmaxes, place, chain - {loss})
+    return _Match(hidden, weight, bias, loss, target, *options, steps, argmaxes, place, chain - {loss}, node)
 
 
 def _options(loss: torch.fx.Node) -> tuple[str, int] | None:
@@ -173,6 +181,7 @@ def _replace(traced: TracedGraph, match: _Match, at_once: bool) -> None:
         if loss.meta["val"].dtype != torch.float32:
             value = graph.call_function(aten.to.dtype, (value, loss.meta["val"].dtype))
         best = graph.call_function(operator.getitem, (fused, 1)) if match.argmaxes else None
+    hand_on(match.projection, fused)
     value.meta.update(loss.meta)
     loss.replace_all_uses_with(value)
     for argmax in match.argmaxes:

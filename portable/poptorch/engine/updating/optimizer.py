@@ -138,6 +138,8 @@ class DeviceOptimizer(DeviceStates):
             else:
                 self._elementwise_step(alike, grads, divisor)
         self._spread.spread(self._whole, names)
+        # torch's fused updates, and what came from other processes, do not count as changes by themselves.
+        torch.autograd.graph.increment_version(self._whole.values())
         if change != 1.0:
             self._multiply_scaling(change)
 

@@ -1,0 +1,194 @@
+"""Matrix products of half programs on a CPU: operands of 16 bits, float32 sums.
+
+An operand is rounded where it is not of 16 bits already, and it is the rounded one that is kept for the backward pass,
+whose products are made in the same way. A weight, which lies in float32 on the device, is rounded once an update: the
+copy is kept with it until its version changes. What writes to a weight by other means than torch's operations must say
+so by torch.autograd.graph.increment_version.
+
+A result is of 16 bits, too, unless the caller wants it `wide`: float32, as the sums are. Where the CPU has no units for
+the type the rounded operands are multiplied in float32. That is exact: no product of two of them has more than 22 bits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from .dropout_attention import dropout_attention
+
+# Device weight -> {(place in it, type): [its version, rounded copy]}. An entry goes with its weight.
+_WEIGHTS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def keep_rounded(weight: Tensor) -> None:
+    """`weight`, which only updates and the host change, is rounded once for all products until that happens."""
+    _WEIGHTS.setdefault(weight, {})
+
+
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, native: bool, wide: bool = False
+) -> Tensor:
+    """x W^T + b: (..., K), (N, K), (N,) or None -> (..., N) of type `dtype`, or float32 if `wide`."""
+    if native and not wide:
+        return F.linear(narrow(x, dtype), narrow(weight, dtype), None if bias is None else narrow(bias, dtype))
+    out = matmul(x, weight.t(), dtype, native, wide=True)
+    if bias is not None:
+        out = out + narrow(bias, dtype)
+    return out if wide else out.to(dtype)
+
+
+def addmm(
+    bias: Tensor, a: Tensor, b: Tensor, dtype: torch.dtype, native: bool, beta: float = 1, alpha: float = 1
+) -> Tensor:
+    """beta bias + alpha a b, the product alone in 16 bits: (M, K), (K, N) -> float32 (M, N), or batches of them."""
+    return bias * beta + matmul(a, b, dtype, native, wide=True) * alpha
+
+
+def matmul(a: Tensor, b: Tensor, dtype: torch.dtype, native: bool, wide: bool = False) -> Tensor:
+    """torch.matmul(a, b) of type `dtype`, or float32 if `wide`."""
+    if native and not wide:
+        return torch.matmul(narrow(a, dtype), narrow(b, dtype))
+    # one vector becomes a matrix, as in torch.matmul
+    left, right = a.unsqueeze(0) if a.dim() == 1 else a, b.unsqueeze(1) if b.dim() == 1 else b
+    unrounded = right.detach() if right.dtype == torch.float32 else None
+    out = _Product.apply(narrow(left, dtype), narrow(right, dtype), unrounded, native, wide)
+    if b.dim() == 1:
+        out = out.squeeze(-1)
+    return out.squeeze(-1 if b.dim() == 1 else -2) if a.dim() == 1 else out
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    dropout: float,
+    causal: bool,
+    dtype: torch.dtype,
+    native: bool,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """F.scaled_dot_product_attention of rounded operands, the softmax in float32: of type `dtype`."""
+    operands = [narrow(operand, dtype) for operand in (query, key, value)]
+    if not native or (mask is not None and mask.is_floating_point()):  # a mask of numbers would be rounded, too
+        operands = [operand.float() for operand in operands]
+    out = F.scaled_dot_product_attention(
+        *operands, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=enable_gqa
+    )
+    return out.to(dtype)
+
+
+def attention_with_dropout(
+    query: Tensor, key: Tensor, value: Tensor, dropout: float, scale: float, dtype: torch.dtype
+) -> Tensor:
+    """dropout_attention() of rounded operands: of type `dtype`."""
+    operands = (narrow(operand, dtype).float() for operand in (query, key, value))
+    return dropout_attention(*operands, dropout, scale).to(dtype)
+
+
+def narrow(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """`tensor` rounded to `dtype`: the copy that is kept if it is a device's weight, or a view of one."""
+    if tensor.dtype == dtype:
+        return tensor
+    base = tensor if tensor._base is None else tensor._base
+    return _RoundedWeight.apply(tensor, dtype) if base in _WEIGHTS else tensor.to(dtype)
+
+
+def rounded_weight(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """The copy of `weight`, or of the part of one that it is a view of, in `dtype`; rounded anew if it has changed."""
+    base = weight if weight._base is None else weight._base
+    entries = _WEIGHTS.get(base)
+    if entries is None:
+        return weight.detach().to(dtype)
+    key = (weight.storage_offset(), weight.shape, weight.stride(), dtype)
+    entry = entries.get(key)
+    if entry is None:
+        entry = entries[key] = [weight._version, _rounded(weight, dtype)]
+    elif entry[0] != weight._version:  # a view's is that of its base: every change of the weight counts
+        entry[0] = weight._version
+        entry[1] = _rounded(weight, dtype, out=entry[1])
+    return entry[1]
+
+
+def _rounded(weight: Tensor, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
+    with torch.no_grad():
+        return weight.detach().to(dtype) if out is None else out.copy_(weight)
+
+
+class _RoundedWeight(torch.autograd.Function):
+    @staticmethod
+    def forward(weight, dtype):
+        return rounded_weight(weight, dtype).detach()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad.float(), None
+
+    @staticmethod
+    def vmap(info, in_dims, weight, dtype):
+        return weight.to(dtype), in_dims[0]  # one weight a sample: none that is kept
+
+
+class _Product(torch.autograd.Function):
+    """torch.matmul of two operands of 16 bits with at least two dimensions each.
+
+    `unrounded` is the second one as it was in float32, or None.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(a, b, unrounded, native, wide):
+        if not (native and wide):
+            return _multiply(a, b, native, wide)
+        if a.dtype != torch.bfloat16:
+            return torch.matmul(a, b).float()
+        with operands_rounded_inside():
+            return torch.matmul(a.float(), b.float() if unrounded is None else unrounded)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        a, b, _, ctx.native, _ = inputs
+        ctx.save_for_backward(a, b)
+
+    @staticmethod
+    def backward(ctx, grad):
+        a, b = ctx.saved_tensors
+        grad, native = grad.to(a.dtype), ctx.native
+        grad_a = grad_b = None
+        if ctx.needs_input_grad[0]:
+            grad_a = _multiply(grad, b.transpose(-1, -2), native).sum_to_size(a.shape)
+        if ctx.needs_input_grad[1]:
+            if b.dim() == 2:  # one product over all rows instead of one a sample: (K, rows) x (rows, N)
+                a, grad = a.reshape(-1, a.shape[-1]), grad.reshape(-1, grad.shape[-1])
+            grad_b = _multiply(a.transpose(-1, -2), grad, native).sum_to_size(b.shape)
+        return grad_a, grad_b, None, None, None
+
+
+def _multiply(a: Tensor, b: Tensor, native: bool, wide: bool = False) -> Tensor:
+    """torch.matmul of operands of 16 bits, without gradients: of their type, or (not if native) in float32."""
+    if native:
+        return torch.matmul(a, b)
+    out = torch.matmul(a.float(), b.float())
+    return out if wide else out.to(a.dtype)
+
+
+@contextlib.contextmanager
+def operands_rounded_inside() -> Iterator[None]:
+    """In here oneDNN rounds the operands of float32 products to bfloat16, and leaves the sums as they are."""
+    matmul, before = torch.backends.mkldnn.matmul, torch.backends.mkldnn.matmul.fp32_precision
+    matmul.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before

@@ -1,0 +1,231 @@
+"""Products of half in a graph that is otherwise float32, replaced by ones of 16-bit operands (device/half_products.py).
+
+Between two of them a value stays in 16 bits as long as only operations read it that move or drop elements or apply one
+function to each, and that is how it is kept for the backward pass. Whatever else reads it is given float32:
+normalisations, softmax, losses, the sums of the residual stream, and what leaves the program.
+"""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+
+from ...device import half_products
+from ...device.dropout_attention import dropout_attention
+from ...device.linear_cross_entropy import linear_cross_entropy
+from ...device.policy import Products
+from ..running import serialized
+from ..tracing.export import TracedGraph
+from ..tracing.writes import origins, written
+
+aten = torch.ops.aten
+_LINEAR, _ATTENTION = aten.linear.default, aten.scaled_dot_product_attention.default
+_MATMUL = frozenset({aten.matmul.default, aten.mm.default, aten.bmm.default, aten.mv.default, serialized.OPERATOR})
+_ADDMM = frozenset({aten.addmm.default, aten.baddbmm.default})
+_TRACED = _MATMUL | _ADDMM | {_LINEAR, _ATTENTION}
+_FUSED = frozenset({dropout_attention, linear_cross_entropy})
+_MARK = "half product"  # in a node's meta: it was half in the program
+
+# What hands elements on, or applies a function to each that is no worse in 16 bits than its rounded argument.
+_MOVES = frozenset(
+    {
+        aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.flatten.using_ints,
+        aten.unflatten.int, aten.transpose.int, aten.t.default, aten.numpy_T.default, aten.permute.default,
+        aten.movedim.int, aten.contiguous.default, aten.clone.default, aten.alias.default, aten.expand.default,
+        aten.unsqueeze.default, aten.squeeze.dim, aten.squeeze.default, aten.slice.Tensor, aten.select.int,
+        aten.narrow.default, aten.split.Tensor, aten.split.sizes, aten.split_with_sizes.default, aten.chunk.default,
+        aten.unbind.int, operator.getitem,
+    }
+)  # fmt: skip
+_FUNCTIONS = frozenset(
+    {aten.gelu.default, aten.relu.default, aten.silu.default, aten.tanh.default, aten.dropout.default}
+)
+_CASTS = frozenset({aten.to.dtype, aten._to_copy.default, aten.to.dtype_layout})
+_SUMS = frozenset({aten.add.Tensor, aten.sub.Tensor})
+
+
+def mark_half(traced: TracedGraph) -> bool:
+    """Mark the products that have half results, before their types are rewritten; whether there are any."""
+    found = False
+    for graph in _graphs(traced):
+        for node in graph.nodes:
+            value = node.meta.get("val")
+            if node.target in _TRACED and isinstance(value, torch.Tensor) and value.dtype == torch.float16:
+                node.meta[_MARK] = found = True
+    return found
+
+
+def is_half(node: torch.fx.Node) -> bool:
+    """Whether mark_half() marked `node`, or what was fused into it."""
+    return bool(node.meta.get(_MARK))
+
+
+def hand_on(product: torch.fx.Node, fused: torch.fx.Node) -> None:
+    """`fused` does the work of `product`, and is half if that was."""
+    fused.meta[_MARK] = is_half(product)
+
+
+def replace_half(traced: TracedGraph, products: Products) -> int:
+    """Let the marked products have operands of `products.dtype`; returns how many there are."""
+    count, kept = 0, set(traced.watched.values())
+    for graph in _graphs(traced):
+        rewriter = _Rewriter(graph, traced.modules, products, kept)
+        count += rewriter.run()
+        traced.watched.update((name, rewriter.widened.get(node, node)) for name, node in traced.watched.items())
+    for body in _bodies(traced):
+        body.recompile()
+    return count
+
+
+def _bodies(traced: TracedGraph) -> list[torch.fx.GraphModule]:
+    inner = (module for outer in traced.modules.values() for module in outer.modules())
+    return [module for module in inner if isinstance(module, torch.fx.GraphModule)]
+
+
+def _graphs(traced: TracedGraph) -> list[torch.fx.Graph]:
+    return [traced.graph, *(body.graph for body in _bodies(traced))]
+
+
+class _Rewriter:
+    """Replaces the marked products of one graph. Nodes of `float32` must be that whatever reads them."""
+
+    def __init__(
+        self,
+        graph: torch.fx.Graph,
+        modules: dict[str, torch.nn.Module],
+        products: Products,
+        float32: set[torch.fx.Node],
+    ):
+        self._graph, self._float32 = graph, float32
+        self._dtype, self._native = products.dtype, products.native
+        self._origin = origins(graph.nodes)
+        self._changed = written(graph.nodes, modules, self._origin)  # in place: that must reach all views
+        self._narrow: set[torch.fx.Node] = set()  # nodes whose values are of 16 bits
+        self.widened: dict[torch.fx.Node, torch.fx.Node] = {}  # nodes of `float32` that are not: what is
+
+    def run(self) -> int:
+        """Rewrite the graph; returns the number of products replaced."""
+        count = 0
+        for node in list(self._graph.nodes):
+            if is_half(node) and node.target in _TRACED | _FUSED:
+                self._replace(node)
+                count += 1
+            elif self._stays_narrow(node):
+                self._mark_narrow(node)
+            elif not (node.target in _CASTS and torch.float32 in (*node.args, *node.kwargs.values())):
+                self._widen_arguments(node)
+        return count
+
+    def _stays_narrow(self, node: torch.fx.Node) -> bool:
+        """Whether `node` does no more to a value of 16 bits than hand it on, and may."""
+        inputs = node.all_input_nodes
+        if node.target not in _MOVES | _FUNCTIONS or len(inputs) != 1 or inputs[0] not in self._narrow:
+            return False
+        return not self._must_be_wide(node)
+
+    def _must_be_wide(self, node: torch.fx.Node) -> bool:
+        return node in self._float32 or self._origin[node] in self._changed
+
+    def _mark_narrow(self, node: torch.fx.Node) -> None:
+        self._narrow.add(node)
+        value = node.meta.get("val")
+        if isinstance(value, torch.Tensor):
+            node.meta["val"] = value.to(self._dtype)
+        elif isinstance(value, (list, tuple)):
+            node.meta["val"] = [part.to(self._dtype) for part in value]
+
+    def _widen_arguments(self, node: torch.fx.Node, but: tuple[object, ...] = ()) -> None:
+        """Give `node` float32 in place of 16 bits in all arguments `but` these."""
+
+        def widened(source: torch.fx.Node) -> torch.fx.Node:
+            if source not in self._narrow or source in but:
+                return source
+            with self._graph.inserting_before(node):
+                return self._wide(source)
+
+        if any(source in self._narrow for source in node.all_input_nodes):
+            node.args = torch.fx.node.map_arg(node.args, widened)
+            node.kwargs = torch.fx.node.map_arg(node.kwargs, widened)
+
+    def _wide(self, source: torch.fx.Node) -> torch.fx.Node:
+        wide = self._graph.call_function(aten.to.dtype, (source, torch.float32))
+        if isinstance(source.meta.get("val"), torch.Tensor):
+            wide.meta["val"] = source.meta["val"].float()
+        return wide
+
+    # -- products ------------------------------------------------------------------------------------------------
+
+    def _replace(self, node: torch.fx.Node) -> None:
+        """Make `node` a product of 16-bit operands; its result is of 16 bits unless float32 is all that is read."""
+        if node.target is linear_cross_entropy:
+            self._widen_arguments(node, but=node.args[:2])
+            node.kwargs = {**node.kwargs, "products": self._dtype, "native": self._native}
+            return
+        if node.target in _ADDMM and not self._becomes_linear(node):
+            self._widen_arguments(node, but=node.args[1:3])
+            node.args = (*node.args[:3], self._dtype, self._native)
+            node.target = half_products.addmm
+            return
+        if node.target in (_ATTENTION, dropout_attention):
+            self._replace_attention(node)
+            self._mark_narrow(node)
+            if self._must_be_wide(node):
+                self._widen_result(node)
+            return
+        wide = self._must_be_wide(node) or not self._is_read_narrow(node)
+        how = (self._dtype, self._native, wide)
+        if node.target is _LINEAR:
+            x, weight, bias = (*node.args, None)[:3]
+            self._widen_arguments(node, but=(x, weight))
+            node.args, node.kwargs = (x, weight, node.kwargs.get("bias", bias), *how), {}
+            node.target = half_products.linear
+        else:  # serializedMatMul's among them: its steps save nothing here
+            node.args, node.kwargs = (*node.args[:2], *how), {}
+            node.target = half_products.matmul
+        if not wide:
+            self._mark_narrow(node)
+
+    def _becomes_linear(self, node: torch.fx.Node) -> bool:
+        """Whether b + x W is F.linear with the weight the other way round, which it then is."""
+        bias, x, weight = node.args[:3]
+        value = bias.meta.get("val")
+        if node.target is not aten.addmm.default or node.kwargs or value is None or value.dim() != 1:
+            return False
+        with self._graph.inserting_before(node):
+            transposed = self._graph.call_function(aten.t.default, (weight,))
+        if weight in self._narrow:
+            self._narrow.add(transposed)
+        node.target, node.args = _LINEAR, (x, transposed, bias)
+        return True
+
+    def _replace_attention(self, node: torch.fx.Node) -> None:
+        if node.target is dropout_attention:
+            node.args, node.target = (*node.args, self._dtype), half_products.attention_with_dropout
+            return
+        self._widen_arguments(node, but=node.args[:3])  # the mask
+        further, names = dict(node.kwargs), ("attn_mask", "dropout_p", "is_causal")
+        further.update(zip(names, node.args[3:], strict=False))
+        mask, dropout, causal = map(further.pop, names, (None, 0.0, False))
+        node.args = (*node.args[:3], mask, dropout, causal, self._dtype, self._native)
+        node.kwargs, node.target = further, half_products.attention
+
+    def _widen_result(self, node: torch.fx.Node) -> None:
+        with self._graph.inserting_after(node):
+            wide = self._wide(node)
+        node.replace_all_uses_with(wide, delete_user_cb=lambda user: user is not wide)
+        self.widened[node] = wide
+
+    def _is_read_narrow(self, node: torch.fx.Node) -> bool:
+        """Whether some reader of a product, behind views of it, gains from 16 bits: a product, a function, a sum.
+
+        The others are better off with the sums as they are.
+        """
+        pending = list(node.users)
+        while pending:
+            user = pending.pop()
+            if is_half(user) or user.target in _FUNCTIONS | _SUMS:
+                return True
+            if user.target in _MOVES:
+                pending.extend(user.users)
+        return False

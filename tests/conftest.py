@@ -1,0 +1,6 @@
+"""Settings of the application's test run."""
+
+import os
+
+# Numbers that tests compare are those of any CPU; the tests of products in 16 bits ask for them.
+os.environ.setdefault("POPTORCH_PORTABLE_HALF", "float32")
