@@ -3,6 +3,11 @@
     python -m benchmarks.train_step                    # GPT-2 small, 4 x 256 tokens, float32, 2 threads
     python -m benchmarks.train_step --model tiny --rounds 1     # a smoke run
     python -m benchmarks.train_step --json benchmarks/records/train_step_cpu.json
+    python -m benchmarks.train_step --half --compile --other ../c624705     # a CPU with units for bfloat16
+
+With --half a CPU's sides are this program in half, whose products have the type that the runtime chooses, or
+POPTORCH_PORTABLE_HALF says, and transformers with autocast to bfloat16; the ceiling is the product of the faster of
+bfloat16 and float32. --compile adds transformers behind torch.compile, --other another checkout of this tree.
 
 A step is forward, backward and AdamW on one micro-batch. Machines drift, so only ratios of runs next to each other
 count: each side lives in a process of its own, and the processes take turns, one step at a time, with a square matrix
@@ -25,24 +30,36 @@ from benchmarks import record, train_step_sides  # noqa: E402
 from benchmarks.side_process import SideProcess  # noqa: E402
 from corpora.program import ProgramParser  # noqa: E402
 
-SIDES = ("ours", "transformers")
 # n_layer, n_embd, n_head, vocabulary (transformers', ours is padded to a multiple of 16)
 MODELS = {"tiny": (2, 64, 2, 4096), "gpt2": (12, 768, 12, 50257)}
 
 
+def sides_of(args: argparse.Namespace) -> list[str]:
+    """The names of what is compared, ours first."""
+    return ["ours", *(["other"] if args.other else []), "transformers", *(["compiled"] if args.compile else [])]
+
+
 def start(side: str, args: argparse.Namespace, dropout: float) -> SideProcess:
     """A side, which makes a step whenever it is asked to."""
+    if side == "other":
+        program = args.other / "benchmarks" / "train_step_sides.py"
+        return SideProcess(
+            str(program), side, _settings("ours", args, dropout), args.device, str(args.other / "portable")
+        )
+    return SideProcess(train_step_sides.__file__, side, _settings(side, args, dropout), args.device)
+
+
+def _settings(side: str, args: argparse.Namespace, dropout: float) -> dict[str, Any]:
     layers, width, heads, vocabulary = MODELS[args.model]
-    settings = dict(
+    return dict(
         side=side, layers=layers, width=width, heads=heads, vocabulary=vocabulary, batch=args.batch,
         length=args.length, device=args.device, half=args.half, threads=args.threads, dropout=dropout,
     )  # fmt: skip
-    return SideProcess(train_step_sides.__file__, side, settings, args.device)
 
 
 def compile_only(args: argparse.Namespace) -> None:
     """Start each side and make a step, which compiles. Nothing is measured."""
-    for side in SIDES:
+    for side in sides_of(args):
         worker = start(side, args, args.dropout[0])
         try:
             worker.ask("step")
@@ -52,22 +69,24 @@ def compile_only(args: argparse.Namespace) -> None:
 
 
 def measure(args: argparse.Namespace, dropout: float) -> dict[str, Any]:
-    """Alternating rounds of both sides with this dropout: their medians, ratio and peak memory."""
-    workers = {side: start(side, args, dropout) for side in SIDES}
+    """Alternating rounds of all sides with this dropout: their medians, ratios and peak memory."""
+    sides = sides_of(args)
+    workers = {side: start(side, args, dropout) for side in sides}
     try:
         tokens = args.batch * args.length
         for worker in workers.values():
             worker.ask("step")  # the first one compiles and allocates
         rounds: list[dict[str, float]] = []
         for index in range(args.rounds):
-            order = SIDES if index % 2 == 0 else SIDES[::-1]
-            row = {"gflops": workers["ours"].ask("product")["gflops"]}
-            for side in order:
+            product = workers["ours"].ask("product")
+            row = {"gflops": product["gflops"]}
+            for side in sides if index % 2 == 0 else sides[::-1]:
                 row[side] = tokens / workers[side].ask("step")["seconds"]
             rounds.append(row)
             print(
-                f"  round {index + 1}: {row['ours']:8,.1f} and {row['transformers']:8,.1f} tokens/s, "
-                f"ratio {row['ours'] / row['transformers']:.3f}, matrix product {row['gflops']:,.0f} GFLOP/s",
+                f"  round {index + 1}: "
+                + ", ".join(f"{side} {row[side]:,.1f} ({row['ours'] / row[side]:.3f})" for side in sides)
+                + f" tokens/s, {product['type']} product {row['gflops']:,.0f} GFLOP/s",
                 flush=True,
             )
         memory = {side: worker.ask("memory") for side, worker in workers.items()}
@@ -75,20 +94,22 @@ def measure(args: argparse.Namespace, dropout: float) -> dict[str, Any]:
         for worker in workers.values():
             worker.close()
     gflops = statistics.median(row["gflops"] for row in rounds)
-    ceiling = gflops * 1e9 / flops_per_token(args)
+    ratios = {side: statistics.median(row["ours"] / row[side] for row in rounds) for side in sides[1:]}
     return {
         "dropout": dropout,
         "rounds": rounds,
-        "tokens_per_second": {side: statistics.median(row[side] for row in rounds) for side in SIDES},
-        "times_faster": statistics.median(row["ours"] / row["transformers"] for row in rounds),
+        "tokens_per_second": {side: statistics.median(row[side] for row in rounds) for side in sides},
+        "times_faster": ratios["transformers"],
+        "times_faster_than": ratios,
         "matrix_product_gflops": gflops,
+        "matrix_product_type": product["type"],
         "share_of_ceiling": {
             side: statistics.median(row[side] * flops_per_token(args) / (row["gflops"] * 1e9) for row in rounds)
-            for side in SIDES
+            for side in sides
         },
-        "ceiling_tokens_per_second": ceiling,
-        "peak_memory_gb": {side: memory[side]["peak_gb"] for side in SIDES},
-        "loss_after": {side: memory[side]["loss"] for side in SIDES},
+        "ceiling_tokens_per_second": gflops * 1e9 / flops_per_token(args),
+        "peak_memory_gb": {side: memory[side]["peak_gb"] for side in sides},
+        "loss_after": {side: memory[side]["loss"] for side in sides},
     }
 
 
@@ -106,10 +127,11 @@ def table(results: list[dict[str, Any]]) -> str:
     """The results as aligned text."""
     lines = [f"{'dropout':>7} {'side':<13} {'tokens/s':>9} {'of ceiling':>10} {'peak GB':>8} {'ratio':>6}"]
     for result in results:
-        for side in SIDES:
-            ratio = f"{result['times_faster']:6.2f}" if side == "ours" else ""
+        ratios = {**result.get("times_faster_than", {}), "transformers": None, "ours": result["times_faster"]}
+        for side, speed in result["tokens_per_second"].items():
+            ratio = "" if ratios[side] is None else f"{ratios[side]:6.2f}"  # ours to transformers, or to the side
             lines.append(
-                f"{result['dropout']:7.1f} {side:<13} {result['tokens_per_second'][side]:9,.1f} "
+                f"{result['dropout']:7.1f} {side:<13} {speed:9,.1f} "
                 f"{result['share_of_ceiling'][side]:10.0%} {result['peak_memory_gb'][side]:8.2f} {ratio:>6}"
             )
     return "\n".join(lines)
@@ -125,8 +147,14 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--dropout", type=float, nargs="+", default=[0.0, 0.1], help="one measurement for each")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument(
-        "--half", action="store_true", help="half weights and a static loss scaling against float16 autocast (CUDA)"
+        "--half",
+        action="store_true",
+        help="half weights and a static loss scaling against autocast, to float16 on CUDA and to bfloat16 on a CPU",
     )
+    parser.add_argument(
+        "--compile", action="store_true", help="transformers with torch.compile too, as a side of its own"
+    )
+    parser.add_argument("--other", type=Path, metavar="DIR", help="another checkout of this tree, as a side of its own")
     parser.add_argument("--compile-only", action="store_true", help="make one step on each side and measure nothing")
     parser.add_argument("--json", metavar="FILE", help="write the results there too")
     args = parser.parse_args(argv)
@@ -137,8 +165,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
         problems.append("--length must be at most 1024, the positions of GPT-2")
     if any(not 0 <= p < 1 for p in args.dropout):
         problems.append("--dropout must be in [0, 1)")
-    if args.half and args.device == "cpu":
-        problems.append("--half needs --device cuda: half is computed in float32 on a CPU")
+    if args.other is not None:
+        args.other = args.other.absolute()
+        if not (args.other / "benchmarks" / "train_step_sides.py").is_file():
+            problems.append(
+                f"--other {args.other}: no benchmarks/train_step_sides.py there; name a checkout of this tree"
+            )
     if problems:
         parser.error("; ".join(problems))
     return args
@@ -157,7 +189,7 @@ def main(argv: list[str]) -> int:
             return 0
         for dropout in args.dropout:
             print(
-                f"{args.model}, {args.batch} x {args.length} tokens, dropout {dropout}: ours and transformers",
+                f"{args.model}, {args.batch} x {args.length} tokens, dropout {dropout}: {', '.join(sides_of(args))}",
                 flush=True,
             )
             results.append(measure(args, dropout))
@@ -165,6 +197,11 @@ def main(argv: list[str]) -> int:
         print(f"train_step: {error}", file=sys.stderr)
         return 1
     print(table(results))
+    for result in results:
+        print(
+            f"ceiling with dropout {result['dropout']}: {result['ceiling_tokens_per_second']:,.1f} tokens/s, by a "
+            f"{result['matrix_product_type']} product of {result['matrix_product_gflops']:,.0f} GFLOP/s"
+        )
     if args.json:
         keys = ("model", "batch", "length", "rounds", "threads", "device", "half")
         head = record.head("train_step", argv, device=args.device)
