@@ -33,6 +33,7 @@ def linear_cross_entropy(
     steps: int = 1,
     products: torch.dtype | None = None,
     native: bool = False,
+    groups: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(loss, argmax) of cross_entropy(hidden weight^T + bias, target).
 
@@ -45,13 +46,14 @@ def linear_cross_entropy(
         steps: the rows go through in that many blocks at least.
         products: the type that float32 operands are rounded to before they are multiplied (half_products.py), or None;
             logits and gradients are float32 sums in any case. native: the CPU has units for it.
+        groups: the rows are those of so many losses, as many consecutive ones for each.
     Returns:
-        A float32 scalar and the (N,) int64 argmax of each row.
+        A float32 scalar, or (groups,) of them, and the (N,) int64 argmax of each row.
     """
     at_once = at_once and torch.is_grad_enabled()
     how = _Products(products, native)
     return _LinearCrossEntropy.apply(
-        hidden.float() if products else hidden, weight, bias, target, reduction, ignore_index, at_once, steps, how
+        hidden.float() if products else hidden, weight, bias, target, reduction, ignore_index, at_once, steps, how, groups
     )
 
 
@@ -91,46 +93,50 @@ class _Products(NamedTuple):
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, bias, target, reduction, ignore_index, at_once, steps, products):
+    def forward(ctx, hidden, weight, bias, target, reduction, ignore_index, at_once, steps, products, groups):
         rows = products.prepared(hidden.reshape(-1, hidden.shape[-1]))  # (N, C)
         factor = products.prepared(weight)
         target = target.reshape(-1)
         kept = target != ignore_index
-        scale = 1.0 / kept.sum() if reduction == "mean" else torch.ones((), device=rows.device)
+        by_group = kept.view(groups or 1, -1)
         # Of a mean over nothing the loss is NaN and the gradient 0, as in torch.
-        row_scale = torch.where(kept, scale, 0.0)
+        scale = 1.0 / by_group.sum(-1) if reduction == "mean" else torch.ones(groups or 1, device=rows.device)
+        row_scale = torch.where(by_group, scale.unsqueeze(-1), 0.0).view(-1)
         index = torch.where(kept, target, 0)
         gradients = _Gradients(rows, factor, bias, ctx.needs_input_grad, products) if at_once else None
         best = torch.empty_like(target)
-        total = torch.zeros((), dtype=torch.float32, device=rows.device)
+        losses = torch.zeros_like(row_scale, dtype=torch.float32)
         for part, logits in _blocks(rows, factor, bias, steps, products):
-            losses = _to_probabilities(logits, index[part], best[part])
-            total += torch.where(kept[part], losses, 0.0).sum()
+            losses[part] = torch.where(kept[part], _to_probabilities(logits, index[part], best[part]), 0.0)
             if gradients is not None:
                 gradients.add(part, _minus_one_hot(logits, index[part]), row_scale[part])
-        if gradients is not None:
-            ctx.save_for_backward(*gradients.tensors())
-        else:
-            ctx.save_for_backward(rows, weight, bias, index, row_scale)
-        ctx.at_once, ctx.hidden_shape, ctx.steps, ctx.products = at_once, hidden.shape, steps, products
+        ctx.formed = gradients is not None
+        formed = gradients.tensors() if ctx.formed else (None, None, None)
+        # Several losses may have different upstream gradients, which nobody knows before the backward pass.
+        again = (rows, weight, bias, index, row_scale) if groups or not ctx.formed else (None,) * 5
+        ctx.save_for_backward(*formed, *again)
+        ctx.hidden_shape, ctx.steps, ctx.products, ctx.groups = hidden.shape, steps, products, groups
         ctx.mark_non_differentiable(best)
-        return total * scale, best
+        total = losses.view(groups or 1, -1).sum(-1) * scale
+        return (total if groups else total[0]), best
 
     @staticmethod
     def backward(ctx, grad, _):
-        if ctx.at_once:
+        *formed, rows, weight, bias, index, row_scale = ctx.saved_tensors
+        common = grad[0] if ctx.groups else grad
+        if ctx.formed and (not ctx.groups or bool((grad == common).all())):
             # Nobody else holds these: scaling them in place saves a copy of each.
-            tensors = [None if tensor is None else tensor.mul_(grad) for tensor in ctx.saved_tensors]
+            tensors = [None if tensor is None else tensor.mul_(common) for tensor in formed]
         else:
-            rows, weight, bias, index, row_scale = ctx.saved_tensors
+            row_grad = (row_scale.view(ctx.groups or 1, -1) * grad.view(-1, 1)).view(-1)
             weight = ctx.products.prepared(weight)
             gradients = _Gradients(rows, weight, bias, ctx.needs_input_grad, ctx.products)
             for part, logits in _blocks(rows, weight, bias, ctx.steps, ctx.products):
                 torch.softmax(logits, -1, out=logits)
-                gradients.add(part, _minus_one_hot(logits, index[part]), row_scale[part] * grad)
+                gradients.add(part, _minus_one_hot(logits, index[part]), row_grad[part])
             tensors = gradients.tensors()
         grad_rows, grad_weight, grad_bias = tensors
-        return None if grad_rows is None else grad_rows.view(ctx.hidden_shape), grad_weight, grad_bias, *(None,) * 6
+        return None if grad_rows is None else grad_rows.view(ctx.hidden_shape), grad_weight, grad_bias, *(None,) * 7
 
 
 class _Gradients:

@@ -11,6 +11,9 @@ from .. import notices
 from ..device import half_products, memory
 from ..device import policy as device_policy
 from ..device.policy import Policy
+from ..engine.as_one import number
+from ..engine.as_one.number import AsOne
+from ..engine.as_one.stacking import stack
 from ..engine.numerics import Numerics
 from ..engine.processes import clock, collecting, group, watch
 from ..engine.processes.collecting import Owned
@@ -118,8 +121,40 @@ class Session:
             anchors=self.anchors,
             random=random,
             stop_at_invalid=options.Precision.floating_point_exceptions,
+            as_one=self._as_one(compiled),
             **spread,
         )
+
+    def _as_one(self, compiled: Compiled) -> AsOne:
+        """How many micro-batches run as one."""
+        counts, training = compiled.counts, self.optimizer is not None
+        if self._parts is not None:
+            chosen = AsOne(reason="stages are in other processes")
+        elif self.anchors is not None:
+            chosen = AsOne(reason="tensors are anchored")
+        elif self._options.Precision.floating_point_exceptions:
+            chosen = AsOne(reason="each is checked for floating-point exceptions")
+        elif self._state.grouped:
+            chosen = AsOne(reason="weights differ between groups of replicas")
+        else:
+            shapes = zip(compiled.program.inputs, compiled.micro_batch, strict=True)
+            same = {name for name, shape in shapes if not len(shape)}
+            chosen = number.choose(
+                lambda: stack(compiled.program, same, training),
+                counts.accumulation * counts.replicas * (1 if training else counts.iterations),
+                self._numerics,
+            )
+        kind = "training" if training else "inference"
+        if chosen.number > 1:
+            notices.difference(
+                ("as one", chosen.number, training),
+                f"{chosen.number} micro-batches run as one",
+                f"{chosen.number} micro-batches run as one in {kind}: the program does the same with each of them "
+                f"({number.VARIABLE}=1: one at a time).",
+            )
+        elif counts.micro_batches > 1:
+            notices.logger.info("Micro-batches run one at a time in %s: %s.", kind, chosen.reason)
+        return chosen
 
     def _anchors(self, compiled: Compiled) -> Anchors | None:
         """What Options.anchorTensor() asked for, if it did."""

@@ -99,22 +99,22 @@ class AutoReport(Probe):
                 self._micro_batches = 0
                 self._ledger.restart(BETWEEN)
 
-    def micro_batch(self, iteration: int, index: int, count: int) -> None:
+    def micro_batch(self, iteration: int, index: int, count: int, together: int = 1) -> None:
         """Starts the trace so that the iteration's end is in it."""
-        self._micro_batches += 1
+        self._micro_batches += together
         self._current = (iteration, index)
         if self._profiler is not None:
-            self._recorded += 1
-        elif self._calls < 2 and self._windows <= self._calls and self._begins(index, count):
-            self._start_window()
+            self._recorded += together
+        elif self._calls < 2 and self._windows <= self._calls and self._begins(index, count, together):
+            self._start_window(together)
 
-    def _begins(self, index: int, count: int) -> bool:
-        """Whether the trace begins with micro-batch `index` of `count`.
+    def _begins(self, index: int, count: int, together: int) -> bool:
+        """Whether the trace begins with micro-batch `index` of `count`, and those that run as one with it.
 
         No message between processes may be under way then: torch's profiler (2.13) did not survive that. So it is the
         first one, and an iteration of very many has no trace.
         """
-        return index >= count - WINDOW if self._rank is None else index == 0 and count <= _MOST_TRACED
+        return index + together > count - WINDOW if self._rank is None else index == 0 and count <= _MOST_TRACED
 
     @contextlib.contextmanager
     def forward(self, stage: Any, values: dict[str, Any]) -> Iterator[None]:
@@ -208,7 +208,7 @@ class AutoReport(Probe):
 
     # -- the trace -------------------------------------------------------------------------------------------------
 
-    def _start_window(self) -> None:
+    def _start_window(self, micro_batches: int) -> None:
         with self._ledger.during(REPORTING):
             activities = [torch.profiler.ProfilerActivity.CPU]
             if self._device.type == "cuda":
@@ -221,7 +221,7 @@ class AutoReport(Probe):
                 self._profiler = None
                 self._windows += 1
                 return
-            self._recorded = 1
+            self._recorded = micro_batches
             self._range = torch.profiler.record_function("micro-batches")
         self._window_start = time.perf_counter()
         self._range.__enter__()

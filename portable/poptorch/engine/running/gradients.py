@@ -41,7 +41,7 @@ class GradientAccumulator:
         self._parameters = {name: tensor for name, tensor in parameters.items() if tensor.requires_grad}
         self._accumulators: dict[str, torch.Tensor] = {}
         self._running = running and mean
-        self._count = 0
+        self._count, self._together = 0, 1
         # Dividing the loss divides the gradients: no pass over them is needed at the end. Half gradients would
         # underflow: these are divided once they are accumulated.
         narrow = any(tensor.dtype != torch.float32 for tensor in self._parameters.values())
@@ -71,9 +71,9 @@ class GradientAccumulator:
     def _take(self, accumulator: torch.Tensor, several: str | None):
         def take(parameter: torch.Tensor) -> None:
             gradient, parameter.grad = parameter.grad, None
-            count = self._count
+            count, together = self._count, self._together
             if several is not None:
-                count = self._events[several] = self._events.get(several, -1) + 1
+                count = self._events[several] = self._events.get(several, -together) + together
             first = id(accumulator) not in self._received
             self._received.add(id(accumulator))
             with torch.no_grad():
@@ -81,23 +81,24 @@ class GradientAccumulator:
                 pieces = chunk_elements(accumulator.device)
                 parts = zip(accumulator.view(-1).split(pieces), gradient.reshape(-1).split(pieces), strict=True)
                 for part, fresh in parts:
-                    self._add(part, fresh, first, count)
+                    self._add(part, fresh, first, count, together)
 
         return take
 
-    def _add(self, accumulator: torch.Tensor, gradient: torch.Tensor, first: bool, count: int) -> None:
-        """Add the gradient number `count` of an update, from 0, to what there is."""
+    def _add(self, accumulator: torch.Tensor, gradient: torch.Tensor, first: bool, count: int, together: int) -> None:
+        """Add the sum of `together` gradients of an update, from number `count` on, to what there is."""
+        after = count + together
         if first:
-            accumulator.copy_(gradient if not self._running else gradient / (count + 1))
+            accumulator.copy_(gradient if not self._running else gradient / after)
         elif self._running:
-            # m_k = m_{k-1} * k / (k + 1) + g / (k + 1)
-            accumulator.mul_(count / (count + 1)).add_(gradient, alpha=1 / (count + 1))
+            # m_{k+n} = m_k * k / (k + n) + g / (k + n)
+            accumulator.mul_(count / after).add_(gradient, alpha=1 / after)
         else:
             accumulator.add_(gradient)
 
-    def begin_micro_batch(self, number: int) -> None:
-        """The next backward pass is of micro-batch `number` of this update."""
-        self._count = number
+    def begin_micro_batch(self, number: int, together: int = 1) -> None:
+        """The next backward pass is of micro-batch `number` of this update, and of those after it that run with it."""
+        self._count, self._together = number, together
 
     def gradients(self) -> dict[str, torch.Tensor]:
         """The reduced gradients, of the parameters that have one. To be asked for once an update."""

@@ -17,8 +17,8 @@ class Probe:
         """Around one call of the executor."""
         return _NOTHING
 
-    def micro_batch(self, iteration: int, index: int, count: int) -> None:
-        """Micro-batch `index` of the `count` in this iteration is about to start."""
+    def micro_batch(self, iteration: int, index: int, count: int, together: int = 1) -> None:
+        """Micro-batch `index` of the `count` in this iteration is about to start, and those that run as one with it."""
 
     def forward(self, stage: Any, values: dict[str, Any]) -> AbstractContextManager:
         """Around a stage's forward pass; `values` has its outputs afterwards."""

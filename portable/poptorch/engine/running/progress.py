@@ -27,24 +27,25 @@ class CallProgress:
         self._done = 0
         self._start = time.monotonic()
         self._first: float | None = None  # seconds of the first micro-batch, which warms up
+        self._warming = 1  # or of so many that ran as one
         self._bar: tqdm | None = None
 
-    def step(self) -> None:
-        """One micro-batch is done."""
-        self._done += 1
+    def step(self, micro_batches: int = 1) -> None:
+        """So many are done: one, or several that ran as one."""
+        self._done += micro_batches
         if self._bar is not None:
-            self._bar.update()
+            self._bar.update(micro_batches)
             return
         if self._judged:
             return
         elapsed = time.monotonic() - self._start
         if self._first is None:
-            self._first = elapsed
+            self._first, self._warming = elapsed, micro_batches
             return
-        measured = self._done - 1  # without the first, which warms up
+        measured = self._done - self._warming  # without the first, which warms up
         if measured < 4 and elapsed - self._first < 10.0:
             return
-        seconds = self._first + (elapsed - self._first) / measured * (self._total - 1)
+        seconds = self._first + (elapsed - self._first) / measured * (self._total - self._warming)
         self._judged = True
         if seconds < _WORTH_SAYING:
             return

@@ -7,13 +7,19 @@ may place them elsewhere. The trivial case, one stage and one micro-batch, takes
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import torch
 
+from ... import notices
 from ...device.policy import Policy
 from ...enums import CommGroupType, OutputMode
 from ...poptorch_core import createPoptorchError
+from ..as_one.number import AsOne
+from ..as_one.stacking import StackedProgram
+from ..as_one.streams import NAME as STREAMS
+from ..as_one.streams import Streams
 from ..stages import Program
 from .anchors import FINAL_LOSS_SCALE, Anchors
 from .gradients import GradientAccumulator
@@ -77,6 +83,8 @@ class Runner:
         anchors: collects tensors that the program asked for by name, or None.
         stop_at_invalid: raise poptorch.Error at the first NaN or infinity that a micro-batch computes.
         random: what the program draws from.
+        as_one: how many micro-batches run as one. They are a divisor of those of a weight update, or in inference of
+            those of a call; there are neither anchors then nor stop_at_invalid.
         output_mode, output_period: what becomes of the outputs.
     """
 
@@ -94,6 +102,7 @@ class Runner:
         anchors: Anchors | None = None,
         stop_at_invalid: bool = False,
         random: RandomStreams,
+        as_one: AsOne = AsOne(),  # noqa: B008 - frozen
     ):
         self._program = program
         self._state = state
@@ -107,6 +116,8 @@ class Runner:
         self._anchors = anchors
         self._stop_at_invalid = stop_at_invalid
         self._random = random
+        self.as_one = as_one
+        self._worked = False  # micro-batches have run as one
         self._announced = False
         self.timings = Timings(len(program.inputs), len(program.outputs))  # of the last call
 
@@ -126,17 +137,17 @@ class Runner:
             self._anchors.begin(self._scale())
         progress = CallProgress(counts.micro_batches, str(self._policy.device), self._announced)
         self._announced = True
+        places = [
+            (s, a, r)
+            for s in range(counts.iterations)
+            for a in range(counts.accumulation)
+            for r in range(counts.replicas)
+        ]
+        step = self.as_one.number
         try:
-            for s in range(counts.iterations):
-                for a in range(counts.accumulation):
-                    for r in range(counts.replicas):
-                        self.probe.micro_batch(s, a * counts.replicas + r, counts.accumulation * counts.replicas)
-                        self._position(collector, leaves, s, a, r)
-                        progress.step()
-                if self._optimizer is not None:
-                    self._update(s)
-                self._random.iteration_done()
-                self.probe.iteration_done()
+            for first in range(0, len(places), step):
+                self._run(collector, leaves, places[first : first + step])
+                progress.step(step)
         finally:
             progress.close()
             if self._accumulator is not None:
@@ -145,14 +156,112 @@ class Runner:
             self._anchors.finish()
         return collector.result()
 
+    def _run(self, collector: OutputCollector, leaves: list[torch.Tensor], places: list[tuple[int, int, int]]) -> None:
+        """The micro-batches at these (s, a, r), as one if there are several, and the ends of iterations among them."""
+        counts = self._counts
+        (s, a, r), each = places[0], counts.accumulation * counts.replicas
+        self.probe.micro_batch(s, a * counts.replicas + r, each, len(places))
+        if not self._together(collector, leaves, places):
+            for s, a, r in places:
+                self._position(collector, leaves, s, a, r)
+        for s, a, r in places:
+            if (a, r) != (counts.accumulation - 1, counts.replicas - 1):
+                continue
+            if self._optimizer is not None:
+                self._update(s)
+            self._random.iteration_done()
+            self.probe.iteration_done()
+
+    def _together(
+        self, collector: OutputCollector, leaves: list[torch.Tensor], places: list[tuple[int, int, int]]
+    ) -> bool:
+        """The micro-batches at `places` as one, and what becomes of their outputs. Returns whether that was done."""
+        stacked = self.as_one.program
+        if len(places) == 1 or stacked is None:
+            return False
+        training = self._optimizer is not None
+        with torch.set_grad_enabled(training):
+            try:
+                values = self._several(stacked, leaves, places)
+            except RuntimeError as error:  # an operation whose shapes do not bear it, or too little memory
+                if self._worked:
+                    raise
+                # Nothing has happened yet. If it is the program that fails it does so again.
+                self.as_one = AsOne(reason=f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
+                notices.logger.info("Micro-batches run one at a time: %s", self.as_one.reason)
+                return False
+        self._worked = True
+        outputs = [values[name] for name in self._program.outputs]
+        available = self.timings.now()
+        if training:
+            loss = values.pop(self._program.loss)
+            del values
+            self._begin_backward(*places[0][1:], len(places))
+            self._differentiate(loss)
+        for number, (s, a, r) in enumerate(places):
+            own = [
+                output[number] if name in stacked.stacked else output
+                for name, output in zip(self._program.outputs, outputs, strict=True)
+            ]
+            if collector.add(s, a, r, own):
+                self.timings.output.append(available)
+                self.timings.output_complete.append(self.timings.now())
+        return True
+
+    def _several(
+        self, stacked: StackedProgram, leaves: list[torch.Tensor], places: list[tuple[int, int, int]]
+    ) -> dict[str, torch.Tensor]:
+        """What the stages make of the micro-batches at `places`."""
+        values = self._state.values_of(0)
+        values.update(zip(self._program.inputs, self._stacked_slices(leaves, places), strict=True))
+        for stage in stacked.stages:
+            if stage.index in stacked.draws:
+                values[STREAMS] = self._streams(places, stage.index)
+            with self.probe.forward(stage, values):
+                stage.run(values)
+        return values
+
+    def _streams(self, places: list[tuple[int, int, int]], stage: int) -> Streams:
+        """The random numbers of a stage, for each of these micro-batches."""
+        first = places[0][0]
+        seeks = [partial(self._random.seek, self._counts.replica(r), a, stage, s - first) for s, a, r in places]
+        return Streams.of(seeks, self._policy.device)
+
+    def _begin_backward(self, a: int, r: int, together: int = 1) -> None:
+        """Tell the accumulator which micro-batches the next backward pass is of."""
+        index, count = a * self._counts.replicas + r, self._counts.accumulation * self._counts.replicas
+        self._accumulator.begin_micro_batch(index, together)
+        if index + together == count:
+            self._accumulator.last_backward()
+
+    def _differentiate(self, loss: torch.Tensor) -> None:
+        if loss.requires_grad:  # not if every parameter is frozen
+            # A loss that is no scalar is back-propagated as its sum.
+            with self.probe.backward():
+                loss.backward(torch.full_like(loss, self._scale()))
+
+    def _stacked_slices(self, leaves: list[torch.Tensor], places: list[tuple[int, int, int]]) -> list[torch.Tensor]:
+        """The inputs of these micro-batches, on the device: (n, …), and as they are where all have the same one."""
+        positions = [self._counts.position(*place) for place in places]
+        self.timings.input += [self.timings.now()] * len(places)
+        slices = []
+        for leaf in leaves:
+            if leaf.dim():
+                parts = leaf.detach().unflatten(0, (self._counts.fed, -1))
+                ahead = positions == list(range(positions[0], positions[0] + len(positions)))
+                leaf = parts[positions[0] : positions[-1] + 1] if ahead else parts[positions]
+            slices.append(
+                leaf.detach().to(self._policy.device, self._policy.compute_dtype(leaf.dtype), non_blocking=True)
+            )
+        self.timings.input_complete += [self.timings.now()] * len(places)
+        return slices
+
     def _position(self, collector: OutputCollector, leaves: list[torch.Tensor], s: int, a: int, r: int) -> None:
         """Micro-batch (s, a, r), and what becomes of its outputs."""
         position = self._counts.position(s, a, r)
         slices = self._slices(leaves, position)
         if self._accumulator is not None:
-            self._accumulator.begin_micro_batch(a * self._counts.replicas + r)
-            if (a, r) == (self._counts.accumulation - 1, self._counts.replicas - 1):
-                self._accumulator.last_backward()
+            self._begin_backward(a, r)
         outputs, watched, loss = self._micro_batch(slices, a, r)
         available = self.timings.now()
         if self._counts.last_of_group(r):
@@ -223,12 +332,8 @@ class Runner:
         loss = None
         if self._optimizer is not None:
             loss = values.pop(program.loss)
-            scale = self._scale()
             del values
-            if loss.requires_grad:  # not if every parameter is frozen
-                # A loss that is no scalar is back-propagated as its sum.
-                with self.probe.backward():
-                    loss.backward(torch.full_like(loss, scale))
+            self._differentiate(loss)
             for buffer in written_buffers:
                 buffer.detach_()  # the next micro-batch must not differentiate through this one
         return outputs, watched, loss

@@ -1,0 +1,72 @@
+"""How many micro-batches run as one."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+
+from ...poptorch_core import createPoptorchError
+from ..numerics import Numerics
+from .stacking import NotProven, StackedProgram
+
+VARIABLE = "POPTORCH_PORTABLE_MICRO_BATCHES_AS_ONE"
+# What the forward pass of all of them may leave behind. GPT-2 small leaves 0.75 MB a token in float32.
+BUDGET = 1 << 30  # bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class AsOne:
+    """What was chosen.
+
+    Args:
+        number: micro-batches that run as one.
+        program: for them; None where it was not proven, and they run one at a time.
+        reason: why they do, for people.
+    """
+
+    number: int = 1
+    program: StackedProgram | None = None
+    reason: str = ""
+
+
+def wanted() -> int | None:
+    """The number that the environment asks for, if it does. Raises poptorch.Error for what is none."""
+    text = os.environ.get(VARIABLE, "").strip()
+    if not text:
+        return None
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise createPoptorchError(
+            f"{VARIABLE}={text} is not a number of micro-batches: give a whole number, 1 to run them one at a time, "
+            "or unset it"
+        )
+    return int(text)
+
+
+def choose(make: Callable[[], StackedProgram], micro_batches: int, numerics: Numerics, most: int | None = None) -> AsOne:
+    """As many micro-batches as one as the budget, or the environment, has room for: a divisor of `micro_batches`.
+
+    Args:
+        make: makes the program for several, or raises NotProven. It is called if there can be several.
+        micro_batches: of one weight update, or in inference of one call.
+        numerics: where the number is settled: a run keeps it.
+        most: there may be no more as one than that, whatever the environment says.
+    """
+    asked = wanted()
+    most = micro_batches if most is None else min(micro_batches, most)
+    if most < 2:
+        return AsOne(reason="there are too few of them")
+    try:
+        program = make()
+    except NotProven as reason:
+        return AsOne(reason=str(reason))
+    limit = BUDGET // max(1, program.bytes) if asked is None else asked
+    number = numerics.settle(
+        "micro-batches as one",
+        lambda: max((n for n in range(1, min(limit, most) + 1) if micro_batches % n == 0), default=1),
+        possible=lambda kept: isinstance(kept, int) and 1 <= kept <= most and micro_batches % kept == 0,
+        asked=None if asked is None else VARIABLE,
+    )
+    if number > 1:
+        return AsOne(number, program)
+    return AsOne(1, program, "one takes the memory meant for all of them" if asked is None else f"{VARIABLE}={asked}")

@@ -1,0 +1,194 @@
+"""How an operation of a micro-batch computes several at once.
+
+A value that differs between micro-batches is stacked, (n, …) for n of them; one that does not, such as a weight, is
+shared. Each rule gives for every micro-batch what the operation gives for it alone; what they have no rule of their own
+for goes through torch.vmap, whose batching rules are those of the operator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from ..tracing.writes import written
+from .streams import Streams
+
+
+class Rule(torch.nn.Module):
+    """An operation on stacked and shared operands, which are given in the order of `operands`.
+
+    Args:
+        node: the operation on one micro-batch.
+        stacked: names of the values that are stacked.
+    """
+
+    def __init__(self, node: torch.fx.Node, stacked: frozenset[str]):
+        super().__init__()
+        self.operation: Callable[..., Any] = node.target
+        self._leaves, self._structure = pytree.tree_flatten((node.args, node.kwargs))
+        self._places = [place for place, leaf in enumerate(self._leaves) if isinstance(leaf, torch.fx.Node)]
+        self.operands: tuple[torch.fx.Node, ...] = tuple(self._leaves[place] for place in self._places)
+        self.stacked = tuple(operand.name in stacked for operand in self.operands)
+        self._leaves = [None if isinstance(leaf, torch.fx.Node) else leaf for leaf in self._leaves]
+        self._makes = not written([node], {})  # new tensors, and changes none
+        self._batches = True  # as far as is known
+
+    def call(self, operands: Sequence[Any]) -> Any:
+        """The operation with these operands in the places of its own."""
+        leaves = list(self._leaves)
+        for place, operand in zip(self._places, operands, strict=True):
+            leaves[place] = operand
+        args, kwargs = pytree.tree_unflatten(leaves, self._structure)
+        return self.operation(*args, **kwargs)
+
+    def one(self, operands: Sequence[Any], number: int) -> Any:
+        """What the operation gives for micro-batch `number`."""
+        pairs = zip(operands, self.stacked, strict=True)
+        return self.call([operand[number] if stacked else operand for operand, stacked in pairs])
+
+    def vmapped(self, operands: Sequence[Any]) -> Any:
+        """What torch's batching rule for the operation gives."""
+        differing = [operand for operand, stacked in zip(operands, self.stacked, strict=True) if stacked]
+
+        def alone(*parts: torch.Tensor) -> Any:
+            rest = iter(parts)
+            pairs = zip(operands, self.stacked, strict=True)
+            return self.call([next(rest) if stacked else operand for operand, stacked in pairs])
+
+        return torch.vmap(alone)(*differing)
+
+    def one_by_one(self, operands: Sequence[Any]) -> Any:
+        """What the operation gives for each micro-batch, stacked."""
+        count = next(operand.shape[0] for operand, stacked in zip(operands, self.stacked, strict=True) if stacked)
+        return stack_results([self.one(operands, number) for number in range(count)])
+
+    def forward(self, *operands: Any) -> Any:
+        """The results, stacked."""
+        if self._batches:
+            try:
+                return self.vmapped(operands)
+            except RuntimeError:  # there is no such rule, or the operation itself fails, which it then does again
+                if not self._makes:
+                    raise
+                self._batches = False
+        return self.one_by_one(operands)
+
+
+class Unchanged(Rule):
+    """Operations that treat leading dimensions alike: of whatever stands before the last ones they make nothing."""
+
+    def forward(self, *operands: Any) -> Any:
+        """The results, stacked."""
+        return self.call(operands)
+
+
+class Pointwise(Rule):
+    """Operations element by element, whose operands are broadcast from their last dimensions on."""
+
+    def forward(self, *operands: Any) -> Any:
+        """The results, stacked."""
+        pairs = list(zip(operands, self.stacked, strict=True))
+        ranks = [operand.dim() - stacked for operand, stacked in pairs]
+        if len({operand.dtype for operand in operands}) > 1 and 0 in ranks:
+            return self.vmapped(operands)  # a tensor without dimensions has less of a say in the type of the result
+        rank = max(ranks)
+        return self.call(
+            [
+                operand.reshape(-1, *[1] * (rank - own), *operand.shape[1:]) if stacked and own < rank else operand
+                for (operand, stacked), own in zip(pairs, ranks, strict=True)
+            ]
+        )
+
+
+class Linear(Rule):
+    """x W^T + b with a shared weight: all rows of all micro-batches in one product."""
+
+    def forward(self, x: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
+        """(n, …, K) -> (n, …, N)"""
+        result = self.call((x.reshape(-1, x.shape[-1]), *weights))
+        return result.view(*x.shape[:-1], result.shape[-1])
+
+
+class Product(Rule):
+    """torch.matmul and its like, which multiply whatever matrices stand behind leading dimensions that fit."""
+
+    def forward(self, *operands: torch.Tensor) -> torch.Tensor:
+        """The results, stacked."""
+        ranks = [operand.dim() - stacked for operand, stacked in zip(operands, self.stacked, strict=True)]
+        if self.stacked == (True, False) and ranks[1] == 2 <= ranks[0]:
+            x = operands[0]
+            return self.call((x.flatten(0, -2), operands[1])).unflatten(0, x.shape[:-1])
+        if self.stacked == (True, True) and ranks[0] == ranks[1] >= 2:
+            return self.call(operands)
+        return self.one_by_one(operands)
+
+
+class Samples(Rule):
+    """Operations on samples that do not know of each other, such as attention: (n, B, …) is (n B, …) to them."""
+
+    def forward(self, *operands: torch.Tensor) -> torch.Tensor:
+        """The results, stacked."""
+        count = operands[0].shape[0]
+        if any(operand.dim() != 5 for operand in operands):
+            return self.vmapped(operands)
+        return self.call([operand.flatten(0, 1) for operand in operands]).unflatten(0, (count, -1))
+
+
+class LinearCrossEntropy(Rule):
+    """Projection and cross-entropy of linear_cross_entropy.py, which keeps the losses apart itself."""
+
+    def forward(self, *operands: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Losses (n,) and argmaxes (n, rows)."""
+        count = operands[0].shape[0]
+        leaves = list(self._leaves)
+        for place, operand in zip(self._places, operands, strict=True):
+            leaves[place] = operand
+        args, _ = pytree.tree_unflatten(leaves, self._structure)
+        losses, best = self.operation(*args, groups=count)
+        return losses, best.view(count, -1)
+
+
+class OneByOne(Rule):
+    """Operations whose gradient is not that of what they compute: micro-batch by micro-batch."""
+
+    def forward(self, *operands: Any) -> Any:
+        """The results, stacked."""
+        return self.one_by_one(operands)
+
+
+class Drawing(Rule):
+    """Operations that draw random numbers: micro-batch by micro-batch, each from its own stream."""
+
+    def forward(self, streams: Streams, *operands: Any) -> tuple[Any, Streams]:
+        """The results, stacked, and the streams afterwards."""
+        results, streams = streams.draw(lambda number: self.one(operands, number))
+        return stack_results(results), streams
+
+
+class Dropout(Drawing):
+    """Dropout on a CPU: only the noise is drawn micro-batch by micro-batch. The values are torch's."""
+
+    def __init__(self, node: torch.fx.Node, stacked: frozenset[str]):
+        super().__init__(node, stacked)
+        self._dropped = float(node.args[1])
+
+    def forward(self, streams: Streams, x: torch.Tensor) -> tuple[torch.Tensor, Streams]:
+        """x with zeros, the rest divided by the share of what is kept; and the streams afterwards."""
+        if not self.stacked[0] or x.is_cuda or not x.is_contiguous() or not 0.0 < self._dropped < 1.0:
+            return super().forward(streams, x)
+        noise = torch.empty_like(x)
+        _, streams = streams.draw(lambda number: noise[number].bernoulli_(1.0 - self._dropped))
+        return x * noise.div_(1.0 - self._dropped), streams
+
+
+def stack_results(results: Sequence[Any]) -> Any:
+    """The results of micro-batches, stacked, with the memory of each as it is: heads may lie side by side, say."""
+    first = results[0]
+    if isinstance(first, (tuple, list)):
+        return [stack_results(each) for each in zip(*results, strict=True)]
+    order = sorted(range(first.dim()), key=lambda dim: -first.stride(dim))
+    stacked = torch.stack([result.permute(order) for result in results])
+    return stacked.permute(0, *[1 + order.index(dim) for dim in range(first.dim())])

@@ -1,0 +1,321 @@
+"""Several micro-batches run as one give what each gives alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from programs import Body, Regression, make_options, regression_data
+from zoo import ZOO
+
+import poptorch
+from poptorch.device.linear_cross_entropy import linear_cross_entropy
+from poptorch.engine.as_one.number import VARIABLE
+
+ALL = poptorch.OutputMode.All
+
+
+def both(monkeypatch, make, inputs, options, training=True, calls=2, number=None, lr=0.1):
+    """(outputs, weights, as_one) of two executors, one micro-batch at a time and as many as one as are chosen."""
+    found = []
+    for asked in ("1", "" if number is None else str(number)):
+        monkeypatch.setenv(VARIABLE, asked)
+        torch.manual_seed(3)
+        model = make()
+        if training:
+            executor = poptorch.trainingModel(model, options(), torch.optim.SGD(model.parameters(), lr=lr))
+        else:
+            executor = poptorch.inferenceModel(model, options())
+        outputs = [executor(*(each.clone() for each in inputs)) for _ in range(calls)]
+        as_one = executor._session.runner.as_one
+        executor.destroy()
+        found.append((outputs, {key: value.clone() for key, value in model.state_dict().items()}, as_one))
+    assert found[0][2].number == 1
+    return found
+
+
+def same(first, second, **tolerance):
+    tolerance = tolerance or {"rtol": 1e-5, "atol": 1e-6}
+    torch.testing.assert_close(first[0], second[0], equal_nan=True, **tolerance)
+    torch.testing.assert_close(first[1], second[1], equal_nan=True, **tolerance)
+
+
+def data(name, rows):
+    generator = torch.Generator().manual_seed(11)
+    made = [make(rows, generator) for make in ZOO[name][1]]
+    return [each.float() if each.is_floating_point() else each for each in made]
+
+
+# Models that write to buffers, or whose operations call Python or may make copies or not; all others run as one.
+ONE_AT_A_TIME = {"convolutional, BatchNorm", "InstanceNorm", "a moving average"}
+ONE_AT_A_TIME |= {"attention with a mask", "written_slices", "ctc"}
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_each_model_trains_as_one_micro_batch_after_the_other(name, monkeypatch):
+    def options():
+        return make_options(2, 4, mode=ALL).randomSeed(1)
+
+    alone, together = both(monkeypatch, ZOO[name][0], data(name, 24), options)
+    same(alone, together)
+    assert together[2].number == (1 if name in ONE_AT_A_TIME else 4), together[2].reason
+
+
+@pytest.mark.parametrize("mode", [ALL, poptorch.OutputMode.Sum, poptorch.OutputMode.Final])
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_output_modes_and_replicas_see_micro_batches(mode, replicas, monkeypatch):
+    inputs = regression_data(2 * 3 * replicas * 2)
+    alone, together = both(monkeypatch, Regression, inputs, lambda: make_options(2, 3, replicas, mode))
+    same(alone, together)
+    assert together[2].number == 3 * replicas
+    assert [a.shape for a in alone[0][0]] == [b.shape for b in together[0][0]]
+
+
+def test_replicas_that_share_inputs(monkeypatch):
+    def options():
+        return make_options(1, 3, 2, ALL).inputReplicaGrouping(2, poptorch.CommGroupType.Consecutive)
+
+    alone, together = both(monkeypatch, Regression, regression_data(6), options)
+    same(alone, together)
+    assert together[2].number == 6
+
+
+def test_iterations_of_inference_run_as_one(monkeypatch):
+    inputs = regression_data(12)
+    alone, together = both(monkeypatch, Regression, inputs, lambda: make_options(6, mode=ALL), training=False)
+    same(alone, together)
+    assert together[2].number == 6
+
+
+@pytest.mark.parametrize("strategy", [poptorch.MeanReductionStrategy.Running, poptorch.MeanReductionStrategy.Post])
+@pytest.mark.parametrize("kind", [torch.float32, torch.float16])
+def test_accumulators_of_any_kind(strategy, kind, monkeypatch):
+    found = []
+    for asked in ("1", "3"):
+        monkeypatch.setenv(VARIABLE, asked)
+        model = Regression()
+        options = make_options(1, 6, mode=ALL)
+        options.Training.setMeanAccumulationAndReplicationReductionStrategy(strategy)
+        optimizer = poptorch.optim.SGD(model.parameters(), lr=0.1, accum_type=kind, use_combined_accum=False)
+        executor = poptorch.trainingModel(model, options, optimizer)
+        found.append([executor(*regression_data(12)) for _ in range(3)])
+        assert executor._session.runner.as_one.number == int(asked)
+    tolerance = 1e-5 if kind is torch.float32 else 2e-3
+    torch.testing.assert_close(*found, rtol=tolerance, atol=tolerance)
+
+
+def noisy(m, x):
+    hidden = F.dropout(x * m.w, 0.4) + torch.rand_like(x) + torch.randn(x.shape[-1])
+    return hidden, poptorch.identity_loss((F.dropout(hidden, 0.2) ** 2).mean(), "mean")
+
+
+def noisy_model():
+    return Body(noisy, w=torch.nn.Parameter(torch.ones(())))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_each_micro_batch_draws_what_it_draws_alone(training, monkeypatch):
+    iterations, accumulation = (1, 4) if training else (4, 1)
+
+    def options():
+        return make_options(iterations, accumulation, 2, ALL).randomSeed(4)
+
+    alone, together = both(monkeypatch, noisy_model, [torch.randn(16, 5)], options, training)
+    assert together[2].number == 8
+    for one, several in zip(alone[0][0], together[0][0], strict=True):
+        assert torch.equal(one, several)  # the first call: of the same weights
+    same(alone, together)
+
+
+def checkpointed(m, x):
+    hidden = F.dropout(torch.tanh(m.first(x)), 0.3)
+    hidden = poptorch.recomputationCheckpoint(hidden)
+    hidden = F.dropout(torch.tanh(m.second(hidden)), 0.3)
+    hidden = poptorch.recomputationCheckpoint(hidden)
+    return poptorch.identity_loss((m.third(hidden) ** 2).mean(), "mean")
+
+
+def test_a_segment_computed_again_draws_the_same(monkeypatch):
+    def make():
+        layers = {name: torch.nn.Linear(4, 4) for name in ("first", "second", "third")}
+        return Body(checkpointed, **layers)
+
+    alone, together = both(monkeypatch, make, [torch.randn(8, 4)], lambda: make_options(1, 4, mode=ALL).randomSeed(2))
+    assert together[2].number == 4
+    same(alone, together)
+
+
+def test_losses_that_ignore_targets_keep_their_counts(monkeypatch):
+    labels = torch.tensor([0, 1, -100, -100, 2, -100, 3, 4])
+
+    def forward(m, x, y):
+        return F.cross_entropy(m.head(x), y)
+
+    def make():
+        return Body(forward, head=torch.nn.Linear(3, 5))
+
+    alone, together = both(monkeypatch, make, [torch.randn(8, 3), labels], lambda: make_options(1, 4, mode=ALL))
+    assert together[2].number == 4
+    same(alone, together)
+
+
+WEIGHTS = [torch.full((4,), 2.0), torch.tensor([1.0, 0.5, 3.0, 0.0])]
+
+
+@pytest.mark.parametrize("weights", WEIGHTS, ids=["equal", "different"])
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_fused_loss_has_a_gradient_for_each_group(weights, reduction, at_once):
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(12, 6), torch.randn(2048, 6)
+    target = torch.randint(0, 2048, (12,))
+    target[[0, 1, 4]] = -100
+    results = []
+    for fused in (True, False):
+        operands = [hidden.clone().requires_grad_(), weight.clone().requires_grad_()]
+        if fused:
+            loss, best = linear_cross_entropy(*operands, None, target, reduction, -100, at_once, groups=4)
+        else:
+            logits = operands[0] @ operands[1].t()
+            parts = zip(logits.chunk(4), target.chunk(4), strict=True)
+            loss = torch.stack([F.cross_entropy(x, y, reduction=reduction) for x, y in parts])
+            best = logits.argmax(-1)
+        loss.backward(weights)
+        results.append([loss.detach(), best, *(operand.grad for operand in operands)])
+    torch.testing.assert_close(*results)
+
+
+def written_input(m, x):
+    x.add_(1)
+    return (x * m.w).sum()
+
+
+def written_buffer(m, x):
+    m.state.mul_(0.5).add_(x.detach().mean())
+    return (x * m.w * m.state).sum()
+
+
+class Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 2 * grad
+
+
+def own_function(m, x):
+    return Doubled.apply(x * m.w).sum()
+
+
+def no_inputs(m, x):
+    return m.w * 3
+
+
+def filled(m, x):
+    total = torch.zeros(2)
+    total.add_(x.sum())
+    return total.sum() * m.w
+
+
+def perhaps_a_copy(m, x):
+    made = x * m.w
+    other = made.transpose(0, 1).reshape(-1)
+    made.mul_(2)
+    return other.sum()
+
+
+@pytest.mark.parametrize("forward", [written_input, written_buffer, own_function, no_inputs, filled, perhaps_a_copy])
+def test_what_cannot_be_proven_runs_one_at_a_time(forward, monkeypatch):
+    def make():
+        state = {"state": torch.ones(())} if forward is written_buffer else {}
+        return Body(
+            lambda m, x: poptorch.identity_loss(forward(m, x), "sum"), w=torch.nn.Parameter(torch.ones(())), **state
+        )
+
+    alone, together = both(monkeypatch, make, [torch.ones(4, 2)], lambda: make_options(1, 4, mode=ALL))
+    assert together[2].number == 1 and together[2].reason
+    same(alone, together)
+
+
+def test_loops_run_one_micro_batch_at_a_time(monkeypatch):
+    def make():
+        return Body(lambda m, x: poptorch.for_loop(3, lambda y: y * 2 + x, [x])[0])
+
+    alone, together = both(monkeypatch, make, [torch.randn(4, 2)], lambda: make_options(4, mode=ALL), training=False)
+    assert together[2].number == 1 and "loop" in together[2].reason
+    same(alone, together)
+
+
+def test_writes_to_what_the_program_made_run_as_one(monkeypatch):
+    def forward(m, x):
+        made = x * m.w
+        made[:, 0] *= 3
+        made.add_(1).clamp_(max=2)
+        return poptorch.identity_loss(made.sum(), "sum")
+
+    def make():
+        return Body(forward, w=torch.nn.Parameter(torch.ones(2)))
+
+    alone, together = both(monkeypatch, make, [torch.randn(4, 2)], lambda: make_options(1, 4, mode=ALL))
+    assert together[2].number == 4, together[2].reason
+    same(alone, together)
+
+
+def test_a_row_asked_for_often_counts_within_its_micro_batch(monkeypatch):
+    def make():
+        embedding = torch.nn.Embedding(4, 3, scale_grad_by_freq=True)
+        return Body(lambda m, x: poptorch.identity_loss(m.e(x).sum(), "sum"), e=embedding)
+
+    ids = torch.tensor([[0, 0, 1], [0, 2, 2], [3, 0, 0], [0, 1, 2]])
+    alone, together = both(monkeypatch, make, [ids], lambda: make_options(1, 4, mode=ALL))
+    assert together[2].number == 4
+    same(alone, together)
+
+
+def test_anchored_gradients_are_of_one_micro_batch(monkeypatch):
+    monkeypatch.setenv(VARIABLE, "4")
+    model = Regression()
+    options = make_options(1, 4, mode=ALL)
+    options.anchorTensor("gradient", "Gradient___first.weight", ALL)
+    executor = poptorch.trainingModel(model, options, torch.optim.SGD(model.parameters(), lr=0.1))
+    executor(*regression_data(8))
+    assert executor.getAnchoredTensor("gradient").shape[0] == 4 * 5
+    assert executor._session.runner.as_one.number == 1
+
+
+def test_every_micro_batch_has_its_timestamps(monkeypatch):
+    monkeypatch.setenv(VARIABLE, "")
+    model = Regression()
+    executor = poptorch.trainingModel(model, make_options(1, 4, mode=ALL))
+    executor(*regression_data(8))
+    counters = executor.getPerfCounters()
+    assert executor._session.runner.as_one.number == 4
+    assert [len(stamps) for stamps in counters["output"]] == [4, 4] and len(counters["input"][0]) == 4
+
+
+@pytest.mark.parametrize("text", ["two", "0", "-1", "1.5"])
+def test_a_bad_number_is_an_error(text, monkeypatch):
+    monkeypatch.setenv(VARIABLE, text)
+    with pytest.raises(poptorch.Error, match=f"{VARIABLE}={text} is not a number of micro-batches"):
+        poptorch.inferenceModel(Regression(), make_options(2))(*regression_data(4))
+
+
+@pytest.mark.parametrize(("asked", "chosen"), [("1", 1), ("2", 2), ("5", 4), ("100", 12), ("", 12)])
+def test_the_number_divides_the_micro_batches(asked, chosen, monkeypatch):
+    monkeypatch.setenv(VARIABLE, asked)
+    executor = poptorch.trainingModel(Regression(), make_options(1, 12, mode=ALL))
+    executor(*regression_data(24))
+    assert executor._session.runner.as_one.number == chosen
+
+
+def test_there_are_no_more_than_memory_is_meant_for(monkeypatch):
+    from poptorch.engine.as_one import number
+
+    monkeypatch.setenv(VARIABLE, "")
+    monkeypatch.setattr(number, "BUDGET", 400)  # bytes; a micro-batch of 2 leaves 2 x (5 + 5 + 2) floats and a loss
+    executor = poptorch.trainingModel(Regression(), make_options(1, 12, mode=ALL))
+    executor(*regression_data(24))
+    chosen = executor._session.runner.as_one
+    assert chosen.program.bytes >= 96 and 1 < chosen.number <= 400 // chosen.program.bytes
