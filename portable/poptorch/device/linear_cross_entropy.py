@@ -51,10 +51,8 @@ def linear_cross_entropy(
         A float32 scalar, or (groups,) of them, and the (N,) int64 argmax of each row.
     """
     at_once = at_once and torch.is_grad_enabled()
-    how = _Products(products, native)
-    return _LinearCrossEntropy.apply(
-        hidden.float() if products else hidden, weight, bias, target, reduction, ignore_index, at_once, steps, how, groups
-    )
+    hidden, how = hidden.float() if products else hidden, _Products(products, native)
+    return _LinearCrossEntropy.apply(hidden, weight, bias, target, reduction, ignore_index, at_once, steps, how, groups)
 
 
 class _Products(NamedTuple):

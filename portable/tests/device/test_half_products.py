@@ -360,7 +360,7 @@ def test_a_resumed_run_continues_to_the_bit(bfloat16, monkeypatch):
     executor(*batch())
     weights, state = copy.deepcopy(model.state_dict()), copy.deepcopy(optimizer.state_dict())
     random = executor.rng_state
-    assert state[RECORD] == {"products of half": "bfloat16"}
+    assert state[RECORD]["products of half"] == "bfloat16"
 
     monkeypatch.delenv(policy.HALF_VARIABLE)  # this machine would choose otherwise
     monkeypatch.setattr(policy, "type_of_products", lambda: "float32")

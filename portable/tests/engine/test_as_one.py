@@ -11,6 +11,7 @@ from zoo import ZOO
 import poptorch
 from poptorch.device.linear_cross_entropy import linear_cross_entropy
 from poptorch.engine.as_one.number import VARIABLE
+from poptorch.engine.numerics import RECORD
 
 ALL = poptorch.OutputMode.All
 
@@ -319,3 +320,21 @@ def test_there_are_no_more_than_memory_is_meant_for(monkeypatch):
     executor(*regression_data(24))
     chosen = executor._session.runner.as_one
     assert chosen.program.bytes >= 96 and 1 < chosen.number <= 400 // chosen.program.bytes
+
+
+def test_a_run_keeps_its_number(monkeypatch):
+    def trained(asked, state=None):
+        monkeypatch.setenv(VARIABLE, asked)
+        model = Regression()
+        optimizer = poptorch.optim.Adam(model.parameters(), lr=0.1)
+        if state is not None:
+            optimizer.load_state_dict(state)
+        executor = poptorch.trainingModel(model, make_options(1, 12, mode=ALL), optimizer)
+        executor(*regression_data(24))
+        return executor._session.runner.as_one.number, optimizer.state_dict()
+
+    number, state = trained("4")
+    assert number == 4 and state[RECORD] == {"micro-batches as one": 4}
+    assert trained("", state)[0] == 4
+    assert trained("6", state)[0] == 6
+    assert trained("")[0] == 12

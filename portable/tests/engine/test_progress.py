@@ -49,8 +49,8 @@ def test_every_long_call_has_a_bar_on_a_terminal(clock, monkeypatch):
             self.state = [total, initial, False]
             bars.append(self.state)
 
-        def update(self):
-            self.state[1] += 1
+        def update(self, steps=1):
+            self.state[1] += steps
 
         def close(self):
             self.state[2] = True

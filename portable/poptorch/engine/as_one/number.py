@@ -43,7 +43,9 @@ def wanted() -> int | None:
     return int(text)
 
 
-def choose(make: Callable[[], StackedProgram], micro_batches: int, numerics: Numerics, most: int | None = None) -> AsOne:
+def choose(
+    make: Callable[[], StackedProgram], micro_batches: int, numerics: Numerics, most: int | None = None
+) -> AsOne:
     """As many micro-batches as one as the budget, or the environment, has room for: a divisor of `micro_batches`.
 
     Args:
