@@ -201,12 +201,10 @@ def save_pretrained(model: GPT2LMHeadModel, directory: PathLike) -> None:
     tensors = {key: tensor.detach().cpu() for key, tensor in model.state_dict().items() if key != HEAD}
     tensors[WTE] = tensors[WTE][:real]
     tensors = {key: tensor.contiguous() for key, tensor in tensors.items()}
-    values = dataclasses.replace(model.config, vocab_size=real).to_dict()
-    values["torch_dtype"] = str(tensors[WTE].dtype).split(".")[-1]  # transformers 5 reads this old name too
     directory = Path(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / CONFIG_FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        (directory / CONFIG_FILE).write_text(config_text(model.config, tensors[WTE].dtype), encoding="utf-8")
         # transformers 4.26 refuses a file without the format
         safetensors.torch.save_file(tensors, directory / WEIGHTS_FILE, metadata={"format": "pt"})
         # newer safetensors make the file for its owner alone, whatever the umask
@@ -216,6 +214,13 @@ def save_pretrained(model: GPT2LMHeadModel, directory: PathLike) -> None:
             f"{directory}: the checkpoint cannot be written ({error})\n"
             "HINT: check the free space and the permissions there, or choose another directory"
         ) from error
+
+
+def config_text(config: GPT2Config, dtype: torch.dtype) -> str:
+    """The content of config.json beside weights of that dtype, whose vocabulary has no padding."""
+    values = dataclasses.replace(config, vocab_size=config.real_vocab_size).to_dict()
+    values["torch_dtype"] = str(dtype).split(".")[-1]  # transformers 5 reads this old name too
+    return json.dumps(values, indent=2) + "\n"
 
 
 @contextmanager

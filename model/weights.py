@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import os
 import pickle
 import re
 import warnings
+import zipfile
 from pathlib import Path
-from typing import Mapping
+from typing import Any, ContextManager, Mapping
 
 import safetensors.torch
 import torch
@@ -29,6 +32,7 @@ WRAPPERS = re.compile(r"^(?:(?:module|model)\.)+")
 PARTS = ("wte", "wpe", "h", "ln_f", "lm_head")  # first names within the language model
 # Heads of other tasks that transformers and trl put beside the language model.
 OTHER_HEADS = ("score", "classifier", "multiple_choice_head", "qa_outputs", "v_head")
+_IN_LAYER = re.compile(r"transformer\.h\.(\d{1,9})\.")
 # The causal mask and its value, which older transformers stored with the weights.
 MASK_BUFFER = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
 
@@ -60,21 +64,70 @@ def read_weights(directory: Path) -> tuple[Path, dict[str, Tensor]]:
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        try:
+            return dict(safetensors.torch.load_file(path))  # mapped, not read, until a tensor is used
+        except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+            raise ValueError(f"{path}: cannot be read ({_first_line(error)}); is the file complete?") from error
+    return tensor_mapping(load_torch_file(path), path)
+
+
+def tensor_mapping(content: Any, path: Path) -> dict[str, Tensor]:
+    """`content` if it is a mapping from names to tensors. Raises ValueError naming the file otherwise."""
+    if not isinstance(content, dict) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
+        raise ValueError(f"{path}: is not a mapping from names to tensors; save model.state_dict()")
+    return content
+
+
+class StandIn:
+    """In the place of an object of another program: what it was made of, and none of its code."""
+
+    def __new__(cls, *arguments: Any, **named: Any) -> StandIn:
+        made = object.__new__(cls)
+        made.__dict__["arguments"] = arguments
+        return made
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        self.__dict__.update(state if isinstance(state, dict) else {"state": state})
+
+
+def load_torch_file(path: Path, passed_over: str | None = None) -> Any:
+    """What torch.save has written, without running code; tensors are mapped where torch can do so (from 2.1 on).
+
+    Classes and functions whose full names match `passed_over` become a StandIn; that takes torch 2.6.
+
+    Raises ValueError naming the file: it cannot be read, is damaged, or holds other objects than these, tensors,
+    numbers, texts, lists and mappings.
+    """
     try:
-        if path.suffix == ".safetensors":
-            tensors = safetensors.torch.load_file(path)  # mapped, not read, until a tensor is used
-        else:
-            tensors = torch.load(path, map_location="cpu", weights_only=True)
+        # The format from before torch 1.6, which is no archive, cannot be mapped.
+        is_archive = zipfile.is_zipfile(path)
+        mapped = {"mmap": True} if is_archive and "mmap" in inspect.signature(torch.load).parameters else {}
+        with _stand_ins(path, passed_over if is_archive else None):
+            return torch.load(str(path), map_location="cpu", weights_only=True, **mapped)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path}: is damaged, or holds objects other than tensors, which are not loaded because they may run code; "
             f"download it again or convert it to {WEIGHTS_FILE}"
         ) from error
-    except (OSError, SafetensorError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read ({error}); is the file complete?") from error
-    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
-        raise ValueError(f"{path}: is not a mapping from names to tensors; save model.state_dict()")
-    return tensors
+    except Exception as error:  # whatever a damaged file makes of the unpickler
+        raise ValueError(f"{path}: cannot be read ({_first_line(error)}); is the file complete?") from error
+
+
+def _stand_ins(path: Path, passed_over: str | None) -> ContextManager[Any]:
+    if passed_over is None:
+        return contextlib.nullcontext()
+    if not hasattr(torch.serialization, "get_unsafe_globals_in_checkpoint"):
+        raise RuntimeError("it holds objects of another program, and to pass over them takes torch 2.6")
+    names = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
+    return torch.serialization.safe_globals([(StandIn, name) for name in names if re.fullmatch(passed_over, name)])
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def with_our_names(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
@@ -114,10 +167,24 @@ def with_our_names(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tenso
     return ours
 
 
-def check_weights(tensors: Mapping[str, Tensor], config: GPT2Config, path: Path) -> None:
-    """Raises ValueError unless `tensors` are the parameters of a model of `config`."""
-    with torch.device("meta"):
-        expected = dict(GPT2LMHeadModel(config, initialize=False).named_parameters())
+def check_weights(
+    tensors: Mapping[str, Tensor], config: GPT2Config, path: Path, described: str = "config.json beside it"
+) -> list[str]:
+    """The names of the parameters of a model of `config`, in its order.
+
+    Raises ValueError unless `tensors`, of which only shapes and types are looked at, are these parameters; `described`
+    says where `config` is from.
+    """
+    wrong = f"{path}: is not the GPT-2 that {described} describes"
+    # Before a model is built: a damaged configuration may ask for more layers than there is memory for.
+    found = [int(match.group(1)) for match in map(_IN_LAYER.match, tensors) if match]
+    if found and 1 + max(found) != config.n_layer:
+        raise ValueError(f"{wrong}\n  layers: {1 + max(found)}, and n_layer is {config.n_layer}")
+    try:
+        with torch.device("meta"):
+            expected = dict(GPT2LMHeadModel(config, initialize=False).named_parameters())
+    except RuntimeError as error:  # more bytes than an integer counts
+        raise ValueError(f"{path}: {described} describes a model that is too large ({_first_line(error)})") from error
     shapes = [
         f"{key} {tuple(tensors[key].shape)} instead of {tuple(parameter.shape)}"
         for key, parameter in expected.items()
@@ -126,12 +193,13 @@ def check_weights(tensors: Mapping[str, Tensor], config: GPT2Config, path: Path)
     faults = {
         "missing": [key for key in expected if key not in tensors],
         "unexpected": [key for key in tensors if key not in expected],
-        "of another shape than config.json says": shapes,
+        f"of another shape than {described} says": shapes,
         "not floating point": [key for key, tensor in tensors.items() if not tensor.is_floating_point()],
     }
     if any(faults.values()):
         lines = [f"\n  {fault}: {_some(keys)}" for fault, keys in faults.items() if keys]
-        raise ValueError(f"{path}: is not the GPT-2 that config.json beside it describes" + "".join(lines))
+        raise ValueError(wrong + "".join(lines))
+    return list(expected)
 
 
 def _some(keys: list[str], limit: int = 8) -> str:
