@@ -85,7 +85,8 @@ def missing_paths(path: Path, text: str) -> list[str]:
                 found.append(f"{named(path)}: there is no {word}")
     for module in re.findall(r"-m ([\w.]+)(?!\S)", "\n".join([*spans(text), *code_blocks(text)])):
         parts = module.split(".")
-        if parts[0] in rooms and not (ROOT.joinpath(*parts).with_suffix(".py")).is_file():
+        files = (ROOT.joinpath(*parts).with_suffix(".py"), ROOT.joinpath(*parts, "__main__.py"))
+        if parts[0] in rooms and not any(file.is_file() for file in files):
             found.append(f"{named(path)}: there is no module {module}")
     return found
 

@@ -90,7 +90,8 @@ def pieces(tensor: Tensor, dtype: torch.dtype, name: str) -> Iterator[Tensor]:
 
 def as_bytes(tensor: Tensor) -> memoryview:
     """The memory of a contiguous tensor."""
-    return memoryview(tensor.view(torch.uint8).numpy())
+    # Flat: of a matrix with an extent of 1 the last stride may be any number.
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
 
 
 def write_tensor(file: BinaryIO, tensor: Tensor, dtype: torch.dtype, name: str) -> None:
