@@ -16,6 +16,7 @@ from typing import Sequence
 
 from command_line.checks import check_config, check_layers, check_proportions
 from command_line.generation_flags import GENERATE_GROUPS, check_generation
+from command_line.optimizer_checks import check_optimizer, check_schedule
 from command_line.parser import Parser
 from command_line.training_checks import (
     check_available,
@@ -24,10 +25,8 @@ from command_line.training_checks import (
     check_checkpoints,
     check_global_batch,
     check_log,
-    check_optimizer,
     check_plan,
     check_recompute,
-    check_schedule,
     check_serialization,
     check_train_path,
     check_validation,

@@ -8,7 +8,7 @@ import os
 
 from command_line.checks import Problems, check_checkpoint_source, check_folder
 from model.balance import balanced_layers
-from model.config import DROPOUTS, GPT2Config, padded_rows, read_json_object
+from model.config import GPT2Config, padded_rows, read_json_object
 from model.layout import Layout
 
 
@@ -185,17 +185,6 @@ def check_serialization(problems: Problems, config: GPT2Config | None) -> None:
         args.notes.append(f"{shown} has no effect without --enable-sequence-serialized True")
 
 
-def check_schedule(problems: Problems) -> None:
-    """The warm-up is given once and fits into the schedule."""
-    args = problems.args
-    if "lr_warmup" in args.typed and "lr_warmup_steps" in args.typed:
-        problems.lines.append("--lr-warmup and --lr-warmup-steps contradict each other; give one of them")
-    steps = args.lr_warmup_steps
-    if steps is not None and args.lr_decay_steps is not None and steps > args.lr_decay_steps:
-        remedy = "the warm-up is part of the decay steps"
-        problems.add("lr_warmup_steps", f"longer than {problems.shown('lr_decay_steps')}; {remedy}")
-
-
 def check_global_batch(problems: Problems, trains: bool) -> None:
     """--gradient-accumulation follows from --global-batch-size, which the micro-batches of all replicas divide.
 
@@ -226,34 +215,6 @@ def check_global_batch(problems: Problems, trains: bool) -> None:
         problems.add("global_batch_size", f"no multiple of {' x '.join(parts)}; the next is {nearest}")
         return
     args.gradient_accumulation = args.global_batch_size // least
-
-
-def check_optimizer(problems: Problems) -> None:
-    """Two betas below 1, a floor below the peak of the learning rate, and clipping where PopTorch has it.
-
-    Afterwards args.adam_betas has both, and args.dropout, if given, the three probabilities in the order of
-    model.config.DROPOUTS.
-    """
-    args = problems.args
-    if args.adam_betas is None:
-        args.adam_betas = [0.9, 0.999]
-    elif problems.sound("adam_betas"):
-        if len(args.adam_betas) != 2 or max(args.adam_betas) == 1.0:
-            problems.add("adam_betas", "must be two numbers from 0 to below 1, such as 0.9 0.95")
-    if args.gradient_clipping is not None and args.optimizer.startswith("LAMB"):
-        remedy = "leave it out, or use --optimizer AdamW or Adam"
-        problems.add("gradient_clipping", f"PopTorch's LAMB cannot clip (it has no max_grad_norm); {remedy}")
-    if problems.sound("min_learning_rate", "learning_rate") and args.min_learning_rate > args.learning_rate:
-        problems.add("min_learning_rate", f"above {problems.shown('learning_rate')}, the highest; lower it")
-    elif args.min_learning_rate and args.lr_schedule == "constant":
-        shown = problems.shown("min_learning_rate")
-        args.notes.append(f"{shown} has no effect with --lr-schedule constant, which does not fall")
-    if args.dropout is not None and problems.sound("dropout"):
-        if len(args.dropout) not in (1, len(DROPOUTS)) or max(args.dropout) == 1.0:
-            text = "must be one number from 0 to below 1, or three: residual, embedding, attention"
-            problems.add("dropout", text)
-        elif len(args.dropout) == 1:
-            args.dropout = args.dropout * len(DROPOUTS)
 
 
 def check_validation(problems: Problems) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from command_line.flags import BOOLEAN, DURATION, PATH, TEXT, Flag, one_of, or_word, real, whole
 from model.config import MODELS
 
+# The first five are PopTorch's.
+OPTIMIZERS = ("AdamW", "Adam", "LAMB", "LAMBNoBiasCorrection", "SGD", "Adafactor", "AdafactorNoScaling", "AdamW8bit")
+
 MODEL = (
     Flag("--model", "gpt2", one_of(*MODELS), "size of the model, a file in config/"),
     Flag("--config", None, PATH, "another json file in place of the one --model stands for"),
@@ -77,13 +80,33 @@ TRAINING = (
         DURATION,
         "end with a checkpoint before this much time has passed since the start: seconds, 90m, 4h, [[D-]H:]MM:SS",
     ),
-    Flag("--optimizer", "AdamW", one_of("AdamW", "Adam", "LAMB", "LAMBNoBiasCorrection"), "update rule"),
+    Flag(
+        "--optimizer",
+        "AdamW",
+        one_of(*OPTIMIZERS),
+        "update rule; on an IPU one of the first five",
+    ),
     Flag("--weight-decay", 0.0, real(0), "decay of parameters with two dimensions"),
+    Flag(
+        "--weight-decay-groups",
+        "matrices",
+        one_of("matrices", "gpt-star"),
+        "what decays: parameters with two dimensions, or all but biases, norms of blocks and positions",
+    ),
     Flag("--learning-rate", 1e-5, real(0), "peak learning rate"),
     Flag("--min-learning-rate", 0.0, real(0), "where the linear and the cosine schedule end, and stay"),
-    Flag("--adam-betas", None, real(0, 1), "decay of the two moments, in every optimizer (default: 0.9 0.999)", True),
-    Flag("--adam-epsilon", 1e-6, real(0, above=True), "added to the root of the second moment, in every optimizer"),
-    Flag("--gradient-clipping", None, real(0, above=True), "largest norm of the whole gradient; AdamW and Adam only"),
+    Flag(
+        "--adam-betas", None, real(0, 1), "decay of the two moments of Adam's kinds and LAMB (default: 0.9 0.999)", True
+    ),
+    Flag("--adam-epsilon", 1e-6, real(0, above=True), "added to the root of the second moment of these"),
+    Flag("--sgd-momentum", 0.9, real(0, 1), "momentum of --optimizer SGD"),
+    Flag("--gradient-clipping", None, real(0, above=True), "largest norm of the whole gradient; not with LAMB"),
+    Flag(
+        "--tensor-gradient-clipping",
+        None,
+        real(0, above=True),
+        "largest norm of each parameter's gradient (Keras's clipnorm), with Adam's kinds; not on an IPU",
+    ),
     Flag("--dropout", None, real(0, 1), "probability of dropout; or three: residual, embedding, attention", True),
     Flag("--loss-scaling", 50000.0, real(0, 1e30, above=True), "factor on the loss for half gradients' sake"),
     Flag("--auto-loss-scaling", False, BOOLEAN, "adapt the factor, from 1, instead"),

@@ -10,16 +10,47 @@ import poptorch
 import torch
 from torch import nn
 
+from training.adafactor import Adafactor
+from training.adam_variants import AdamW8bit, TensorClippedAdam, TensorClippedAdamW
+from training.rule_optimizer import RuleOptimizer
+
 BETAS = (0.9, 0.999)  # PopTorch's
+SGD_MOMENTUM = 0.9
+RULES = ("Adafactor", "AdafactorNoScaling", "AdamW8bit")  # each with an update rule of its own
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices with weight decay; biases and layer norms, which have one dimension, without."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+# GPT-127* and its kin leave out what has bias, ln or wpe in its name; the norm after the last block is called `norm`
+# there, and so its weight decays.
+_WITHOUT_DECAY = ("bias", ".ln_1.", ".ln_2.", "wpe")
+
+
+def parameter_groups(model: nn.Module, weight_decay: float, by: str = "matrices") -> list[dict[str, Any]]:
+    """Parameters with weight decay, and without, in two groups.
+
+    By "matrices" those with more than one dimension decay: biases and layer norms do not. By "gpt-star", the rule that
+    GPT-127*, GPT-303* and GPT-1B* were trained with, biases, the layer norms of blocks and position embeddings do not;
+    the last layer norm's weight does.
+    """
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if by == "matrices":
+        decays = {name: parameter.dim() > 1 for name, parameter in named}
+    else:
+        decays = {name: not any(part in name for part in _WITHOUT_DECAY) for name, _ in named}
     return [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+        {"params": [parameter for name, parameter in named if decays[name]], "weight_decay": weight_decay},
+        {"params": [parameter for name, parameter in named if not decays[name]], "weight_decay": 0.0},
     ]
+
+
+def in_bits(groups: Sequence[dict[str, Any]], model: nn.Module) -> list[dict[str, Any]]:
+    """The groups divided again: moments of embeddings stay in 32 bits, others are to have 8 (Dettmers et al. 2022)."""
+    embeddings = {id(each.weight) for each in model.modules() if isinstance(each, nn.Embedding)}
+    found = []
+    for group in groups:
+        for bits in (8, 32):
+            own = [parameter for parameter in group["params"] if (id(parameter) in embeddings) == (bits == 32)]
+            found += [{**group, "params": own, "bits": bits}] if own else []
+    return found
 
 
 def make_optimizer(
@@ -31,24 +62,35 @@ def make_optimizer(
     eps: float = 1e-6,
     betas: Sequence[float] = BETAS,
     gradient_clipping: float | None = None,
+    tensor_clipping: float | None = None,
+    sgd_momentum: float = SGD_MOMENTUM,
+    decay_groups: str = "matrices",
 ) -> torch.optim.Optimizer:
-    """One of AdamW, Adam, LAMB and LAMBNoBiasCorrection; without further arguments with the reference's numerics.
+    """The optimizer of that --optimizer; without further arguments with the reference's numerics.
 
     Gradients and the first moment are kept in half, the second moment in float32: squares of gradients leave half's
-    range first.
+    range first. So does the velocity of SGD, which is kept multiplied by the loss scale.
 
     Args:
         betas: of the two moments. PopTorch makes those that it is given variables of the compiled program, and its
             own, which are the default, constants.
         gradient_clipping: the largest norm that the gradient of all parameters together may have, without the loss
             scale; None: any. LAMB has no such thing in PopTorch.
+        tensor_clipping: the same for the gradient of each parameter by itself, of Adam, AdamW and AdamW8bit.
+        decay_groups: which parameters decay: see parameter_groups.
     """
-    groups = parameter_groups(model, weight_decay)
-    common: dict[str, Any] = dict(
-        lr=learning_rate,
+    groups = parameter_groups(model, weight_decay, decay_groups)
+    if name in RULES or tensor_clipping is not None:
+        return _make_rule_optimizer(
+            name, model, groups, learning_rate, loss_scaling, eps, betas, gradient_clipping, tensor_clipping
+        )
+    common: dict[str, Any] = dict(lr=learning_rate, loss_scaling=loss_scaling, accum_type=torch.float16)
+    if name == "SGD":
+        if gradient_clipping is not None:  # PopTorch measures gradients that are still multiplied by the loss scale
+            common["max_grad_norm"] = gradient_clipping * loss_scaling
+        return poptorch.optim.SGD(groups, momentum=sgd_momentum, velocity_accum_type=torch.float32, **common)
+    common.update(
         eps=eps,
-        loss_scaling=loss_scaling,
-        accum_type=torch.float16,
         first_order_momentum_accum_type=torch.float16,
         second_order_momentum_accum_type=torch.float32,
     )
@@ -62,6 +104,27 @@ def make_optimizer(
     if name == "Adam":
         return poptorch.optim.Adam(groups, **common)
     return poptorch.optim.LAMB(groups, bias_correction=name == "LAMB", **common)
+
+
+def _make_rule_optimizer(
+    name: str,
+    model: nn.Module,
+    groups: Sequence[dict[str, Any]],
+    learning_rate: float,
+    loss_scaling: float,
+    eps: float,
+    betas: Sequence[float],
+    gradient_clipping: float | None,
+    tensor_clipping: float | None,
+) -> RuleOptimizer:
+    """Those that PopTorch does not have."""
+    common: dict[str, Any] = dict(lr=learning_rate, loss_scaling=loss_scaling, max_grad_norm=gradient_clipping)
+    if name.startswith("Adafactor"):
+        return Adafactor(groups, scale_parameter=name == "Adafactor", **common)
+    common.update(betas=tuple(betas), eps=eps, max_tensor_norm=tensor_clipping)
+    if name == "AdamW8bit":
+        return AdamW8bit(in_bits(groups, model), **common)
+    return (TensorClippedAdam if name == "Adam" else TensorClippedAdamW)(groups, **common)
 
 
 def schedule_factor(kind: str, step: int, warmup_steps: int, decay_steps: int, floor: float = 0.0) -> float:

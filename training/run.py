@@ -9,6 +9,7 @@ import math
 import sys
 import time
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Callable, Iterator, Sequence
 
@@ -36,6 +37,7 @@ from training.log.curves import CURVES_FILE, lacks_validation
 from training.log.gradient_norm import loss_scale
 from training.memory import is_out_of_memory
 from training.optimization import course_note, last_rate, make_optimizer, make_schedule, warmup_length
+from training.rule_optimizer import RuleOptimizer
 from training.save_folder import BEST, SaveFolder, find_latest, names_due
 from training.sharing import join, samples_of_this_process
 from training.time_limit import TimeLimit
@@ -140,10 +142,8 @@ class TrainingRun:
             micro_batches=args.gradient_accumulation * local_replicas(args),
             uneven=self._uneven,
         )
-        try:
+        with self._refusals("these flags or its environment variables"):
             self.executor = poptorch.trainingModel(self.model, self._options, self.optimizer)
-        except poptorch.Error as error:
-            raise BadFlags(f"the runtime refuses these flags or its environment variables: {error}") from error
         self.validator: Validator | None = None
         if held_out is not None:
             self.validator = Validator(
@@ -161,6 +161,9 @@ class TrainingRun:
             eps=args.adam_epsilon,
             betas=args.adam_betas,
             gradient_clipping=args.gradient_clipping,
+            tensor_clipping=args.tensor_gradient_clipping,
+            sgd_momentum=args.sgd_momentum,
+            decay_groups=args.weight_decay_groups,
         )
 
     def _restore(self, state: dict[str, Any], resumed: Path) -> None:
@@ -266,13 +269,29 @@ class TrainingRun:
         return Call(ids, ids, torch.ones(samples // self.args.batch_size, 2))
 
     def _compile(self, call: Call) -> None:
-        try:
+        with self._refusals("these flags"):  # numbers of IPUs, stages, options: all of them come from flags
             self.executor.compile(**call._asdict())
+
+    @contextmanager
+    def _refusals(self, what: str) -> Iterator[None]:
+        """What the runtime refuses inside is told as BadFlags about `what`."""
+        try:
+            yield
         except poptorch.Error as error:
             if is_out_of_memory(error):
                 raise
-            # Numbers of IPUs, stages, options: all of them come from flags.
-            raise BadFlags(f"the runtime refuses these flags: {error}") from error
+            raise BadFlags(f"the runtime refuses {what}: {error}") from error
+        except AssertionError as error:  # PopTorch's answer to an optimizer that it does not have
+            if not isinstance(self.optimizer, RuleOptimizer):
+                raise
+            flag = f"--optimizer {self.args.optimizer}"
+            remedy = "one of AdamW, Adam, LAMB, LAMBNoBiasCorrection and SGD"
+            if self.args.tensor_gradient_clipping is not None:
+                flag += f" with --tensor-gradient-clipping {self.args.tensor_gradient_clipping:g}"
+                remedy += ", without --tensor-gradient-clipping"
+            raise BadFlags(
+                f"{flag}: PopTorch has no such update on an IPU, it runs on a CPU or a GPU; use {remedy}"
+            ) from error
 
     @property
     def alone(self) -> bool:

@@ -12,9 +12,7 @@ from typing import NamedTuple, Sequence
 from model.config import GPT2Config
 from model.layout import Layout
 from model.pipeline import POSITIONS, TOKENS, Stage, stage_parameters
-
-HALF, FLOAT = 2, 4  # bytes
-MOMENTS = HALF + FLOAT  # the first moment in half, the second one in float32 (training.optimization)
+from training.optimizer_memory import FLOAT, HALF, shares_out, state_bytes
 
 
 class Device(NamedTuple):
@@ -90,7 +88,7 @@ def stage_memory(
     return Memory(
         weights=parameters * device.weight,
         gradients=parameters * device.gradient + _fresh_matrix(stage, config, layout, device),
-        optimizer=parameters * MOMENTS // optimizer_shards(args, layout, device),
+        optimizer=state_bytes(stage, config, args) // optimizer_shards(args, layout, device),
         activations=flight * (_kept(stage, config, args, device) + _sent(stage, stages, config, args, layout, device)),
         working=_working(stage, config, args, device, sharded=optimizer_shards(args, layout, device) > 1),
     )
@@ -98,7 +96,7 @@ def stage_memory(
 
 def optimizer_shards(args: argparse.Namespace, layout: Layout, device: Device) -> int:
     """Into how many parts --replicated-tensor-sharding divides the optimizer's state of a stage."""
-    if not args.replicated_tensor_sharding:
+    if not shares_out(args):
         return 1
     return layout.replicas if device is IPU else layout.processes // layout.ranks_a_replica
 
@@ -169,6 +167,10 @@ def _working(stage: Stage, config: GPT2Config, args: argparse.Namespace, device:
     needs = [2 * config.n_embd * config.inner_size * device.fresh] if stage.layers else [0]
     if TOKENS in stage.embeddings and sharded and device is not IPU:  # the matrix, put together from its shards
         needs.append(config.vocab_size * config.n_embd * (FLOAT if device is CPU else HALF))
+    if args.optimizer.startswith("Adafactor"):  # a whole parameter's gradient in float32, and its update
+        rows = max(3 * config.n_embd, config.inner_size) if stage.layers else 0
+        rows = config.vocab_size if TOKENS in stage.embeddings else rows
+        needs.append(2 * rows * config.n_embd * FLOAT)
     if any(layer in args.recompute_checkpoint_layers for layer in stage.layers):
         needs[0] += block_activations(config, args, device)
     if stage.head:

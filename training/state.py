@@ -29,6 +29,9 @@ _FORMER = {
     "--adam-betas": [0.9, 0.999],
     "--adam-epsilon": 1e-6,
     "--gradient-clipping": None,
+    "--tensor-gradient-clipping": None,
+    "--sgd-momentum": 0.9,
+    "--weight-decay-groups": "matrices",
 }
 _LOSS_MEAN = "labels"  # what the loss of a weight update is the mean over; older states have no such entry
 _MODEL = "the model's configuration"
@@ -47,6 +50,9 @@ _DECIDING = (
     "adam_betas",
     "adam_epsilon",
     "gradient_clipping",
+    "tensor_gradient_clipping",
+    "sgd_momentum",
+    "weight_decay_groups",
     "loss_scaling",
     "auto_loss_scaling",
     "lr_schedule",

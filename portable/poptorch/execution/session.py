@@ -26,6 +26,7 @@ from ..engine.running.probe import Probe
 from ..engine.running.randomness import RandomStreams
 from ..engine.running.runner import Runner
 from ..engine.running.state import DeviceState
+from ..engine.updating import registered_rules
 from ..engine.updating.loss_scaling import AutomaticLossScaling
 from ..engine.updating.optimizer import DeviceOptimizer
 from ..engine.updating.spread import Spread
@@ -193,7 +194,9 @@ class Session:
         options, state = self._options, self._state
         host = dict(self._model.named_parameters())
         named = {name: host[name] for name in state.parameters}
-        sharded = self._sharded()
+        rule = registered_rules.registered_rule(optimizer)
+        block = 1 if rule is None else rule.block
+        sharded = {} if block is None else self._sharded(block)
         if sharded or self._parts is not None:
             self.together = group.everybody()
         self.optimizer = DeviceOptimizer(
@@ -205,13 +208,14 @@ class Session:
             generator=None,
             relax_attribute_checks=options.relax_optimizer_checks,
             automatic_scaling=_automatic_scaling(options),
-            spread=self._spread(sharded),
+            spread=self._spread(sharded, block or 1),
             states_apart=options.TensorLocations.state_off_chip and self._has_memory_of_its_own,
         )
         if state.grouped and self.optimizer.measures_norms:
             raise createPoptorchError(
-                f"replicaGrouping: parameter {state.grouped[0]} differs between groups of replicas, which LAMB and "
-                "max_grad_norm do not support in this runtime: use another optimizer without clipping"
+                f"replicaGrouping: parameter {state.grouped[0]} differs between groups of replicas, which LAMB, "
+                "registered update rules and max_grad_norm do not support in this runtime: use another optimizer "
+                "without clipping"
             )
         training = options.Training
         self._accumulator = GradientAccumulator(
@@ -229,19 +233,22 @@ class Session:
         """Whether the device has, so that something can be kept in the host's instead."""
         return any(parameter.is_cuda for parameter in self._state.parameters.values())
 
-    def _spread(self, sharded: dict[str, int]) -> Spread:
+    def _spread(self, sharded: dict[str, int], block: int) -> Spread:
         if self._parts is None:
-            return Spread(sharded, self._replicas)
+            return Spread(sharded, self._replicas, block=block)
         placement = self._parts.placement
         elsewhere = [name for name, which in placement.shared.items() if which[0] != placement.part]
-        return Spread(sharded, self._replicas, self._parts.links.replica, elsewhere)
+        return Spread(sharded, self._replicas, self._parts.links.replica, elsewhere, block)
 
-    def _sharded(self) -> dict[str, int]:
-        """Elements of the parameters whose optimizer states are shared out among the replicas, by name."""
+    def _sharded(self, block: int) -> dict[str, int]:
+        """Elements of the parameters whose optimizer states are shared out among the replicas, by name.
+
+        A shard begins at a multiple of `block` elements.
+        """
         least, processes = self._options.TensorLocations.min_sharded_state, Layout.of(self._options).processes
         if least is None or processes == 1:
             return {}
-        least = max(least, processes**2)  # no shard is empty then
+        least = max(least, processes**2 * block)  # no shard is empty then
         sizes = {name: tensor.numel() for name, tensor in self._state.parameters.items() if tensor.requires_grad}
         return {name: size for name, size in sizes.items() if size >= least}
 

@@ -24,6 +24,31 @@ class Model(torch.nn.Module):
         return poptorch.identity_loss(self.layer(x).square(), "mean")
 
 
+class Signs:
+    """m += sign(g), kept as whole numbers of a byte;  w -= lr m / (largest |m| of a block of four + steps so far)."""
+
+    block = 4
+
+    def states(self, shape, group):
+        return {"signs": (shape, torch.int8), "largest": (torch.Size([-(-shape.numel() // 4)]), torch.float32)}
+
+    def update(self, weight, gradient, states, group, step, norm):
+        signs = states["signs"].view(-1)
+        signs.add_(gradient.view(-1).sign().to(torch.int8))
+        states["largest"].copy_(signs.view(-1, 4).abs().amax(dim=1))
+        divisor = states["largest"].repeat_interleave(4) + step
+        weight.view(-1).sub_(group["lr"] * signs / divisor)
+
+
+class Registered(torch.optim.Optimizer):
+    """An optimizer with a rule of its own, which shares its states out in blocks of four."""
+
+    portable_update_rule = Signs()
+
+    def __init__(self, params, lr):
+        super().__init__(params, {"lr": lr})
+
+
 def options(rank: int, processes: int) -> poptorch.Options:
     """Two replicas, in one process or two, whose optimizer's states are shared out."""
     made = poptorch.Options().replicationFactor(2 // processes)
@@ -67,13 +92,28 @@ def loaded(path: str) -> list[torch.Tensor]:
     return [weight.clone() for weight in executor.model.state_dict().values()]
 
 
-@pytest.mark.parametrize("kind", [poptorch.optim.AdamW, torch.optim.Adam])
+@pytest.mark.parametrize("kind", [poptorch.optim.AdamW, torch.optim.Adam, Registered])
 def test_an_executor_in_a_file_goes_on_in_as_many_processes(tmp_path, kind):
     path = str(tmp_path / "executor.poptorch")
     expected = together(2, saved_on_the_way, path, kind)[0]
     assert os.listdir(tmp_path) == ["executor.poptorch"]
     for found in together(2, loaded, path):
         assert all(map(torch.equal, found, expected))
+
+
+def trained() -> list[torch.Tensor]:
+    rank, processes = place()
+    model = Model()
+    executor = poptorch.trainingModel(model, options(rank, processes), Registered(model.parameters(), lr=0.1))
+    for call in range(4):
+        executor(batch(call, rank, processes))
+    return [weight.clone() for weight in model.state_dict().values()]
+
+
+def test_states_of_a_registered_rule_are_shared_out():
+    (expected,) = together(1, trained)
+    for found in together(2, trained):
+        torch.testing.assert_close(found, expected)
 
 
 def not_saved(folder: str) -> str:

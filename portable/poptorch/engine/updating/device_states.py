@@ -10,7 +10,7 @@ import torch
 
 from ... import notices
 from ..processes.collecting import Owned, copies
-from . import optimizer_state
+from . import optimizer_state, registered_rules
 from .hyperparameters import Settings
 from .loss_scaling import AutomaticLossScaling
 from .optimizer_values import Values
@@ -43,8 +43,23 @@ class DeviceStates:
     def _velocity_role(self) -> str:
         return "Accl" if self._settings.use_combined_accum else "Accl1"
 
+    def _forms(self, name: str) -> dict[str, registered_rules.StateForm]:
+        """Shapes and types of the states that parameter `name` needs, as they are here: whole ones or shards."""
+        settings, values, shape = self._settings, self._settings.values[name], self._whole[name].shape
+        if settings.rule is not None:
+            return registered_rules.forms(settings.rule, shape, self._params[name].numel(), values.group)
+        return {role: (self._params[name].shape, dtype) for role, dtype in self._roles(name).items()}
+
+    def _whole_forms(self, name: str) -> dict[str, tuple[torch.Size, int]]:
+        """The shape of each whole state of parameter `name`, and the elements that an entry of it belongs to."""
+        rule, shape = self._settings.rule, self._whole[name].shape
+        if rule is None:
+            return {role: (shape, 1) for role in self._roles(name)}
+        forms = registered_rules.forms(rule, shape, shape.numel(), self._settings.values[name].group)
+        return {role: (form, registered_rules.entry_elements(rule, shape, form)) for role, (form, _) in forms.items()}
+
     def _roles(self, name: str) -> dict[str, torch.dtype]:
-        """The states that parameter `name` needs and their types."""
+        """The states that PopTorch's optimizers keep of parameter `name`, of its shape, and their types."""
         settings, values = self._settings, self._settings.values[name]
         if settings.kind == "SGD":
             # The combined accumulator is of the weight's type: there is no option for it.
@@ -62,12 +77,12 @@ class DeviceStates:
 
     def _allocate_states(self) -> None:
         for name, param in self._params.items():
-            wanted = self._roles(name)
+            wanted = self._forms(name)
             states = self._states[name]
-            for role, dtype in wanted.items():
+            for role, (shape, dtype) in wanted.items():
                 if role not in states:
                     where = {"device": "cpu", "pin_memory": param.is_cuda} if self._states_apart else {}
-                    states[role] = torch.zeros(param.shape, dtype=dtype, **{"device": param.device, **where})
+                    states[role] = torch.zeros(shape, dtype=dtype, **{"device": param.device, **where})
             for role in states.keys() - wanted:
                 del states[role]
 
@@ -86,15 +101,16 @@ class DeviceStates:
 
         States are `Accl1___<param>` (first moment or velocity; RMSprop: the mean square), `Accl2___<param>` (second
         moment; centered RMSprop: the mean), `Accl3___<param>` (RMSprop's momentum), `Accl___<param>` (combined
-        velocity), and `Step___<param>`. SGD's velocities are stored multiplied by loss_scaling, combined ones by
-        velocity_scaling. Hyper-parameters are 0-d float64, so that loading continues to the bit; the SDK has float32
-        there. `collect` makes whole states of what this process owns of them.
+        velocity), and `Step___<param>`; a registered rule has its own names in place of these. SGD's velocities are
+        stored multiplied by loss_scaling, combined ones by velocity_scaling. Hyper-parameters are 0-d float64, so that
+        loading continues to the bit; the SDK has float32 there. `collect` makes whole states of what this process owns
+        of them.
         """
-        owned = {
-            f"{role}___{name}": self._spread.owned(name, state, self._whole[name].shape)
-            for name, states in self._states.items()
-            for role, state in states.items()
-        }
+        owned = {}
+        for name, states in self._states.items():
+            forms = self._whole_forms(name)
+            for role, state in states.items():
+                owned[f"{role}___{name}"] = self._spread.owned(name, state, *forms[role])
         numbers = {}
         if self._settings.kind != "SGD":
             numbers = {f"Step___{name}": torch.tensor(float(step)) for name, step in self._steps.items()}
@@ -117,11 +133,14 @@ class DeviceStates:
             raise RuntimeError("Only IPU optimizer states can be loaded onto the IPU.")
         loaded, missing = state["ipu_state"], []
         for name, param in self._whole.items():
-            for key in (f"{role}___{name}" for role in ("Accl", "Accl1", "Accl2", "Accl3")):
-                if key in loaded and loaded[key].shape != param.shape:
+            expected = {role: param.shape for role in ("Accl", "Accl1", "Accl2", "Accl3")}
+            expected.update({role: shape for role, (shape, _) in self._whole_forms(name).items()})
+            for role, shape in expected.items():
+                key = f"{role}___{name}"
+                if key in loaded and loaded[key].shape != shape:
                     raise ValueError(
-                        f"optimizer state {key} has shape {tuple(loaded[key].shape)}, the parameter has "
-                        f"{tuple(param.shape)}: load the state of the same model"
+                        f"optimizer state {key} has shape {tuple(loaded[key].shape)}, of a parameter of shape "
+                        f"{tuple(param.shape)} it has {tuple(shape)}: load the state of the same model"
                     )
         scales = self._velocity_scales()
         saved, absent = optimizer_state.from_tensors(self._settings, state["ipu_param"], constants=True)
@@ -134,9 +153,11 @@ class DeviceStates:
             saved = dataclasses.replace(saved, loss_scaling=scaling)
         self._allocate_states()
         for name, states in self._states.items():
+            forms = self._whole_forms(name)
             for role, tensor in states.items():
                 if f"{role}___{name}" in loaded:
-                    tensor.copy_(self._spread.own(name, loaded[f"{role}___{name}"]))
+                    own = self._spread.own_entries(name, loaded[f"{role}___{name}"], forms[role][1])
+                    tensor.copy_(own.view(tensor.shape))
                     scales[name] = velocity_scale(saved, saved.values[name])
                 else:
                     missing.append(f"{role}___{name}")

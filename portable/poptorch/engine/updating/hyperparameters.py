@@ -6,6 +6,7 @@ Nothing here runs a Python optimizer; spec section 7 says what PopTorch takes fr
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import logging
 import math
@@ -17,7 +18,8 @@ import torch
 from ... import notices
 from ...checks import require
 from ...poptorch_core import createPoptorchError
-from .optimizer_values import VALUES, AdamValues, LAMBValues, RMSpropValues, SGDValues, Values
+from .optimizer_values import VALUES, AdamValues, LAMBValues, RMSpropValues, RuleValues, SGDValues, Values
+from .registered_rules import UpdateRule, group_numbers, registered_rule
 
 KINDS = {"SGD": torch.optim.SGD, "Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW, "RMSprop": torch.optim.RMSprop}
 SUPPORTED = (*KINDS, "LAMB")
@@ -38,12 +40,13 @@ class Settings:
     """One reading of an optimizer.
 
     Attributes:
-        kind: a name of SUPPORTED.
+        kind: a name of SUPPORTED, or that of a class with a registered rule.
         values: by parameter name.
         constants: by parameter name, the fields of its values that may not change after compilation.
         loss_scaling_constant: whether loss_scaling may not.
         accum_type: dtype of gradient accumulators, None where the program left it open.
         first_type, second_type, velocity_type: dtypes of the optimizer's states.
+        rule: that of an optimizer which PopTorch does not have.
     """
 
     kind: str
@@ -59,6 +62,7 @@ class Settings:
     first_type: torch.dtype
     second_type: torch.dtype
     velocity_type: torch.dtype
+    rule: UpdateRule | None = None
 
 
 def read(
@@ -73,18 +77,21 @@ def read(
         AssertionError: unsupported class of optimizer, or RMSprop groups that disagree on `centered`.
         ValueError: amsgrad, a dtype other than float16 and float32, or a loss_scaling that is not positive.
     """
-    kind = _kind(optimizer)
+    rule = registered_rule(optimizer)
+    kind = _kind(optimizer) if rule is None else f"{type(optimizer).__name__} by a registered rule"
     groups = optimizer.param_groups
-    if any(group.get("amsgrad") for group in groups):
+    if rule is None and any(group.get("amsgrad") for group in groups):
         raise ValueError("Only non-amsgrad Adam/AdamW optimizers are supported: leave amsgrad out.")
     if kind == "RMSprop":
         agree = len({bool(group.get("centered")) for group in groups}) == 1
         require(agree, "All parameter groups of RMSprop must have the same value for the centered attribute.")
-    _report_ignored(optimizer, kind, relax_attribute_checks)
+    if rule is None:
+        _report_ignored(optimizer, kind, relax_attribute_checks)
 
-    of_group = [_group_values(kind, group, optimizer.defaults) for group in groups]
+    read_group = _rule_values if rule is not None else functools.partial(_group_values, kind)
+    of_group = [read_group(group, optimizer.defaults) for group in groups]
     by_id = {id(param): of_group[i] for i, group in enumerate(groups) for param in group["params"]}
-    defaults = _group_values(kind, {}, optimizer.defaults)
+    defaults = read_group({}, optimizer.defaults)
     values = {name: by_id.get(id(param), defaults) for name, param in named_params.items()}
     constant_fields = {value: _constant_fields(optimizer, kind, value) for value in set(values.values())}
     loss_scaling = float(getattr(optimizer, "loss_scaling", 1.0))
@@ -110,6 +117,7 @@ def read(
         first_type=_dtype(optimizer, "first_order_momentum_accum_type"),
         second_type=_dtype(optimizer, "second_order_momentum_accum_type"),
         velocity_type=_dtype(optimizer, "velocity_accum_type"),
+        rule=rule,
     )
 
 
@@ -208,6 +216,10 @@ def _group_values(kind: str, group: Mapping[str, Any], defaults: Mapping[str, An
     return AdamValues(decoupled=kind == "AdamW" or bool(get("decoupled_weight_decay", False)), **common)
 
 
+def _rule_values(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> RuleValues:
+    return RuleValues(float({**defaults, **group}.get("lr", 0.0)), group_numbers(group, defaults))
+
+
 def max_weight_norm(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> float:
     """LAMB's bound on the weight norm: the group's, else the optimizer's; None in either means 65500."""
     value = group["max_weight_norm"] if "max_weight_norm" in group else defaults.get("max_weight_norm")
@@ -219,7 +231,9 @@ def _attribute(field: str) -> str:
 
 
 def _constant_fields(optimizer: torch.optim.Optimizer, kind: str, values: Values) -> frozenset[str]:
-    constants = set()
+    constants: set[str] = set()
+    if isinstance(values, RuleValues):
+        return frozenset()  # there is no compiled update that they are part of
     for field in dataclasses.fields(values):
         attribute = _attribute(field.name)
         if field.name in _STRUCTURAL:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from . import hyperparameters, update_rules
+from . import hyperparameters, registered_rules, update_rules
 from .device_states import DeviceStates, velocity_scale
 from .loss_scaling import AutomaticLossScaling
 from .pieces import Float32Views, Piece, buckets, chunk_elements, cut
@@ -25,7 +25,8 @@ class DeviceOptimizer(DeviceStates):
     """One optimizer's states on the device, and its step.
 
     Args:
-        optimizer: a torch.optim or poptorch.optim SGD, Adam, AdamW, RMSprop or poptorch.optim.LAMB; only read.
+        optimizer: a torch.optim or poptorch.optim SGD, Adam, AdamW, RMSprop or poptorch.optim.LAMB, or one of a class
+            with a registered rule; only read.
         named_params: the user model's parameters by name; their identity finds the group they belong to.
         device_params: the contiguous tensors to update, under the same names; float32 masters or half.
         param_dtypes: the types the program sees, which decide the default type of gradient accumulators.
@@ -88,8 +89,9 @@ class DeviceOptimizer(DeviceStates):
 
     @property
     def measures_norms(self) -> bool:
-        """Whether an update depends on the norm of whole tensors."""
-        return self._settings.kind == "LAMB" or not math.isinf(self._settings.max_grad_norm)
+        """Whether an update may depend on the norm of whole tensors."""
+        settings = self._settings
+        return settings.kind == "LAMB" or settings.rule is not None or not math.isinf(settings.max_grad_norm)
 
     def accum_dtype(self, name: str) -> torch.dtype:
         """The type in which the gradients of parameter `name` are to be accumulated."""
@@ -129,14 +131,23 @@ class DeviceOptimizer(DeviceStates):
         grads = {name: grads[name].reshape(-1) for name in names}
         change = 1.0 if self._automatic is None else self._adapt_scaling(grads)
         divisor = self._divisor([grad for name, grad in grads.items() if name not in self._spread.elsewhere])
-        grads = {name: self._spread.own(name, grad) for name, grad in grads.items()}
         for name in names:
             self._steps[name] += 1
+        if self._settings.rule is not None:
+            for name in names:
+                self._registered_step(name, grads[name], divisor)
+            self._finish(names, change)
+            return
+        grads = {name: self._spread.own(name, grad) for name, grad in grads.items()}
         for alike in self._alike(names, grads).values():
             if self._settings.kind == "LAMB":
                 self._lamb_step(alike, grads, divisor)
             else:
                 self._elementwise_step(alike, grads, divisor)
+        self._finish(names, change)
+
+    def _finish(self, names: list[str], change: float) -> None:
+        """Every process gets the weights that others have updated; the loss scaling follows the gradients."""
         self._spread.spread(self._whole, names)
         # torch's fused updates, and what came from other processes, do not count as changes by themselves.
         torch.autograd.graph.increment_version(self._whole.values())
@@ -152,9 +163,7 @@ class DeviceOptimizer(DeviceStates):
         scaling, limit = self._settings.loss_scaling, self._settings.max_grad_norm
         if math.isinf(limit):
             return scaling
-        pieces = [piece for grad in grads for piece in grad.split(chunk_elements(grad.device))]
-        norms = [torch.linalg.vector_norm(piece.float()) for piece in pieces] or [torch.zeros(())]
-        norm = torch.linalg.vector_norm(torch.stack([each.to(norms[0].device) for each in norms]))
+        norm = _norm(grads)
         if self._spread.parts is not None:
             norm = self._spread.added([norm.square()])[0].sqrt()
         if self._settings.kind != "SGD":
@@ -241,6 +250,28 @@ class DeviceOptimizer(DeviceStates):
         )
         return params, x
 
+    def _registered_step(self, name: str, grad: torch.Tensor, divisor: Any) -> None:
+        """By the optimizer's registered rule, in pieces if that allows them."""
+        rule, values, whole = self._settings.rule, self._settings.values[name], self._whole[name]
+        weights, device = self._params[name].view(-1), whole.device
+        divisor = _as_tensor(divisor, device)
+        norm = _norm([grad]) if divisor is None else _norm([grad]) / divisor
+        grad = self._spread.own(name, grad)
+        for start, stop in registered_rules.pieces(rule, len(weights), chunk_elements(device)):
+            param = Float32Views([weights[start:stop]])
+            g = Float32Views([grad[start:stop]]).tensors[0]
+            if divisor is not None:
+                g.div_(divisor)
+            stored = registered_rules.of_piece(self._states[name], rule, len(weights), start, stop)
+            states = {role: state.to(device) for role, state in stored.items()}  # the same ones unless kept apart
+            shape = whole.shape if rule.block is None else g.shape
+            w = param.tensors[0]
+            rule.update(w.view(shape), g.view(shape), states, values.group, self._steps[name], norm)
+            if self._states_apart:
+                for role, state in stored.items():
+                    state.copy_(states[role])
+            param.write_back(self._stochastic_rounding, self._generator)
+
     def _load_states(self, pieces: list[Piece]) -> dict[str, Float32Views]:
         roles = self._states[pieces[0][0]]
         apart = self._params[pieces[0][0]].device if self._states_apart else None
@@ -257,6 +288,13 @@ class DeviceOptimizer(DeviceStates):
         fused = fused and not self._states_apart
         sizes = {name: self._params[name].numel() for name in names}
         return buckets(sizes, sum(sizes.values()) if fused else chunk_elements(param.device))
+
+
+def _norm(grads: list[torch.Tensor]) -> torch.Tensor:
+    """The norm of all of these together, 0-d float32, on the device of the first; flattened ones of any type."""
+    pieces = [piece for grad in grads for piece in grad.split(chunk_elements(grad.device))]
+    norms = [torch.linalg.vector_norm(piece.float()) for piece in pieces] or [torch.zeros(())]
+    return torch.linalg.vector_norm(torch.stack([each.to(norms[0].device) for each in norms]))
 
 
 def _as_tensor(divisor: float | torch.Tensor, device: torch.device) -> torch.Tensor | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,5 +54,18 @@ class RMSpropValues:
     centered: bool
 
 
-Values = SGDValues | AdamValues | LAMBValues | RMSpropValues
+@dataclasses.dataclass(frozen=True)
+class RuleValues:
+    """What a registered rule updates a parameter with: lr, and the group's other entries by name and in order."""
+
+    lr: float
+    numbers: tuple[tuple[str, Any], ...]
+
+    @property
+    def group(self) -> dict[str, Any]:
+        """All of them by name."""
+        return {"lr": self.lr, **dict(self.numbers)}
+
+
+Values = SGDValues | AdamValues | LAMBValues | RMSpropValues | RuleValues
 VALUES = {"SGD": SGDValues, "Adam": AdamValues, "AdamW": AdamValues, "RMSprop": RMSpropValues, "LAMB": LAMBValues}

@@ -23,6 +23,7 @@ class Spread:
         shards: the processes that share them, which have equal gradients.
         parts: the processes that have the other parameters of the replica.
         elsewhere: names of parameters that another one of these counts in sums over all parameters.
+        block: shards begin at multiples of so many elements.
     """
 
     def __init__(
@@ -31,22 +32,20 @@ class Spread:
         shards: dist.ProcessGroup | None = None,
         parts: dist.ProcessGroup | None = None,
         elsewhere: Collection[str] = (),
+        block: int = 1,
     ):
         self.parts, self.elsewhere = parts, frozenset(elsewhere)
-        self._group = shards
+        self._group, self._block = shards, block
         self._sizes = dict(sizes) if shards is not None else {}
         self._processes = 1 if shards is None else dist.get_world_size(shards)
         self._rank = 0 if shards is None else dist.get_rank(shards)
 
     def own(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """The shard that this process updates, 1-D, a view; the tensor as it is if it is not sharded."""
-        if name not in self._sizes:
-            return tensor
-        each = self._each(name)
-        return tensor.view(-1)[self._rank * each : (self._rank + 1) * each]
+        return self.own_entries(name, tensor, 1)
 
     def _each(self, name: str) -> int:
-        return -(-self._sizes[name] // self._processes)
+        return -(-self._sizes[name] // (self._processes * self._block)) * self._block
 
     def _gathered(self, name: str, shard: torch.Tensor) -> torch.Tensor:
         """All shards side by side, with what pads the last ones at the end."""
@@ -61,11 +60,21 @@ class Spread:
             dist.all_gather_single(whole, mine, group=self._group)
         return whole
 
-    def owned(self, name: str, state: torch.Tensor, shape: torch.Size) -> Owned:
-        """A state of a parameter of this shape, as this process has it: whole, or the shard of it."""
+    def owned(self, name: str, state: torch.Tensor, shape: torch.Size, elements: int = 1) -> Owned:
+        """A state of this shape of a parameter, as this process has it: whole, or the shard of it.
+
+        `elements` of the parameter belong to an entry of the state.
+        """
         if name not in self._sizes:
             return Owned(shape, state.detach())
-        return Owned(shape, state.detach(), self._rank * self._each(name))
+        return Owned(shape, state.detach(), self._rank * self._each(name) // elements)
+
+    def own_entries(self, name: str, state: torch.Tensor, elements: int) -> torch.Tensor:
+        """What `own` is for a parameter, of a whole state of which an entry belongs to so many elements."""
+        if name not in self._sizes:
+            return state
+        each = self._each(name) // elements
+        return state.view(-1)[self._rank * each : (self._rank + 1) * each]
 
     def spread(self, parameters: Mapping[str, torch.Tensor], names: Sequence[str]) -> None:
         """The updated shards of `names` reach every process's `parameters`."""
