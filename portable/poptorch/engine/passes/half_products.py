@@ -42,7 +42,16 @@ _FUNCTIONS = frozenset(
     {aten.gelu.default, aten.relu.default, aten.silu.default, aten.tanh.default, aten.dropout.default}
 )
 _CASTS = frozenset({aten.to.dtype, aten._to_copy.default, aten.to.dtype_layout})
-_SUMS = frozenset({aten.add.Tensor, aten.sub.Tensor})
+# Readers of logits and of scores, which lose by every bit; between scores and their softmax there may be some more.
+_STATISTICS = _CASTS | {
+    aten.softmax.int, aten.log_softmax.int, aten._softmax.default, aten._log_softmax.default, aten.logsumexp.default,
+    aten.cross_entropy_loss.default, aten.nll_loss_nd.default, aten.argmax.default, aten.topk.default,
+    aten.max.dim, "output",
+}  # fmt: skip
+_OF_SCORES = _STATISTICS | {
+    aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar, aten.add.Tensor, aten.sub.Tensor,
+    aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf, aten.masked_fill.Scalar, aten.masked_fill.Tensor,
+}  # fmt: skip
 
 
 def mark_half(traced: TracedGraph) -> bool:
@@ -173,7 +182,7 @@ class _Rewriter:
             if self._must_be_wide(node):
                 self._widen_result(node)
             return
-        wide = self._must_be_wide(node) or not self._is_read_narrow(node)
+        wide = self._must_be_wide(node) or self._goes_into_statistics(node)
         how = (self._dtype, self._native, wide)
         if node.target is _LINEAR:
             x, weight, bias = (*node.args, None)[:3]
@@ -194,6 +203,7 @@ class _Rewriter:
             return False
         with self._graph.inserting_before(node):
             transposed = self._graph.call_function(aten.t.default, (weight,))
+        self._origin[transposed] = self._origin[weight]
         if weight in self._narrow:
             self._narrow.add(transposed)
         node.target, node.args = _LINEAR, (x, transposed, bias)
@@ -216,16 +226,18 @@ class _Rewriter:
         node.replace_all_uses_with(wide, delete_user_cb=lambda user: user is not wide)
         self.widened[node] = wide
 
-    def _is_read_narrow(self, node: torch.fx.Node) -> bool:
-        """Whether some reader of a product, behind views of it, gains from 16 bits: a product, a function, a sum.
+    def _goes_into_statistics(self, node: torch.fx.Node) -> bool:
+        """Whether all that reads a product, behind views of it, are those that want the sums as they are.
 
-        The others are better off with the sums as they are.
+        These are logits, and scores, which are products of two activations.
         """
+        weights = any(self._origin[source].op == "placeholder" for source in node.all_input_nodes[1:2])
+        statistics = _STATISTICS if weights else _OF_SCORES
         pending = list(node.users)
         while pending:
             user = pending.pop()
-            if is_half(user) or user.target in _FUNCTIONS | _SUMS:
-                return True
-            if user.target in _MOVES:
+            if user.target in _MOVES and not is_half(user):
                 pending.extend(user.users)
-        return False
+            elif user.target not in statistics:
+                return False
+        return True
