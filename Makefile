@@ -7,6 +7,7 @@ PYTHON ?= python3
 CXXFLAGS ?= -O3
 VENV := .venv
 VENV_PYTHON := $(VENV)/bin/python
+KERNELS := portable/poptorch/device/native/poptorch_kernels.so
 
 # On an IPU host the SDK's wheels bring poptorch and its torch; elsewhere portable/ does.
 ifeq ($(POPLAR_SDK_ENABLED),)
@@ -23,7 +24,7 @@ PLOTS_STAMP := $(VENV)/.stamp-plots-$(shell cat $(REQUIREMENTS) requirements-plo
 .PHONY: build setup setup-dev demo test test-gpu test-long test-harness test-programs lint clean help bench-compare
 .DEFAULT_GOAL := build
 
-build: ## custom_ops.so for what the host has, and the C++ of tokenizer/ and data/ (the default)
+build: ## custom_ops.so for what the host has, and the C++ of tokenizer/, data/ and portable/ (the default)
 	@python=$(VENV_PYTHON); [ -x $$python ] || python="$(PYTHON)"; \
 	if ! command -v $$python >/dev/null 2>&1; then \
 		echo "custom_ops: $(PYTHON) is not found; install Python 3.10 or newer, or name it: make PYTHON=python3.11"; \
@@ -96,10 +97,11 @@ bench-compare: setup-dev ## measures the CPU benchmarks anew, beside the recorde
 lint: setup-dev ## format and lint checks, nothing is changed
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
-	$(VENV)/bin/clang-format --dry-run --Werror custom_ops/*.cpp tokenizer/*.cpp data/*/*.cpp
+	$(VENV)/bin/clang-format --dry-run --Werror custom_ops/*.cpp tokenizer/*.cpp data/*/*.cpp \
+		$(dir $(KERNELS))*.cpp $(dir $(KERNELS))*.h
 
 clean: ## removes what `make` builds; .venv stays
-	rm -f custom_ops.so bpe_encoder.so megatron_data.so *.so.unfinished
+	rm -f custom_ops.so bpe_encoder.so megatron_data.so $(KERNELS) *.so.unfinished $(KERNELS).unfinished
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' Makefile

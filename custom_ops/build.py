@@ -1,5 +1,6 @@
 """Builds custom_ops.so for what the host has: the Poplar SDK (PopART operators) or torch (CPU and CUDA operators), and
-what needs a C++ compiler only: bpe_encoder.so, the tokenizer's encoder, and megatron_data.so, loops of Megatron's data.
+what needs a C++ compiler only: bpe_encoder.so, the tokenizer's encoder, megatron_data.so, loops of Megatron's data,
+and, where there is no SDK, portable/'s kernels for dropout.
 
 `make` runs this as `python3 -m custom_ops.build`, with the interpreter whose torch is meant. It needs the standard
 library only, looks at torch's files without importing it, and compiles only if sources, torch or flags changed.
@@ -52,30 +53,40 @@ class Torch(NamedTuple):
 
 
 class Native(NamedTuple):
-    """A library in C++ alone, beside custom_ops.so: `unit` is compiled, `included` are its further sources."""
+    """A library in C++ alone, `name` seen from custom_ops.so's folder. `units` are compiled with `included`."""
 
     name: str
     feature: str
-    unit: Path
+    units: tuple[Path, ...]
     included: tuple[Path, ...]
     without: str  # what serves in its place
+    with_sdk: bool = True  # whether it is of use on a host with the Poplar SDK
 
 
 _ROOT = SOURCES.parent
+_KERNELS = _ROOT / "portable" / "poptorch" / "device" / "native"
 NATIVE = (
     Native(
         "bpe_encoder.so",  # tokenizer/native.py loads it
         "native tokenizer",
-        _ROOT / "tokenizer" / "bpe_encoder.cpp",
+        (_ROOT / "tokenizer" / "bpe_encoder.cpp",),
         (_ROOT / "tokenizer" / "unicode_classes.inc",),
         "the tokenizers library",
     ),
     Native(
         "megatron_data.so",  # data/megatron/native.py loads it
         "native loops of Megatron's data",
-        _ROOT / "data" / "megatron" / "loops.cpp",
+        (_ROOT / "data" / "megatron" / "loops.cpp",),
         (),
         "numpy",
+    ),
+    Native(
+        "portable/poptorch/device/native/poptorch_kernels.so",  # the package beside it loads it
+        "native dropout of portable/",
+        tuple(sorted(_KERNELS.glob("*.cpp"))),
+        tuple(sorted(_KERNELS.glob("*.h"))),
+        "plain torch",
+        with_sdk=False,
     ),
 )
 
@@ -136,11 +147,15 @@ def build_native(library: Native, folder: Path, cxx: str, cxxflags: str) -> int:
     """The same for a library in C++ alone."""
     compiler = shlex.split(cxx)
     have_compiler = bool(compiler and shutil.which(compiler[0]))
+    if not library.with_sdk and os.environ.get("POPLAR_SDK_ENABLED"):
+        print(f"custom_ops: {library.feature}: no (POPLAR_SDK_ENABLED is set)")
+        return 0
     yes = f"yes ({library.name})" if have_compiler else f"no (there is no C++ compiler); {library.without} serves"
     print(f"custom_ops: {library.feature}: {yes}")
-    units = [library.unit, SOURCES / "build_stamp.cpp"]
+    units = [*library.units, SOURCES / "build_stamp.cpp"]
     command = compiler + ["-shared", "-fPIC", "-std=c++17"] + [str(unit) for unit in units] + shlex.split(cxxflags)
     sources = [*units, *library.included]
+    (folder / library.name).parent.mkdir(parents=True, exist_ok=True)
     return _bring_up_to_date(folder / library.name, "C++17", command, sources, have_compiler)
 
 
@@ -156,7 +171,8 @@ def _bring_up_to_date(output: Path, target: str, command: list[str], sources: li
         print(f"custom_ops: compiling {output.name} for {target} …", flush=True)
         return _compile(output, command, stamp)
     serves = next(
-        (library.without for library in NATIVE if library.name == output.name), "the reference in plain torch"
+        (library.without for library in NATIVE if Path(library.name).name == output.name),
+        "the reference in plain torch",
     )
     print(f"custom_ops: nothing built: {(command or ['CXX'])[0]} is not found; {serves} serves;")
     print("  for native code install a C++ compiler (apt install g++) and run `make` again")
@@ -186,7 +202,9 @@ def _compile(output: Path, command: list[str], stamp: str) -> int:
 
 def main() -> int:
     parser = ProgramParser("python3 -m custom_ops.build", "Builds the native libraries.")
-    parser.add_argument("--output", type=Path, default=LIBRARY, help="custom_ops.so; the others go beside it")
+    parser.add_argument(
+        "--output", type=Path, default=LIBRARY, help="custom_ops.so; the others go to their places from its folder"
+    )
     parser.add_argument("--cxx", default="g++", help="the C++ compiler, with wrappers if need be")
     parser.add_argument("--cxxflags", default="-O3", help="flags to add")
     args = parser.parse_args()

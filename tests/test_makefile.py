@@ -39,7 +39,8 @@ def tree(tmp_path):
         shutil.copytree(str(ROOT / folder), str(root / folder), ignore=shutil.ignore_patterns("__pycache__"))
     for name in ["Makefile"] + REQUIREMENT_FILES:
         shutil.copy(str(ROOT / name), str(root / name))
-    (root / "portable").mkdir()
+    kernels = Path("portable", "poptorch", "device", "native")
+    shutil.copytree(str(ROOT / kernels), str(root / kernels), ignore=shutil.ignore_patterns("__pycache__", "*.so"))
     (root / "portable" / "pyproject.toml").write_text("[project]\n")
     return root
 
@@ -142,12 +143,19 @@ def test_builds_what_needs_only_a_compiler_for_every_host_and_only_when_somethin
         assert "native tokenizer: yes" in output
         assert len(calls_for("bpe_encoder.so", log)) == expected
         assert len(calls_for("megatron_data.so", log)) == expected
+        assert len(calls_for("poptorch_kernels.so", log)) == expected
     assert {library.name for library in tree.glob("*.so")} == {"bpe_encoder.so", "megatron_data.so"}
+    kernels = tree / "portable" / "poptorch" / "device" / "native" / "poptorch_kernels.so"
+    assert kernels.exists()
     with open(str(tree / "tokenizer" / "unicode_classes.inc"), "a") as source:
         source.write("// more\n")
     status, output = make(tree, PYTHON=str(bare_python), CXX="missing-compiler")
     assert status == 0 and "the tokenizers library serves" in output
     assert not (tree / "bpe_encoder.so").exists()
+    assert "native dropout of portable/: no (there is no C++ compiler); plain torch serves" in output
+    assert kernels.exists(), "what is up to date stays"
+    assert make(tree, "clean")[0] == 0
+    assert not kernels.exists()
 
 
 def test_compiler_that_fails_leaves_no_library(tree):
@@ -166,6 +174,8 @@ def test_builds_for_popart_where_there_is_an_sdk(tree, compiler, bare_python):
     call = calls_for("custom_ops.so", log)[0].split()
     sources = {Path(argument).name for argument in call if argument.endswith(".cpp")}
     assert sources == {"remap_ce_popart.cpp", "residual_add_inplace_popart.cpp", "build_stamp.cpp"}
+    assert "native dropout of portable/: no (POPLAR_SDK_ENABLED is set)" in output
+    assert not calls_for("poptorch_kernels.so", log)
     assert {"-shared", "-fPIC", "-DONNX_NAMESPACE=onnx", "-lpopart", "-lpoplar", "-lpoputil"} <= set(call)
 
 

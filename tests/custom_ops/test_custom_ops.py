@@ -18,6 +18,7 @@ import pytest
 import warm_process
 
 import custom_ops
+from custom_ops.build import NATIVE
 
 ROOT = Path(custom_ops.__file__).resolve().parent.parent
 
@@ -218,12 +219,15 @@ def environment(**variables):
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
-    """custom_ops.so as `make` builds it, in a folder of its own; a copy of the one there is, if up to date."""
+    """custom_ops.so as `make` builds it, in a folder of its own; copies of the libraries there are, if up to date."""
     path = tmp_path_factory.mktemp("native") / "custom_ops.so"
     if not shutil.which("g++"):
         pytest.skip("no C++ compiler (g++): the native operator cannot be built")
-    if custom_ops.LIBRARY.is_file():
-        shutil.copy(str(custom_ops.LIBRARY), str(path))
+    for name in [path.name, *(library.name for library in NATIVE)]:
+        built, copy = custom_ops.LIBRARY.parent / name, path.parent / name
+        if built.is_file():
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(str(built), str(copy))
     command = [sys.executable, "-m", "custom_ops.build", "--output", str(path)]
     run = subprocess.run(command, cwd=str(ROOT), env=environment(POPLAR_SDK_ENABLED=""), capture_output=True)
     assert run.returncode == 0, run.stdout.decode() + run.stderr.decode()

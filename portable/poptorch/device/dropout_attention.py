@@ -1,8 +1,9 @@
 """Causal attention with dropout for the CPU, whose fused kernel has none.
 
-Kept for the backward pass is one float tensor instead of the three or four that the same operations leave behind one by
-one: the probabilities, with a minus sign where they were dropped. Everything else of the size of the scores lives for a
-few samples at a time.
+The kernel of native/ keeps nothing of the size of the scores: the backward pass draws its mask again. Where it is not
+built, or for other types than float32, plain torch serves. Kept for the backward pass is then one float tensor instead
+of the three or four that the same operations leave behind one by one: the probabilities, with a minus sign where they
+were dropped. Everything else of the size of the scores lives for a few samples at a time.
 """
 
 from __future__ import annotations
@@ -10,6 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+from torch.autograd.function import once_differentiable
+
+from . import native
 
 # Scores worked on at a time. Smaller parts would stay in the caches, but make threads wait for each other more often.
 _PART_BYTES = 16 << 20
@@ -20,9 +24,26 @@ def dropout_attention(
 ) -> torch.Tensor:
     """dropout(softmax(causal(query key^T scale))) value: (B, H, T, D) each -> (B, H, T, D).
 
-    `dropout` is the probability of dropping, below 1; the random numbers are those of the CPU's generator.
+    `dropout` is the probability of dropping, below 1; the random numbers, or the key that they follow from, are drawn
+    from the CPU's generator.
     """
-    return _DropoutAttention.apply(query, key, value, dropout, scale)
+    float32 = all(tensor.dtype == torch.float32 for tensor in (query, key, value))
+    chosen = _NativeDropoutAttention if float32 and native.available() else _DropoutAttention
+    return chosen.apply(query, key, value, dropout, scale)
+
+
+class _NativeDropoutAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, query, key, value, dropout, scale):
+        ctx.settings = scale, dropout, native.new_key()
+        context, log_sums = native.attention_forward(query, key, value, *ctx.settings)
+        ctx.save_for_backward(query, key, value, context, log_sums)
+        return context
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        return *native.attention_backward(grad, *ctx.saved_tensors, *ctx.settings), None, None
 
 
 class _DropoutAttention(torch.autograd.Function):

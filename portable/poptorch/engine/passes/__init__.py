@@ -11,6 +11,7 @@ from ...device.policy import Policy, Products
 from ..tracing.export import TracedGraph
 from .attention import fuse_attention
 from .copies import drop_copies
+from .dropout import fuse_dropout
 from .fused_loss import fuse_losses
 from .half_products import replace_half
 from .packing import pack_weights
@@ -42,6 +43,7 @@ def run(traced: TracedGraph, training: bool, policy: Policy, products: Products 
     if not training:
         drop_copies(traced)
     fuse_attention(traced, policy.device)
+    fuse_dropout(traced, policy.device)
     fuse_losses(traced, products)
     if products is not None and products.dtype != torch.float32:
         replace_half(traced, products)

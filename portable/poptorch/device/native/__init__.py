@@ -1,0 +1,190 @@
+"""The kernels in C++: attention with dropout, and dropout in a residual sum. kernels.h says what they compute and how.
+
+`make` builds them into a library beside this file. It needs a C++ compiler and nothing of torch; torch's tensors are
+handed over as pointers and strides, and torch's own threads do the work. Where there is no library, available() is
+False and plain torch serves, with the random numbers of torch's generator. POPTORCH_PORTABLE_KERNELS names another
+library, or is "none".
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from pathlib import Path
+
+import torch
+
+from ... import notices
+
+LIBRARY = Path(__file__).with_name("poptorch_kernels.so")
+VARIABLE = "POPTORCH_PORTABLE_KERNELS"
+VERSION = 1  # of the structures below and of the random numbers, as in entry.cpp
+HINT = "run `make` in the repository again"
+
+
+class _View(ctypes.Structure):
+    _fields_ = [("data", ctypes.c_void_p), *((name, ctypes.c_int64) for name in ("batch", "head", "row"))]
+
+
+_VIEWS = ("query", "key", "value", "out", "grad_out", "grad_query", "grad_key", "grad_value")
+_SIZES = ("samples_per_key", "batch", "heads", "length", "width", "value_width")
+
+
+class _Attention(ctypes.Structure):
+    _fields_ = [
+        *((name, _View) for name in _VIEWS),
+        *((name, ctypes.c_void_p) for name in ("log_sums", "scratch", "keys")),
+        *((name, ctypes.c_int64) for name in _SIZES),
+        ("scale", ctypes.c_float),
+        ("threshold", ctypes.c_uint32),
+    ]
+
+
+class _Residual(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("x", "residual", "out")),
+        ("key", ctypes.c_uint64),
+        ("count", ctypes.c_int64),
+        ("threshold", ctypes.c_uint32),
+    ]
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    wanted = os.environ.get(VARIABLE, "")
+    path = Path(wanted) if wanted else LIBRARY
+    if wanted == "none" or not (wanted or path.is_file()):
+        return None
+    try:
+        library = ctypes.CDLL(str(path))
+        version = library.poptorch_kernels_version()
+    except (OSError, AttributeError) as error:
+        notices.once("kernels", f"The kernels for dropout cannot be loaded ({error}): plain torch serves; {HINT}.")
+        return None
+    if version != VERSION:
+        message = f"{path} is version {version} of the kernels, not {VERSION}: plain torch serves; {HINT}."
+        notices.once("kernels", message)
+        return None
+    library.poptorch_kernels_choose.restype = ctypes.c_char_p
+    library.poptorch_kernels_choose.argtypes = [ctypes.c_char_p]
+    library.poptorch_attention_scratch.restype = ctypes.c_int64
+    library.poptorch_attention_scratch.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_bool]
+    library.poptorch_attention.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_bool]
+    library.poptorch_residual.argtypes = [ctypes.c_void_p, ctypes.c_int64]
+    return library
+
+
+def available() -> bool:
+    """Whether there is a library of this version."""
+    return _library() is not None
+
+
+def choose(name: str | None) -> str | None:
+    """Take the kernels for one kind of processor, for tests: "avx512", "avx2", "portable", None: the fastest.
+
+    Returns the name, or None where this processor does not run them. Needs the library.
+    """
+    found = _library().poptorch_kernels_choose(name.encode() if name else None)
+    return found.decode() if found else None
+
+
+def philox(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, ...]:
+    """One block of Philox 4x32-10, for tests: four words of 32 bits. Needs the library."""
+    words = ctypes.c_uint32 * 4
+    result = words()
+    _library().poptorch_philox(words(*counter), (ctypes.c_uint32 * 2)(*key), result)
+    return tuple(result)
+
+
+def new_key() -> int:
+    """A key for one call, from the CPU's generator: as its state is kept and restored, so are the masks."""
+    return int(torch.empty((), dtype=torch.int64).random_())
+
+
+def threshold(dropout: float) -> int:
+    """Of 65536 values those that keep an element: dropout, a probability below 1, in steps of 1 / 65536."""
+    return max(1, round((1.0 - dropout) * 65536))
+
+
+def keeps(dropout: float) -> float:
+    """The share that is kept: what is kept is divided by it."""
+    return threshold(dropout) / 65536
+
+
+def attention_forward(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, dropout: float, random_key: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Causal attention with dropout.
+
+    Args:
+        query, key: (B, H, T, D) float32; value: (B, H, T, E) float32. Views of one projection are read where they are.
+        random_key: from new_key().
+    Returns:
+        (B, H, T, E), which is a view of (B, T, H, E), and log2 of the sums of exponentials (B, H, T).
+    """
+    samples, heads, length, _ = query.shape
+    query, key, value = (_rows(tensor) for tensor in (query, key, value))
+    out = torch.empty(samples, length, heads, value.shape[-1]).transpose(1, 2)
+    log_sums = torch.empty(samples, heads, length)
+    views = {"query": query, "key": key, "value": value, "out": out}
+    _attention(views, log_sums, scale, dropout, random_key, backward=False)
+    return out, log_sums
+
+
+def attention_backward(
+    grad: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    out: torch.Tensor,
+    log_sums: torch.Tensor,
+    scale: float,
+    dropout: float,
+    random_key: int,
+) -> list[torch.Tensor]:
+    """Gradients of query, key and value. `out` and `log_sums` are what attention_forward() gave for `random_key`."""
+    query, key, value, out, grad = tensors = [_rows(tensor) for tensor in (query, key, value, out, grad)]
+    grads = [torch.empty_like(tensor) for tensor in (query, key, value)]
+    views = dict(zip(_VIEWS, [*tensors, *grads], strict=True))
+    _attention(views, log_sums, scale, dropout, random_key, backward=True)
+    return grads
+
+
+def _rows(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor with its last dimension contiguous; itself if it is."""
+    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+
+
+def _attention(
+    views: dict[str, torch.Tensor],
+    log_sums: torch.Tensor,
+    scale: float,
+    dropout: float,
+    random_key: int,
+    backward: bool,
+) -> None:
+    query = views["query"]
+    samples, heads, length, width = query.shape
+    call = _Attention()
+    for name, tensor in views.items():
+        setattr(call, name, _View(tensor.data_ptr(), *tensor.stride()[:3]))
+    keys = (ctypes.c_uint64 * 1)(random_key)
+    call.keys, call.samples_per_key = ctypes.addressof(keys), samples
+    call.log_sums = log_sums.data_ptr()
+    call.batch, call.heads, call.length, call.width = samples, heads, length, width
+    call.value_width = views["value"].shape[-1]
+    call.scale, call.threshold = scale, threshold(dropout)
+    library, threads = _library(), torch.get_num_threads()
+    scratch = torch.empty(library.poptorch_attention_scratch(ctypes.byref(call), threads, backward))
+    call.scratch = scratch.data_ptr()
+    library.poptorch_attention(ctypes.byref(call), threads, backward)
+
+
+def dropout_add(x: torch.Tensor, residual: torch.Tensor | None, dropout: float, random_key: int) -> torch.Tensor:
+    """residual + dropout(x), or dropout(x): contiguous float32 tensors of one shape."""
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    other = None if residual is None else residual.data_ptr()
+    call = _Residual(x.data_ptr(), other, out.data_ptr(), random_key, x.numel(), threshold(dropout))
+    _library().poptorch_residual(ctypes.byref(call), torch.get_num_threads())
+    return out

@@ -1,0 +1,57 @@
+// The kernels for x86 processors with AVX-512. Nothing here runs, or is inlined elsewhere, without the check in
+// avx512_kernels().
+
+#include "kernels.h"
+
+#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
+// Before the target is changed: what these headers define must stay plain code.
+#include <algorithm>
+#include <cmath>
+#include <immintrin.h>
+#include <limits>
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl")
+#endif
+
+#define ALWAYS_INLINE inline __attribute__((always_inline))
+
+namespace poptorch_kernels {
+namespace {
+
+constexpr int kWidth = 16;
+constexpr int kRows = 12; // of a tile of a product: 24 sums in 32 registers
+typedef uint64_t Wide __attribute__((vector_size(kWidth * 4)));
+
+// The product of the lower 32 bits of each lane and a factor of 32 bits.
+ALWAYS_INLINE Wide multiply_low(Wide x, uint64_t factor) {
+  return reinterpret_cast<Wide>(
+      _mm512_mul_epu32(reinterpret_cast<__m512i>(x), _mm512_set1_epi64(static_cast<int64_t>(factor))));
+}
+
+#include "tiles.h"
+
+const Kernels fast_kernels = {"avx512", scratch_size, forward, backward, residual, philox_block};
+
+} // namespace
+} // namespace poptorch_kernels
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+const poptorch_kernels::Kernels* poptorch_kernels::avx512_kernels() {
+  const bool runs = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                    __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  return runs ? &fast_kernels : nullptr;
+}
+#else
+const poptorch_kernels::Kernels* poptorch_kernels::avx512_kernels() {
+  return nullptr;
+}
+#endif

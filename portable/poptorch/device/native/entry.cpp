@@ -1,0 +1,105 @@
+// What Python calls, and the threads.
+
+#include "kernels.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+
+#include <dlfcn.h>
+
+namespace poptorch_kernels {
+namespace {
+
+const Kernels* named(const char* name) {
+  for (const Kernels* kernels : {avx512_kernels(), avx2_kernels(), &portable_kernels}) {
+    if (kernels && (!name || !std::strcmp(name, kernels->name))) {
+      return kernels;
+    }
+  }
+  return nullptr;
+}
+
+const Kernels*& chosen() {
+  static const Kernels* kernels = named(nullptr);
+  return kernels;
+}
+
+// Runs work(place, task) for each task, on up to `threads` threads of the OpenMP that torch has loaded (GNU's, or
+// LLVM's and Intel's, which have the same entry): a library with threads of its own would compete with torch's for the
+// cores. Threads take tasks as they come; what a task computes does not depend on its thread.
+template <typename Work> void share(int64_t threads, int64_t tasks, const Work& work) {
+  using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
+  static const Parallel parallel = reinterpret_cast<Parallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+  threads = std::min(threads, tasks);
+  struct Job {
+    const Work& work;
+    int64_t tasks;
+    std::atomic<int64_t> places{0}, next{0};
+  } job{work, tasks};
+  const auto run = [](void* data) {
+    Job& job = *static_cast<Job*>(data);
+    const int64_t place = job.places.fetch_add(1);
+    for (int64_t task; (task = job.next.fetch_add(1)) < job.tasks;) {
+      job.work(place, task);
+    }
+  };
+  if (threads > 1 && parallel) {
+    parallel(run, &job, static_cast<unsigned>(threads), 0);
+  } else {
+    run(&job);
+  }
+}
+
+void attention(const Attention& call, int64_t threads, bool backward) {
+  const Kernels& kernels = *chosen();
+  const int64_t size = kernels.scratch_size(call, backward);
+  share(threads, call.batch * call.heads, [&](int64_t place, int64_t task) {
+    const auto run = backward ? kernels.backward : kernels.forward;
+    run(call, task / call.heads, task % call.heads, call.scratch + place * size);
+  });
+}
+
+} // namespace
+} // namespace poptorch_kernels
+
+using namespace poptorch_kernels;
+
+extern "C" {
+
+// Changes with the structures and with the random numbers: Python takes a library of its own version only.
+int64_t poptorch_kernels_version() {
+  return 1;
+}
+
+// Which kernels run from now on: "avx512", "avx2", "portable", or null for the fastest. Returns the name, or null where
+// this processor does not run them.
+const char* poptorch_kernels_choose(const char* name) {
+  const Kernels* found = named(name);
+  if (found) {
+    chosen() = found;
+  }
+  return found ? found->name : nullptr;
+}
+
+int64_t poptorch_attention_scratch(const Attention* call, int64_t threads, bool backward) {
+  return std::min(threads, call->batch * call->heads) * chosen()->scratch_size(*call, backward);
+}
+
+void poptorch_attention(const Attention* call, int64_t threads, bool backward) {
+  attention(*call, threads, backward);
+}
+
+void poptorch_residual(const Residual* call, int64_t threads) {
+  constexpr int64_t kPart = 64 * kGroup; // elements: 100 kB of memory read and written
+  const Kernels& kernels = *chosen();
+  share(threads, (call->count + kPart - 1) / kPart, [&](int64_t, int64_t task) {
+    kernels.residual(*call, task * kPart, std::min(call->count, (task + 1) * kPart));
+  });
+}
+
+void poptorch_philox(const uint32_t* counter, const uint32_t* key, uint32_t* result) {
+  chosen()->philox(counter, key, result);
+}
+
+} // extern "C"

@@ -1,0 +1,69 @@
+// Dropout inside attention and inside the residual sum: what the kernels are given, and which there are.
+//
+// No mask is stored. Whether an element is kept follows from its place and a key by Philox 4x32-10 (Salmon, Moraes,
+// Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", 2011), so that the backward pass, a recomputation and
+// any number of threads find the same mask on every processor.
+//
+// The contract. A block of Philox has a counter of four words, a key of two and four words of result, which decide on
+// eight elements by 16 bits each: kept are those below `threshold` of 65536. An element in column j (of a row of
+// scores, or of a flat tensor) is decided on by the block
+//     counter[0] + 2^32 counter[1] (flat tensors) or counter[0] (scores) = 16 (j / 128) + j % 16
+// in its word (j / 16) % 4, by the lower half where j % 128 < 64 and by the upper one otherwise. For scores counter[1]
+// is the row and counter[2] = sample * heads + head. counter[3] is the Stream. With 16 lanes, or two times 8, a group
+// of 128 columns is then in the order of the columns without a shuffle.
+#pragma once
+
+#include <cstdint>
+
+namespace poptorch_kernels {
+
+enum Stream : uint32_t { kScores = 0, kFlat = 1 };
+constexpr int64_t kGroup = 128; // columns that one vector of blocks decides on
+
+// A tensor (batch, heads, rows, width) whose last dimension is contiguous; strides in elements.
+struct View {
+  float* data;
+  int64_t batch, head, row;
+};
+
+// Causal attention with dropout. The fields are those of the ctypes.Structure in __init__.py.
+struct Attention {
+  View query, key, value, out; // (B, H, T, D), (B, H, T, D), (B, H, T, E), (B, H, T, E)
+  View grad_out, grad_query, grad_key, grad_value;
+  float* log_sums;      // (B, H, T): log2 of the sums of exponentials of the scores
+  float* scratch;       // scratch_size() elements for each thread
+  const uint64_t* keys; // one for each `samples_per_key` samples, which are numbered from 0 on for each key
+  int64_t samples_per_key;
+  int64_t batch, heads, length, width, value_width; // B, H, T, D, E
+  float scale;                                      // of the scores
+  uint32_t threshold;                               // of 65536
+};
+
+// out = residual + dropout(x), or without residual; of `count` elements.
+struct Residual {
+  const float *x, *residual;
+  float* out;
+  uint64_t key;
+  int64_t count;
+  uint32_t threshold;
+};
+
+// One implementation for each kind of processor.
+struct Kernels {
+  const char* name;
+  // Elements of scratch memory that a thread needs.
+  int64_t (*scratch_size)(const Attention&, bool backward);
+  // All of one head of one sample.
+  void (*forward)(const Attention&, int64_t sample, int64_t head, float* scratch);
+  void (*backward)(const Attention&, int64_t sample, int64_t head, float* scratch);
+  // Elements `first` ... `last` - 1; `first` is a multiple of kGroup.
+  void (*residual)(const Residual&, int64_t first, int64_t last);
+  // (counter, key) -> result, for tests.
+  void (*philox)(const uint32_t counter[4], const uint32_t key[2], uint32_t result[4]);
+};
+
+extern const Kernels portable_kernels;
+const Kernels* avx2_kernels();   // null where they cannot run
+const Kernels* avx512_kernels(); // null where they cannot run
+
+} // namespace poptorch_kernels

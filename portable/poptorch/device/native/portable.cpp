@@ -1,0 +1,37 @@
+// The kernels for any processor: four lanes, which SSE2 and NEON have and compilers emulate elsewhere.
+
+#include "kernels.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
+#define ALWAYS_INLINE inline __attribute__((always_inline))
+
+namespace poptorch_kernels {
+namespace {
+
+constexpr int kWidth = 4;
+constexpr int kRows = 6; // of a tile of a product: 12 sums in 16 registers
+typedef uint64_t Wide __attribute__((vector_size(kWidth * 4)));
+
+// The product of the lower 32 bits of each lane and a factor of 32 bits.
+ALWAYS_INLINE Wide multiply_low(Wide x, uint64_t factor) {
+#if defined(__SSE2__)
+  return reinterpret_cast<Wide>(
+      _mm_mul_epu32(reinterpret_cast<__m128i>(x), _mm_set1_epi64x(static_cast<int64_t>(factor))));
+#else
+  return (x & (Wide{} + 0xFFFFFFFF)) * factor;
+#endif
+}
+
+#include "tiles.h"
+
+} // namespace
+} // namespace poptorch_kernels
+
+const poptorch_kernels::Kernels poptorch_kernels::portable_kernels = {"portable", scratch_size, forward,
+                                                                      backward,   residual,     philox_block};
