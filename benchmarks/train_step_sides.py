@@ -1,6 +1,7 @@
 """The processes of train_step.py: each makes one step whenever its standard input asks for it.
 
-Requests, a line each: "step" -> {"seconds"}, "product" -> {"gflops", "type"}, "memory" -> {"peak_gb", "loss"}.
+Requests, a line each: "step" -> {"seconds", "processor_seconds"}, "product" -> {"gflops", "type"},
+"memory" -> {"peak_gb", "loss"}.
 """
 
 from __future__ import annotations
@@ -166,10 +167,10 @@ def requests(settings: dict[str, Any]) -> dict[str, Callable[[], dict[str, Any]]
     def timed() -> dict[str, float]:
         nonlocal loss
         _wait(device)
-        start = time.perf_counter()
+        start, worked = time.perf_counter(), time.process_time()
         loss = step()
         _wait(device)
-        return {"seconds": time.perf_counter() - start}
+        return {"seconds": time.perf_counter() - start, "processor_seconds": time.process_time() - worked}
 
     return {
         "step": timed,

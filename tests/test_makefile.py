@@ -131,7 +131,7 @@ def test_builds_for_torch_only_when_something_changed(tree, compiler):
     arguments.append("CXXFLAGS=-O1")
     assert compilations() == 3, "the flags changed"
     assert make(tree, "clean")[0] == 0
-    assert not list(tree.glob("*.so"))
+    assert not list(tree.rglob("*.so"))
     assert compilations() == 4
 
 
@@ -153,8 +153,6 @@ def test_builds_what_needs_only_a_compiler_for_every_host_and_only_when_somethin
     assert status == 0 and "the tokenizers library serves" in output
     assert not (tree / "bpe_encoder.so").exists()
     assert "native dropout of portable/: no (there is no C++ compiler); plain torch serves" in output
-    assert kernels.exists(), "what is up to date stays"
-    assert make(tree, "clean")[0] == 0
     assert not kernels.exists()
 
 
