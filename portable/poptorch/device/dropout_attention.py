@@ -20,15 +20,15 @@ _PART_BYTES = 16 << 20
 
 
 def dropout_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout: float, scale: float
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout: float, scale: float, philox: bool = True
 ) -> torch.Tensor:
     """dropout(softmax(causal(query key^T scale))) value: (B, H, T, D) each -> (B, H, T, D).
 
     `dropout` is the probability of dropping, below 1; the random numbers, or the key that they follow from, are drawn
-    from the CPU's generator.
+    from the CPU's generator. `philox`: take the kernel, where there is one for these tensors.
     """
-    float32 = all(tensor.dtype == torch.float32 for tensor in (query, key, value))
-    chosen = _NativeDropoutAttention if float32 and native.available() else _DropoutAttention
+    fits = philox and all(tensor.dtype == torch.float32 for tensor in (query, key, value))
+    chosen = _NativeDropoutAttention if fits and native.available() else _DropoutAttention
     return chosen.apply(query, key, value, dropout, scale)
 
 

@@ -85,11 +85,11 @@ def attention(
 
 
 def attention_with_dropout(
-    query: Tensor, key: Tensor, value: Tensor, dropout: float, scale: float, dtype: torch.dtype
+    query: Tensor, key: Tensor, value: Tensor, dropout: float, scale: float, philox: bool, dtype: torch.dtype
 ) -> Tensor:
     """dropout_attention() of rounded operands: of type `dtype`."""
     operands = (narrow(operand, dtype).float() for operand in (query, key, value))
-    return dropout_attention(*operands, dropout, scale).to(dtype)
+    return dropout_attention(*operands, dropout, scale, philox).to(dtype)
 
 
 def narrow(tensor: Tensor, dtype: torch.dtype) -> Tensor:

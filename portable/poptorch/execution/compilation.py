@@ -12,10 +12,12 @@ import torch
 from torch._subclasses import FakeTensor
 
 from .. import notices
+from ..device import native
 from ..device import policy as device_policy
 from ..device.policy import Policy
 from ..engine import passes
 from ..engine.numerics import Numerics
+from ..engine.passes.dropout import draws
 from ..engine.passes.half_products import mark_half
 from ..engine.processes.layout import Layout
 from ..engine.running import replica_groups
@@ -151,7 +153,7 @@ def compile_model(
     else:
         erase_marks(traced.graph)
     products = products_of_half(traced, policy, numerics)
-    passes.run(traced, training, policy, products)
+    passes.run(traced, training, policy, products, training and has_philox(traced, policy, numerics))
     program = build_program(traced)
     if options.execution_strategy.kind == "pipelined" and len(program.stages) > 1:
         _check_not_every_n(options)
@@ -173,6 +175,19 @@ def products_of_half(traced: tracing.TracedGraph, policy: Policy, numerics: Nume
         asked=device_policy.asked_by(),
     )
     return device_policy.products_of(chosen)
+
+
+def has_philox(traced: tracing.TracedGraph, policy: Policy, numerics: Numerics) -> bool:
+    """Whether the program's dropout, if there is any, has the CPU's kernels and their generator."""
+    if policy.device.type != "cpu" or not draws(traced):
+        return False
+    chosen = numerics.settle(
+        "generator of dropout",
+        native.generator,
+        possible=lambda name: name in (native.TORCH, native.generator()),
+        asked=native.asked_by(),
+    )
+    return chosen == native.PHILOX
 
 
 def _on_device(leaf: torch.Tensor) -> bool:

@@ -211,7 +211,7 @@ def test_dropout_goes_along_on_a_gpu(dropout, monkeypatch):
     """The graph alone: nothing runs."""
     seen = {}
 
-    def as_on_a_gpu(traced, device):
+    def as_on_a_gpu(traced, device, philox):
         count = fuse_attention(traced, torch.device("cuda"))
         seen.update(count=count, nodes=[node for node in traced.graph.nodes if node.target is SDPA])
         return count

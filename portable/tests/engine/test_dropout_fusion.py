@@ -11,9 +11,11 @@ from programs import Body
 from test_recompute import LiveBytes
 
 import poptorch
+from poptorch import notices
 from poptorch.device import native
 from poptorch.device.dropout_attention import dropout_attention
 from poptorch.device.residual_dropout import residual_dropout
+from poptorch.engine.numerics import RECORD
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the kernels are not built (run `make`)")
 
@@ -140,6 +142,54 @@ def test_a_resumed_run_goes_on_with_the_same_masks():
     other.compile(ids())
     other.rng_state = state
     assert torch.equal(other(ids())[0], expected)
+
+
+@pytest.fixture
+def lines(monkeypatch):
+    """What is said."""
+    said = []
+    monkeypatch.setattr(notices, "_said", set())
+    monkeypatch.setattr(notices.logger, "log", lambda level, message: said.append(message))
+    return said
+
+
+def trained(state: dict | None = None) -> tuple[torch.Tensor, dict, list[object]]:
+    """Hidden states of one step, the optimizer's state after it, and what the program is made of."""
+    model = Deep()
+    optimizer = poptorch.optim.AdamW(model.parameters(), lr=0.01)
+    if state is not None:
+        optimizer.load_state_dict(state)
+    executor = poptorch.trainingModel(model, poptorch.Options().randomSeed(3), optimizer)
+    hidden, _ = executor(ids())
+    return hidden, optimizer.state_dict(), targets(executor)
+
+
+def test_the_generator_is_the_runs(lines, monkeypatch):
+    """A run that began without the kernels goes on without them, where there are some, and a setting counts more."""
+    with monkeypatch.context() as without:
+        without.setattr(native, "generator", lambda: native.TORCH)
+        expected, plain, found = trained()
+        assert plain[RECORD] == {"generator of dropout": native.TORCH} and residual_dropout not in found
+    hidden, state, found = trained(plain)
+    assert state[RECORD] == plain[RECORD] and residual_dropout not in found and torch.equal(hidden, expected)
+    assert sum("generator of dropout: torch, with which the run began" in line for line in lines) == 1
+    monkeypatch.setattr(native, "asked_by", lambda: "VARIABLE=path")
+    _, state, found = trained(plain)
+    assert state[RECORD] == {"generator of dropout": native.PHILOX} and residual_dropout in found
+
+
+def test_a_run_that_began_with_another_version_of_the_kernels_is_told(lines):
+    _, state, _ = trained()
+    _, state, _ = trained({**state, RECORD: {"generator of dropout": "philox 0"}})
+    assert state[RECORD] == {"generator of dropout": native.PHILOX}
+    assert sum("The run began with philox 0, which this device lacks" in line for line in lines) == 1
+
+
+def test_a_program_without_dropout_has_no_generator():
+    model = Deep(0.0)
+    optimizer = poptorch.optim.AdamW(model.parameters(), lr=0.01)
+    poptorch.trainingModel(model, None, optimizer)(ids())
+    assert RECORD not in optimizer.state_dict()
 
 
 def read_twice(m, x):

@@ -20,6 +20,7 @@ from ... import notices
 LIBRARY = Path(__file__).with_name("poptorch_kernels.so")
 VARIABLE = "POPTORCH_PORTABLE_KERNELS"
 VERSION = 1  # of the structures below and of the random numbers, as in entry.cpp
+PHILOX, TORCH = "philox 1", "torch"  # generators of dropout: the kernels' with its version, and torch's
 HINT = "run `make` in the repository again"
 
 
@@ -78,6 +79,17 @@ def _library() -> ctypes.CDLL | None:
 def available() -> bool:
     """Whether there is a library of this version."""
     return _library() is not None
+
+
+def generator() -> str:
+    """The generator that dropout in float32 on a CPU has here: PHILOX or TORCH."""
+    return PHILOX if available() else TORCH
+
+
+def asked_by() -> str | None:
+    """The setting that decides about the generator, if there is one: "POPTORCH_PORTABLE_KERNELS=none"."""
+    word = os.environ.get(VARIABLE)
+    return f"{VARIABLE}={word}" if word else None
 
 
 def choose(name: str | None) -> str | None:

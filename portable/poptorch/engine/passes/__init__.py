@@ -31,8 +31,13 @@ _OFF = {
 }
 
 
-def run(traced: TracedGraph, training: bool, policy: Policy, products: Products | None = None) -> None:
-    """Make `traced` ready for the device. `products` are those of half where it is held in float32."""
+def run(
+    traced: TracedGraph, training: bool, policy: Policy, products: Products | None = None, philox: bool = False
+) -> None:
+    """Make `traced` ready for the device.
+
+    `products` are those of half where it is held in float32, `philox` is whether dropout has the CPU's kernels.
+    """
     if not training:
         _disable_dropout(traced.graph)
         for loop in traced.modules.values():
@@ -42,8 +47,9 @@ def run(traced: TracedGraph, training: bool, policy: Policy, products: Products 
     retarget(traced, policy)
     if not training:
         drop_copies(traced)
-    fuse_attention(traced, policy.device)
-    fuse_dropout(traced, policy.device)
+    fuse_attention(traced, policy.device, philox)
+    if philox:
+        fuse_dropout(traced)
     fuse_losses(traced, products)
     if products is not None and products.dtype != torch.float32:
         replace_half(traced, products)

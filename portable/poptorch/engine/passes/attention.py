@@ -33,8 +33,8 @@ class _Match:
     replaced: set[torch.fx.Node]  # the nodes of the pattern before the last product
 
 
-def fuse_attention(traced: TracedGraph, device: torch.device) -> int:
-    """Replace every causal attention found in `traced`; returns how many there were."""
+def fuse_attention(traced: TracedGraph, device: torch.device, philox: bool = True) -> int:
+    """Replace every causal attention found in `traced`; returns how many there were. `philox` is its dropout's."""
     replaced: set[torch.fx.Node] = set()
     count = 0
     origin = origins(traced.graph.nodes)
@@ -46,7 +46,8 @@ def fuse_attention(traced: TracedGraph, device: torch.device) -> int:
         operands = (match.query, match.key, match.value)
         with traced.graph.inserting_before(node):
             if match.dropout and device.type == "cpu":
-                fused = traced.graph.call_function(dropout_attention, (*operands, match.dropout, match.scale))
+                further = (match.dropout, match.scale, philox)
+                fused = traced.graph.call_function(dropout_attention, (*operands, *further))
             else:
                 fused = traced.graph.call_function(
                     aten.scaled_dot_product_attention.default,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import torch
 
-from ...device import native
 from ...device.residual_dropout import residual_dropout
 from ..tracing.export import TracedGraph
 from ..tracing.writes import origins
@@ -16,17 +15,22 @@ from .patterns import erase, only_use, overwritten
 aten = torch.ops.aten
 
 
-def fuse_dropout(traced: TracedGraph, device: torch.device) -> int:
-    """Replace every dropout found in `traced`, if there is a kernel; returns how many there were."""
-    if device.type != "cpu" or not native.available():
-        return 0
+def draws(traced: TracedGraph) -> bool:
+    """Whether there is a dropout whose outcome is left to chance."""
+    return any(_is_drawn(node) for node in traced.graph.nodes)
+
+
+def _is_drawn(node: torch.fx.Node) -> bool:
+    return node.target is aten.dropout.default and node.args[2] and 0.0 < node.args[1] < 1.0
+
+
+def fuse_dropout(traced: TracedGraph) -> int:
+    """Replace every dropout found in `traced`; returns how many there were."""
     origin = origins(traced.graph.nodes)
     replaced: set[torch.fx.Node] = set()
     count = 0
     for node in list(traced.graph.nodes):
-        if node.target is not aten.dropout.default or not node.args[2] or not 0.0 < node.args[1] < 1.0:
-            continue
-        if not node.meta["val"].is_floating_point():
+        if not _is_drawn(node):
             continue
         total, residual = _sum(traced, node, origin)
         with traced.graph.inserting_before(total):
