@@ -8,7 +8,7 @@ were dropped. Everything else of the size of the scores lives for a few samples 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -20,22 +20,30 @@ _PART_BYTES = 16 << 20
 
 
 def dropout_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout: float, scale: float, philox: bool = True
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    dropout: float,
+    scale: float,
+    philox: bool = True,
+    keys: Sequence[int] | None = None,
 ) -> torch.Tensor:
     """dropout(softmax(causal(query key^T scale))) value: (B, H, T, D) each -> (B, H, T, D).
 
     `dropout` is the probability of dropping, below 1; the random numbers, or the key that they follow from, are drawn
-    from the CPU's generator. `philox`: take the kernel, where there is one for these tensors.
+    from the CPU's generator. `philox`: take the kernel, where there is one for these tensors. `keys` are then drawn
+    already, one for each of as many equal parts of the samples.
     """
-    fits = philox and all(tensor.dtype == torch.float32 for tensor in (query, key, value))
-    chosen = _NativeDropoutAttention if fits and native.available() else _DropoutAttention
-    return chosen.apply(query, key, value, dropout, scale)
+    if philox and native.serves(query, key, value):
+        keys = (native.new_key(),) if keys is None else tuple(keys)
+        return _NativeDropoutAttention.apply(query, key, value, dropout, scale, keys)
+    return _DropoutAttention.apply(query, key, value, dropout, scale)
 
 
 class _NativeDropoutAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, query, key, value, dropout, scale):
-        ctx.settings = scale, dropout, native.new_key()
+    def forward(ctx, query, key, value, dropout, scale, keys):
+        ctx.settings = scale, dropout, keys
         context, log_sums = native.attention_forward(query, key, value, *ctx.settings)
         ctx.save_for_backward(query, key, value, context, log_sums)
         return context
@@ -43,7 +51,7 @@ class _NativeDropoutAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        return *native.attention_backward(grad, *ctx.saved_tensors, *ctx.settings), None, None
+        return *native.attention_backward(grad, *ctx.saved_tensors, *ctx.settings), None, None, None
 
 
 class _DropoutAttention(torch.autograd.Function):

@@ -12,7 +12,7 @@ the type the rounded operands are multiplied in float32. That is exact: no produ
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -85,11 +85,18 @@ def attention(
 
 
 def attention_with_dropout(
-    query: Tensor, key: Tensor, value: Tensor, dropout: float, scale: float, philox: bool, dtype: torch.dtype
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    dropout: float,
+    scale: float,
+    philox: bool,
+    dtype: torch.dtype,
+    keys: Sequence[int] | None = None,
 ) -> Tensor:
     """dropout_attention() of rounded operands: of type `dtype`."""
     operands = (narrow(operand, dtype).float() for operand in (query, key, value))
-    return dropout_attention(*operands, dropout, scale, philox).to(dtype)
+    return dropout_attention(*operands, dropout, scale, philox, keys).to(dtype)
 
 
 def narrow(tensor: Tensor, dtype: torch.dtype) -> Tensor:

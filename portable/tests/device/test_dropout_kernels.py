@@ -76,7 +76,7 @@ def scores_mask(query: torch.Tensor, dropout: float, key: int) -> torch.Tensor:
     """(B, H, T, T) of what is kept at and below the diagonal: what reaches the values if these are the identity."""
     length = query.shape[2]
     identity = torch.eye(length).expand(*query.shape[:2], length, length)
-    found, _ = native.attention_forward(query, query, identity, 0.1, dropout, key)
+    found, _ = native.attention_forward(query, query, identity, 0.1, dropout, [key])
     return found > 0
 
 
@@ -93,7 +93,7 @@ def test_the_mask_of_scores_is_the_one_described(kernels):
 @pytest.mark.parametrize("count", [1, 127, 128, 8192, 70_001])
 def test_the_mask_of_a_flat_tensor_is_the_one_described(count, kernels):
     key = 0xFEDCBA9876543210
-    found = native.dropout_add(torch.ones(count), None, 0.5, key)
+    found = native.dropout_add(torch.ones(count), None, 0.5, [key])
     expected = drawn(np.arange(count), 0, 0, FLAT, key) < 32768
     assert np.array_equal(found.numpy(), 2.0 * expected)
 
@@ -165,8 +165,8 @@ def test_attention_is_that_of_float64_under_the_same_mask(size, dropout, kernels
     query, key, value, grad = operands(*size)
     scale, random_key = 0.3, 987654321
     kept = scores_mask(query, dropout, random_key)
-    context, log_sums = native.attention_forward(query, key, value, scale, dropout, random_key)
-    grads = native.attention_backward(grad, query, key, value, context, log_sums, scale, dropout, random_key)
+    context, log_sums = native.attention_forward(query, key, value, scale, dropout, [random_key])
+    grads = native.attention_backward(grad, query, key, value, context, log_sums, scale, dropout, [random_key])
     expected = exact(query, key, value, grad, scale, kept, native.keeps(dropout))
     for found, wanted in zip([context, *grads], expected, strict=True):
         assert (found - wanted).norm() <= 2e-6 * wanted.norm() + 1e-6
@@ -200,11 +200,28 @@ def test_any_number_of_threads_computes_the_same(threads):
     x, found = torch.randn(100_000), []
     for count in (1, 2, 5):
         threads(count)
-        context, log_sums = native.attention_forward(query, key, value, 0.3, 0.4, 7)
-        grads = native.attention_backward(grad, query, key, value, context, log_sums, 0.3, 0.4, 7)
-        found.append([context, log_sums, *grads, native.dropout_add(x, x, 0.4, 7)])
+        context, log_sums = native.attention_forward(query, key, value, 0.3, 0.4, [7])
+        grads = native.attention_backward(grad, query, key, value, context, log_sums, 0.3, 0.4, [7])
+        found.append([context, log_sums, *grads, native.dropout_add(x, x, 0.4, [7])])
     for others in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], others, strict=True))
+
+
+@needs_library
+def test_each_of_several_parts_has_the_mask_of_its_key():
+    """Micro-batches that run as one: n keys for n equal parts, as if each were alone."""
+    query, key, value, grad = operands(6, 2, 50, 8)
+    x, keys = torch.randn(6, 77), [3, 4, 5]
+
+    def outcome(part: slice, keys: list[int]) -> list[torch.Tensor]:
+        tensors = [tensor[part] for tensor in (query, key, value)]
+        context, log_sums = native.attention_forward(*tensors, 0.3, 0.4, keys)
+        grads = native.attention_backward(grad[part], *tensors, context, log_sums, 0.3, 0.4, keys)
+        return [context, *grads, native.dropout_add(x[part], x[part], 0.4, keys)]
+
+    alone = [outcome(slice(2 * number, 2 * number + 2), [key]) for number, key in enumerate(keys)]
+    for found, parts in zip(outcome(slice(None), keys), zip(*alone, strict=True), strict=True):
+        assert torch.equal(found, torch.cat(parts))
 
 
 @needs_library
@@ -221,7 +238,7 @@ def test_dropout_and_the_sum_after_it(kernels):
     torch.manual_seed(1)
     total = residual_dropout(x, residual, 0.25)
     torch.manual_seed(1)
-    kept = native.dropout_add(torch.ones(x.shape), None, 0.25, native.new_key()) > 0
+    kept = native.dropout_add(torch.ones(x.shape), None, 0.25, [native.new_key()]) > 0
     share = native.keeps(0.25)
     assert 0.6 < kept.float().mean() < 0.9
     torch.testing.assert_close(total, torch.where(kept, x / share, 0.0) + residual)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -81,6 +82,12 @@ def available() -> bool:
     return _library() is not None
 
 
+def serves(*tensors: torch.Tensor) -> bool:
+    """Whether the kernels take tensors of these types."""
+    fit = all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
+    return fit and available()
+
+
 def generator() -> str:
     """The generator that dropout in float32 on a CPU has here: PHILOX or TORCH."""
     return PHILOX if available() else TORCH
@@ -125,13 +132,13 @@ def keeps(dropout: float) -> float:
 
 
 def attention_forward(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, dropout: float, random_key: int
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, dropout: float, keys: Sequence[int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Causal attention with dropout.
 
     Args:
         query, key: (B, H, T, D) float32; value: (B, H, T, E) float32. Views of one projection are read where they are.
-        random_key: from new_key().
+        keys: from new_key(), one for each of as many equal parts of the samples.
     Returns:
         (B, H, T, E), which is a view of (B, T, H, E), and log2 of the sums of exponentials (B, H, T).
     """
@@ -140,7 +147,7 @@ def attention_forward(
     out = torch.empty(samples, length, heads, value.shape[-1]).transpose(1, 2)
     log_sums = torch.empty(samples, heads, length)
     views = {"query": query, "key": key, "value": value, "out": out}
-    _attention(views, log_sums, scale, dropout, random_key, backward=False)
+    _attention(views, log_sums, scale, dropout, keys, backward=False)
     return out, log_sums
 
 
@@ -153,13 +160,13 @@ def attention_backward(
     log_sums: torch.Tensor,
     scale: float,
     dropout: float,
-    random_key: int,
+    keys: Sequence[int],
 ) -> list[torch.Tensor]:
-    """Gradients of query, key and value. `out` and `log_sums` are what attention_forward() gave for `random_key`."""
+    """Gradients of query, key and value. `out` and `log_sums` are what attention_forward() gave for `keys`."""
     query, key, value, out, grad = tensors = [_rows(tensor) for tensor in (query, key, value, out, grad)]
     grads = [torch.empty_like(tensor) for tensor in (query, key, value)]
     views = dict(zip(_VIEWS, [*tensors, *grads], strict=True))
-    _attention(views, log_sums, scale, dropout, random_key, backward=True)
+    _attention(views, log_sums, scale, dropout, keys, backward=True)
     return grads
 
 
@@ -173,7 +180,7 @@ def _attention(
     log_sums: torch.Tensor,
     scale: float,
     dropout: float,
-    random_key: int,
+    keys: Sequence[int],
     backward: bool,
 ) -> None:
     query = views["query"]
@@ -181,8 +188,8 @@ def _attention(
     call = _Attention()
     for name, tensor in views.items():
         setattr(call, name, _View(tensor.data_ptr(), *tensor.stride()[:3]))
-    keys = (ctypes.c_uint64 * 1)(random_key)
-    call.keys, call.samples_per_key = ctypes.addressof(keys), samples
+    held = (ctypes.c_uint64 * len(keys))(*keys)
+    call.keys, call.samples_per_key = ctypes.addressof(held), samples // len(keys)
     call.log_sums = log_sums.data_ptr()
     call.batch, call.heads, call.length, call.width = samples, heads, length, width
     call.value_width = views["value"].shape[-1]
@@ -193,10 +200,13 @@ def _attention(
     library.poptorch_attention(ctypes.byref(call), threads, backward)
 
 
-def dropout_add(x: torch.Tensor, residual: torch.Tensor | None, dropout: float, random_key: int) -> torch.Tensor:
-    """residual + dropout(x), or dropout(x): contiguous float32 tensors of one shape."""
+def dropout_add(x: torch.Tensor, residual: torch.Tensor | None, dropout: float, keys: Sequence[int]) -> torch.Tensor:
+    """residual + dropout(x), or dropout(x): contiguous float32 tensors of one shape, with a key for each equal part."""
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    other = None if residual is None else residual.data_ptr()
-    call = _Residual(x.data_ptr(), other, out.data_ptr(), random_key, x.numel(), threshold(dropout))
-    _library().poptorch_residual(ctypes.byref(call), torch.get_num_threads())
+    count = x.numel() // len(keys)
+    for part, key in enumerate(keys):
+        start = part * count * x.element_size()
+        other = None if residual is None else residual.data_ptr() + start
+        call = _Residual(x.data_ptr() + start, other, out.data_ptr() + start, key, count, threshold(dropout))
+        _library().poptorch_residual(ctypes.byref(call), torch.get_num_threads())
     return out

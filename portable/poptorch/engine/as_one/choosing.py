@@ -12,16 +12,30 @@ from ...device import half_products
 from ...device.dropout_attention import dropout_attention
 from ...device.linear_cross_entropy import linear_cross_entropy
 from ...device.packed_linear import packed_linear
+from ...device.residual_dropout import residual_dropout
 from ..running import serialized
 from ..tracing.writes import is_norm, written
-from .rules import Drawing, Dropout, Linear, LinearCrossEntropy, OneByOne, Pointwise, Product, Rule, Samples, Unchanged
+from .rules import (
+    Drawing,
+    Dropout,
+    Keyed,
+    KeyedSamples,
+    Linear,
+    LinearCrossEntropy,
+    OneByOne,
+    Pointwise,
+    Product,
+    Rule,
+    Samples,
+    Unchanged,
+)
 
 aten = torch.ops.aten
 
 _DROPOUTS = frozenset({aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default})
 _ATTENTION = aten.scaled_dot_product_attention.default
 # Functions of this package that stand in graphs: where they draw, by their name.
-_DRAWING_FUNCTIONS = frozenset({dropout_attention, half_products.attention_with_dropout})
+_DRAWING_FUNCTIONS = frozenset({dropout_attention, half_products.attention_with_dropout, residual_dropout})
 _ATTENTIONS = frozenset({_ATTENTION, half_products.attention})
 _FUNCTIONS = _DRAWING_FUNCTIONS | {
     linear_cross_entropy,
@@ -60,7 +74,7 @@ def choose(node: torch.fx.Node, stacked: Collection[str]) -> Rule | str | None:
     if draws(node):
         if writes:
             return f"{_name(node)} draws random numbers into a tensor that is there already"
-        return Dropout(node, stacked) if node.target is aten.dropout.default else Drawing(node, stacked)
+        return _drawing_rule(node)(node, stacked)
     if not any(differing):
         return None
     if any(target.name not in stacked for target in writes):
@@ -84,6 +98,18 @@ def _foreign(node: torch.fx.Node) -> str:
     if node.target.name() in ("aten::item", "aten::_local_scalar_dense", "aten::nonzero"):
         return f"{_name(node)} asks for values"
     return ""
+
+
+def _drawing_rule(node: torch.fx.Node) -> type[Rule]:
+    if node.target is residual_dropout:
+        return Keyed
+    if node.target is dropout_attention and _has_kernel(node):
+        return KeyedSamples
+    return Dropout if node.target is aten.dropout.default else Drawing
+
+
+def _has_kernel(node: torch.fx.Node) -> bool:
+    return bool(node.args[5])
 
 
 def _rule(node: torch.fx.Node) -> type[Rule]:
@@ -135,7 +161,7 @@ def held_bytes(node: object) -> int:
     total = sum(each.numel() * each.element_size() for each in values if isinstance(each, torch.Tensor))
     if node.target is aten.dropout.default and draws(node):  # the noise
         total *= 2
-    if node.target is dropout_attention:  # the probabilities
+    if node.target is dropout_attention and not _has_kernel(node):  # the probabilities
         shape = node.args[0].meta["val"].shape
         total += math.prod(shape[:-1]) * shape[-2] * value.element_size()
     return total

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from ...device import native
 from ..tracing.writes import written
 from .streams import Streams
 
@@ -36,13 +37,13 @@ class Rule(torch.nn.Module):
         self._makes = not written([node], {})  # new tensors, and changes none
         self._batches = True  # as far as is known
 
-    def call(self, operands: Sequence[Any]) -> Any:
-        """The operation with these operands in the places of its own."""
+    def call(self, operands: Sequence[Any], **further: Any) -> Any:
+        """The operation with these operands in the places of its own, and `further` arguments."""
         leaves = list(self._leaves)
         for place, operand in zip(self._places, operands, strict=True):
             leaves[place] = operand
         args, kwargs = pytree.tree_unflatten(leaves, self._structure)
-        return self.operation(*args, **kwargs)
+        return self.operation(*args, **kwargs, **further)
 
     def one(self, operands: Sequence[Any], number: int) -> Any:
         """What the operation gives for micro-batch `number`."""
@@ -182,6 +183,29 @@ class Dropout(Drawing):
         noise = torch.empty_like(x)
         _, streams = streams.draw(lambda number: noise[number].bernoulli_(1.0 - self._dropped))
         return x * noise.div_(1.0 - self._dropped), streams
+
+
+class Keyed(Drawing):
+    """Dropout of device/native, whose numbers follow from a key: that alone is drawn micro-batch by micro-batch."""
+
+    def forward(self, streams: Streams, *operands: torch.Tensor) -> tuple[torch.Tensor, Streams]:
+        """The results, stacked, and the streams afterwards."""
+        if not all(self.stacked) or not native.serves(*operands):
+            return super().forward(streams, *operands)
+        keys, streams = streams.draw(lambda number: native.new_key())
+        return self.keyed(operands, keys), streams
+
+    def keyed(self, operands: Sequence[torch.Tensor], keys: Sequence[int]) -> torch.Tensor:
+        """The results, stacked, of micro-batches with these keys."""
+        return self.call(operands, keys=keys)
+
+
+class KeyedSamples(Keyed):
+    """Attention of that kind: (n, B, …) is (n B, …) to it."""
+
+    def keyed(self, operands: Sequence[torch.Tensor], keys: Sequence[int]) -> torch.Tensor:
+        """The results, stacked, of micro-batches with these keys."""
+        return super().keyed([operand.flatten(0, 1) for operand in operands], keys).unflatten(0, (len(keys), -1))
 
 
 def stack_results(results: Sequence[Any]) -> Any:
