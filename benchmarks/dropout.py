@@ -73,11 +73,10 @@ def training_sides(args: argparse.Namespace) -> dict[str, SideProcess]:
     )  # fmt: skip
     sides = {}
     asked = os.environ.get(KERNELS)
-    for name, dropout, kernels in [
-        ("with dropout", DROPOUT, None),
-        ("without", 0.0, None),
-        ("with dropout in plain torch", DROPOUT, "none"),
-    ]:
+    wanted = [("with dropout", DROPOUT, None), ("without", 0.0, None)]
+    if not args.kernels_only:
+        wanted.append(("with dropout in plain torch", DROPOUT, "none"))
+    for name, dropout, kernels in wanted:
         if kernels is not None:
             os.environ[KERNELS] = kernels
         sides[name] = SideProcess(train_step_sides.__file__, name, {**settings, "dropout": dropout}, "cpu")
@@ -125,6 +124,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=1024, help="tokens of a sample, at most 1024")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each side")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--kernels-only", action="store_true", help="no training steps in plain torch: saves 4 GB")
     parser.add_argument("--attention-only", action="store_true", help="no training steps")
     parser.add_argument("--json", metavar="FILE", help="write the results there too")
     args = parser.parse_args(argv)
