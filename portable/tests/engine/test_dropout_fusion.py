@@ -15,6 +15,7 @@ from poptorch import notices
 from poptorch.device import native
 from poptorch.device.dropout_attention import dropout_attention
 from poptorch.device.residual_dropout import residual_dropout
+from poptorch.engine.as_one.number import VARIABLE
 from poptorch.engine.numerics import RECORD
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the kernels are not built (run `make`)")
@@ -272,3 +273,16 @@ def test_no_mask_is_kept():
     with LiveBytes() as seen:
         total = residual_dropout(x, x, 0.5)
     assert total.shape == x.shape and seen.peak < 4 * size + 1000
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_micro_batches_that_run_as_one_draw_what_each_draws_alone(recompute, monkeypatch):
+    found = []
+    for asked in ("1", "4"):
+        monkeypatch.setenv(VARIABLE, asked)
+        model = Deep(recompute=recompute)
+        executor = executor_of(model, accumulation=4)
+        hidden, _ = executor(ids(8))
+        assert executor._session.runner.as_one.number == int(asked)
+        found.append((hidden, [parameter.detach().clone() for parameter in model.parameters()]))
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
