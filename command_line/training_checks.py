@@ -89,7 +89,7 @@ def check_train_path(problems: Problems) -> None:
             dest, "neither generated nor a .pkl file, nor a .txt; python3 -m data.prepare makes a .pkl of others"
         )
     elif not os.path.exists(path):
-        problems.add(dest, "there is no such file; data/wikipedia_preprocess.py makes one")
+        problems.add(dest, "there is no such file; python3 -m data.prepare makes one of any text")
     elif not os.path.isfile(path) or not os.access(path, os.R_OK):
         problems.add(dest, "not a file that can be read; check the path and its permissions")
 

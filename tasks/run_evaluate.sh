@@ -13,11 +13,17 @@ usage() {
 program=tasks/evaluate_wiki.py
 case $1 in
     wiki) task=(--task WIKITEXT103) ;;
-    lmbd) program=tasks/evaluate_lambada.py task=(--task LAMBADA) ;;
+    lmbd | lambada) program=tasks/evaluate_lambada.py task=(--task LAMBADA) ;;
     ptb) task=(--task PTB) ;;
     enwik8) task=(--task ENWIK8) ;;
     text8) task=(--task TEXT8) ;;
-    text) task=() ;; # with --text FILE
+    text)
+        task=()
+        if [[ -z ${VALID_DATA:-} && " $* " != *" --text"* && " $* " != *" --valid-data"* && " $* " != *" -h"* && " $* " != *" --help"* ]]; then
+            echo "run_evaluate.sh: text needs --text FILE, the text to evaluate on" >&2
+            exit 2
+        fi
+        ;;
     all) task=(--all) ;;
     -h | --help) exec "$python" "$program" --help ;;
     *) echo "run_evaluate.sh: $1 is no task" >&2 && usage ;;

@@ -8,7 +8,10 @@ from typing import Iterator
 from corpora.json_lines import text_in
 from corpora.plain_text import plain
 
-_REMEDY = "bash data/evaluation_download.sh fetches the published files, --valid-data FILE names one of yours"
+_REMEDY = (
+    "correct the path in --text or --valid-data, or without these fetch the published files: "
+    "bash data/evaluation_download.sh"
+)
 _MEGABYTE = 1_000_000
 
 

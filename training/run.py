@@ -43,6 +43,8 @@ from training.sharing import join, samples_of_this_process
 from training.time_limit import TimeLimit
 from training.validation import Validator
 
+# Of a checkpoint, a parameter: its value in half, and in the state of the run at least one number of four bytes.
+_LEAST_BYTES = 2 + 4
 # Token ids in a combined batch from which on every copy of it counts (two int32 tensors: 32 MB).
 _LARGE_BATCH = 4_000_000
 
@@ -110,6 +112,8 @@ class TrainingRun:
         if args.save_model_path and not args.compile_only:
             with ranks.first_before_others():
                 self.folder = SaveFolder(Path(args.save_model_path), resumed, args.overwrite, argv)
+                if args.on_save_error == "stop":
+                    self.folder.check_room(_LEAST_BYTES * parameter_count(gpt2.config))
         self.best_loss = math.inf if resumed is None or self.folder is None else self.folder.best_loss()
 
         if args.document_boundaries == "isolated":

@@ -15,9 +15,12 @@ from typing import Any, Callable, Sequence
 
 from safetensors import SafetensorError, safe_open
 
+from command_line.checks import is_first_process
 from command_line.interruption import command_line, without_flag
 from model.checkpoint import CONFIG_FILE, recover_interrupted
+from model.disk_space import free_bytes
 from model.weights import WEIGHTS_FILE
+from training.folder_lock import claim
 from training.state import STATE_FILE, read
 
 BEST = "best"  # the checkpoint of --keep-best; the others are step_N and epoch_N
@@ -132,7 +135,8 @@ class SaveFolder:
 
     `written` has the names of this run's checkpoints, oldest first, those before it was resumed among them.
 
-    Raises ValueError if the folder cannot be written, or has checkpoints that are not this run's.
+    Raises ValueError if the folder cannot be written, another run is writing there, or it has checkpoints that are not
+    this run's.
     """
 
     def __init__(self, folder: Path, resumed: Path | None, overwrite: bool, argv: Sequence[str]) -> None:
@@ -147,6 +151,8 @@ class SaveFolder:
                 f"--save-model-path {folder}: checkpoints cannot be written there ({error.strerror}); name another "
                 "folder"
             ) from error
+        if is_first_process():
+            claim(folder)
         if resumed is not None and os.path.realpath(resumed.parent) == os.path.realpath(folder):
             _tidy(folder)
             names = recorded(folder)
@@ -156,6 +162,15 @@ class SaveFolder:
         others = checkpoints(folder)
         if others and not overwrite:
             raise ValueError(_taken(folder, others, argv))
+
+    def check_room(self, least: int) -> None:
+        """Raises ValueError if there is not even room for that many bytes, before hours of training."""
+        free = free_bytes(self.path)
+        if free < least:
+            raise ValueError(
+                f"--save-model-path {self.path}: a checkpoint of this model takes {least:,} bytes or more, {free:,} "
+                "are free there; make room, or name a folder on another disk"
+            )
 
     def keep_list(self, kept: Callable[[list[str]], None]) -> None:
         """`kept` is called with `written` now, and before a checkpoint is written, so that the list misses none."""

@@ -14,6 +14,7 @@ from model import disk_space
 from model.checkpoint import save_pretrained, tensor_bytes
 from model.config import GPT2Config
 from model.gpt2 import GPT2LMHeadModel
+from training import save_folder
 from training.save_folder import SaveFolder, checkpoints, latest
 
 
@@ -215,6 +216,13 @@ def test_a_full_disk_ends_a_run_with_what_it_needed_and_the_command_that_goes_on
     )
     assert saved_in(folder / "save") == {"step_1", "step_2"}
     assert json.loads((folder / "save" / "run.json").read_text())["end"]["step"] == 3
+
+
+def test_a_disk_without_room_for_any_checkpoint_is_told_before_the_first_step(folder, monkeypatch):
+    monkeypatch.setattr(save_folder, "free_bytes", lambda directory: 1000)
+    done = run(folder)
+    assert done.status == 2 and "a checkpoint of this model takes" in done.err and "1,000 are free there" in done.err
+    assert "step 1 " not in done.out
 
 
 def test_or_the_run_goes_on_by_flag(folder, monkeypatch):

@@ -73,7 +73,12 @@ def select(
         elif not hits:
             known = [*benchmarks, *(variant for variant, _, _ in everything)]
             near = difflib.get_close_matches(name, known, n=1)
-            problems.append(f"{files}: there is no benchmark {name}" + (f"; did you mean {near[0]}?" if near else ""))
+            instead = (
+                f"did you mean {near[0]}?"
+                if near
+                else f"there are {', '.join(dict.fromkeys(row[1].name for row in everything))}"
+            )
+            problems.append(f"{files}: there is no benchmark {name}; {instead}")
         kept += [row[1:] for row in hits if row[0] not in chosen]
         chosen |= {row[0]: row[1:] for row in hits}
     if not names:

@@ -123,6 +123,8 @@ def test_a_file_that_is_not_there_or_not_text(runner, tmp_path):
 def test_benchmark_names(runner):
     text = SIMPLE + "slow_options: {cmd: a}\ntemplate:\n  env: {A: 1}\nlong_conv:\n  cmd: python3 program.py\n"
     assert refusal(runner, text, "--benchmark", "fats") == ["FILE: there is no benchmark fats; did you mean fast?"]
+    (told,) = refusal(runner, text, "--benchmark", "nonsense")
+    assert told == "FILE: there is no benchmark nonsense; there are fast, long_conv"
     assert "FILE:8: template is a template, which has nothing to run" in refusal(
         runner, text, "--benchmark", "template"
     )
