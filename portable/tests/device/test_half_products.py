@@ -160,13 +160,13 @@ def test_float16_has_more_bits(monkeypatch):
     assert found["float32"] < found["float16"] / 20 < found["bfloat16"] / 60
 
 
-@pytest.mark.skipif(not half_units.claimed(BFLOAT16), reason="this CPU has no units for bfloat16")
 def test_units_and_their_emulation_agree(bfloat16, monkeypatch):
+    """Where there are none torch multiplies bfloat16 slowly, and the products that are `wide` in float32."""
     found = {}
     for native in (True, False):
         monkeypatch.setattr(policy, "products_of", lambda name, native=native: policy.Products(BFLOAT16, native))
         found[native] = gradients(Transformer().half())
-    assert found[True][0] == pytest.approx(found[False][0], rel=1e-4)
+    assert found[True][0] == pytest.approx(found[False][0], rel=1e-3)
     assert max(errors(found[True][1], found[False][1]).values()) < 4 * EPSILON["bfloat16"]
 
 
@@ -511,3 +511,29 @@ def test_the_first_process_decides_for_all():
     assert [record for _, record, _ in found] == [{"products of half": "bfloat16"}] * 2
     assert [name for *_, name in found] == ["bfloat16"] * 2
     assert found[0][0] == found[1][0]  # the same samples
+
+
+def _on_two_ipus():
+    """Losses of three calls of a pipeline of two stages, [3][4]; this process's share of the weights."""
+    import popdist.poptorch
+
+    options = popdist.poptorch.Options(ipus_per_replica=2).outputMode(poptorch.OutputMode.All)
+    options.Training.gradientAccumulation(4)
+    options.randomSeed(3)
+    model = Transformer(0.1).half()
+    poptorch.BeginBlock(model.layers[1]["ln_1"], ipu_id=1)
+    optimizer = poptorch.optim.AdamW(model.parameters(), lr=1e-3, accum_type=torch.float32)
+    executor = poptorch.trainingModel(model, options, optimizer)
+    losses = [executor(*batch(4, seed=call))[1].tolist() for call in range(3)]
+    assert executor._compiled.products.name == "bfloat16"
+    return losses, sum(parameter.device.type != "meta" for parameter in model.parameters())
+
+
+def test_a_pipeline_of_two_processes_is_one(bfloat16):
+    variables = {policy.HALF_VARIABLE: "bfloat16", "POPDIST_NUM_TOTAL_REPLICAS": "1"}
+    ((alone, held),) = together(1, _on_two_ipus, **variables)
+    (first, part), (second, _) = together(2, _on_two_ipus, **variables)
+    assert part < held and first == second
+    # What is the same in the first call is rounded otherwise after an update: sums of gradients have another order.
+    assert first[0] == pytest.approx(alone[0], rel=1e-6)
+    torch.testing.assert_close(torch.tensor(first), torch.tensor(alone), rtol=1e-3, atol=0)
