@@ -29,7 +29,9 @@ UNITS = {
     torch.bfloat16: frozenset({"avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16"}),
     torch.float16: frozenset({"avx512_fp16", "amx_fp16"}),
 }
-_ROWS, _INNER, _COLUMNS = 512, 768, 768  # the product that is timed
+_ROWS, _INNER, _COLUMNS = 512, 768, 768  # the product that is timed, or one of fewer rows where that takes too long
+_FEWEST_ROWS = 16
+_SAMPLE = 0.015  # seconds that a sample is meant to take at most
 _BUDGET = 0.15  # seconds for all samples of one type; warming up comes to that
 _FEWEST, _MOST = 5, 25  # samples
 _SPREAD = 0.25  # of the middle half of the ratios, as a share of their median: above it the machine is busy
@@ -139,9 +141,17 @@ def _how_it_ended(child: int, deadline: float) -> str | None:
 
 
 def _stopwatch(dtype: torch.dtype) -> Callable[[], tuple[float, float]]:
-    """What takes one sample: seconds of a float32 product and of one of `dtype`."""
-    a, b = torch.ones(_ROWS, _INNER), torch.ones(_INNER, _COLUMNS)
-    pairs = [(a, b), (a.to(dtype), b.to(dtype))]
+    """What takes one sample: seconds of a float32 product and of one of `dtype`.
+
+    Of as many rows as a share of the time allows: a library without kernels for the type is hundreds of times slower.
+    """
+    b = torch.ones(_INNER, _COLUMNS)
+    narrow = b.to(dtype)
+    pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def size(rows: int) -> None:
+        a = torch.ones(rows, _INNER)
+        pairs[:] = [(a, b), (a.to(dtype), narrow)]
 
     def seconds(left: torch.Tensor, right: torch.Tensor) -> float:
         start = time.perf_counter()
@@ -151,7 +161,10 @@ def _stopwatch(dtype: torch.dtype) -> Callable[[], tuple[float, float]]:
     def sample() -> tuple[float, float]:
         return seconds(*pairs[0]), seconds(*pairs[1])
 
+    size(_FEWEST_ROWS)
     sample()  # warms up
+    size(max(_FEWEST_ROWS, min(_ROWS, int(_FEWEST_ROWS * _SAMPLE / sum(sample())))))
+    sample()
     return sample
 
 
