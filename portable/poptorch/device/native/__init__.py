@@ -1,9 +1,8 @@
-"""The kernels in C++: attention with dropout, and dropout in a residual sum. kernels.h says what they compute and how.
+"""The kernels in C++, attention with dropout and dropout in a residual sum, as functions. Start with kernels.h.
 
-`make` builds them into a library beside this file. It needs a C++ compiler and nothing of torch; torch's tensors are
-handed over as pointers and strides, and torch's own threads do the work. Where there is no library, available() is
-False and plain torch serves, with the random numbers of torch's generator. POPTORCH_PORTABLE_KERNELS names another
-library, or is "none".
+`make` builds a library beside this file, with a C++ compiler and nothing of torch: tensors are handed over as pointers
+and strides, and torch's threads do the work. device/ and engine/ import this. Without a library available() is False
+and plain torch serves, with its generator's numbers. POPTORCH_PORTABLE_KERNELS names another one, or is "none".
 """
 
 from __future__ import annotations
