@@ -4,8 +4,10 @@ plain torch with matrices (out, in), and files of nanoGPT, llm.c and Megatron-LM
 import argparse
 import math
 import struct
+import warnings
 
 import torch
+import torch.distributed.checkpoint
 import torch.nn.functional as F
 
 IN_BLOCK = ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")
@@ -203,6 +205,26 @@ def megatron(folder, tensors, dims=SMALL, ranks=1, stages=1, version=3.0, names=
             model = _stage(tensors, dims, rank, ranks, stage, stages, version, names)
             content = {"model": model, "args": args, "checkpoint_version": version, "iteration": 7}
             torch.save(content, folder / "iter_0000007" / name / "model_optim_rng.pt")
+    return folder
+
+
+def torch_dist(folder, tensors, dims=SMALL):
+    """The same in the format torch_dist: each kind of tensor of all layers in one."""
+    (folder / "iter_0000007").mkdir(parents=True)
+    (folder / "latest_checkpointed_iteration.txt").write_text("7")
+    state = {"optimizer.state.exp_avg.decoder.final_layernorm.bias": torch.zeros(dims.channels)}
+    for name, tensor in _stage(tensors, dims, 0, 1, 0, 1, 3, FUSED).items():
+        if name.startswith("decoder.layers."):
+            name = ".".join(["decoder.layers", *name.split(".")[3:]])
+            state.setdefault(name, []).append(tensor)
+        else:
+            state[name] = tensor
+    state = {name: torch.stack(value) if isinstance(value, list) else value for name, value in state.items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there is one process
+        torch.distributed.checkpoint.save(state, checkpoint_id=folder / "iter_0000007", no_dist=True)
+    content = {"args": megatron_args(dims), "checkpoint_version": 3.0, "iteration": 7}
+    torch.save(content, folder / "iter_0000007" / "common.pt")
     return folder
 
 

@@ -100,8 +100,8 @@ def _checked(content: Any, file: Path) -> Mapping[str, Any]:
 
 def arguments(content: Mapping[str, Any]) -> dict[str, Any]:
     """Those that the program was started with; empty if the file has none."""
-    args = content.get("args")
-    return dict(vars(args)) if isinstance(args, StandIn) else dict(args) if isinstance(args, dict) else {}
+    args = content.get("args")  # a Namespace where another library has told torch that it is safe
+    return dict(vars(args)) if isinstance(args, (StandIn, argparse.Namespace)) else {}
 
 
 def flattened(model: Mapping[str, Any], before: str = "") -> dict[str, Tensor]:

@@ -81,7 +81,7 @@ def read_metadata(path: Path) -> dict[str, Entry]:
             for chunk in getattr(entry, "chunks", ())
         }
         for index, info in metadata.storage_data.items():
-            key = (index.fqn, tuple(index.offset or ()))
+            key = (index.fqn, tuple(getattr(index, "offset", None) or ()))  # not there where it is the default
             if index.fqn in entries and key in sizes:
                 if getattr(info, "transform_descriptors", None):
                     raise ValueError("its tensors are compressed")

@@ -117,6 +117,14 @@ def test_the_order_of_megatrons_fused_projection_by_version(tmp_path, version):
     torch.testing.assert_close(model.double()(IDS)[..., :50], expected, rtol=0, atol=1e-9)
 
 
+def test_megatron_of_the_format_torch_dist(tmp_path):
+    tensors = foreign.weights()
+    foreign.torch_dist(tmp_path / "run", tensors)
+    model = load_pretrained(convert(tmp_path / "run", tmp_path / "ours", "huggingface"))
+    expected = foreign.logits(tensors, IDS, 2, "tanh")[..., :50]
+    torch.testing.assert_close(model.double()(IDS)[..., :50], expected, rtol=0, atol=1e-9)
+
+
 @pytest.mark.parametrize("form", ["sharded", "bin", "sharded bin"])
 def test_hugging_face_in_every_form(tmp_path, form):
     torch.manual_seed(3)

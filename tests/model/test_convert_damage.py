@@ -40,13 +40,16 @@ def make(kind, folder):
     if kind == "megatron":
         foreign.megatron(folder / "in", foreign.weights(), ranks=2, stages=2)
         return folder / "in", folder / "in" / "iter_0000007" / "mp_rank_01_001" / "model_optim_rng.pt"
+    if kind == "torch_dist":
+        foreign.torch_dist(folder / "in", foreign.weights())
+        return folder / "in", folder / "in" / "iter_0000007" / "__0_0.distcp"
     save_pretrained(tiny_checkpoint.model(300), folder / "source")
     (folder / "source" / "tokenizer.json").write_text(tiny_checkpoint.tokenizer().to_json(), encoding="utf-8")
     assert main([str(folder / "source"), str(folder / "m.gguf"), "--to", "gguf"]) == 0
     return folder / "m.gguf", folder / "m.gguf"
 
 
-KINDS = ("huggingface", "bin", "nanogpt", "llm.c", "megatron", "gguf")
+KINDS = ("huggingface", "bin", "nanogpt", "llm.c", "megatron", "torch_dist", "gguf")
 
 
 def refusal(capsys, source, *flags):
@@ -210,6 +213,28 @@ def test_a_megatron_without_arguments_takes_a_config(tmp_path, capsys):
     assert json.loads((tmp_path / "out" / "config.json").read_text())["vocab_size"] == 50
 
 
+def test_metadata_of_torch_dist(tmp_path, capsys):
+    source, file = make("torch_dist", tmp_path)
+    metadata = file.with_name(".metadata")
+    content = metadata.read_bytes()
+    metadata.write_bytes(content[: len(content) // 2])
+    assert str(metadata) in refusal(capsys, source)
+    found = pickle.loads(content)
+    name = "decoder.layers.mlp.linear_fc2.bias"
+    part = found.state_dict_metadata[name].chunks[0]
+    found.state_dict_metadata[name].chunks[0] = type(part)(part.offsets, torch.Size((1, 16)))
+    metadata.write_bytes(pickle.dumps(found))
+    assert "mlp.c_proj.bias" in refusal(capsys, source)
+    del found.state_dict_metadata[name]
+    metadata.write_bytes(pickle.dumps(found))
+    assert "missing: transformer.h.0.mlp.c_proj.bias" in refusal(capsys, source)
+    metadata.write_bytes(pickle.dumps({"state_dict_metadata": Harmless()}))
+    assert "may run code" in refusal(capsys, source) and ran == []
+    metadata.write_bytes(content)
+    file.unlink()
+    assert f"{file}: is missing" in refusal(capsys, source)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "told"),
     [
@@ -276,10 +301,11 @@ class Harmless:
         return run, ("ran",)
 
 
-@pytest.mark.parametrize("kind", ["bin", "nanogpt", "megatron"])
+@pytest.mark.parametrize("kind", ["bin", "nanogpt", "megatron", "torch_dist"])
 @pytest.mark.parametrize("old", [False, True])
 def test_a_pickle_with_code_is_refused_and_not_run(tmp_path, capsys, kind, old):
     source, file = make(kind, tmp_path)
+    file = file.with_name("common.pt") if kind == "torch_dist" else file
     content = torch.load(file, weights_only=False)
     content["config"] = Harmless()
     torch.save(content, file, _use_new_zipfile_serialization=not old)
