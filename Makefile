@@ -21,7 +21,7 @@ STAMP := $(VENV)/.stamp-$(shell cat $(REQUIREMENTS) 2>/dev/null | cksum | tr ' '
 DEV_STAMP := $(VENV)/.stamp-dev-$(shell cat $(REQUIREMENTS) $(sort $(wildcard requirements-*.txt)) 2>/dev/null | cksum | tr ' ' '-')
 PLOTS_STAMP := $(VENV)/.stamp-plots-$(shell cat $(REQUIREMENTS) requirements-plots.txt 2>/dev/null | cksum | tr ' ' '-')
 
-.PHONY: build setup setup-dev demo test test-gpu test-long test-harness test-programs lint clean help bench-compare
+.PHONY: build setup setup-dev demo test test-gpu test-long test-harness test-programs test-checkpoints lint clean help bench-compare
 .DEFAULT_GOAL := build
 
 build: ## custom_ops.so for what the host has, and the C++ of tokenizer/, data/ and portable/ (the default)
@@ -84,6 +84,10 @@ test-harness: setup-dev ## lm-evaluation-harness against its own model; installs
 test-programs: setup-dev ## libraries written for PopTorch on portable/, each in an environment of its own; 4 GB
 	$(VENV_PYTHON) portable/tests/libraries/run.py $(GROUPS)
 
+test-checkpoints: setup-dev ## model.convert against megatron-core, llama.cpp and gguf; installs requirements-benchmarks.txt
+	$(VENV_PYTHON) -m pip install --disable-pip-version-check -r requirements-benchmarks.txt -c constraints.txt
+	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -m programs tests/model/test_convert_libraries.py
+
 test-long: setup-dev ## the tests that take minutes: fuzzing of the readers
 	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -m long --timeout 1800
 
@@ -104,4 +108,4 @@ clean: ## removes what `make` builds; .venv stays
 	rm -f custom_ops.so bpe_encoder.so megatron_data.so $(KERNELS) *.so.unfinished $(KERNELS).unfinished
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' Makefile

@@ -2,10 +2,13 @@
 plain torch with matrices (out, in), and files of nanoGPT, llm.c and Megatron-LM with its weights."""
 
 import argparse
+import json
 import math
+import os
 import struct
 import warnings
 
+import crc32c
 import torch
 import torch.distributed.checkpoint
 import torch.nn.functional as F
@@ -122,6 +125,83 @@ def read_llm_c(path):
     if numbers[1] == 3:
         return numbers, torch.frombuffer(bytearray(content[1024:]), dtype=torch.float32)
     return numbers, torch.frombuffer(bytearray(content[1024:]), dtype=torch.bfloat16).float()
+
+
+# OpenAI
+
+
+def openai(folder, tensors, dims=SMALL):
+    """hparams.json and a TensorFlow checkpoint: the tensors in one file, a LevelDB table that says where."""
+    folder.mkdir(parents=True)
+    sizes = dict(n_vocab=dims.rows, n_ctx=dims.positions, n_embd=dims.channels, n_head=dims.heads, n_layer=dims.layers)
+    (folder / "hparams.json").write_text(json.dumps(sizes))
+    entries, data = {b"": b"\x08\x01\x1a\x02\x08\x01"}, b""
+    for name, tensor in sorted(tensors.items()):
+        stem, end = name.rsplit(".", 1)
+        if ".c_" in stem and end == "weight":
+            tensor, end = tensor.T[None], "w"  # (1, in, out)
+        else:
+            end = "b" if end == "bias" else "g"
+        theirs = "model/" + stem.replace("h.", "h").replace(".", "/") + ("" if stem in ("wte", "wpe") else f"/{end}")
+        raw_tensor = tensor.contiguous().numpy().tobytes()
+        shape = b"".join(field(2, field(1, extent)) for extent in tensor.shape)
+        entry = field(1, 1) + field(2, shape) + field(4, len(data)) + field(5, len(raw_tensor))
+        entries[theirs.encode()] = entry + b"\x35" + struct.pack("<I", masked(raw_tensor))
+        data += raw_tensor
+    step = field(1, 9) + field(2, b"") + field(4, len(data)) + field(5, 8)
+    entries[b"global_step"] = step + b"\x35" + struct.pack("<I", masked(bytes(8)))
+    (folder / "model.ckpt.data-00000-of-00001").write_bytes(data + bytes(8))
+    (folder / "model.ckpt.index").write_bytes(leveldb(sorted(entries.items())))
+    return folder
+
+
+def varint(number):
+    out = b""
+    while number > 127:
+        out, number = out + bytes([number & 127 | 128]), number >> 7
+    return out + bytes([number])
+
+
+def field(number, value):
+    """Of a protocol buffer."""
+    if isinstance(value, bytes):
+        return varint(number << 3 | 2) + varint(len(value)) + value
+    return varint(number << 3) + varint(value)
+
+
+def masked(data):
+    crc = crc32c.crc32c(data)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) % 2**32
+
+
+def leveldb(entries, each=7):
+    """A table with `each` entries a block, prefixes shared but for every third key."""
+    out, index = b"", []
+
+    def block(pairs):
+        body, restarts, before = b"", [], b""
+        for number, (key, value) in enumerate(pairs):
+            shared = 0
+            if number % 3 == 0:
+                restarts.append(len(body))
+            else:
+                shared = len(os.path.commonprefix([before, key]))
+            body += varint(shared) + varint(len(key) - shared) + varint(len(value)) + key[shared:] + value
+            before = key
+        body += struct.pack(f"<{len(restarts) + 1}I", *restarts, len(restarts))
+        return body + b"\0" + struct.pack("<I", masked(body + b"\0")), len(body)
+
+    for start in range(0, len(entries), each):
+        pairs = entries[start : start + each]
+        raw_block, size = block(pairs)
+        index.append((pairs[-1][0], varint(len(out)) + varint(size)))
+        out += raw_block
+    handles = b""
+    for pairs in ([], index):
+        raw_block, size = block(pairs)
+        handles += varint(len(out)) + varint(size)
+        out += raw_block
+    return out + handles.ljust(40, b"\0") + struct.pack("<Q", 0xDB4775248B80FB57)
 
 
 # Megatron-LM

@@ -98,6 +98,13 @@ def test_llm_c(tmp_path, version):
     torch.testing.assert_close(model.double()(IDS)[..., :50], expected, rtol=0, atol=1e-9)
 
 
+def test_openai(tmp_path):
+    tensors = foreign.weights()
+    foreign.openai(tmp_path / "124M", tensors)
+    model = load_pretrained(convert(tmp_path / "124M", tmp_path / "ours", "huggingface"))
+    torch.testing.assert_close(model.double()(IDS), foreign.logits(tensors, IDS, 2, "tanh"), rtol=0, atol=1e-9)
+
+
 @pytest.mark.parametrize("names", [foreign.CORE, foreign.FUSED, foreign.LEGACY], ids=["core", "fused", "legacy"])
 @pytest.mark.parametrize(("ranks", "stages"), [(1, 1), (2, 1), (1, 2), (2, 2)])
 def test_megatron(tmp_path, names, ranks, stages):

@@ -43,13 +43,16 @@ def make(kind, folder):
     if kind == "torch_dist":
         foreign.torch_dist(folder / "in", foreign.weights())
         return folder / "in", folder / "in" / "iter_0000007" / "__0_0.distcp"
+    if kind == "openai":
+        foreign.openai(folder / "in", foreign.weights())
+        return folder / "in", folder / "in" / "model.ckpt.data-00000-of-00001"
     save_pretrained(tiny_checkpoint.model(300), folder / "source")
     (folder / "source" / "tokenizer.json").write_text(tiny_checkpoint.tokenizer().to_json(), encoding="utf-8")
     assert main([str(folder / "source"), str(folder / "m.gguf"), "--to", "gguf"]) == 0
     return folder / "m.gguf", folder / "m.gguf"
 
 
-KINDS = ("huggingface", "bin", "nanogpt", "llm.c", "megatron", "torch_dist", "gguf")
+KINDS = ("huggingface", "bin", "nanogpt", "llm.c", "megatron", "torch_dist", "openai", "gguf")
 
 
 def refusal(capsys, source, *flags):
@@ -211,6 +214,34 @@ def test_a_megatron_without_arguments_takes_a_config(tmp_path, capsys):
     words = [str(tmp_path / "in"), str(tmp_path / "out"), "--to", "huggingface"]
     assert main([*words, "--config", str(tmp_path / "config.json")]) == 0
     assert json.loads((tmp_path / "out" / "config.json").read_text())["vocab_size"] == 50
+
+
+def test_an_index_of_openais(tmp_path, capsys):
+    source, file = make("openai", tmp_path)
+    index, content = source / "model.ckpt.index", (source / "model.ckpt.index").read_bytes()
+    for damaged in (content[:-1], content[len(content) // 2 :], b"", content.replace(b"c_fc", b"c_fd", 1)):
+        index.write_bytes(damaged)
+        assert str(index) in refusal(capsys, source)
+    index.write_bytes(content)
+    sizes = json.loads((source / "hparams.json").read_text())
+    (source / "hparams.json").write_text(json.dumps({**sizes, "n_ctx": 13}))
+    text = refusal(capsys, source)
+    assert "hparams.json" in text and "wpe.weight (12, 16) instead of (13, 16)" in text
+    (source / "hparams.json").write_text("{}")
+    assert "has no n_vocab" in refusal(capsys, source)
+    (source / "hparams.json").unlink()
+    assert "hparams.json: cannot be read" in refusal(capsys, source)
+    file.unlink()
+    (source / "hparams.json").write_text(json.dumps(sizes))
+    assert f"{file}: is missing" in refusal(capsys, source)
+
+
+def test_a_byte_that_changed_in_a_tensor_of_openais(tmp_path, capsys):
+    source, file = make("openai", tmp_path)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    assert f"{file}: the bytes of model/h" in refusal(capsys, source)
 
 
 def test_metadata_of_torch_dist(tmp_path, capsys):

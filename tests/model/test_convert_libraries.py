@@ -8,6 +8,7 @@ import contextlib
 import math
 
 import foreign_checkpoints as foreign
+import numpy as np
 import pytest
 import safetensors.torch
 import tiny_checkpoint
@@ -16,6 +17,7 @@ import torch
 from model.checkpoint import load_pretrained, save_pretrained
 from model.config import GPT2Config
 from model.convert.__main__ import main
+from model.convert.tensor_bundle import read_bundle
 from model.gpt2 import GPT2LMHeadModel
 from tokenizer import Tokenizer
 
@@ -196,3 +198,26 @@ def test_what_gguf_writes_is_read(tmp_path, kind):
     ours = load_pretrained(convert(tmp_path / "m.gguf", tmp_path / "ours", "huggingface")).double()
     expected = foreign.logits(as_stored, IDS, 2, "tanh")
     torch.testing.assert_close(ours(IDS), expected, rtol=0, atol=1e-9)
+
+
+# OpenAI
+
+
+def test_what_tensorflow_writes_is_read(tmp_path):
+    """`pip install tensorflow-cpu`, which make test-checkpoints does not: 1 GB."""
+    tensorflow = pytest.importorskip("tensorflow", reason="pip install tensorflow-cpu")
+    tensors = foreign.weights()
+    foreign.openai(tmp_path / "124M", tensors)
+    index = tmp_path / "124M" / "model.ckpt.index"
+    names = {name: weight.read().numpy() for name, weight in read_bundle(index).items()}
+    for file in tmp_path.glob("124M/model.ckpt*"):
+        file.unlink()
+    names["global_step"] = np.int64(7)
+    tensorflow.raw_ops.SaveV2(
+        prefix=str(tmp_path / "124M" / "model.ckpt"),
+        tensor_names=list(names),
+        shape_and_slices=[""] * len(names),
+        tensors=[tensorflow.constant(value) for value in names.values()],
+    )
+    model = load_pretrained(convert(tmp_path / "124M", tmp_path / "ours", "huggingface"))
+    torch.testing.assert_close(model.double()(IDS), foreign.logits(tensors, IDS, 2, "tanh"), rtol=0, atol=1e-9)
