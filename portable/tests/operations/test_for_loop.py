@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from programs import Body, infer, make_options, train
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import poptorch
 
@@ -173,3 +174,44 @@ def test_a_body_returns_tensors(result):
     for run in (infer, lambda forward, x: forward(None, x)):
         with pytest.raises(poptorch.Error, match=r"poptorch.for_loop\(\): a body must return a tensor"):
             run(lambda m, x: poptorch.for_loop(2, lambda a: result, [x]), torch.ones(1))
+
+
+class Copies(TorchDispatchMode):
+    """Counts the clones of tensors with as many elements."""
+
+    def __init__(self, elements):
+        super().__init__()
+        self.elements, self.count = elements, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.clone.default and args[0].numel() == self.elements:
+            self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def kept(state, step):
+    state[:, 0].add_(step)
+    return [state, step + 1]
+
+
+def added(state, step):
+    return [state.add_(step), step + 1]
+
+
+@pytest.mark.parametrize("body", [kept, added])
+def test_state_that_is_changed_in_place_is_not_copied(body):
+    def forward(m, x):
+        state = x * 2
+        found = poptorch.for_loop(5, body, [state, torch.zeros(1)])[0]
+        return found, state
+
+    executor = poptorch.inferenceModel(Body(forward))
+    x = torch.ones(3, 7)
+    executor(x)
+    with Copies(21) as copies:
+        found, state = executor(x)
+    expected, step = x * 2, torch.zeros(1)
+    for _ in range(5):
+        expected, step = body(expected, step)
+    assert torch.equal(found, expected) and torch.equal(state, x * 2)
+    assert copies.count == 1  # the loop's own, at its beginning

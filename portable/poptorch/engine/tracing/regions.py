@@ -119,6 +119,7 @@ def _extract_loop(traced: TracedGraph, nodes: list[torch.fx.Node], end: int) -> 
     _, count, carried = nodes[begin].args
     outputs = nodes[end].args[1]
     body, arguments, writes = _body(traced, region, carried, outputs)
+    _hand_back(body, [position for position in writes if position < len(carried)])
     loop = Loop(body, count, len(carried), writes)
     last = call = _call(traced, f"loop_{number}", loop, arguments, nodes[end])
     for position, output in enumerate(outputs):
@@ -127,6 +128,27 @@ def _extract_loop(traced: TracedGraph, nodes: list[torch.fx.Node], end: int) -> 
         last.meta.update(output.meta)
         output.replace_all_uses_with(last, delete_user_cb=lambda user: user not in inside and user is not nodes[end])
     _erase(traced, [nodes[end], *reversed(region), nodes[begin]], inside)
+
+
+def _hand_back(body: torch.fx.GraphModule, changed: list[int]) -> None:
+    """State at these positions that a body changes in place and returns there is that tensor, and no copy of it.
+
+    A key/value cache would otherwise be copied once a token.
+    """
+    graph = body.graph
+    arguments = [node for node in graph.nodes if node.op == "placeholder"]
+    outputs = list(graph.output_node().args[0])
+    for position in changed:
+        copy = outputs[position]
+        if copy.target is not torch.ops.aten.clone.default or copy.kwargs or len(copy.users) > 1:
+            continue
+        source = copy.args[0]
+        while in_place(source):
+            source = source.args[0]
+        if source is arguments[position]:
+            copy.replace_all_uses_with(source)
+            graph.erase_node(copy)
+    body.recompile()
 
 
 def _extract_conditional(traced: TracedGraph, nodes: list[torch.fx.Node], end: int) -> None:
