@@ -13,7 +13,7 @@ from ..device import policy as device_policy
 from ..device.policy import Policy
 from ..engine.as_one import number
 from ..engine.as_one.number import AsOne
-from ..engine.as_one.stacking import stack
+from ..engine.as_one.stacking import NotProven, StackedProgram, stack
 from ..engine.numerics import Numerics
 from ..engine.processes import clock, collecting, group, watch
 from ..engine.processes.collecting import Owned
@@ -129,9 +129,8 @@ class Session:
     def _as_one(self, compiled: Compiled) -> AsOne:
         """How many micro-batches run as one."""
         counts, training = compiled.counts, self.optimizer is not None
-        if self._parts is not None:
-            chosen = AsOne(reason="stages are in other processes")
-        elif self.anchors is not None:
+        micro_batches = counts.accumulation * counts.replicas * (1 if training else counts.iterations)
+        if self.anchors is not None:
             chosen = AsOne(reason="tensors are anchored")
         elif self._options.Precision.floating_point_exceptions:
             chosen = AsOne(reason="each is checked for floating-point exceptions")
@@ -140,11 +139,16 @@ class Session:
         else:
             shapes = zip(compiled.program.inputs, compiled.micro_batch, strict=True)
             same = {name for name, shape in shapes if not len(shape)}
-            chosen = number.choose(
-                lambda: stack(compiled.program, same, training),
-                counts.accumulation * counts.replicas * (1 if training else counts.iterations),
-                self._numerics,
-            )
+            # A pipeline of few micro-batches would be idle while it fills.
+            most = None if self._parts is None else micro_batches // (4 * len(self._parts.placement.spans))
+
+            def several() -> StackedProgram:
+                found = stack(compiled.program, same, training)
+                if self._parts is not None and not found.sure:  # processes cannot start again one at a time
+                    raise NotProven("forward() changes a tensor in place by an operation that may have no rule")
+                return found
+
+            chosen = number.choose(several, micro_batches, self._numerics, most)
         kind = "training" if training else "inference"
         if chosen.number > 1:
             notices.difference(

@@ -338,3 +338,28 @@ def test_a_run_keeps_its_number(monkeypatch):
     assert trained("", state)[0] == 4
     assert trained("6", state)[0] == 6
     assert trained("")[0] == 12
+
+
+def test_what_fails_as_one_runs_one_at_a_time(monkeypatch):
+    from poptorch.engine.as_one import rules
+
+    def failing(self, *operands):
+        raise RuntimeError("no room")
+
+    monkeypatch.setenv(VARIABLE, "1")
+    expected = poptorch.trainingModel(Regression(), make_options(1, 4, mode=ALL))(*regression_data(8))
+    monkeypatch.setenv(VARIABLE, "")
+    monkeypatch.setattr(rules.Linear, "forward", failing)
+    executor = poptorch.trainingModel(Regression(), make_options(1, 4, mode=ALL))
+    torch.testing.assert_close(executor(*regression_data(8)), expected, rtol=0, atol=0)
+    assert executor._session.runner.as_one.number == 1
+    assert executor._session.runner.as_one.reason == "RuntimeError: no room"
+
+
+def test_an_error_of_the_program_is_that_of_one_micro_batch(monkeypatch):
+    monkeypatch.setenv(VARIABLE, "")
+    model = Body(lambda m, x: poptorch.identity_loss(m.e(x).sum(), "sum"), e=torch.nn.Embedding(4, 3))
+    executor = poptorch.trainingModel(model, make_options(1, 4, mode=ALL))
+    executor.compile(torch.zeros(4, 2, dtype=torch.int64))
+    with pytest.raises(IndexError):
+        executor(torch.full((4, 2), 9))

@@ -311,3 +311,36 @@ def test_one_report_says_what_all_processes_did_on_one_clock(tmp_path):
     assert kinds[0] == kinds[1] == {"forward", "backward", "waiting", "communication", "update"}
     shown = json.loads((folder / "trace.json").read_text())["traceEvents"]
     assert {event["pid"] for event in shown} == {0, 1} and len(shown) == len(events) + 2
+
+
+def several_as_one(training: bool) -> tuple:
+    """What three calls of 48 micro-batches return, the first process's weights, and how many ran as one."""
+    os.environ["POPDIST_NUM_TOTAL_REPLICAS"] = "1"
+    options = popdist.poptorch.Options(ipus_per_replica=4).outputMode(poptorch.OutputMode.All).randomSeed(3)
+    model = Model(dropout=0.3 if training else 0.0, recompute=training)
+    if training:
+        options.Training.gradientAccumulation(48)
+        executor = poptorch.trainingModel(model, options, ADAMW(model.parameters()))
+    else:
+        executor = poptorch.inferenceModel(model, options.deviceIterations(48))
+    generator = torch.Generator().manual_seed(0)
+    found = [
+        executor(torch.randn(48 * N, WIDTH, generator=generator), torch.randn(48 * N, 4, generator=generator))
+        for _ in range(CALLS)
+    ]
+    number = executor._session.runner.as_one.number
+    executor.destroy()
+    return found, {name: p for name, p in model.state_dict().items() if p.device.type != "meta"}, number
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_micro_batches_of_a_pipeline_run_as_one(training):
+    outputs, weights, number = together(1, several_as_one, training)[0]
+    pipeline = together(2, several_as_one, training)
+    assert number == 48
+    assert pipeline[0][2] == pipeline[1][2] > 1
+    assert 48 // pipeline[0][2] >= 4 * 2  # IPUs in two processes, and back on the first one: three spans
+    for rank in (0, 1):
+        torch.testing.assert_close(pipeline[rank][0], outputs, rtol=1e-5, atol=1e-6)
+    for name, weight in pipeline[0][1].items():  # after inference those of its own stages
+        torch.testing.assert_close(weight, weights[name], rtol=1e-5, atol=1e-6)

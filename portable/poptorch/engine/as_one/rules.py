@@ -37,6 +37,11 @@ class Rule(torch.nn.Module):
         self._makes = not written([node], {})  # new tensors, and changes none
         self._batches = True  # as far as is known
 
+    @property
+    def sure(self) -> bool:
+        """Whether there is a way to compute this in any case: torch may have no rule for a change in place."""
+        return self._makes or type(self) is not Rule
+
     def call(self, operands: Sequence[Any], **further: Any) -> Any:
         """The operation with these operands in the places of its own, and `further` arguments."""
         leaves = list(self._leaves)

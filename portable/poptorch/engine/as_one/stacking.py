@@ -13,7 +13,7 @@ from collections.abc import Collection
 import torch
 
 from ..stages import Program, Segment, Stage
-from ..tracing.writes import in_place, origins, written
+from ..tracing.writes import in_place, origins, writers
 from . import choosing
 from .streams import NAME as STREAMS
 
@@ -45,12 +45,14 @@ class StackedProgram:
         stages: as the program's, with the same names.
         stacked: names of the values that are stacked. The others are the same for all micro-batches.
         draws: indices of the stages that draw random numbers; they find their streams among their values.
+        sure: no operation can turn out not to bear several micro-batches when it is computed.
         bytes: of a micro-batch, what the forward pass leaves behind, estimated from the shapes.
     """
 
     stages: list[Stage]
     stacked: frozenset[str]
     draws: frozenset[int]
+    sure: bool
     bytes: int
 
 
@@ -63,7 +65,7 @@ def stack(program: Program, shared_inputs: Collection[str], training: bool) -> S
         raise NotProven("forward() writes to inputs or buffers")
     stacked = {name for name in program.inputs if name not in shared_inputs}
     own = {*program.inputs, *program.parameters, *program.buffers, *program.constants}
-    stages, draws = [], set()
+    stages, draws, sure = [], set(), True
     for stage in program.stages:
         if stage.writes & own:
             raise NotProven("forward() writes to what it did not make")
@@ -71,11 +73,12 @@ def stack(program: Program, shared_inputs: Collection[str], training: bool) -> S
         for segment in stage.segments:
             made, drawing = _stack_segment(segment, stacked)
             segments.append(made)
+            sure = sure and all(rule.sure for rule in made.module.children())
             draws |= {stage.index} if drawing else set()
         stages.append(dataclasses.replace(stage, segments=segments))
     if training and program.loss not in stacked:
         raise NotProven("the loss does not depend on the inputs")
-    return StackedProgram(stages, frozenset(stacked), frozenset(draws), _bytes(program, training))
+    return StackedProgram(stages, frozenset(stacked), frozenset(draws), sure, _bytes(program, training))
 
 
 def _stack_segment(segment: Segment, stacked: set[str]) -> tuple[Segment, bool]:
@@ -125,14 +128,16 @@ def _check_writes(graph: torch.fx.Graph) -> None:
     """That what is written to is the segment's own, and that what shares its memory is sure to for stacked values."""
     if any(node.op == "call_module" for node in graph.nodes):
         raise NotProven("forward() has a loop, a condition or an autograd.Function")
-    origin = origins(graph.nodes)
-    targets = written(graph.nodes, {}, origin)
-    for node in graph.nodes:
-        if origin[node] not in targets:
+    nodes = list(graph.nodes)
+    origin, place = origins(nodes), {node: place for place, node in enumerate(nodes)}
+    last = {target: max(map(place.get, found)) for target, found in writers(nodes, {}, origin).items()}
+    for node in nodes:
+        if origin[node] not in last:
             continue
         if node.op == "placeholder":
             raise NotProven("forward() writes to a tensor made in an earlier stage or before a checkpoint")
-        if origin[node] is not node and not (node.target in _VIEWS or in_place(node)):
+        sure = origin[node] is node or node.target in _VIEWS or in_place(node)
+        if not sure and place[node] < last[origin[node]]:
             raise NotProven(f"forward() writes to a tensor of which {node.target} may be a copy or not")
 
 

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch.utils import _pytree as pytree
 
+from ..as_one.streams import NAME as STREAMS
 from ..processes.channels import Edge, tensors_of
 from ..processes.links import Links
 from ..processes.reduction import exchange
@@ -19,7 +20,7 @@ from ..processes.schedule import Task, schedule
 from .outputs import OutputCollector
 from .placement import Placement, Span
 from .progress import CallProgress
-from .runner import Runner
+from .runner import Place, Runner
 from .timings import Timings
 
 _AHEAD = 2  # tasks whose messages may come in while another one is computed
@@ -49,6 +50,8 @@ class PipelineRunner(Runner):
         # Anchors look at one micro-batch at a time.
         alone = not overlap or self._anchors is not None or self._stop_at_invalid
         self._in_flight = 1 if alone else len(placement.spans)
+        source = self.as_one.program if self.as_one.number > 1 else self._program
+        self._stages = {stage.index: stage for stage in source.stages}
         self._values: dict[int, dict[str, Any]] = {}  # by micro-batch
         self._flights: dict[tuple[int, int], _Flight] = {}  # by span and micro-batch
         self._gradients: dict[tuple[int, int, int], list[torch.Tensor]] = {}  # between spans of this process
@@ -78,13 +81,14 @@ class PipelineRunner(Runner):
         try:
             if training:
                 for s in range(counts.iterations):
-                    positions = [(s, a) for a in range(counts.accumulation)]
-                    self._pass(leaves, positions, collectors, progress)
+                    places = [(s, a, 0) for a in range(counts.accumulation)]
+                    self._pass(leaves, self._several_each(places), collectors, progress)
                     self._update(s)
                     self._random.iteration_done()
                     self.probe.iteration_done()
             else:
-                self._pass(leaves, [(s, 0) for s in range(counts.iterations)], collectors, progress)
+                places = [(s, 0, 0) for s in range(counts.iterations)]
+                self._pass(leaves, self._several_each(places), collectors, progress)
                 for _ in range(counts.iterations):
                     self._random.iteration_done()
                     self.probe.iteration_done()
@@ -100,29 +104,34 @@ class PipelineRunner(Runner):
         with self.probe.communication():
             return self._shared(collectors, leaves)
 
+    def _several_each(self, places: list[Place]) -> list[list[Place]]:
+        """Those that run as one, together."""
+        step = self.as_one.number
+        return [places[first : first + step] for first in range(0, len(places), step)]
+
     def _pass(
         self,
         leaves: list[torch.Tensor],
-        positions: list[tuple[int, int]],
+        positions: list[list[Place]],
         collectors: dict[int, OutputCollector],
         progress: CallProgress,
     ) -> None:
-        """All tasks of this process on the micro-batches at `positions`, (s, a) each."""
-        tasks = self._order(len(positions))
+        """All tasks of this process on the micro-batches at `positions`, several where they run as one."""
+        tasks, step = self._order(len(positions)), self.as_one.number
         for number, task in enumerate(tasks):
             for later in tasks[number : number + 1 + _AHEAD]:
                 self._expect(later)
-            s, a = positions[task.micro_batch]
+            places = positions[task.micro_batch]
             span = self._placement.spans[task.span]
             if task.forward:
-                self.probe.micro_batch(s, task.micro_batch, len(positions))
-                self._forward(span, task.micro_batch, s, a, leaves, collectors[span.index])
+                self.probe.micro_batch(places[0][0], task.micro_batch * step, len(positions) * step, step)
+                self._forward(span, task.micro_batch, places, leaves, collectors[span.index])
                 if span is self._placement.mine[0]:
-                    progress.step()
+                    progress.step(step)
             else:
                 self._backward(span, task.micro_batch, last=task.micro_batch == len(positions) - 1)
             if self._ends(span, task):
-                self._micro_batch_ended(task.micro_batch, s, a, leaves)
+                self._micro_batch_ended(task.micro_batch, places[0], leaves)
         with self.probe.communication():
             self._links.channels.finish()
 
@@ -156,7 +165,7 @@ class PipelineRunner(Runner):
         return span is mine[-1]
 
     def _forward(
-        self, span: Span, m: int, s: int, a: int, leaves: list[torch.Tensor], collector: OutputCollector
+        self, span: Span, m: int, places: list[Place], leaves: list[torch.Tensor], collector: OutputCollector
     ) -> None:
         training = self._optimizer is not None
         with torch.set_grad_enabled(training):
@@ -164,16 +173,17 @@ class PipelineRunner(Runner):
                 self._values[m] = self._state.values_of(0)
             values = self._values[m]
             if not span.index:
-                slices = self._slices(leaves, self._counts.position(s, a, 0))
+                several = self.as_one.number > 1
+                slices = self._stacked_slices(leaves, places) if several else self._slices(leaves, self._at(places[0]))
                 values.update(zip(self._program.inputs, slices, strict=True))
             flight = _Flight({}, {}, None)
             for source, names in span.receives.items():
                 self._take(span, source, names, m, values, flight)
             own_buffers = self._copied_buffers(span, values) if training or self._hands_buffers_on(span) else {}
             for stage in span.stages:
-                self._random.seek(self._counts.replica(0), a, stage.index, 0 if training else s)
+                self._seek(places, stage.index, values)
                 with self.probe.forward(stage, values):
-                    stage.run(values)
+                    self._stages[stage.index].run(values)
             for buffer, copy in own_buffers.values():
                 with torch.no_grad():
                     buffer.copy_(copy.detach())
@@ -189,10 +199,21 @@ class PipelineRunner(Runner):
         if training:
             self._flights[span.index, m] = flight
         available = self.timings.now()
-        if outputs and collector.add(s, a, 0, outputs):
-            self.timings.output.append(available)
-            self.timings.output_complete.append(self.timings.now())
+        if outputs:
+            self._collect(collector, places, [self._program.outputs[each] for each in span.outputs], outputs, available)
         self._forget(span, m, values)
+
+    def _at(self, place: Place) -> int:
+        return self._counts.position(*place)
+
+    def _seek(self, places: list[Place], stage: int, values: dict[str, Any]) -> None:
+        """What a stage draws next is that of these micro-batches. An inference's iterations have not been counted."""
+        first = 0 if self._optimizer is None else places[0][0]
+        if self.as_one.number == 1:
+            (s, a, r) = places[0]
+            self._random.seek(self._counts.replica(r), a, stage, s - first)
+        elif stage in self.as_one.program.draws:
+            values[STREAMS] = self._streams(places, stage, first)
 
     def _take(
         self, span: Span, source: int, names: tuple[str, ...], m: int, values: dict[str, Any], flight: _Flight
@@ -255,7 +276,7 @@ class PipelineRunner(Runner):
         if flight.loss is not None and flight.loss.requires_grad:
             tensors.append(flight.loss)
             gradients.append(torch.full_like(flight.loss, self._scale()))
-        self._accumulator.begin_micro_batch(m)
+        self._accumulator.begin_micro_batch(m * self.as_one.number, self.as_one.number)
         self._accumulator.last_backward(last)
         if tensors:
             with self.probe.backward(span.stages, m):
@@ -268,10 +289,10 @@ class PipelineRunner(Runner):
                 with self.probe.communication():
                     self._links.channels.send(Edge(span.index, source, gradient=True), found)
 
-    def _micro_batch_ended(self, m: int, s: int, a: int, leaves: list[torch.Tensor]) -> None:
+    def _micro_batch_ended(self, m: int, place: Place, leaves: list[torch.Tensor]) -> None:
         values = self._values.pop(m)
         if not self._placement.part:
-            self._write_inputs_back(leaves, self._counts.position(s, a, 0), values)
+            self._write_inputs_back(leaves, self._at(place), values)
         if self._stop_at_invalid:
             mine = [position for span in self._placement.mine for position in span.outputs]
             outputs = {position: values[self._program.outputs[position]] for position in mine}
@@ -282,7 +303,7 @@ class PipelineRunner(Runner):
                 for span in self._placement.mine
                 for name in span.watched
             }
-            self._look(s, a, 0, {**values, **watched}, values.get(self._program.loss))
+            self._look(*place, {**values, **watched}, values.get(self._program.loss))
 
     def _update(self, s: int) -> None:
         """As in one process, but for parameters that several processes of the replica use."""

@@ -30,6 +30,8 @@ from .randomness import UPDATE, RandomStreams
 from .state import DeviceState
 from .timings import Timings
 
+Place = tuple[int, int, int]  # (s, a, r) of a micro-batch
+
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
@@ -156,7 +158,7 @@ class Runner:
             self._anchors.finish()
         return collector.result()
 
-    def _run(self, collector: OutputCollector, leaves: list[torch.Tensor], places: list[tuple[int, int, int]]) -> None:
+    def _run(self, collector: OutputCollector, leaves: list[torch.Tensor], places: list[Place]) -> None:
         """The micro-batches at these (s, a, r), as one if there are several, and the ends of iterations among them."""
         counts = self._counts
         (s, a, r), each = places[0], counts.accumulation * counts.replicas
@@ -172,9 +174,7 @@ class Runner:
             self._random.iteration_done()
             self.probe.iteration_done()
 
-    def _together(
-        self, collector: OutputCollector, leaves: list[torch.Tensor], places: list[tuple[int, int, int]]
-    ) -> bool:
+    def _together(self, collector: OutputCollector, leaves: list[torch.Tensor], places: list[Place]) -> bool:
         """The micro-batches at `places` as one, and what becomes of their outputs. Returns whether that was done."""
         stacked = self.as_one.program
         if len(places) == 1 or stacked is None:
@@ -198,32 +198,40 @@ class Runner:
             del values
             self._begin_backward(*places[0][1:], len(places))
             self._differentiate(loss)
-        for number, (s, a, r) in enumerate(places):
-            own = [
-                output[number] if name in stacked.stacked else output
-                for name, output in zip(self._program.outputs, outputs, strict=True)
-            ]
-            if collector.add(s, a, r, own):
-                self.timings.output.append(available)
-                self.timings.output_complete.append(self.timings.now())
+        self._collect(collector, places, self._program.outputs, outputs, available)
         return True
 
+    def _collect(
+        self,
+        collector: OutputCollector,
+        places: list[Place],
+        names: list[str],
+        outputs: list[torch.Tensor],
+        available: float,
+    ) -> None:
+        """Take the outputs of these names, which were `available` then, micro-batch by micro-batch."""
+        stacked = self.as_one.program.stacked if len(places) > 1 else ()
+        for number, place in enumerate(places):
+            own = [output[number] if name in stacked else output for name, output in zip(names, outputs, strict=True)]
+            if collector.add(*place, own):
+                self.timings.output.append(available)
+                self.timings.output_complete.append(self.timings.now())
+
     def _several(
-        self, stacked: StackedProgram, leaves: list[torch.Tensor], places: list[tuple[int, int, int]]
+        self, stacked: StackedProgram, leaves: list[torch.Tensor], places: list[Place]
     ) -> dict[str, torch.Tensor]:
         """What the stages make of the micro-batches at `places`."""
         values = self._state.values_of(0)
         values.update(zip(self._program.inputs, self._stacked_slices(leaves, places), strict=True))
         for stage in stacked.stages:
             if stage.index in stacked.draws:
-                values[STREAMS] = self._streams(places, stage.index)
+                values[STREAMS] = self._streams(places, stage.index, places[0][0])
             with self.probe.forward(stage, values):
                 stage.run(values)
         return values
 
-    def _streams(self, places: list[tuple[int, int, int]], stage: int) -> Streams:
-        """The random numbers of a stage, for each of these micro-batches."""
-        first = places[0][0]
+    def _streams(self, places: list[Place], stage: int, first: int) -> Streams:
+        """The random numbers of a stage for each of these micro-batches, counted from iteration `first` on."""
         seeks = [partial(self._random.seek, self._counts.replica(r), a, stage, s - first) for s, a, r in places]
         return Streams.of(seeks, self._policy.device)
 
@@ -240,7 +248,7 @@ class Runner:
             with self.probe.backward():
                 loss.backward(torch.full_like(loss, self._scale()))
 
-    def _stacked_slices(self, leaves: list[torch.Tensor], places: list[tuple[int, int, int]]) -> list[torch.Tensor]:
+    def _stacked_slices(self, leaves: list[torch.Tensor], places: list[Place]) -> list[torch.Tensor]:
         """The inputs of these micro-batches, on the device: (n, …), and as they are where all have the same one."""
         positions = [self._counts.position(*place) for place in places]
         self.timings.input += [self.timings.now()] * len(places)
@@ -271,9 +279,7 @@ class Runner:
         if self._anchors is not None:
             values = dict(zip([*self._program.inputs, *self._program.outputs], [*slices, *outputs], strict=True))
             self._look(s, a, r, {**values, **watched}, loss)
-        if collector.add(s, a, r, outputs):
-            self.timings.output.append(available)
-            self.timings.output_complete.append(self.timings.now())
+        self._collect(collector, [(s, a, r)], self._program.outputs, outputs, available)
 
     def _look(self, s: int, a: int, r: int, values: dict[str, torch.Tensor], loss: torch.Tensor | None) -> None:
         """Give the anchors the values of micro-batch (s, a, r): inputs, outputs and intermediate ones."""
