@@ -47,6 +47,7 @@ class Numerics:
         choose: Callable[[], Value],
         *,
         possible: Callable[[Value], bool] = lambda value: True,
+        otherwise: str = "which this device lacks",
         asked: str | None = None,
     ) -> Value:
         """The value that holds for `name`: the run's, or else what `choose()` returns; asked again, the same.
@@ -55,7 +56,7 @@ class Numerics:
 
         Args:
             choose: what this machine would choose; called in any case, so that a difference can be told.
-            possible: whether a value that another machine chose can be had here.
+            possible: whether a value that another machine chose can be had here. otherwise: why not, for people.
             asked: who asked for what `choose()` returns, if it was no choice of the machine: that holds then.
         """
         if name in self._choices:
@@ -68,7 +69,7 @@ class Numerics:
         elif kept != chosen and asked is not None:
             _say(f"{name}: {chosen}, as {asked} asks. The run began with {kept}, and goes on, but not to the bit.")
         elif kept != chosen and not possible(kept):
-            _say(f"{name}: {chosen}. The run began with {kept}, which this device lacks, and goes on without it.")
+            _say(f"{name}: {chosen}. The run began with {kept}, {otherwise}, and goes on without it.")
         elif kept != chosen:
             value = kept
             _say(f"{name}: {kept}, with which the run began. This machine would choose {chosen}.")

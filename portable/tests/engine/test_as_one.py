@@ -47,9 +47,9 @@ def data(name, rows):
     return [each.float() if each.is_floating_point() else each for each in made]
 
 
-# Models that write to buffers, or whose operations call Python or may make copies or not; all others run as one.
+# Models that write to buffers, or whose operations call Python; all others run as one.
 ONE_AT_A_TIME = {"convolutional, BatchNorm", "InstanceNorm", "a moving average"}
-ONE_AT_A_TIME |= {"attention with a mask", "written_slices", "ctc"}
+ONE_AT_A_TIME |= {"written_slices", "ctc"}
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -338,6 +338,22 @@ def test_a_run_keeps_its_number(monkeypatch):
     assert trained("", state)[0] == 4
     assert trained("6", state)[0] == 6
     assert trained("")[0] == 12
+
+
+def test_a_run_with_other_micro_batches_has_another_number(monkeypatch, capsys):
+    monkeypatch.setenv(VARIABLE, "")
+    optimizer = None
+    for accumulation in (6, 4):
+        model = Regression()
+        state = None if optimizer is None else optimizer.state_dict()
+        optimizer = poptorch.optim.Adam(model.parameters(), lr=0.1)
+        if state is not None:
+            optimizer.load_state_dict(state)
+        executor = poptorch.trainingModel(model, make_options(1, accumulation, mode=ALL), optimizer)
+        executor(*regression_data(24))
+        assert executor._session.runner.as_one.number == accumulation
+    line = "micro-batches as one: 4. The run began with 6, which does not fit its micro-batches any more"
+    assert line in capsys.readouterr().err
 
 
 def test_what_fails_as_one_runs_one_at_a_time(monkeypatch):

@@ -67,6 +67,7 @@ def choose(
         "micro-batches as one",
         lambda: max((n for n in range(1, min(limit, most) + 1) if micro_batches % n == 0), default=1),
         possible=lambda kept: isinstance(kept, int) and 1 <= kept <= most and micro_batches % kept == 0,
+        otherwise="which does not fit its micro-batches any more",
         asked=None if asked is None else VARIABLE,
     )
     if number > 1:
