@@ -16,7 +16,7 @@ from typing import Sequence
 
 from command_line.checks import check_config, check_layers, check_proportions
 from command_line.generation_flags import GENERATE_GROUPS, check_generation
-from command_line.optimizer_checks import check_optimizer, check_schedule
+from command_line.optimizer_checks import check_optimizer, check_schedule, check_sequence_warmup
 from command_line.parser import Parser
 from command_line.training_checks import (
     check_available,
@@ -65,6 +65,7 @@ def parse_train_args(
         check_proportions(problems, problems.args.ipus_per_replica)
         check_plan(problems, trains)
     check_serialization(problems, config)
+    check_sequence_warmup(problems)
     check_schedule(problems)
     check_optimizer(problems)
     check_validation(problems)

@@ -42,7 +42,7 @@ def validate(run: TrainingRun, log: RunLog, interruption: Interruption) -> None:
     run.check_finite(loss)
     if run.judges(first):
         with interruption.deferred():
-            run.save_if_best(loss)
+            run.judge(loss)
 
 
 def train(run: TrainingRun, log: RunLog, interruption: Interruption) -> None:
@@ -55,7 +55,7 @@ def train(run: TrainingRun, log: RunLog, interruption: Interruption) -> None:
         epoch = position.epoch
         run.sampler.set_epoch(epoch, position.samples)
         for call in run.batches():  # input ids and labels: (samples a call, T) each, int32
-            if not run.executor.isCompiled():
+            if not run.is_compiled_for(call):
                 with log.clock.paused(), run.limit.timing("compilation"):
                     run.compile(call)
             learning_rate = run.schedule.get_last_lr()[0]
@@ -78,9 +78,9 @@ def train(run: TrainingRun, log: RunLog, interruption: Interruption) -> None:
                 if finished or ((epoch_ended or due) and not last):
                     validate(run, log, interruption)
                     stop = run.to_stop(interruption.asked)
-            if last or epoch_ended:
+            if last or stop or epoch_ended:
                 break
-    if position.step > run.last_saved_step:  # a signal or the time limit came while the epoch's end was validated
+    if position.step > run.last_saved_step:  # the end was decided by the validation, or came while that was made
         with interruption.deferred():
             run.save_if_due(position.epoch, False, last=True)
 
@@ -184,6 +184,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             report_stop(run, at_once=False, argv=argv)
         return 1
     if run.position.step == run.calls:
+        return 0
+    if run.stopped_early and not run.interrupted:
+        print("\n".join(run.why_early()), flush=True)
         return 0
     if not run.interrupted and is_first_process():
         print(f"--time-limit: {args.time_limit:,.0f} seconds leave no time for another call", file=sys.stderr)

@@ -19,6 +19,27 @@ def check_schedule(problems: Problems) -> None:
         problems.add("lr_warmup_steps", f"longer than {problems.shown('lr_decay_steps')}; {remedy}")
 
 
+def check_sequence_warmup(problems: Problems) -> None:
+    """Lengths that ascend to --max-len, which blocks of positions divide, and how long each lasts."""
+    args = problems.args
+    if not problems.sound("sequence_warmup", "sequence_warmup_steps", "max_len"):
+        return
+    lengths = args.sequence_warmup
+    if lengths is None:
+        if args.sequence_warmup_steps is not None:
+            problems.add("sequence_warmup_steps", "has no effect without --sequence-warmup LENGTH …; add it")
+        return
+    if args.sequence_warmup_steps is None:
+        problems.add("sequence_warmup", "needs the steps at each length, --sequence-warmup-steps N; add it")
+    if any(here >= there for here, there in zip(lengths, [*lengths[1:], args.max_len])):
+        problems.add("sequence_warmup", f"must ascend, and end below {problems.shown('max_len')}")
+    elif args.enable_sequence_serialized and problems.sound("serialized_seq_len", "enable_sequence_serialized"):
+        uneven = [str(length) for length in lengths if length % args.serialized_seq_len]
+        if uneven:
+            block = problems.shown("serialized_seq_len")
+            problems.add("sequence_warmup", f"{block} does not divide {', '.join(uneven)}; choose a block that does")
+
+
 def check_optimizer(problems: Problems) -> None:
     """The optimizer has what the flags say of it, two betas below 1, and a floor below the peak of the learning rate.
 

@@ -218,10 +218,13 @@ def check_global_batch(problems: Problems, trains: bool) -> None:
 
 
 def check_validation(problems: Problems) -> None:
-    """Validating every so many steps needs samples to validate on."""
+    """Validating needs samples to validate on. A run that validation may end keeps its best checkpoint."""
     args = problems.args
-    if args.eval_steps is not None and not args.val_num and problems.sound("eval_steps", "val_num"):
-        problems.add("eval_steps", "there is nothing to validate on without --val-num N; add it")
+    for dest in ("eval_steps", "early_stopping"):
+        if getattr(args, dest) is not None and not args.val_num and problems.sound(dest, "val_num"):
+            problems.add(dest, "there is nothing to validate on without --val-num N; add it")
+    if args.early_stopping and args.val_num and args.save_model_path:
+        args.keep_best = True
 
 
 def check_checkpoints(problems: Problems) -> None:

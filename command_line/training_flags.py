@@ -114,12 +114,26 @@ TRAINING = (
     Flag("--lr-warmup", 0.1, real(0, 1), "warm-up as a fraction of the decay steps"),
     Flag("--lr-warmup-steps", None, whole(0), "warm-up in steps, in place of --lr-warmup"),
     Flag("--lr-decay-steps", None, whole(1), "steps the schedule spans (default: the calls planned)"),
+    Flag(
+        "--sequence-warmup",
+        None,
+        whole(2),
+        "lengths to begin with, ascending, below --max-len: the first tokens of each sample",
+        True,
+    ),
+    Flag("--sequence-warmup-steps", None, whole(1), "steps at each of these lengths"),
     Flag("--enable-sequence-serialized", False, BOOLEAN, "compute head and loss in blocks of positions: less memory"),
     Flag("--serialized-seq-len", 128, whole(1), "positions in such a block"),
 )
 LOG = (
     Flag(
         "--eval-steps", None, whole(1), "steps from one validation of --val-num to the next; also at every epoch's end"
+    ),
+    Flag(
+        "--early-stopping",
+        None,
+        whole(1),
+        "end after N validations in a row without a lower held-out loss; the best checkpoint is kept",
     ),
     Flag("--log-steps", 1, whole(1), "steps from one log line to the next"),
     Flag("--log-dir", None, PATH, "folder for TensorBoard's files; curves and run.json too without --save-model-path"),

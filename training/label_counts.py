@@ -56,23 +56,27 @@ class LabelCounter:
         self._iterations, self._micro_batches = iterations, micro_batches
         self._reads_others = uneven and sampler.shard.ranks > 1
 
-    def calls(self, batches: Iterable[Pair]) -> Iterator[Call]:
+    def calls(self, batches: Iterable[Pair], length: Callable[[int], int] | None = None) -> Iterator[Call]:
         """The calls of these combined batches, which begin where the sampler now stands.
+
+        Of each sample of the n-th call, from 0, the first length(n) tokens are used; without `length` all.
 
         A label counts in the update of its sample, wherever that is computed: several processes read each other's
         samples to count theirs, since PopTorch gives a program no way to ask.
         """
         order = self._sampler.left() if self._reads_others else ()
         # Not a generator: its frame would keep a batch while the next one is made.
-        return map(functools.partial(self._call, order), itertools.count(), batches)
+        return map(functools.partial(self._call, order, length), itertools.count(), batches)
 
-    def _call(self, order: Sequence[int], number: int, batch: Pair) -> Call:
+    def _call(self, order: Sequence[int], length: Callable[[int], int] | None, number: int, batch: Pair) -> Call:
         """The `number`-th call from where `order`, that of all processes, begins."""
+        tokens = self._samples.max_len if length is None else length(number)
+        batch = _shortened(batch, tokens)
         together = self._of_updates(self._counts(*batch))
         shard = self._sampler.shard
         if self._reads_others:
             indices = np.asarray(order[number * shard.group : (number + 1) * shard.group])
-            others = [self._read(other.of(indices)) for other in shard.others()]
+            others = [self._read(other.of(indices), tokens) for other in shard.others()]
             together = together + sum(self._of_updates(counts) for counts in others)
         return Call(*batch, self._averages(together, shard.ranks if self._reads_others else 1))
 
@@ -97,8 +101,13 @@ class LabelCounter:
         parts = zip(input_ids.split(step), labels.split(step))
         return torch.cat([(self._counted(*part) != IGNORED).sum(dim=1) for part in parts])
 
-    def _read(self, indices: np.ndarray) -> Tensor:
-        """Labels that count in each of the samples with these numbers: int64 (n,)."""
+    def _read(self, indices: np.ndarray, tokens: int) -> Tensor:
+        """Labels that count in each of the samples with these numbers, of so many tokens: int64 (n,)."""
         step = max(1, _PIECE // self._samples.max_len)
         parts = (indices[start : start + step] for start in range(0, len(indices), step))
-        return torch.cat([self._counts(*self._samples.__getitems__(part)) for part in parts])
+        return torch.cat([self._counts(*_shortened(self._samples.__getitems__(part), tokens)) for part in parts])
+
+
+def _shortened(batch: Pair, tokens: int) -> Sequence[Tensor]:
+    """The first tokens of each sample: (n, T) each -> (n, tokens)."""
+    return batch if batch[0].shape[1] == tokens else [each[:, :tokens].contiguous() for each in batch]

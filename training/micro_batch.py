@@ -40,6 +40,8 @@ _OF_A_TRIAL: dict[str, Any] = {
     "save_model_path": None,
     "resume_training_from_checkpoint": False,
     "keep_best": False,
+    "early_stopping": None,
+    "sequence_warmup": None,
     "time_limit": None,
     "global_batch_size": None,
 }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import itertools
 import math
 import sys
 import time
@@ -31,14 +30,16 @@ from model.layout import launched
 from model.pretraining import PretrainingModel
 from training import state as training_state
 from training.arithmetic import samples_per_call
+from training.early_stopping import EarlyStopping
 from training.inputs import read_inputs
 from training.label_counts import Call, LabelCounter
-from training.log.curves import CURVES_FILE, lacks_validation
+from training.log.curves import CURVES_FILE, held_out_losses, lacks_validation
 from training.log.gradient_norm import loss_scale
 from training.memory import is_out_of_memory
 from training.optimization import course_note, last_rate, make_optimizer, make_schedule, warmup_length
 from training.rule_optimizer import RuleOptimizer
 from training.save_folder import BEST, SaveFolder, find_latest, names_due
+from training.sequence_warmup import SequenceWarmup
 from training.sharing import join, samples_of_this_process
 from training.time_limit import TimeLimit
 from training.validation import Validator
@@ -119,6 +120,9 @@ class TrainingRun:
         if args.document_boundaries == "isolated":
             self.samples.check_document_ends(gpt2.config.end_of_text())
         print(self.samples.summary())
+        self.lengths = SequenceWarmup.of(args)
+        for line in self.lengths.table(self.calls, self.samples_a_call):
+            print(line)
         self.model = place_model(gpt2, args)
         self.optimizer = self._make_optimizer()
         floor = args.min_learning_rate / args.learning_rate if args.min_learning_rate else 0.0
@@ -136,6 +140,9 @@ class TrainingRun:
         if note is not None:
             print(note)
         self.first_step = self.last_saved_step = self.position.step
+        earlier = held_out_losses(self.folder.path / CURVES_FILE, self.first_step) if self._goes_on else []
+        self.early_stopping = EarlyStopping(args.early_stopping, earlier)
+        self.stopped_early = False
 
         self._options = training_options(args)
         self._labels = LabelCounter(
@@ -146,13 +153,17 @@ class TrainingRun:
             micro_batches=args.gradient_accumulation * local_replicas(args),
             uneven=self._uneven,
         )
-        with self._refusals("these flags or its environment variables"):
-            self.executor = poptorch.trainingModel(self.model, self._options, self.optimizer)
+        self._compiled_length: int | None = None
+        self.executor = self._make_executor()
         self.validator: Validator | None = None
         if held_out is not None:
             self.validator = Validator(
                 self.model, held_out, lambda: forward_options(args), args.batch_size, self.executor, instance()
             )
+
+    def _make_executor(self) -> poptorch.PoplarExecutor:
+        with self._refusals("these flags or its environment variables"):
+            return poptorch.trainingModel(self.model, self._options, self.optimizer)
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         args = self.args
@@ -246,30 +257,48 @@ class TrainingRun:
         With --async-dataloader they are valid until the next ones are asked for. Of the processes that hold a replica
         together the first one reads the samples: a call takes its inputs.
         """
+        begin = self.position.step
         if replica_part()[0]:
-            yield from itertools.repeat(self._empty_call(), len(self.sampler) // self.sampler.shard.own)
+            for number in range(len(self.sampler) // self.sampler.shard.own):
+                yield self._empty_call(self.lengths.length(begin + number))
             return
         try:
-            yield from self._labels.calls(self.loader)
+            yield from self._labels.calls(self.loader, lambda number: self.lengths.length(begin + number))
         except poptorch.Error as error:
             if isinstance(error.__cause__, BadData):  # met by the process of --async-dataloader
                 raise error.__cause__ from None
             raise
 
+    def is_compiled_for(self, call: Call) -> bool:
+        """Whether there is a program for samples of that length."""
+        return self.executor.isCompiled() and call.input_ids.shape[1] == self._compiled_length
+
     def compile(self, call: Call) -> None:
-        """Compile for such a call. A resumed run continues the random numbers of the checkpoint."""
+        """Compile for such a call, in place of a program for another length.
+
+        Weights, optimizer and random numbers go on: where they were, or as the checkpoint of a resumed run has them.
+        """
+        length = call.input_ids.shape[1]
+        if self.executor.isCompiled():
+            self._rng_state = self.executor.rng_state
+            self.executor.destroy()  # weights and the optimizer's state come to the host
+            self.executor = self._make_executor()
+            self.limit.calls_grow(length / self._compiled_length)
+            if self.validator is not None:
+                self.validator.follow(self.executor)
         self._compile(call)
+        self._compiled_length = length
         if self._rng_state is not None:
             self.executor.rng_state = self._rng_state
 
     def compile_only(self) -> None:
         """Trace the model and check its stages, without a device and without data."""
-        self._compile(self._empty_call())
+        self._compile(self._empty_call(self.args.max_len))
 
-    def _empty_call(self) -> Call:
+    def _empty_call(self, length: int) -> Call:
         """Inputs of the right shapes, without samples."""
         samples = self.sampler.shard.own
-        ids = torch.zeros(1, 1, dtype=torch.int32).expand(samples, self.args.max_len)
+        ids = torch.zeros(1, 1, dtype=torch.int32).expand(samples, length)
         return Call(ids, ids, torch.ones(samples // self.args.batch_size, 2))
 
     def _compile(self, call: Call) -> None:
@@ -303,10 +332,15 @@ class TrainingRun:
         return launched()[1] == 1
 
     def to_stop(self, asked: bool) -> bool:
-        """Whether a signal `asked` any process to end, or time is up for one. Every process must call it."""
-        interrupted, late = (share > 0 for share in ranks.means([asked, self.limit.reached()]))
+        """Whether a signal `asked` any process to end, time is up for one, or the held-out loss falls no more.
+
+        Every process must call it.
+        """
+        reasons = [asked, self.limit.reached(), self.early_stopping.reached]
+        interrupted, late, early = (share > 0 for share in ranks.means(reasons))
         self.interrupted = self.interrupted or interrupted
-        return interrupted or late
+        self.stopped_early = self.stopped_early or early
+        return interrupted or late or early
 
     def step(self, call: Call) -> tuple[float, float]:
         """Runs a call: its loss in nats and its accuracy, means over the labels of all processes.
@@ -367,6 +401,20 @@ class TrainingRun:
     def _goes_on(self) -> bool:
         """Whether the folder has the checkpoints, and the log, of the run that is resumed."""
         return self.position.step > 0 and self.folder is not None and bool(self.folder.written)
+
+    def judge(self, held_out_loss: float) -> None:
+        """A held-out loss that counts: it may end the run, or make the checkpoint `best`.
+
+        Raises CheckpointNotWritten.
+        """
+        self.early_stopping.judge(held_out_loss)
+        self.save_if_best(held_out_loss)
+
+    def why_early(self) -> list[str]:
+        """What to say of a run that --early-stopping ended."""
+        step = f"Stopped after step {self.position.step:,} of {self.calls:,}"
+        best = [f"the checkpoint of the lowest is {self.folder.path / BEST}"] if self.folder is not None else []
+        return [f"{step}, {self.early_stopping.line()}", *best]
 
     def save_if_best(self, held_out_loss: float) -> None:
         """--keep-best: a loss below all before it makes this the checkpoint `best`. Raises CheckpointNotWritten."""

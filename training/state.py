@@ -32,6 +32,8 @@ _FORMER = {
     "--tensor-gradient-clipping": None,
     "--sgd-momentum": 0.9,
     "--weight-decay-groups": "matrices",
+    "--sequence-warmup": None,
+    "--sequence-warmup-steps": None,
 }
 _LOSS_MEAN = "labels"  # what the loss of a weight update is the mean over; older states have no such entry
 _MODEL = "the model's configuration"
@@ -41,6 +43,8 @@ _CELL = 40  # characters of a column of a table
 # Flags that decide the course of a run. With dropout the split of a batch does too: it orders the random numbers.
 _DECIDING = (
     "max_len",
+    "sequence_warmup",
+    "sequence_warmup_steps",
     "document_boundaries",
     "seed",
     "optimizer",

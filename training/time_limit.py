@@ -40,6 +40,10 @@ class TimeLimit:
         elif what in self._longest:
             self._longest[what] = max(self._longest[what], taken)
 
+    def calls_grow(self, factor: float) -> None:
+        """The calls that follow take about so many times as long as those before."""
+        self._longest["call"] *= factor
+
     def call_done(self) -> None:
         """A call has ended, which began, with its wait for data, where the last call or timing ended."""
         now = time.monotonic()

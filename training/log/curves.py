@@ -85,6 +85,17 @@ def lacks_validation(path: Path, step: int) -> bool:
     return bool(rows) and all(row.get("validation_loss") is None for row in rows)
 
 
+def held_out_losses(path: Path, until: int) -> list[float]:
+    """The held-out losses after the steps from 1 to `until` of a curve file, in order; none of what is no such file."""
+    try:
+        rows = list(read_rows(path)) if path.exists() else []
+    except ValueError:
+        return []
+    return [
+        row["validation_loss"] for row in rows if row.get("validation_loss") is not None and 0 < row["step"] <= until
+    ]
+
+
 def read_rows(path: Path) -> Iterator[Row]:
     """The rows of a curve file, numbers or None. Raises ValueError naming file and line if it is none."""
     try:
@@ -177,9 +188,10 @@ def summary_line(curve_file: Path) -> str:
 
 
 def _max_len(run_file: Path) -> int | None:
-    """Tokens of a sample, as the run.json beside the curves says."""
+    """Tokens of a sample, as the run.json beside the curves says; None of a run in which that changed."""
     try:
-        return int(json.loads(run_file.read_text(encoding="utf-8"))["flags"]["max_len"])
+        flags = json.loads(run_file.read_text(encoding="utf-8"))["flags"]
+        return None if flags.get("sequence_warmup") else int(flags["max_len"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -28,6 +28,7 @@ from training.log.live_line import LiveLine
 from training.log.loss_scale import FallingScale
 from training.log.sinks import TensorBoard, WeightsAndBiases
 from training.save_folder import launch
+from training.sequence_warmup import SequenceWarmup
 
 _REDRAW = 0.1  # seconds between two drawings of the progress line
 _SPEED_LINES = 60.0  # seconds between two lines that tell the speed
@@ -61,8 +62,7 @@ class RunLog:
         index, processes = launched()
         # What is measured is the first process's to tell, and the others would take the processors that it is about.
         self._peak, self._measured = machine.device_peak(args.peak_tflops) if index == 0 else None, 1
-        self._flops_a_sample = machine.flops_per_token(config, args.max_len) * args.max_len / processes  # of this one
-        self._tokens_a_step = samples_a_call * args.max_len
+        self._config, self._processes, self._lengths = config, processes, SequenceWarmup.of(args)
         self._writes = index == 0
         folder = args.save_model_path or args.log_dir
         self._folder = Path(folder) if folder and self._writes else None
@@ -98,6 +98,20 @@ class RunLog:
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
         self.close(in_haste=kind is KeyboardInterrupt)
 
+    @property
+    def _length(self) -> int:
+        """Tokens of a sample in the last call, or in the first one."""
+        return self._lengths.length(max(0, self._step - 1))
+
+    @property
+    def _flops_a_sample(self) -> float:
+        """Of this process."""
+        return machine.flops_per_token(self._config, self._length) * self._length / self._processes
+
+    def _tokens(self, step: int) -> int:
+        """Trained tokens after a step."""
+        return self._lengths.tokens(step) * self._samples
+
     # -- what the loop tells ---------------------------------------------------------------------------------------
 
     def step(self, step: int, epoch: int, loss: float, accuracy: float, learning_rate: float, last: bool) -> None:
@@ -119,7 +133,7 @@ class RunLog:
         self._say_speed(speed, share, left, last)
         calls = step - int(self._row["step"])
         self._row = {
-            "step": step, "epoch": epoch, "tokens": step * self._tokens_a_step, "loss": loss,
+            "step": step, "epoch": epoch, "tokens": self._tokens(step), "loss": loss,
             "accuracy": accuracy, "learning_rate": learning_rate, "samples_per_second": speed,
         }  # fmt: skip
         with self.clock.paused():
@@ -133,7 +147,7 @@ class RunLog:
         )
         if self._curves is not None and step in self._curves.validated:
             return False  # a resumed run begins with the validation that its checkpoint was followed by
-        self._add({"step": step, "tokens": step * self._tokens_a_step, "validation_loss": loss})
+        self._add({"step": step, "tokens": self._tokens(step), "validation_loss": loss})
         for sink in self._sinks:
             sink.record(step, {"validation/loss": loss})
         return True
@@ -216,7 +230,7 @@ class RunLog:
             "train/loss_scale": row.get("loss_scale"),
             "train/gradient_norm": row.get("gradient_norm"),
             "speed/samples_per_second": speed,
-            "speed/tokens_per_second": speed * self._args.max_len,
+            "speed/tokens_per_second": speed * self._length,
             "speed/share_of_peak": share,
         }
         figures.update({f"memory/{place}_gb": value for place, value in machine.memory_gb().items()})
@@ -270,7 +284,7 @@ class RunLog:
 
     def _say_peak(self) -> None:
         if self._peak is not None:
-            per_token = self._flops_a_sample / self._args.max_len
+            per_token = self._flops_a_sample / self._length
             print(
                 f"peak: {self._peak.flops / 1e12:,.3g} TFLOP/s ({self._peak.source}); a trained token takes "
                 f"{per_token / 1e9:,.3g} GFLOP",
@@ -302,7 +316,7 @@ class RunLog:
         of_peak = f"{share:.1%} of peak, " if share is not None else ""
         if share is None and self._peak is not None and not self._peak.source.startswith("measured"):
             of_peak = "more than the peak, "  # which is therefore not the device's
-        return f"{samples_a_second * self._args.max_len:,.0f} tokens/sec, {of_peak}{time_text(left)} left"
+        return f"{samples_a_second * self._length:,.0f} tokens/sec, {of_peak}{time_text(left)} left"
 
     def _share(self, samples_a_second: float) -> float | None:
         """The share of the peak that this speed is. None if there is no peak to compare with, or it is exceeded.
