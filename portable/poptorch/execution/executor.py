@@ -75,13 +75,14 @@ class PoplarExecutor(LibraryNames):
     def destroy(self) -> None:
         """Bring weights and optimizer state back, drop the program, give the user's model its class back.
 
-        Without effect on a model that was never compiled.
+        Without effect on a model that was never compiled. Of a replica over several processes each gets all weights, in
+        a mapped file, and can compile the model again: all must call it.
         """
         if self._compiled is None:
             return
         if self._training:
             self._source.sync()
-            self._gather()
+            self._gather(everywhere=True)
             self._unlink_optimizer()
             hosting.unwrap(self._user_model, self._model)
             self._source = None

@@ -208,14 +208,14 @@ class ExecutorState:
         if self._session is not None:
             self._session.download()
 
-    def _gather(self) -> bool:
-        """Of a replica over several processes the first one gets all weights. All of them must call it.
+    def _gather(self, everywhere: bool = False) -> bool:
+        """Of a replica over several processes the first one, or each, gets all weights. All of them must call it.
 
         Whether it is such a replica.
         """
         spread = self._session is not None and self._session.spread
         if spread:
-            self._session.download(whole=True)
+            self._session.download(whole=True, everywhere=everywhere)
         return spread
 
     def _sync_host(self) -> None:

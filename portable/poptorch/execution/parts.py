@@ -108,19 +108,22 @@ class Parts:
             self.release(model)
 
     @torch.no_grad()
-    def gather(self, model: torch.nn.Module) -> None:
-        """The first process has all weights, in a mapped file as in collecting.collect. All processes must call it."""
+    def gather(self, model: torch.nn.Module, everywhere: bool = False) -> None:
+        """The first process, or each, has all weights, in a mapped file as in collecting.collect. All must call it."""
         parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
         names = first_names(model)
         written = {names[self._program.buffers[value]] for value in self._program.written_buffers}
-        missing = [name for name, owner in self.placement.owners.items() if owner and name in {*parameters, *written}]
+        owners = self.placement.owners
+        missing = [n for n, owner in owners.items() if (owner or everywhere) and n in {*parameters, *written}]
         tensors = {name: parameters.get(name, buffers.get(name)) for name in missing}
-        here = {name for name, owner in self.placement.owners.items() if owner == self.placement.part}
+        here = {name for name, owner in owners.items() if owner == self.placement.part}
         owned = {name: Owned.whole(tensor) for name, tensor in tensors.items() if name in here}
-        found = collect(owned, group.everybody())
-        if self._layout.rank:
+        found = collect(owned, group.everybody(), everywhere=everywhere)
+        if self._layout.rank and not everywhere:
             return
         for name, tensor in tensors.items():
+            if name in here:
+                continue
             if name in parameters:
                 _move(tensor, found[name])
             else:

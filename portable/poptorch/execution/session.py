@@ -261,15 +261,15 @@ class Session:
         with hosting.plain(self._model):
             self._state.upload(self._model, masters)
 
-    def download(self, whole: bool = False) -> None:
+    def download(self, whole: bool = False, everywhere: bool = False) -> None:
         """Device -> host. Of a replica over several processes what this one has.
 
-        With `whole` the first of them gets everything: all of them must ask.
+        With `whole` the first of them gets everything, or each of them `everywhere`: all of them must ask.
         """
         with hosting.plain(self._model):
             self._state.download(self._model)
             if whole and self._parts is not None:
-                self._parts.gather(self._model)
+                self._parts.gather(self._model, everywhere)
 
     @property
     def spread(self) -> bool:

@@ -69,6 +69,27 @@ def own_buffers(options):
     options.broadcastBuffers(False)
 
 
+class WholeRule:
+    """w -= lr g / (|g| + steps of this parameter): norms and parameters are whole ones."""
+
+    block = None
+
+    def states(self, shape, group):
+        return {"steps": (torch.Size([]), torch.float32)}
+
+    def update(self, weight, gradient, states, group, step, norm):
+        states["steps"].add_(1)
+        assert norm == torch.linalg.vector_norm(gradient)
+        weight.sub_(group["lr"] * gradient / (norm + states["steps"]))
+
+
+class Registered(torch.optim.Optimizer):
+    portable_update_rule = WholeRule()
+
+    def __init__(self, params, lr=0.05):
+        super().__init__(params, {"lr": lr})
+
+
 ADAMW = functools.partial(OPTIM.AdamW, lr=0.01, weight_decay=0.1)
 CASES = {
     "adamw": (ADAMW, nothing, {}),
@@ -76,6 +97,7 @@ CASES = {
     "optimizer sharded": (ADAMW, sharded, {}),
     "clipped": (functools.partial(OPTIM.AdamW, lr=0.01, max_grad_norm=0.05), nothing, {}),
     "lamb": (functools.partial(OPTIM.LAMB, lr=0.01), nothing, {}),
+    "registered rule": (Registered, sharded, {"shared": True}),
     "running": (functools.partial(OPTIM.SGD, lr=0.05), running_mean, {}),
     "momentum": (functools.partial(OPTIM.SGD, lr=0.05, momentum=0.9, use_combined_accum=False), nothing, {}),
     "dropout": (ADAMW, nothing, {"dropout": 0.3}),
@@ -204,6 +226,29 @@ def looked_at() -> dict:
     found["host"] = {name: p.detach().clone() for name, p in model.named_parameters() if not p.is_meta}
     executor.destroy()
     return found
+
+
+def wrapped_again() -> list[torch.Tensor]:
+    """Weights after two calls of one executor and two of another, for samples twice as wide a batch."""
+    os.environ["POPDIST_NUM_TOTAL_REPLICAS"] = "1"
+    model = Model(shared=True, norm=True)
+    optimizer = OPTIM.AdamW(model.parameters(), lr=0.01)
+    for samples in (N, 2 * N):
+        options = popdist.poptorch.Options(ipus_per_replica=4).outputMode(poptorch.OutputMode.All).randomSeed(3)
+        options.Training.gradientAccumulation(A)
+        executor = poptorch.trainingModel(model, options, optimizer)
+        generator = torch.Generator().manual_seed(samples)
+        for _ in range(2):
+            executor(*(torch.randn(samples * A, width, generator=generator) for width in (WIDTH, 4)))
+        model.destroy()
+    return [tensor.clone() for tensor in model.state_dict().values()]
+
+
+def test_a_model_is_wrapped_again_after_its_executor_is_destroyed():
+    (expected,) = together(1, wrapped_again)
+    for found in together(2, wrapped_again):
+        for tensor, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(tensor, other, rtol=1e-5, atol=1e-6)
 
 
 def test_inference_anchors_and_states_are_those_of_one_process():
