@@ -14,6 +14,7 @@ from torch import Tensor
 
 BLOCK = 256  # elements that share a scale
 _TENS = 7  # powers of ten that the values span
+_DROPPED = 13  # last bits of a float32 that no code depends on; 10 of its fraction are left
 
 
 @functools.lru_cache(maxsize=None)
@@ -32,27 +33,38 @@ def values(signed: bool) -> Tensor:
 
 
 @functools.lru_cache(maxsize=None)
-def _borders(signed: bool) -> Tensor:
-    """Between neighbouring values; what is positive stays so: a second moment of 0 would be divided by."""
+def _codes(signed: bool) -> Tensor:
+    """The code of the nearest value to each float32, by its sign, exponent and first bits: (2^19,) uint8.
+
+    A search among the values would take ten times as long. What is positive stays so without sign: a second moment of
+    0 would be divided by.
+    """
+    patterns = torch.arange(1 << (32 - _DROPPED), dtype=torch.int64) << _DROPPED
+    patterns += 1 << (_DROPPED - 1)  # the middle of the numbers that begin so
+    numbers = torch.where(patterns >= 1 << 31, patterns - (1 << 32), patterns).int().view(torch.float32)
     each = values(signed)
     borders = (each[1:] + each[:-1]) / 2
     if not signed:
         borders[0] = 0.0
-    return borders
+    codes = torch.bucketize(numbers, borders).to(torch.uint8)
+    codes[0] = codes[1 << (31 - _DROPPED)] = each.tolist().index(0.0)  # 0, and what is as good as that
+    return codes
 
 
 def quantize(numbers: Tensor, codes: Tensor, scales: Tensor, signed: bool) -> None:
     """Float32 `numbers`, (n,), into `codes`, uint8 (n,), and `scales`, float32 (ceil(n / BLOCK),)."""
     blocks = _blocks(numbers)  # (blocks, BLOCK)
-    torch.gather(blocks, 1, blocks.abs().argmax(dim=1, keepdim=True), out=scales.view(-1, 1))
+    least, most = blocks.amin(dim=1), blocks.amax(dim=1)  # torch.aminmax takes five times as long
+    scales.copy_(torch.where(most >= -least, most, least))
     quotients = blocks / torch.where(scales == 0.0, torch.ones_like(scales), scales)[:, None]
-    found = torch.bucketize(quotients, _borders(signed).to(numbers.device), out_int32=True)
-    codes.copy_(found.view(-1)[: len(numbers)])
+    places = (quotients.view(torch.int32) >> _DROPPED).bitwise_and_((1 << (32 - _DROPPED)) - 1)
+    found = _codes(signed).to(numbers.device).index_select(0, places.view(-1))
+    codes.copy_(found[: len(numbers)])
 
 
 def dequantize(codes: Tensor, scales: Tensor, signed: bool) -> Tensor:
     """The numbers that codes and scales stand for: (n,) float32, new."""
-    numbers = values(signed).to(codes.device)[codes.int()]
+    numbers = values(signed).to(codes.device).index_select(0, codes.int())
     blocks = _blocks(numbers)
     return blocks.mul_(scales[:, None]).view(-1)[: len(codes)]
 
