@@ -80,6 +80,7 @@ def train(run: TrainingRun, log: RunLog, interruption: Interruption) -> None:
                     stop = run.to_stop(interruption.asked)
             if last or stop or epoch_ended:
                 break
+    log.ended_early = run.stopped_early
     if position.step > run.last_saved_step:  # the end was decided by the validation, or came while that was made
         with interruption.deferred():
             run.save_if_due(position.epoch, False, last=True)

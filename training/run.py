@@ -7,7 +7,6 @@ import functools
 import math
 import sys
 import time
-import warnings
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Callable, Iterator, Sequence
@@ -17,10 +16,9 @@ import torch
 
 import custom_ops
 from command_line.checks import BadFlags
-from command_line.interruption import ignore_in_worker
 from data.bad_data import BadData
 from data.loading.corpus_tokenizer import tokenizer_json
-from data.loading.datasets import MmapDataset, collate, make_sampler
+from data.loading.datasets import MmapDataset, make_sampler
 from model import placement, ranks
 from model.config import parameter_count
 from model.disk_space import CheckpointNotWritten
@@ -33,6 +31,7 @@ from training.arithmetic import samples_per_call
 from training.early_stopping import EarlyStopping
 from training.inputs import read_inputs
 from training.label_counts import Call, LabelCounter
+from training.loader import make_loader
 from training.log.curves import CURVES_FILE, held_out_losses, lacks_validation
 from training.log.gradient_norm import loss_scale
 from training.memory import is_out_of_memory
@@ -46,24 +45,6 @@ from training.validation import Validator
 
 # Of a checkpoint, a parameter: its value in half, and in the state of the run at least one number of four bytes.
 _LEAST_BYTES = 2 + 4
-# Token ids in a combined batch from which on every copy of it counts (two int32 tensors: 32 MB).
-_LARGE_BATCH = 4_000_000
-
-
-def _asynchronous(args: argparse.Namespace, large: bool) -> dict[str, Any]:
-    """What --async-dataloader adds to the DataLoader's arguments.
-
-    The process is forked: the data set may be a large file that is mapped. An epoch begins when it is asked for, from
-    where the sampler then stands. Workers make parts of a large batch, which are joined in the ring.
-    """
-    process = {"sharing_strategy": poptorch.SharingStrategy.Fork, "load_indefinitely": False}
-    if not large:
-        return {"mode": poptorch.DataLoaderMode.Async, "async_options": process}
-    return {
-        "mode": poptorch.DataLoaderMode.AsyncRebatched,
-        "rebatched_worker_size": max(1, _LARGE_BATCH // (4 * args.max_len)),
-        "async_options": {**process, "buffer_size": 2},
-    }
 
 
 def place_model(gpt2: GPT2LMHeadModel, args: argparse.Namespace) -> PretrainingModel:
@@ -222,29 +203,7 @@ class TrainingRun:
     @functools.cached_property
     def loader(self) -> poptorch.DataLoader:
         """Made when the first epoch begins: an asynchronous one loads a batch at once, from where the sampler is."""
-        # Loader processes hold a combined batch each. One of them, with one batch under way, keeps it at two in all
-        # where batches are large; where they are small more of them may work ahead.
-        args, workers = self.args, self.args.num_workers
-        large = self.sampler.shard.own * args.max_len > _LARGE_BATCH
-        mode = _asynchronous(args, large) if args.async_dataloader else {}
-        if args.train_path == "generated" or (large and not mode):
-            workers = min(workers, 1)
-        if mode:
-            self.sampler.share()
-        # They mostly wait, so that more of them than cores do no harm: --num-workers says how many.
-        warnings.filterwarnings("ignore", "This DataLoader will create .* worker processes", UserWarning)
-        return poptorch.DataLoader(
-            self._options,
-            self.samples,
-            batch_size=args.batch_size,
-            num_workers=workers,
-            sampler=self.sampler,
-            collate_fn=collate,
-            worker_init_fn=ignore_in_worker,
-            auto_distributed_partitioning=False,  # the sampler shares the samples out
-            **({"prefetch_factor": 1} if workers else {}),
-            **mode,
-        )
+        return make_loader(self.args, self._options, self.samples, self.sampler)
 
     @property
     def _uneven(self) -> bool:

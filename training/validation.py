@@ -59,9 +59,9 @@ class Validator:
         self._length, self._trained = samples.max_len, trained
         self._scorer = Scorer(model.gpt2, make_options, batch_size, part, model.end_id)
 
-    def follow(self, trained: poptorch.PoplarExecutor) -> None:
+    def follow(self, executor: poptorch.PoplarExecutor) -> None:
         """Another executor trains the model from now on."""
-        self._trained = trained
+        self._trained = executor
 
     def loss(self) -> float:
         """Mean cross-entropy in nats over all labels of all samples. Every process must call it."""

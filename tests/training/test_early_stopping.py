@@ -1,6 +1,7 @@
 """--early-stopping: which validations it counts, what is kept, and how such a run goes on."""
 
 import csv
+import json
 import math
 
 import pytest
@@ -59,6 +60,9 @@ def test_a_run_that_learns_no_more_ends_and_keeps_its_best(folder, tmp_path):
     assert f"Stopped after step {last} of 40, --early-stopping 2: no lower held-out loss than" in done.out
     assert (save / "best").is_dir() and (save / f"step_{last}").is_dir() and f"{save / 'best'}" in done.out
     assert held_out_losses(save / "curves.csv", last) == pytest.approx(losses)
+
+    end = json.loads((save / "run.json").read_text())["end"]
+    assert end["finished"] is True and end["step"] == last
 
     again = run_here(run_flags(folder, save, resume="latest"))
     assert again.status == 0 and f"Stopped after step {last} of 40" in again.out and "\nstep " not in again.out

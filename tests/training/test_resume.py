@@ -430,7 +430,7 @@ def test_the_remedy_for_a_lost_run_is_the_flag_that_is_missing(folder, tmp_path,
 def test_batches_of_another_process_are_the_same_run(folder, full, tmp_path, monkeypatch, large):
     """--async-dataloader, and where the batches count as large; from the start and resumed in the first epoch."""
     if large:
-        monkeypatch.setattr("training.run._LARGE_BATCH", 64)  # workers make batches of one sample
+        monkeypatch.setattr("training.loader._LARGE_BATCH", 64)  # workers make batches of one sample
     save, lines = full("AdamW")
     for again in ([], ["--pretrained-checkpoint", str(save / "step_3"), RESUME, "--overwrite"]):
         argv = run_flags(folder, tmp_path, optimizer="AdamW", async_dataloader=True, num_workers=1) + again

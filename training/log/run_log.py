@@ -59,6 +59,7 @@ class RunLog:
     ) -> None:
         self.clock = Clock()
         self._args, self._calls, self._samples, self._optimizer = args, calls, samples_a_call, optimizer
+        self.ended_early = False  # by --early-stopping
         index, processes = launched()
         # What is measured is the first process's to tell, and the others would take the processors that it is about.
         self._peak, self._measured = machine.device_peak(args.peak_tflops) if index == 0 else None, 1
@@ -179,7 +180,7 @@ class RunLog:
         if self._folder is not None:
             end = {
                 "date": _now(),
-                "finished": self._step >= self._calls,
+                "finished": self._step >= self._calls or self.ended_early,
                 "step": self._step,
                 "seconds_training": self.clock.seconds,
             }
