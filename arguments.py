@@ -61,7 +61,7 @@ def parse_train_args(
     if config and problems.sound("recompute_checkpoint_layers", "recompute_checkpoint_every_layer"):
         check_recompute(problems, config.n_layer)
     if config and placed and check_balance(problems, config, trains):
-        check_layers(problems, config.n_layer, trains)
+        check_layers(problems, config, trains)
         check_proportions(problems, problems.args.ipus_per_replica)
         check_plan(problems, trains)
     check_serialization(problems, config)

@@ -15,9 +15,9 @@ from typing import Iterator, Mapping, NoReturn, Sequence
 
 import corpora.refusal
 from corpora.refusal import not_installed as not_installed
-from model.config import MODELS, GPT2Config
+from model.config import MODELS, GPT2Config, padding_note
 from model.layout import launched
-from model.pipeline import forward_stages
+from model.pipeline import forward_stages, has_position_embedding, shared_on_several
 
 
 class Problems:
@@ -117,15 +117,18 @@ def check_config(problems: Problems) -> GPT2Config | None:
     dest = "config" if args.config else "model"
     path = args.config = str(args.config or MODELS[args.model])
     try:
-        return GPT2Config.from_json(path)
+        config = GPT2Config.from_json(path)
     except ValueError as error:
         problems.lines.append(f"{problems.names[dest]}: " + " ".join(str(error).split()))
         return None
+    if config.padding_id is not None and not args.pretrained_checkpoint:  # of a checkpoint its loader tells
+        args.notes.append(padding_note(config.padding_id))
+    return config
 
 
-def check_layers(problems: Problems, n_layer: int, trains: bool) -> None:
+def check_layers(problems: Problems, config: GPT2Config, trains: bool) -> None:
     """Expands --layers-per-ipu; afterwards args.ipus_per_replica is its length."""
-    args = problems.args
+    args, n_layer = problems.args, config.n_layer
     layers, ipus = args.layers_per_ipu, args.ipus_per_replica
     if layers is None:
         layers = [n_layer]
@@ -141,8 +144,10 @@ def check_layers(problems: Problems, n_layer: int, trains: bool) -> None:
         each = f" ({args.layers_per_ipu[0]} on each of {ipus} IPUs)" if len(args.layers_per_ipu) == 1 else ""
         remedy = f"make the numbers add up to {n_layer}, or leave it out for one IPU"
         problems.add("layers_per_ipu", f"{sum(layers)} blocks{each}, but the model has {n_layer}; {remedy}")
+    elif shared_on_several(config, layers):
+        problems.add("layers_per_ipu", shared_on_several(config, layers))
     elif trains and count_fits and problems.sound("gradient_accumulation"):
-        stages = forward_stages(layers)
+        stages = forward_stages(layers, has_position_embedding(config))
         least, dest, samples = 2 * stages - 1, "gradient_accumulation", 1
         if args.global_batch_size is not None:  # the accumulation follows from it
             dest, samples = "global_batch_size", args.global_batch_size // args.gradient_accumulation

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from command_line.checks import Problems
-from model.config import DROPOUTS
+from model.config_checks import DROPOUTS
 
 _CLIPPING = ("gradient_clipping", "tensor_gradient_clipping")
 

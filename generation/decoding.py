@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from custom_ops import decode_blocks as native
 from generation.sampling import Sampling, best_scores, choose
+from model.config import GPT2Config
 from model.gpt2 import GPT2LMHeadModel, at_positions
 from model.kv_cache import layer_caches, token_positions
 from model.placement import place
@@ -30,10 +31,17 @@ class ModuleSteps(nn.Module):
     best = staticmethod(best_scores)
 
     def new_caches(self, batch: int, slots: int, device: torch.device | None = None) -> list[Tensor]:
-        """Zeros for keys and values of each layer: (B, H, slots + 1, D), the last slot for padding."""
+        """Zeros for keys and values of each layer: (B, H, slots + 1, D), the last slot for padding.
+
+        Behind them, if the model has a padding_id, (B, slots + 1): 1 where the token is that. In floating point too:
+        PopTorch's integer buffers do not keep what is written to them.
+        """
         config, dtype = self.gpt2.config, self.gpt2.lm_head.weight.dtype
         shape = (batch, config.n_head, slots + 1, config.head_size)
-        return [torch.zeros(shape, dtype=dtype, device=device) for _ in range(2 * config.n_layer)]
+        caches = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(2 * config.n_layer)]
+        if config.padding_id is not None:
+            caches.append(torch.zeros(batch, slots + 1, dtype=dtype, device=device))
+        return caches
 
     def forward(self, input_ids: Tensor, start: Tensor, count: Tensor, caches: Sequence[Tensor]) -> Tensor:
         """Logits behind the last token of each row, over the real vocabulary, in float32.
@@ -44,14 +52,49 @@ class ModuleSteps(nn.Module):
             caches: what new_caches gave, changed in place.
         """
         config, half = self.gpt2.config, len(caches) // 2
+        unseen = None  # (B, S) bool
         positions = token_positions(start.long(), count.long(), input_ids.shape[1], caches[0].shape[2])  # (B, T)
+        if config.padding_id is not None:
+            caches[-1].scatter_(1, positions, (input_ids == config.padding_id).to(caches[-1].dtype))
+            unseen = caches[-1] > 0.5
         hidden = self.gpt2.transformer(
             input_ids,
             positions.clamp(max=config.n_positions - 1),
-            caches=layer_caches(caches[:half], caches[half:], positions),
-        )  # (B, T, C)
+            caches=layer_caches(caches[:half], caches[half : 2 * half], positions, unseen),
+        )  # (B, T, E)
         last = at_positions(hidden, (count.long() - 1).clamp(min=0).unsqueeze(1))  # (B, 1, C)
         return self.gpt2.lm_head(last).squeeze(1)[:, : config.real_vocab_size].float()
+
+
+def not_native(config: GPT2Config) -> str | None:
+    """The first setting of the model that the native operators do not compute; None: they compute all of it.
+
+    They know one kind of block (layer norm, attention with heads as wide as the model, layer norm, MLP, each added to
+    the stream) and a layer norm before the head. What is added up before the blocks, the matrix of the head and how
+    often a block is used are free.
+    """
+    covered = {
+        "norm_position": config.norm_position == "pre",
+        "parallel_residual": not config.parallel_residual,
+        "position_embedding": config.position_embedding != "alibi",
+        "head_dim": config.attention_size == config.n_embd,
+        "final_norm": config.final_norm,
+        "embedding_size": config.embedding_size is None,
+        "embedding_norm": not config.embedding_norm,
+        "padding_id": config.padding_id is None,
+    }
+    return next((f"{name} {getattr(config, name)}" for name, known in covered.items() if not known), None)
+
+
+def _with_biases(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a block whose attention has no biases, with zeros for the native operator, which knows of none."""
+    if "attn.c_attn.bias" in state:
+        return state
+    zeros = {
+        name.replace("weight", "bias"): state[name].new_zeros(state[name].shape[1])
+        for name in ("attn.c_attn.weight", "attn.c_proj.weight")  # (in, out)
+    }
+    return {**state, **zeros}
 
 
 def _divided_queries(state: dict[str, Tensor], divisor: int) -> dict[str, Tensor]:
@@ -83,7 +126,7 @@ class _NativeBlocks(nn.Module):
             "epsilon": config.layer_norm_epsilon,
         }
         states = (
-            _divided_queries(gpt2.transformer.h[layer].state_dict(), config.score_divisor(layer))
+            _divided_queries(_with_biases(gpt2.transformer.h[layer].state_dict()), config.score_divisor(layer))
             for layer in range(first, last)
         )
         weights, vectors = native.pack_blocks(states, precision)
@@ -101,9 +144,11 @@ class _NativeBlocks(nn.Module):
 class _NativeEmbedding(nn.Module):
     def __init__(self, gpt2: GPT2LMHeadModel) -> None:
         super().__init__()
-        real = gpt2.config.real_vocab_size
-        self.register_buffer("wte", gpt2.transformer.wte.weight.detach()[:real].float().contiguous())
-        self.register_buffer("wpe", gpt2.transformer.wpe.weight.detach().float().contiguous())
+        transformer, real = gpt2.transformer, gpt2.config.real_vocab_size
+        wte = transformer.wte.weight.detach()[:real].float().contiguous()
+        places = torch.arange(gpt2.config.n_positions, device=wte.device)
+        self.register_buffer("wte", wte if transformer.embedding_scale is None else wte * transformer.embedding_scale)
+        self.register_buffer("wpe", transformer.wpe(places).detach().float().contiguous())  # learned or fixed
 
     def forward(self, input_ids: Tensor, start: Tensor, count: Tensor) -> Tensor:
         """(B, T) -> (B, T, C)"""
@@ -138,8 +183,8 @@ class _NativeHead(nn.Module):
 class NativeSteps(nn.Module):
     """Steps by the operators of custom_ops/decode_blocks.py, one for the blocks of each IPU.
 
-    Holds packed copies of the weights in `precision` (of native.PRECISIONS) and nothing of `gpt2`.
-    Raises ValueError if int8 does not fit the model's sizes.
+    Holds packed copies of the weights in `precision` (of native.PRECISIONS) and nothing of `gpt2`; of a block that all
+    layers share one, with an operator for each layer. Raises ValueError if int8 does not fit the model's sizes.
     """
 
     def __init__(self, gpt2: GPT2LMHeadModel, layers_per_ipu: Sequence[int], precision: str) -> None:
@@ -148,9 +193,11 @@ class NativeSteps(nn.Module):
         self.embedding = poptorch.BeginBlock(_NativeEmbedding(gpt2), "embeddings", ipu_id=0)
         self.blocks = nn.ModuleList()
         first = 0
+        shared = gpt2.config.share_layers
+        self.uses = gpt2.config.n_layer if shared else 1  # of each of the blocks
         for ipu, layers in enumerate(layers_per_ipu):
             if layers:
-                blocks = _NativeBlocks(gpt2, first, first + layers, precision)
+                blocks = _NativeBlocks(gpt2, first, first + (1 if shared else layers), precision)
                 name = f"layers {first}-{first + layers - 1}"
                 self.blocks.append(poptorch.BeginBlock(blocks, name, ipu_id=ipu))
             first += layers
@@ -171,15 +218,19 @@ class NativeSteps(nn.Module):
     def new_caches(self, batch: int, slots: int, device: torch.device | None = None) -> list[Tensor]:
         """Zeros for keys and values of each operator: (layers, B, H, S, D); int16 holds float16."""
         dtype = torch.float32 if self.precision == "float32" else torch.int16
-        shapes = [(part.layers, batch, part.n_head, slots, part.head_size) for part in self.blocks]
+        shapes = [(part.layers, batch, part.n_head, slots, part.head_size) for part in self._parts()]
         return [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes * 2]
 
     def forward(self, input_ids: Tensor, start: Tensor, count: Tensor, caches: Sequence[Tensor]) -> Tensor:
         """As ModuleSteps.forward."""
-        hidden = self.embedding(input_ids, start, count)
-        for part, keys, values in zip(self.blocks, caches, caches[len(self.blocks) :]):
+        hidden, parts = self.embedding(input_ids, start, count), self._parts()
+        for part, keys, values in zip(parts, caches, caches[len(parts) :]):
             hidden = part(hidden, start, count, keys, values)
         return self.head(hidden, count)
+
+    def _parts(self) -> list[nn.Module]:
+        """The operators in the order of the layers."""
+        return [part for part in self.blocks for _ in range(self.uses)]
 
 
 class OneStep(nn.Module):

@@ -13,13 +13,14 @@ import torch
 
 import custom_ops
 from custom_ops import decode_blocks as native
-from generation.decoding import ModuleSteps, NativeSteps, OneStep, WholeText
+from generation.decoding import ModuleSteps, NativeSteps, OneStep, WholeText, not_native
 from generation.requests import NonFiniteScores, Text, generate, generate_at_once, new_text
 from generation.sampling import Sampling
 from generation.text_stream import TextStream
 from model.checkpoint import load_pretrained
 from model.gpt2 import GPT2LMHeadModel
 from model.non_finite import NonFiniteError, first_non_finite_layer, non_finite_error
+from model.pipeline import shared_on_several
 from tokenizer import open_tokenizer
 
 
@@ -48,10 +49,7 @@ class TextGenerator:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        try:
-            gpt2 = load_pretrained(args.model_name_or_path)
-        except ValueError as error:
-            raise ValueError(f"--model-name-or-path: {error}") from error
+        gpt2 = self._load()
         folder = Path(args.model_name_or_path)
         self.tokenizer = open_tokenizer(args.tokenizer_type, folder if folder.is_dir() else None)
         entries, rows = self.tokenizer.vocab_size, gpt2.config.real_vocab_size
@@ -81,6 +79,18 @@ class TextGenerator:
         self.steps, self.width = self._steps(gpt2, layers)
         self.executor = self._compiled(layers)
 
+    def _load(self) -> GPT2LMHeadModel:
+        """The checkpoint, and for as many positions as are asked for if it learns none. Raises ValueError."""
+        args = self.args
+        try:
+            gpt2 = load_pretrained(args.model_name_or_path)
+            longest = args.input_len + args.output_len
+            if gpt2.config.learns_positions or longest <= gpt2.config.n_positions:
+                return gpt2
+            return load_pretrained(args.model_name_or_path, n_positions=longest)
+        except ValueError as error:
+            raise ValueError(f"--model-name-or-path: {error}") from error
+
     def _check_lengths(self) -> None:
         args, n_positions = self.args, self.config.n_positions
         if args.poptorch_loop and args.input_len + args.output_len > n_positions:
@@ -101,6 +111,8 @@ class TextGenerator:
             raise ValueError(
                 f"--layers-per-ipu {shown}: the checkpoint has {count} layers; make the numbers add up to that"
             )
+        if shared_on_several(self.config, layers):
+            raise ValueError(f"--layers-per-ipu {' '.join(map(str, layers))}: {shared_on_several(self.config, layers)}")
         return layers
 
     def _stop_ids(self) -> list[int]:
@@ -123,7 +135,12 @@ class TextGenerator:
         """The module that makes a step, and how many tokens of a row go into one."""
         args = self.args
         longest = min(args.input_len, self.slots)
-        if args.custom_ops and custom_ops.load() == "native" and native.available():
+        unknown = not_native(gpt2.config)
+        if args.int8 and unknown:
+            raise ValueError(
+                f"--int8: the native operators do not compute {unknown} of the checkpoint; leave --int8 out"
+            )
+        if args.custom_ops and not unknown and custom_ops.load() == "native" and native.available():
             try:
                 return NativeSteps(gpt2, layers, self._precision), longest
             except ValueError as error:
@@ -217,7 +234,7 @@ class TextGenerator:
 
         The program holds packed weights, so that the checkpoint is read again.
         """
-        gpt2 = load_pretrained(self.args.model_name_or_path)
+        gpt2 = self._load()
         gpt2 = gpt2.half() if self.args.fp16 else gpt2.float()
         ids = (text.prompt + text.tokens)[-self.config.n_positions :]
         what = f"the model's scores for the next token (number {len(text.tokens) + 1} of a text) are"

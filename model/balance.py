@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Collection, Sequence
 
 from model.config import GPT2Config
-from model.pipeline import Stage, forward_stages, pipeline_stages, stage_operations
+from model.pipeline import Stage, forward_stages, has_position_embedding, pipeline_stages, stage_operations
 
 
 def ipu_operations(
@@ -21,7 +21,7 @@ def ipu_operations(
 ) -> list[int]:
     """The work of each IPU for one token, as model.pipeline.stage_operations counts it."""
     work = [0] * len(layers_per_ipu)
-    for stage in pipeline_stages(layers_per_ipu, training):
+    for stage in pipeline_stages(layers_per_ipu, training, has_position_embedding(config)):
         work[stage.ipu] += stage_operations(stage, config, length, recomputed, training)
     return work
 
@@ -49,6 +49,13 @@ def balanced_layers(
         ValueError: an IPU other than the first would have no block.
     """
     blocks = config.n_layer
+    if config.share_layers:
+        if ipus > 2:
+            raise ValueError(
+                f"{blocks} layers that are one block (share_layers true) are on one IPU, beside the one of embedding "
+                "and head; at most 2 IPUs"
+            )
+        return [blocks] if ipus == 1 else [0, blocks]
     if blocks < ipus - 1:
         raise ValueError(f"{blocks} blocks cannot fill IPUs 1 to {ipus - 1}; at most {blocks + 1} IPUs")
     if ipus == 1:
@@ -60,7 +67,8 @@ def balanced_layers(
     room = blocks - (ipus - 1)  # for IPU 0, if each of the others has a block
     if room:
         split = _split(work, parts, 1, room)
-        if not training or micro_batches is None or 2 * forward_stages(split) - 1 <= micro_batches:
+        stages = forward_stages(split, has_position_embedding(config))
+        if not training or micro_batches is None or 2 * stages - 1 <= micro_batches:
             splits.append(split)
     # min takes the first of equals: the one without blocks on IPU 0
     return min(splits, key=lambda split: max(ipu_operations(config, length, split, recomputed, training)))

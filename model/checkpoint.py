@@ -22,9 +22,19 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from model.config import GPT2_VOCAB_SIZE, GPT2Config, padded_rows, read_json_object
+from model.config import GPT2_VOCAB_SIZE, GPT2Config, padded_rows, padding_note, read_json_object
 from model.gpt2 import GPT2LMHeadModel
-from model.weights import HEAD, WEIGHTS_FILE, WEIGHTS_FILES, WPE, WTE, check_weights, read_weights, with_our_names
+from model.weights import (
+    HEAD,
+    WEIGHTS_FILE,
+    WEIGHTS_FILES,
+    WPE,
+    WTE,
+    check_weights,
+    file_metadata,
+    read_weights,
+    with_our_names,
+)
 from tokenizer.entries import read_entries
 
 PathLike = Union[str, "os.PathLike[str]"]
@@ -43,7 +53,7 @@ def load_pretrained(
     Args:
         path_or_name: a checkpoint directory or, if there is no such directory, a name on the
             Hugging Face hub.
-        n_positions: positions to keep, the first ones; None keeps all.
+        n_positions: positions to keep, the first ones, or to make where none are learned; None keeps all.
         dropouts: probabilities in place of the checkpoint's, by their names in the configuration.
 
     The vocabulary is padded with zero rows to a multiple of 16. Which rows of the file are tokens: read_config.
@@ -55,13 +65,15 @@ def load_pretrained(
     directory = _checkpoint_directory(path_or_name)
     stored = read_config(directory / CONFIG_FILE)
     _warn_of_padding(directory, stored)
-    if n_positions is not None and n_positions > stored.n_positions:
+    if stored.padding_id is not None:
+        warnings.warn(f"{directory / CONFIG_FILE}: {padding_note(stored.padding_id)}", stacklevel=2)
+    if n_positions is not None and n_positions > stored.n_positions and stored.learns_positions:
         raise ValueError(
             f"{directory}: the checkpoint has n_positions {stored.n_positions}, not the {n_positions} asked for; "
             f"use --max-len {stored.n_positions} or less"
         )
     path, tensors = read_weights(directory)
-    tensors = with_our_names(tensors, path)
+    tensors = with_our_names(tensors, path, stored.tie_word_embeddings)
     check_weights(tensors, stored, path)
     config = dataclasses.replace(
         stored,
@@ -72,9 +84,9 @@ def load_pretrained(
     dtype = functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors.values()))  # of mixed: the widest
     model = GPT2LMHeadModel(config, initialize=False).to(dtype)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():  # the tied head is not named again
+        for name, parameter in model.named_parameters():  # a tied head is not named again
             tensor = tensors.pop(name)
-            if name == WTE:
+            if name in (WTE, HEAD):
                 parameter.zero_()
                 parameter[: config.real_vocab_size] = tensor[: config.real_vocab_size]
             elif name == WPE:
@@ -191,22 +203,22 @@ def tensor_bytes(values: Any) -> int:
 def save_pretrained(model: GPT2LMHeadModel, directory: PathLike) -> None:
     """Writes config.json and model.safetensors into `directory`, made if need be.
 
-    `transformers.GPT2LMHeadModel.from_pretrained` loads the result. The padding of the vocabulary is
-    left out and the parameters keep their dtype. To replace a checkpoint: inside write_atomically.
+    `transformers.GPT2LMHeadModel.from_pretrained` loads the result, and refuses it if the model is a variant that it
+    does not have (GPT2Config.variant). The padding of the vocabulary is left out and the parameters keep their dtype.
+    To replace a checkpoint: inside write_atomically.
 
     Raises:
         RuntimeError: if the files cannot be written.
     """
     real = model.config.real_vocab_size
-    tensors = {key: tensor.detach().cpu() for key, tensor in model.state_dict().items() if key != HEAD}
-    tensors[WTE] = tensors[WTE][:real]
+    tensors = {key: parameter.detach().cpu() for key, parameter in model.named_parameters()}  # of tied ones the first
+    tensors.update({key: tensors[key][:real] for key in (WTE, HEAD) if key in tensors})
     tensors = {key: tensor.contiguous() for key, tensor in tensors.items()}
     directory = Path(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         (directory / CONFIG_FILE).write_text(config_text(model.config, tensors[WTE].dtype), encoding="utf-8")
-        # transformers 4.26 refuses a file without the format
-        safetensors.torch.save_file(tensors, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+        safetensors.torch.save_file(tensors, directory / WEIGHTS_FILE, metadata=file_metadata(model.config))
         # newer safetensors make the file for its owner alone, whatever the umask
         os.chmod(directory / WEIGHTS_FILE, stat.S_IMODE(os.stat(directory / CONFIG_FILE).st_mode))
     except (OSError, SafetensorError) as error:

@@ -2,9 +2,11 @@
 
 Module and parameter names are Hugging Face's, so the state dict is that of transformers'
 GPT2LMHeadModel. Placement, recomputation and serialisation are passes over this model (hooks on
-wte, wpe, h[i], ln_f and lm_head, each called as a module).
+wte, wpe, h[i], ln_f and lm_head, each called as a module). Its variants are fields of GPT2Config; what
+one of them lacks is an Identity or None.
 
-Shapes: B samples, T positions, C = n_embd, H heads of D = C / H, V rows of the vocabulary.
+Shapes: B samples, T positions, C = n_embd, H heads of D = C / H, V rows of the vocabulary, E columns of the embeddings
+(C unless they are factorised).
 """
 
 from __future__ import annotations
@@ -16,92 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.attention import MASKED, Attention, Conv1D, at_positions
 from model.config import GPT2Config
 from model.documents import positions_in_documents
+from model.initialization import initialize as draw_weights
 from model.kv_cache import LayerCache
-
-# Score of a position that must not be seen, logit of a padding row. Softmax turns it into exactly 0
-# in half, float32 and float64. Not the lowest half (-65504): softmax subtracts the row's largest
-# value from it, and there it would overflow.
-MASKED = -1.0e4
-
-
-class Conv1D(nn.Module):
-    """A linear layer whose weight is stored (in, out), as in GPT-2's released checkpoints."""
-
-    def __init__(self, n_in: int, n_out: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(n_in, n_out))
-        self.bias = nn.Parameter(torch.zeros(n_out))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., n_in) -> (..., n_out)"""
-        return F.linear(x, self.weight.t(), self.bias)
-
-
-def at_positions(x: Tensor, positions: Tensor) -> Tensor:
-    """(B, T, C), (B, P) int64 -> (B, P, C)"""
-    return torch.gather(x, 1, positions.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
-
-
-class Attention(nn.Module):
-    """Causal self-attention of the block number `layer`, from 0 on.
-
-    Plain operations in one fixed order, the only attention of the program: back ends without a fused
-    kernel run it as it is, others recognise the pattern.
-    """
-
-    def __init__(self, config: GPT2Config, layer: int) -> None:
-        super().__init__()
-        self.n_head, self.head_size = config.n_head, config.head_size
-        self.scale = 1.0 / math.sqrt(self.head_size) / config.score_divisor(layer)
-        self.upcast = config.reorder_and_upcast_attn
-        self.c_attn = Conv1D(config.n_embd, 3 * config.n_embd)
-        self.c_proj = Conv1D(config.n_embd, config.n_embd)
-        self.attn_dropout = nn.Dropout(config.attn_pdrop)
-        self.resid_dropout = nn.Dropout(config.resid_pdrop)
-        # One mask a layer (1 byte x n_positions^2): with blocks on several devices none has to travel.
-        mask = torch.ones(config.n_positions, config.n_positions, dtype=torch.bool).tril()
-        self.register_buffer("mask", mask.view(1, 1, config.n_positions, config.n_positions), persistent=False)
-
-    def forward(
-        self,
-        x: Tensor,
-        positions: Tensor | None = None,
-        cache: LayerCache | None = None,
-        documents: Tensor | None = None,
-    ) -> Tensor:
-        """(B, T, C) -> (B, T, C), or (B, P, C) for P `positions` (B, P): their queries, every key and value.
-
-        With a `cache` (and no `positions`) the queries see what it holds, these T tokens included. With `documents`
-        (B, T) (and no `cache`) they see the keys of the same number only.
-        """
-        B, T, C = x.shape
-        if positions is None:
-            seen = self.mask[..., :T, :T]  # (1, 1, T, T)
-            q, k, v = (self._heads(part) for part in self.c_attn(x).split(C, 2))
-        else:
-            seen = self.mask[0, 0, :, :T][positions].unsqueeze(1)  # (B, 1, P, T)
-            weight, bias = self.c_attn.weight, self.c_attn.bias  # (C, 3C), (3C,): queries, keys, values
-            q = self._heads(F.linear(at_positions(x, positions), weight[:, :C].t(), bias[:C]))
-            k, v = (self._heads(part) for part in F.linear(x, weight[:, C:].t(), bias[C:]).split(C, 2))
-        if documents is not None:
-            askers = documents if positions is None else torch.gather(documents, 1, positions)
-            seen = seen & (askers[:, None, :, None] == documents[:, None, None, :])  # (B, 1, T or P, T)
-        if cache is not None:
-            k, v, seen = cache.extend(k, v)  # (B, H, S, D) twice, (B, 1, T, S)
-        if self.upcast:
-            q, k = q.float(), k.float()
-        scores = torch.matmul(q, k.transpose(-1, -2)) * self.scale  # (B, H, T or P, T or S)
-        scores = torch.where(seen, scores, MASKED)
-        probs = torch.softmax(scores, dim=-1)
-        probs = self.attn_dropout(probs.to(v.dtype) if self.upcast else probs)
-        context = torch.matmul(probs, v)  # (B, H, T or P, D)
-        return self.resid_dropout(self.c_proj(context.transpose(1, 2).reshape(B, -1, C)))
-
-    def _heads(self, part: Tensor) -> Tensor:
-        """(B, T, C) -> (B, H, T, D)"""
-        return part.view(part.shape[0], part.shape[1], self.n_head, self.head_size).transpose(1, 2)
+from model.positions import SinusoidalEmbedding
 
 
 class MLP(nn.Module):
@@ -120,13 +42,17 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One transformer layer, layer norm first. `layer` is its number, from 0 on."""
+    """One transformer layer. `layer` is its number, from 0 on. With `shared` it has the parts of that block."""
 
-    def __init__(self, config: GPT2Config, layer: int) -> None:
+    def __init__(self, config: GPT2Config, layer: int, shared: Block | None = None) -> None:
         super().__init__()
+        self.parallel, self.norm_first = config.parallel_residual, config.norm_position == "pre"
+        if shared is not None:
+            self.ln_1, self.attn, self.ln_2, self.mlp = shared.ln_1, shared.attn, shared.ln_2, shared.mlp
+            return
         self.ln_1 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.attn = Attention(config, layer)
-        self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.ln_2 = None if self.parallel else nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.mlp = MLP(config)
 
     def forward(
@@ -135,12 +61,21 @@ class Block(nn.Module):
         positions: Tensor | None = None,
         cache: LayerCache | None = None,
         documents: Tensor | None = None,
+        padding: Tensor | None = None,
     ) -> Tensor:
         """(B, T, C) -> (B, T, C), or (B, P, C) if only these P positions (B, P) are wanted."""
-        attended = self.attn(self.ln_1(x), positions, cache, documents)
+        given = self.ln_1(x) if self.norm_first else x
+        attended = self.attn(given, positions, cache, documents, padding)
+        if positions is not None:
+            x = at_positions(x, positions)
+        if self.parallel:
+            return self.mlp(given if positions is None else at_positions(given, positions)) + attended + x
         # The dropout's output stands on the left: the residual-add pattern of custom_ops looks for it there.
-        x = attended + (x if positions is None else at_positions(x, positions))
-        return self.mlp(self.ln_2(x)) + x
+        x = attended + x
+        if self.norm_first:
+            return self.mlp(self.ln_2(x)) + x
+        x = self.ln_1(x)
+        return self.ln_2(self.mlp(x) + x)
 
 
 class GPT2Model(nn.Module):
@@ -149,27 +84,26 @@ class GPT2Model(nn.Module):
     def __init__(self, config: GPT2Config, initialize: bool = True) -> None:
         super().__init__()
         self.config = config
-        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
-        self.wpe = nn.Embedding(config.n_positions, config.n_embd)
+        width, narrow, eps = config.n_embd, config.embedding_width, config.layer_norm_epsilon
+        projected = config.embedding_size is not None
+        self.embedding_scale = math.sqrt(width) if config.scale_embedding else None
+        self.wte = nn.Embedding(config.vocab_size, narrow)
+        self.ln_e = nn.LayerNorm(narrow, eps=eps) if config.embedding_norm else nn.Identity()
+        if config.position_embedding == "learned":
+            self.wpe: nn.Module | None = nn.Embedding(config.n_positions, narrow)
+        elif config.position_embedding == "sinusoidal":
+            self.wpe = SinusoidalEmbedding(config.n_positions, narrow)
+        else:
+            self.wpe = None  # attention knows positions
+        self.project_in = Conv1D(narrow, width) if projected else nn.Identity()
         self.drop = nn.Dropout(config.embd_pdrop)
-        self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
-        self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        first = Block(config, 0)
+        shared = first if config.share_layers else None
+        self.h = nn.ModuleList([first, *(Block(config, layer, shared) for layer in range(1, config.n_layer))])
+        self.ln_f = nn.LayerNorm(width, eps=eps) if config.final_norm else nn.Identity()
+        self.project_out = Conv1D(width, narrow) if projected else nn.Identity()
         if initialize:
-            self.initialize()
-
-    @torch.no_grad()
-    def initialize(self) -> None:
-        """Draws the weights from torch's global generator: N(0, initializer_range).
-
-        Projections into the residual stream are narrower by 1 / sqrt(2 n_layer), one for each of the
-        2 n_layer sums into it (GPT-2 paper, section 2.3). Biases are 0 and padding rows too.
-        """
-        std = self.config.initializer_range
-        residual_std = std / math.sqrt(2 * self.config.n_layer)
-        for name, parameter in self.named_parameters():
-            if parameter.dim() > 1:  # biases and layer norms are constants, set where they are made
-                parameter.normal_(0.0, residual_std if name.endswith("c_proj.weight") else std)
-        self.wte.weight[self.config.real_vocab_size :] = 0.0
+            draw_weights(self, config)
 
     def forward(
         self,
@@ -179,7 +113,7 @@ class GPT2Model(nn.Module):
         caches: Sequence[LayerCache] | None = None,
         documents: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states after the last layer norm.
+        """Hidden states after the last layer norm, in the width of the head.
 
         Args:
             input_ids: (B, T) integers below vocab_size.
@@ -193,7 +127,7 @@ class GPT2Model(nn.Module):
                 one document.
 
         Returns:
-            (B, T, C), or (B, P, C) for P wanted positions
+            (B, T, E), or (B, P, E) for P wanted positions
 
         Raises:
             ValueError: if T exceeds n_positions.
@@ -208,21 +142,31 @@ class GPT2Model(nn.Module):
             position_ids = positions_in_documents(documents)  # (B, T)
         elif position_ids is None:
             position_ids = torch.arange(T, device=input_ids.device).unsqueeze(0)  # (1, T)
-        x = self.drop(self.wte(input_ids) + self.wpe(position_ids))  # (B, T, C)
+        padding = None if self.config.padding_id is None else input_ids == self.config.padding_id  # (B, T)
+        x = self.embed(input_ids, position_ids)
         last = len(self.h) - 1
         for index, block in enumerate(self.h):
             positions = wanted if index == last else None
-            x = block(x, positions, None if caches is None else caches[index], documents)
-        return self.ln_f(x)
+            x = block(x, positions, None if caches is None else caches[index], documents, padding)
+        return self.project_out(self.ln_f(x))
+
+    def embed(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
+        """What the first block is given: (B, T), (B or 1, T) -> (B, T, C)"""
+        x = self.ln_e(self.wte(input_ids))  # (B, T, E)
+        if self.embedding_scale is not None:
+            x = x * self.embedding_scale
+        if self.wpe is not None:
+            x = x + self.wpe(position_ids)
+        return self.drop(self.project_in(x))
 
 
 def project_onto(hidden: Tensor, weight: Tensor) -> Tensor:
-    """(B, T, C), (V, C) -> (B, T, V)"""
+    """(B, T, E), (V, E) -> (B, T, V)"""
     return F.linear(hidden, weight)
 
 
 class LMHead(nn.Module):
-    """Hidden states to logits with the embedding's own weight.
+    """Hidden states to logits with a (V, E) matrix: the token embedding's own, or one that is not tied to it.
 
     `project(hidden, weight)` makes the matrix product and may be replaced, by a serialised one for
     instance; it is handed the weight, so that copies of the module use their own. What it returns
@@ -245,7 +189,7 @@ class LMHead(nn.Module):
         self.register_buffer("padding_bias", padding_bias, persistent=False)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """(B, T, C) -> (B, T, V)"""
+        """(B, T, E) -> (B, T, V)"""
         logits = self.project(hidden, self.weight)
         if self.padding_bias is not None:
             logits.add_(self.padding_bias)
@@ -253,7 +197,7 @@ class LMHead(nn.Module):
 
 
 class GPT2LMHeadModel(nn.Module):
-    """GPT-2 with its tied head: token ids to logits.
+    """GPT-2 with its head: token ids to logits.
 
     `initialize=False` leaves the matrices unset, for a caller that fills all of them.
     """
@@ -262,7 +206,11 @@ class GPT2LMHeadModel(nn.Module):
         super().__init__()
         self.config = config
         self.transformer = GPT2Model(config, initialize)
-        self.lm_head = LMHead(self.transformer.wte.weight, config.real_vocab_size)
+        tied = self.transformer.wte.weight
+        weight = tied if config.tie_word_embeddings else nn.Parameter(torch.empty_like(tied))
+        self.lm_head = LMHead(weight, config.real_vocab_size)
+        if initialize and weight is not tied:
+            draw_weights(self.lm_head, config)
 
     def forward(self, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
         """Logits of the next token at every position: (B, T) -> (B, T, V). Arguments as GPT2Model.forward."""

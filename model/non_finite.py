@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Iterator, Sequence
+import dataclasses
+from typing import Any, Iterator, Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.gpt2 import Block, GPT2LMHeadModel
+from model.gpt2 import Block, GPT2LMHeadModel, GPT2Model
 
 # The largest number of what a device computes with and keeps: the decode step of int8 has float16 scales and caches.
 _LIMITS = {
@@ -71,27 +71,36 @@ def non_finite_error(what: str, layer: str, precision: str = "float32") -> NonFi
 def _outputs(gpt2: GPT2LMHeadModel, ids: Tensor) -> Iterator[tuple[str, Tensor]]:
     """Name and float32 output of each layer, in the order in which they are computed; (1, T) ids."""
     config, transformer = gpt2.config, gpt2.transformer
-    tokens = F.embedding(ids, transformer.wte.weight.detach()).float()
-    yield "transformer.wte", tokens
-    places = transformer.wpe.weight.detach()[: ids.shape[1]].float()
-    yield "transformer.wpe", places
-    x = tokens + places  # (1, T, C)
+    # Layers of their own: the model's may be placed, and half products are slow or missing on a host.
+    ends = GPT2Model(dataclasses.replace(config, n_layer=1), initialize=False).eval()
+    _fill(ends, {name: value for name, value in transformer.state_dict().items() if not name.startswith("h.")})
+    found: list[tuple[str, Tensor]] = []
+    for name, part in ends.named_modules():
+        if name and not name.startswith("h") and not isinstance(part, (nn.Dropout, nn.Identity)):
+            part.register_forward_hook(_Recorder(f"transformer.{name}", found))
+    x = ends.embed(ids, torch.arange(ids.shape[1]).unsqueeze(0))  # (1, T, C)
+    yield from found
     yield "the sum of the embeddings", x
+    padding = None if config.padding_id is None else ids == config.padding_id
     for index, block in enumerate(transformer.h):
-        # A layer of its own: the model's may be placed, and half products are slow or missing on a host.
         fresh = Block(config, index).eval()
-        fresh.load_state_dict(block.state_dict())
-        found: list[tuple[str, Tensor]] = []
+        _fill(fresh, block.state_dict())
+        inner: list[tuple[str, Tensor]] = []
         for name, part in fresh.named_modules():
             if name and not isinstance(part, nn.Dropout):
-                part.register_forward_hook(_Recorder(f"transformer.h.{index}.{name}", found))
-        x = fresh(x)
-        yield from found
+                part.register_forward_hook(_Recorder(f"transformer.h.{index}.{name}", inner))
+        x = fresh(x, padding=padding)
+        yield from inner
         yield f"transformer.h.{index}", x
-    norm = transformer.ln_f
-    x = F.layer_norm(x, (config.n_embd,), norm.weight.float(), norm.bias.float(), norm.eps)
-    yield "transformer.ln_f", x
+    found.clear()
+    x = ends.project_out(ends.ln_f(x))
+    yield from found
     yield "lm_head", x[:, -1:] @ gpt2.lm_head.weight.detach()[: config.real_vocab_size].float().t()  # (1, 1, V)
+
+
+def _fill(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Give the parameters of `module` those values, in float32."""
+    module.load_state_dict({name: value.float() for name, value in state.items()}, strict=False)
 
 
 class _Recorder:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Collection, Iterator, Sequence
 
-from model.config import GPT2Config, parameter_count
+from model.config import GPT2Config, block_parameters, projection_parameters
 
 TOKENS, POSITIONS, HEAD = "token embedding", "position embedding", "head"
 
@@ -18,7 +18,8 @@ class Stage:
     """What lies between two switches of the IPU: neighbours on one IPU are one stage.
 
     `embeddings` are those of TOKENS and POSITIONS that are here, `layers` the numbers of its blocks; the last layer
-    norm goes with the last block, and with the head what follows it.
+    norm goes with the last block, and with the head what follows it. Of a factorised embedding the projection to the
+    model's width goes with the last embedding, the one back with the last block.
     """
 
     index: int
@@ -47,9 +48,14 @@ def positions_ipu(layers_per_ipu: Sequence[int], training: bool) -> int:
     return 1 if training and len(layers_per_ipu) > 1 else 0
 
 
-def pipeline_stages(layers_per_ipu: Sequence[int], training: bool = True) -> list[Stage]:
-    """The forward stages in order: the token embedding on IPU 0, the positions, the blocks, the tied head on IPU 0."""
-    embeddings = [(0, TOKENS), (positions_ipu(layers_per_ipu, training), POSITIONS)]
+def pipeline_stages(layers_per_ipu: Sequence[int], training: bool = True, positions: bool = True) -> list[Stage]:
+    """The forward stages in order: the token embedding on IPU 0, the positions, the blocks, the head on IPU 0.
+
+    `positions`: whether the model adds some to its embeddings (has_position_embedding).
+    """
+    embeddings = [(0, TOKENS)]
+    if positions:
+        embeddings.append((positions_ipu(layers_per_ipu, training), POSITIONS))
     visits = [*embeddings, *((ipu, layer) for layer, ipu in enumerate(layer_ipus(layers_per_ipu))), (0, HEAD)]
     stages: list[Stage] = []
     for ipu, part in visits:
@@ -65,27 +71,54 @@ def pipeline_stages(layers_per_ipu: Sequence[int], training: bool = True) -> lis
     return stages
 
 
-def forward_stages(layers_per_ipu: Sequence[int]) -> int:
+def forward_stages(layers_per_ipu: Sequence[int], positions: bool = True) -> int:
     """Stages of the forward pipeline in training: 0 4 4 4 visits IPUs 0 1 2 3 0, which makes 5."""
-    return len(pipeline_stages(layers_per_ipu))
+    return len(pipeline_stages(layers_per_ipu, positions=positions))
+
+
+def has_position_embedding(config: GPT2Config) -> bool:
+    """Whether rows for the positions, learned or fixed, are added to those of the tokens."""
+    return config.position_embedding != "alibi"
+
+
+def shared_on_several(config: GPT2Config, layers_per_ipu: Sequence[int]) -> str:
+    """What is wrong with one block on several IPUs, each of which would need its weights; empty: nothing."""
+    if not config.share_layers or sum(count > 0 for count in layers_per_ipu) < 2:
+        return ""
+    return (
+        f"its {config.n_layer} layers are one block (share_layers true), whose weights are on one IPU; put all of them "
+        f"on one, such as {config.n_layer} or 0 {config.n_layer}"
+    )
 
 
 def layer_parameters(config: GPT2Config) -> int:
     """Parameters of one block."""
-    one, two = (parameter_count(dataclasses.replace(config, n_layer=layers)) for layers in (1, 2))
-    return two - one
+    return block_parameters(config)
 
 
 def parameter_sizes(stage: Stage, config: GPT2Config) -> Iterator[int]:
     """Elements of what the stage holds: each embedding, each block as a whole, the last layer norm.
 
-    The head's matrix is the token embedding's and counts there.
+    The tied matrix counts with the token embedding, a block that all layers share with the first.
     """
-    rows = {TOKENS: config.vocab_size, POSITIONS: config.n_positions}
-    yield from (rows[name] * config.n_embd for name in stage.embeddings)
-    yield from [layer_parameters(config)] * len(stage.layers)
+    into, out = projection_parameters(config)
+    rows = {TOKENS: config.vocab_size, POSITIONS: config.n_positions * config.learns_positions}
+    yield from (rows[name] * config.embedding_width for name in stage.embeddings)
+    if TOKENS in stage.embeddings and config.embedding_norm:
+        yield 2 * config.embedding_width
+    if last_embedding(config) in stage.embeddings:
+        yield into
+    here = (0 in stage.layers) if config.share_layers else len(stage.layers)
+    yield from [block_parameters(config)] * here
     if config.n_layer - 1 in stage.layers:
-        yield 2 * config.n_embd
+        yield 2 * config.n_embd * config.final_norm + out
+    if stage.head and not config.tie_word_embeddings:
+        yield config.vocab_size * config.embedding_width
+
+
+def last_embedding(config: GPT2Config) -> str:
+    """The embedding behind which the input of the first block is made."""
+    return POSITIONS if has_position_embedding(config) else TOKENS
 
 
 def stage_parameters(stage: Stage, config: GPT2Config) -> int:
@@ -98,22 +131,28 @@ TRAINING, RECOMPUTED, FORWARD = 3, 4, 1
 
 
 def layer_operations(config: GPT2Config, length: int) -> int:
-    """Multiplications and additions of one block for one token, forward: 2 (4 C^2 + 2 C I) + 4 T C.
+    """Multiplications and additions of one block for one token, forward: 2 (4 C A + 2 C I) + 4 T A.
 
-    The last term is attention's two products over all T positions, masked ones included.
+    A is the width of all heads, C in GPT-2. The last term is attention's two products over all T positions, masked ones
+    included.
     """
-    width = config.n_embd
-    return 2 * (4 * width**2 + 2 * width * config.inner_size) + 4 * length * width
+    width, heads = config.n_embd, config.attention_size
+    return 2 * (4 * width * heads + 2 * width * config.inner_size) + 4 * length * heads
 
 
 def head_operations(config: GPT2Config) -> int:
-    """The same of the head: 2 V C."""
-    return 2 * config.vocab_size * config.n_embd
+    """The same of the head: 2 V E, tied or not."""
+    return 2 * config.vocab_size * config.embedding_width
 
 
 def lookup_operations(config: GPT2Config) -> int:
     """The same of one embedding: a row is read and added."""
-    return 2 * config.n_embd
+    return 2 * config.embedding_width
+
+
+def projection_operations(config: GPT2Config) -> int:
+    """The same of each of a factorised embedding's two projections: 2 C E; 0 without them."""
+    return 0 if config.embedding_size is None else 2 * config.n_embd * config.embedding_size
 
 
 def stage_operations(
@@ -127,6 +166,8 @@ def stage_operations(
     again = sum(layer in recomputed for layer in stage.layers) if training else 0
     passes = (len(stage.layers) - again) * once + again * RECOMPUTED
     work = passes * layer_operations(config, length) + len(stage.embeddings) * once * lookup_operations(config)
+    projections = (last_embedding(config) in stage.embeddings) + (config.n_layer - 1 in stage.layers)
+    work += projections * once * projection_operations(config)
     return work + stage.head * once * head_operations(config)
 
 

@@ -19,14 +19,16 @@ from model.pipeline import layer_ipus, positions_ipu
 def place(model: GPT2LMHeadModel, layers_per_ipu: Sequence[int], training: bool) -> list[str]:
     """Put the parts of `model` on IPUs and return one line a part for the log.
 
-    The token embedding and the head that shares its weight are on IPU 0, blocks as `layers_per_ipu` says. In training
-    the position embedding is on IPU 1, if there is one: IPU 0 has the largest matrix already.
+    The token embedding and the head, which mostly shares its weight, are on IPU 0, blocks as `layers_per_ipu` says. In
+    training the position embedding is on IPU 1, if there is one: IPU 0 has the largest matrix already.
     """
-    second = positions_ipu(layers_per_ipu, training)
-    lines = [f"token embedding --> IPU 0, position embedding --> IPU {second}"]
+    lines = ["token embedding --> IPU 0"]
     transformer = model.transformer
     poptorch.BeginBlock(transformer.wte, "token embedding", ipu_id=0)
-    poptorch.BeginBlock(transformer.wpe, "position embedding", ipu_id=second)
+    if transformer.wpe is not None:
+        second = positions_ipu(layers_per_ipu, training)
+        lines[0] += f", position embedding --> IPU {second}"
+        poptorch.BeginBlock(transformer.wpe, "position embedding", ipu_id=second)
     for index, (block, ipu) in enumerate(zip(transformer.h, layer_ipus(layers_per_ipu))):
         poptorch.BeginBlock(block, f"layer {index}", ipu_id=ipu)
         lines.append(f"layer {index} --> IPU {ipu}")
@@ -74,13 +76,13 @@ def outline(model: GPT2LMHeadModel) -> None:
 
 
 def _serialized_projection(factor: int, hidden: Tensor, weight: Tensor) -> Tensor:
-    """(B, T, C), (V, C) -> (B, T, V) in `factor` steps over the vocabulary."""
+    """(B, T, E), (V, E) -> (B, T, V) in `factor` steps over the vocabulary."""
     mode = poptorch.MatMulSerializationMode.OutputChannels
     return poptorch.serializedMatMul(hidden, weight.t(), mode, factor=factor, keep_precision=True)
 
 
 def serialize_head(model: GPT2LMHeadModel, factor: int) -> None:
-    """Compute the product with the (V, C) embedding in `factor` steps: --embedding-serialization-factor."""
+    """Compute the product with the head's (V, E) matrix in `factor` steps: --embedding-serialization-factor."""
     if factor > 1:
         model.lm_head.project = functools.partial(_serialized_projection, factor)
 

@@ -69,8 +69,14 @@ class PretrainingModel(nn.Module):
         return loss, correct / of_call
 
     def counted(self, input_ids: Tensor, labels: Tensor) -> Tensor:
-        """The labels (B, T) that make up the loss, the others -100: none crosses from one document to the next."""
-        return labels if self.end_id is None else labels.masked_fill(input_ids == self.end_id, IGNORED)
+        """The labels (B, T) that make up the loss, the others -100.
+
+        None crosses from one document to the next, and none is the token that pads.
+        """
+        if self.end_id is not None:
+            labels = labels.masked_fill(input_ids == self.end_id, IGNORED)
+        padding_id = self.gpt2.config.padding_id
+        return labels if padding_id is None else labels.masked_fill(labels == padding_id, IGNORED)
 
     def _part(self, hidden: Tensor, labels: Tensor, part: slice) -> tuple[Tensor, Tensor]:
         """Summed loss and number of right predictions at these positions: two scalars in float32."""

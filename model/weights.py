@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from model.config import GPT2Config, read_json_object
+from model.config import VARIANT_TYPE, GPT2Config, read_json_object
 from model.gpt2 import GPT2LMHeadModel
 
 WEIGHTS_FILE = "model.safetensors"
@@ -29,12 +29,29 @@ WTE, WPE, HEAD = PREFIX + "wte.weight", PREFIX + "wpe.weight", "lm_head.weight"
 # What programs that wrap a model put before its names: DistributedDataParallel, or a module of one's own. torch.compile
 # adds _orig_mod, wherever a part was compiled.
 WRAPPERS = re.compile(r"^(?:(?:module|model)\.)+")
-PARTS = ("wte", "wpe", "h", "ln_f", "lm_head")  # first names within the language model
+# First names within the language model.
+PARTS = ("wte", "ln_e", "wpe", "project_in", "h", "ln_f", "project_out", "lm_head")
 # Heads of other tasks that transformers and trl put beside the language model.
 OTHER_HEADS = ("score", "classifier", "multiple_choice_head", "qa_outputs", "v_head")
 _IN_LAYER = re.compile(r"transformer\.h\.(\d{1,9})\.")
+# Tensors that some variants have and others have not, and the setting that decides it.
+DECIDED_BY = (
+    (re.compile(r"transformer\.wpe\."), "position_embedding"),
+    (re.compile(r"transformer\.ln_e\."), "embedding_norm"),
+    (re.compile(r"transformer\.project_(in|out)\."), "embedding_size"),
+    (re.compile(r"transformer\.h\.\d+\.ln_2\."), "parallel_residual"),
+    (re.compile(r"transformer\.h\.\d+\.attn\.\w+\.bias"), "attention_bias"),
+    (re.compile(r"transformer\.h\.[1-9]\d*\."), "share_layers"),
+    (re.compile(r"transformer\.ln_f\."), "final_norm"),
+    (re.compile(r"lm_head\.weight"), "tie_word_embeddings"),
+)
 # The causal mask and its value, which older transformers stored with the weights.
 MASK_BUFFER = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
+
+
+def file_metadata(config: GPT2Config) -> dict[str, str]:
+    """The metadata of a weight file: transformers 4.26 refuses one without a format, or of another than its own."""
+    return {"format": VARIANT_TYPE if config.variant else "pt"}
 
 
 def read_weights(directory: Path) -> tuple[Path, dict[str, Tensor]]:
@@ -130,12 +147,12 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def with_our_names(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+def with_our_names(tensors: Mapping[str, Tensor], path: Path, tied: bool = True) -> dict[str, Tensor]:
     """The tensors under the names of GPT2LMHeadModel.named_parameters(), and those that the model does not know.
 
     Left out are buffers of older files and, with a warning, what stands beside the language model and changes nothing
-    that it computes, such as the head of a classifier. Raises ValueError for a tensor that is there twice, and for a
-    head that is not tied.
+    that it computes, such as the head of a classifier. A `tied` head is the token embedding and has no name of its own.
+    Raises ValueError for a tensor that is there twice, and for a tied head that differs.
     """
     ours: dict[str, Tensor] = {}
     surplus: list[str] = []
@@ -161,9 +178,12 @@ def with_our_names(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tenso
             f"{path}: passed over {_some(sorted(surplus))}: not of the language model, changes nothing it computes",
             stacklevel=3,
         )
-    head = ours.pop(HEAD, None)
+    head = ours.pop(HEAD, None) if tied else None
     if head is not None and not torch.equal(ours.setdefault(WTE, head), head):
-        raise ValueError(f"{path}: {HEAD} differs from {WTE}; a head that is not tied is not implemented")
+        raise ValueError(
+            f"{path}: {HEAD} differs from {WTE}, and config.json beside it says tie_word_embeddings true, or nothing; "
+            "put false there if the head has a matrix of its own"
+        )
     return ours
 
 
@@ -178,7 +198,7 @@ def check_weights(
     wrong = f"{path}: is not the GPT-2 that {described} describes"
     # Before a model is built: a damaged configuration may ask for more layers than there is memory for.
     found = [int(match.group(1)) for match in map(_IN_LAYER.match, tensors) if match]
-    if found and 1 + max(found) != config.n_layer:
+    if found and not config.share_layers and 1 + max(found) != config.n_layer:
         raise ValueError(f"{wrong}\n  layers: {1 + max(found)}, and n_layer is {config.n_layer}")
     try:
         with torch.device("meta"):
@@ -198,6 +218,9 @@ def check_weights(
     }
     if any(faults.values()):
         lines = [f"\n  {fault}: {_some(keys)}" for fault, keys in faults.items() if keys]
+        told = [*faults["missing"], *faults["unexpected"]]
+        settings = [name for pattern, name in DECIDED_BY if any(map(pattern.match, told))]
+        lines += [f"\n  {name}, which decides on such tensors, is {getattr(config, name)!r} there" for name in settings]
         raise ValueError(wrong + "".join(lines))
     return list(expected)
 

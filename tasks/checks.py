@@ -68,7 +68,7 @@ def _check_model(problems: Problems) -> None:
         problems.add("pretrained_checkpoint", " ".join(str(error).split()))
         return
     if problems.sound("layers_per_ipu", "ipus_per_replica"):
-        check_layers(problems, config.n_layer, trains=False)
+        check_layers(problems, config, trains=False)
         check_proportions(problems, args.ipus_per_replica)
     if problems.sound("seq_length"):
         fit_window(problems, config)
@@ -79,7 +79,7 @@ def fit_window(problems: Problems, config: GPT2Config) -> None:
     args = problems.args
     if args.seq_length == 0 or "seq_length" not in args.typed:
         args.seq_length = config.n_positions if args.seq_length == 0 else min(args.seq_length, config.n_positions)
-    if args.seq_length > config.n_positions:
+    if args.seq_length > config.n_positions and config.learns_positions:
         problems.add(
             "seq_length",
             f"the checkpoint has {config.n_positions} positions and cannot see further; use {config.n_positions} or "

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+
+from model.config import MODELS, VARIANT_FIELDS, GPT2Config, parameter_count
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "portable" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -221,3 +224,18 @@ def test_what_is_wrong_is_found():
     matching = "# A\n\n## Contents\n\n* [B](#b)\n* [C d](#c-d)\n\n## B\n\n## C d\n" + "line\n" * 100
     assert contents_problem(matching) == ""
     assert "its headings" in contents_problem(matching.replace("## B", "## E"))
+
+
+def test_the_table_of_systems_is_that_of_the_models():
+    text = (ROOT / "docs" / "systems.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([a-z0-9-]+) \| `(config_\w+\.json)` \| ([\d,]+) \|", text, flags=re.MULTILINE)
+    configs = {name: GPT2Config.from_json(path) for name, path in MODELS.items() if not name.startswith("gpt2")}
+    unpadded = {name: dataclasses.replace(config, vocab_size=50257) for name, config in configs.items()}
+    expected = [(name, MODELS[name].name, f"{parameter_count(config):,}") for name, config in unpadded.items()]
+    assert rows == expected
+
+
+def test_every_field_of_a_variant_is_in_its_table():
+    text = (ROOT / "docs" / "systems.md").read_text(encoding="utf-8").split("## The fields")[1].split("\n## ")[0]
+    fields = re.findall(r"^\| `(\w+)` \|", text, flags=re.MULTILINE)
+    assert set(fields) == {"tie_word_embeddings", "initialization", *VARIANT_FIELDS}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import os
 from pathlib import Path
 from typing import Any, Callable, Sequence
@@ -14,7 +15,8 @@ from data.batches import SampleDataset
 from data.loading.datasets import check_enough, open_dataset
 from data.loading.text_file import prepared
 from model.checkpoint import load_pretrained, recover_interrupted
-from model.config import DROPOUTS, VOCAB_MULTIPLE
+from model.config import VARIANT_FIELDS, VOCAB_MULTIPLE
+from model.config_checks import DROPOUTS
 from model.gpt2 import GPT2LMHeadModel
 from model.non_finite import first_non_finite_weight
 from tokenizer.entries import Entries
@@ -24,12 +26,19 @@ from training.vocabulary import check_ids, check_tokenizer, model_config, run_to
 
 # Dimensions in which a checkpoint and the model of the flags must agree. The checkpoint's own activation and dropouts
 # are used: released checkpoints have gelu_new where config/*.json say gelu.
-_DIMENSIONS = ("n_layer", "n_embd", "n_head", "inner_size", "real_vocab_size")
+_DIMENSIONS = ("n_layer", "n_embd", "n_head", "inner_size", "real_vocab_size", "tie_word_embeddings", *VARIANT_FIELDS)
 
 
 def dropouts(args: argparse.Namespace) -> dict[str, float]:
     """What --dropout changes in a configuration."""
     return {} if args.dropout is None else dict(zip(DROPOUTS, args.dropout))
+
+
+def _shown(value: Any) -> str:
+    """A value of a configuration, as its file has it: 1,024, true, null, or a word."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _model_flag(args: argparse.Namespace) -> str:
@@ -62,11 +71,8 @@ def load_or_make(args: argparse.Namespace, tokenizer: Entries | None = None) -> 
     gpt2 = load_pretrained(args.pretrained_checkpoint, n_positions=args.max_len, dropouts=dropouts(args))
     if gpt2.config.real_vocab_size == model_config(args, None).real_vocab_size:
         config = model_config(args, None)  # the tokenizer is the data's, which may do without tokens of the model
-    different = [
-        f"{name} {getattr(gpt2.config, name):,} instead of {getattr(config, name):,}"
-        for name in _DIMENSIONS
-        if getattr(gpt2.config, name) != getattr(config, name)
-    ]
+    pairs = [(name, getattr(gpt2.config, name), getattr(config, name)) for name in _DIMENSIONS]
+    different = [f"{name} {_shown(has)} instead of {_shown(asked)}" for name, has, asked in pairs if has != asked]
     if different:
         raise ValueError(
             f"--pretrained-checkpoint {args.pretrained_checkpoint}: its shape is not that of {_model_flag(args)} "

@@ -13,7 +13,16 @@ from typing import Sequence
 from model.balance import ipu_operations
 from model.config import GPT2Config, parameter_count
 from model.layout import Layout
-from model.pipeline import POSITIONS, TOKENS, Stage, bubble, pipeline_stages, speed_up, stage_parameters
+from model.pipeline import (
+    POSITIONS,
+    TOKENS,
+    Stage,
+    bubble,
+    has_position_embedding,
+    pipeline_stages,
+    speed_up,
+    stage_parameters,
+)
 from training.arithmetic import samples_per_call
 from training.stage_memory import CPU, IPU, Device, Memory, stage_memory, together
 
@@ -40,7 +49,7 @@ def plan_rows(config: GPT2Config, args: argparse.Namespace, layout: Layout, devi
         config: with the positions and dropouts of the run.
         args: the checked flags of train_gpt2.py.
     """
-    stages = pipeline_stages(args.layers_per_ipu)
+    stages = pipeline_stages(args.layers_per_ipu, positions=has_position_embedding(config))
     work = ipu_operations(config, args.max_len, args.layers_per_ipu, args.recompute_checkpoint_layers)
     rows = []
     for ipu, own_work in enumerate(work):

@@ -11,7 +11,7 @@ from typing import NamedTuple, Sequence
 
 from model.config import GPT2Config
 from model.layout import Layout
-from model.pipeline import POSITIONS, TOKENS, Stage, stage_parameters
+from model.pipeline import TOKENS, Stage, last_embedding, stage_parameters
 from training.optimizer_memory import FLOAT, HALF, shares_out, state_bytes
 
 
@@ -102,12 +102,14 @@ def optimizer_shards(args: argparse.Namespace, layout: Layout, device: Device) -
 
 
 def _fresh_matrix(stage: Stage, config: GPT2Config, layout: Layout, device: Device) -> int:
-    """Gradients of the tied matrix, (V, C): the head's is kept until the embedding's is there."""
-    if TOKENS not in stage.embeddings or not device.fresh:
+    """Gradients of the matrices of the vocabulary, (V, E): a tied head's is kept until the embedding's is there."""
+    tied = config.tie_word_embeddings
+    blocks = (2 if tied else 1) * (TOKENS in stage.embeddings) + (not tied) * stage.head
+    if not blocks or not device.fresh:
         return 0
-    idle = _IDLE_BLOCKS if layout.ranks_a_replica == 1 else _IDLE_IN_A_PIPELINE
-    blocks = 2 + (idle if device is CPU else 0)
-    return int(blocks * config.vocab_size * config.n_embd * device.fresh)
+    if device is CPU:
+        blocks += _IDLE_BLOCKS if layout.ranks_a_replica == 1 else _IDLE_IN_A_PIPELINE
+    return int(blocks * config.vocab_size * config.embedding_width * device.fresh)
 
 
 def _kept(stage: Stage, config: GPT2Config, args: argparse.Namespace, device: Device) -> int:
@@ -118,7 +120,7 @@ def _kept(stage: Stage, config: GPT2Config, args: argparse.Namespace, device: De
     kept = again * vector + (len(stage.layers) - again) * block_activations(config, args, device)
     if device is IPU:
         kept += len(stage.embeddings) * vector
-    elif POSITIONS in stage.embeddings and config.embd_pdrop:  # elsewhere the ids are enough, but for dropout
+    elif last_embedding(config) in stage.embeddings and config.embd_pdrop:  # without dropout the ids are enough
         kept += vector if device is CPU else tokens * config.n_embd
     return kept + (
         2 * vector if stage.head else 0
@@ -139,19 +141,22 @@ def block_activations(config: GPT2Config, args: argparse.Namespace, device: Devi
     """What one block keeps of one micro-batch for its backward pass.
 
     On IPUs B T C (34 + 5 H T / C) bytes: Korthikanti et al. 2022, "Reducing Activation Recomputation in Large
-    Transformer Models", equation 1. Elsewhere attention is fused. Kept are the inputs of both layer norms, of the four
-    products and of the activation function, with queries, keys and values: 8 C + 2 I numbers a token.
+    Transformer Models", equation 1. Elsewhere attention is fused. Kept are the inputs of the layer norms, two or with a
+    parallel residual one, of the four products and of the activation function, with queries, keys and values: of GPT-2
+    8 C + 2 I numbers a token. A bias of the scores and a padding mask keep attention in steps.
     """
-    width, length = config.n_embd, args.max_len
+    width, length, heads = config.n_embd, args.max_len, config.attention_size
     tokens = args.batch_size * length
     if device is IPU:
         return tokens * (34 * width + 5 * config.n_head * length)
-    numbers = 8 * width + 2 * config.inner_size + 4
+    norms = 1 if config.parallel_residual else 2
+    numbers = 2 * norms * width + 4 * heads + 2 * config.inner_size + 2 * norms
     scores = config.n_head * length  # of one token
     masks = 0
     if config.resid_pdrop:  # a CPU keeps factors, a GPU bytes
         masks += 2 * width * (device.value if device is CPU else 1)
-    if args.document_boundaries == "isolated":  # step by step: probabilities, factors of dropout and their product
+    in_steps = config.position_embedding == "alibi" or config.padding_id is not None
+    if args.document_boundaries == "isolated" or in_steps:  # probabilities, factors of dropout and their product
         numbers += scores * (3 if config.attn_pdrop else 1)
         masks += length
     elif config.attn_pdrop and device is CPU:
@@ -166,11 +171,12 @@ def _working(stage: Stage, config: GPT2Config, args: argparse.Namespace, device:
     # a product's gradient, which is made transposed and copied
     needs = [2 * config.n_embd * config.inner_size * device.fresh] if stage.layers else [0]
     if TOKENS in stage.embeddings and sharded and device is not IPU:  # the matrix, put together from its shards
-        needs.append(config.vocab_size * config.n_embd * (FLOAT if device is CPU else HALF))
+        needs.append(config.vocab_size * config.embedding_width * (FLOAT if device is CPU else HALF))
     if args.optimizer.startswith("Adafactor"):  # a whole parameter's gradient in float32, and its update
-        rows = max(3 * config.n_embd, config.inner_size) if stage.layers else 0
-        rows = config.vocab_size if TOKENS in stage.embeddings else rows
-        needs.append(2 * rows * config.n_embd * FLOAT)
+        largest = max(3 * config.attention_size, config.inner_size) * config.n_embd if stage.layers else 0
+        if TOKENS in stage.embeddings:
+            largest = config.vocab_size * config.embedding_width
+        needs.append(2 * largest * FLOAT)
     if any(layer in args.recompute_checkpoint_layers for layer in stage.layers):
         needs[0] += block_activations(config, args, device)
     if stage.head:
@@ -187,4 +193,4 @@ def _head_working(config: GPT2Config, args: argparse.Namespace, device: Device) 
     row = config.vocab_size * (FLOAT if device is CPU else FLOAT + HALF)
     pieces = -(-rows // max(16, device.logits // row))  # of one size
     logits = -(-rows // pieces) * row
-    return logits + (config.vocab_size * config.n_embd * device.fresh if blocks > 1 else 0)
+    return logits + (config.vocab_size * config.embedding_width * device.fresh if blocks > 1 else 0)

@@ -15,7 +15,7 @@ from model.checkpoint import CONFIG_FILE, config_text, read_config, write_atomic
 from model.convert.sink import DTYPES, Target, kept_bytes, write_tensor
 from model.convert.source import Source, Wishes, make_source, weight_of
 from model.convert.vocabulary import Vocabulary
-from model.weights import WEIGHTS_FILE, read_weights, with_our_names
+from model.weights import WEIGHTS_FILE, file_metadata, read_weights, with_our_names
 
 KIND = "Hugging Face"
 ALLOWED = ("float32", "float16", "bfloat16")
@@ -26,7 +26,8 @@ def read(directory: Path, wishes: Wishes) -> Source:
     """A folder with config.json and the weights in any of the files that transformers writes. Raises ValueError."""
     config = read_config(wishes.config or directory / CONFIG_FILE)
     path, tensors = read_weights(directory)
-    weights = {name: weight_of(tensor) for name, tensor in with_our_names(tensors, path).items()}
+    named = with_our_names(tensors, path, config.tie_word_embeddings)
+    weights = {name: weight_of(tensor) for name, tensor in named.items()}
     described = str(wishes.config) if wishes.config else "config.json beside it"
     return make_source(path, KIND, config, weights, described, Vocabulary.beside(directory), wishes)
 
@@ -54,7 +55,7 @@ def write(source: Source, target: Target) -> None:
 
 def _write_safetensors(file: BinaryIO, source: Source, dtype: str) -> None:
     name, width = _NAMES[dtype]
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}  # transformers 4.26 refuses a file without it
+    header: dict[str, object] = {"__metadata__": file_metadata(source.config)}
     place = 0
     for key, weight in source.weights.items():
         count = 1

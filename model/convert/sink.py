@@ -21,7 +21,7 @@ _GELUS = ("gelu", "gelu_new")
 # What every format keeps, or what does not change the output of a model that is evaluated.
 _ANYWHERE = {"vocab_size", "real_vocab_size", "n_positions", "n_embd", "n_layer", "n_head"} | {
     *("resid_pdrop", "embd_pdrop", "attn_pdrop", "initializer_range", "bos_token_id", "eos_token_id"),
-    *("n_inner", "activation_function", "reorder_and_upcast_attn"),
+    *("n_inner", "activation_function", "reorder_and_upcast_attn", "initialization"),
 }
 
 

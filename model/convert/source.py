@@ -15,7 +15,7 @@ from torch import Tensor
 
 from model.config import GPT2Config
 from model.convert.vocabulary import Vocabulary
-from model.weights import WTE, check_weights
+from model.weights import HEAD, WTE, check_weights
 
 
 class Weight(NamedTuple):
@@ -98,7 +98,8 @@ def make_source(
             "--real-vocab-size)"
         )
     ordered = {name: weights[name] for name in expected}
-    ordered[WTE] = ordered[WTE].changed((real, config.n_embd), lambda tensor: tensor[:real])
+    for name in (WTE, HEAD) if HEAD in ordered else (WTE,):
+        ordered[name] = ordered[name].changed((real, config.embedding_width), lambda tensor: tensor[:real])
     ends = {}
     for name in ("bos_token_id", "eos_token_id"):
         value = getattr(config, name)

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import time
+import warnings
 
 import huggingface_hub
 import pytest
@@ -355,7 +356,7 @@ WTE = "transformer.wte.weight"
         ),
         (lambda d: rewrite(d, reshape), "model.safetensors", r"h.1.mlp.c_fc.weight \(48, 12\) instead of \(12, 48\)"),
         (lambda d: rewrite(d, lambda t: t.update({WTE: t[WTE].int()})), "model.safetensors", "not floating point"),
-        (lambda d: rewrite(d, lambda t: t.update({"lm_head.weight": t[WTE] + 1})), "model.safetensors", "not tied"),
+        (lambda d: rewrite(d, lambda t: t.update({"lm_head.weight": t[WTE] + 1})), "model.safetensors", "tie_word"),
         (lambda d: rewrite(d, dict.clear), "model.safetensors", "and 20 more"),
     ],
 )
@@ -520,3 +521,70 @@ def test_a_write_after_an_interrupted_one_keeps_what_was_aside(tmp_path):
     with pytest.raises(OSError), write_atomically(final):
         raise OSError("no space left")
     assert number_saved(final) == 1
+
+
+VARIANTS = [
+    {"norm_position": "post", "final_norm": False},
+    {"share_layers": True, "embedding_size": 4, "tie_word_embeddings": False},
+    {"parallel_residual": True, "position_embedding": "alibi", "embedding_norm": True, "activation_function": "gelu"},
+    {"position_embedding": "sinusoidal", "attention_bias": False, "head_dim": 5, "padding_id": 0},
+]
+
+
+@pytest.mark.parametrize("changes", VARIANTS)
+def test_a_variant_is_saved_whole_and_transformers_refuses_it(tmp_path, changes):
+    torch.manual_seed(4)
+    config = dataclasses.replace(CONFIG, **changes)
+    model = GPT2LMHeadModel(config).eval()
+    save_pretrained(model, tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the token that pads
+        again = load_pretrained(tmp_path)
+    ids = torch.randint(50, (2, 9))
+    assert torch.equal(again(ids), model(ids)) and again.config == config
+    for reader in (transformers.AutoModelForCausalLM, transformers.GPT2LMHeadModel):
+        with pytest.raises((ValueError, KeyError), match="gpt2_variant"):
+            reader.from_pretrained(tmp_path)
+
+
+def test_a_separate_head_goes_to_transformers_and_back(tmp_path):
+    torch.manual_seed(4)
+    model = GPT2LMHeadModel(dataclasses.replace(CONFIG, tie_word_embeddings=False)).eval()
+    save_pretrained(model, tmp_path / "ours")
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "ours").eval()
+    ids = torch.randint(50, (2, 9))
+    torch.testing.assert_close(theirs(ids).logits, model(ids)[..., :50], rtol=1e-5, atol=1e-6)
+    assert not torch.equal(theirs.lm_head.weight, theirs.transformer.wte.weight)
+    theirs.save_pretrained(tmp_path / "theirs")
+    again = load_pretrained(tmp_path / "theirs")
+    assert not again.config.tie_word_embeddings and torch.equal(again(ids)[..., :50], model(ids)[..., :50])
+
+
+@pytest.mark.parametrize(
+    "stored, told, setting",
+    [
+        ({"position_embedding": "alibi"}, {"position_embedding": "learned"}, "position_embedding, .*'learned' there"),
+        ({}, {"final_norm": False}, "final_norm, .*False there"),
+        ({}, {"share_layers": True}, "share_layers, .*True there"),
+        ({"embedding_size": 4}, {"embedding_size": None}, "embedding_size, .*None there"),
+        ({}, {"parallel_residual": True}, "parallel_residual, .*True there"),
+    ],
+)
+def test_weights_of_another_variant_are_named_with_the_setting(tmp_path, stored, told, setting):
+    save_pretrained(GPT2LMHeadModel(dataclasses.replace(CONFIG, **stored)), tmp_path)
+    values = dataclasses.replace(CONFIG, vocab_size=50, **{**stored, **told}).to_dict()
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=setting) as caught:
+        load_pretrained(tmp_path)
+    assert "is not the GPT-2 that config.json beside it describes" in str(caught.value)
+
+
+def test_positions_that_are_not_learned_are_as_many_as_asked_for(tmp_path):
+    for kind in ("alibi", "sinusoidal"):
+        model = GPT2LMHeadModel(dataclasses.replace(CONFIG, position_embedding=kind)).eval()
+        save_pretrained(model, tmp_path / kind)
+        longer = load_pretrained(tmp_path / kind, n_positions=40)
+        ids = torch.randint(50, (2, 40))
+        length = CONFIG.n_positions
+        torch.testing.assert_close(longer(ids)[:, :length], model(ids[:, :length]), rtol=1e-5, atol=1e-6)
+        assert longer.config.n_positions == 40

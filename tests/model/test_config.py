@@ -10,7 +10,8 @@ import pytest
 import torch
 import transformers
 
-from model.config import ACTIVATION_ALIASES, MODELS, GPT2Config, parameter_count
+from model.config import MODELS, VARIANT_FIELDS, GPT2Config, parameter_count
+from model.config_checks import ACTIVATION_ALIASES
 from model.gpt2 import MLP, GPT2LMHeadModel
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,6 +39,45 @@ def test_the_released_sizes(name):
     assert parameter_count(config) == count + 15 * n_embd
 
 
+# Parameters of the other systems with 50,257 rows, as they were published, rounded or not.
+SYSTEMS = {
+    "tfchat-preln": 123_614_976,
+    "tfchat-preln-relu": 123_614_976,
+    "tfchat-postln": 123_614_976,
+    "tfchat-preln-unshared": 162_249_216,
+    "tfchat-gpt2": 124_439_808,
+    "mingpt-tf": 163_037_184,
+    "algpt2-unfactorised": 46_473_216,
+    "algpt2-512": 34_132_992,
+    "algpt2-256": 20_611_584,
+    "algpt2": 13_850_880,
+    "algpt2-medium": 19_425_536,
+    "algpt2-medium-unfactorised": 65_110_016,
+    "algpt2-large": 26_573_056,
+    "algpt2-xl": 37_719_296,
+    "gpt-127-star": 127_030_272,
+    "gpt-303-star": 303_825_408,
+    "gpt-1b-star": 1_009_309_696,
+    "gpt-star-124m": 124_439_808,
+    "gpt-star-354m": 354_823_168,
+}
+
+
+def test_every_model_is_held_to_its_size():
+    assert set(MODELS) == {"gpt2-test", "gpt2-tiny", *RELEASED, *SYSTEMS}
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_the_sizes_of_the_other_systems(name):
+    config = GPT2Config.from_json(MODELS[name])
+    assert (config.vocab_size, config.real_vocab_size, config.eos_token_id) == (50272, 50257, 50256)
+    unpadded = dataclasses.replace(config, vocab_size=50257)
+    with torch.device("meta"):
+        model = GPT2LMHeadModel(unpadded, initialize=False)
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameter_count(unpadded) == SYSTEMS[name]
+    assert MODELS[name].name == f"config_{name.replace('-', '_')}.json"
+
+
 def test_the_test_and_tiny_models():
     test = GPT2Config.from_json(MODELS["gpt2-test"])
     assert (test.n_layer, test.n_embd, test.n_head, test.n_positions) == (4, 768, 4, 128)
@@ -46,8 +86,8 @@ def test_the_test_and_tiny_models():
     assert (tiny.vocab_size, tiny.real_vocab_size) == (50272, 50257)
 
 
-@pytest.mark.parametrize("name", sorted(MODELS))
-def test_every_config_file_has_the_common_values(name):
+@pytest.mark.parametrize("name", ["gpt2-test", "gpt2-tiny", *sorted(RELEASED)])
+def test_every_config_file_of_gpt2_has_the_common_values(name):
     config = GPT2Config.from_json(MODELS[name])
     assert config.activation_function == "gelu"
     assert (config.resid_pdrop, config.embd_pdrop, config.attn_pdrop) == (0.1, 0.1, 0.1)
@@ -57,7 +97,7 @@ def test_every_config_file_has_the_common_values(name):
 def test_defaults_are_those_of_transformers():
     ours, theirs = GPT2Config(), transformers.GPT2Config()
     for field in dataclasses.fields(ours):
-        if field.name != "real_vocab_size":
+        if field.name not in ("real_vocab_size", "initialization", *VARIANT_FIELDS):
             assert getattr(ours, field.name) == getattr(theirs, field.name), field.name
 
 
@@ -76,8 +116,8 @@ def test_reads_what_transformers_writes_and_the_reverse():
     assert ours == GPT2Config(99, 7, 12, 2, 3, 5, "relu", attn_pdrop=0)
     assert "reorder_and_upcast_attn" not in ours.to_dict()  # off: nothing is said of it
     again = transformers.GPT2Config.from_dict(ours.to_dict())
-    for field in dataclasses.fields(ours):
-        assert getattr(again, field.name) == getattr(ours, field.name), field.name
+    for name, value in ours.values().items():
+        assert getattr(again, name) == value, name
     assert again.architectures == ["GPT2LMHeadModel"] and again.tie_word_embeddings
     assert GPT2Config.from_dict(ours.to_dict()) == ours
 
@@ -127,7 +167,6 @@ def test_real_vocab_size_and_n_ctx():
     [
         ("add_cross_attention", True),
         ("scale_attn_weights", False),
-        ("tie_word_embeddings", False),
         ("model_type", "llama"),
         ("quantization_config", {"bits": 4}),
         ("pruned_heads", {"0": [1]}),
@@ -167,6 +206,72 @@ def test_refuses_values_that_are_not_valid(key, value):
         with pytest.raises(ValueError, match=key) as caught:
             build()
         assert len(str(caught.value).splitlines()) == 2  # one heading, one problem
+
+
+VARIANT = {"norm_position": "post", "final_norm": False, "head_dim": 5, "embedding_size": 8, "padding_id": 0}
+
+
+def test_a_variant_stands_in_a_block_of_its_own_and_is_read_again():
+    config = GPT2Config(99, 7, 12, 2, 3, activation_function="relu", **VARIANT, initialization="tfchat")
+    values = config.to_dict()
+    assert values["model_type"] == "gpt2_variant" and values["variant"] == {"activation_function": "relu", **VARIANT}
+    assert not set(values) & set(VARIANT_FIELDS) and values["n_embd"] == 12 and values["initialization"] == "tfchat"
+    assert GPT2Config.from_dict(json.loads(json.dumps(values))) == config
+    with pytest.raises(ValueError, match="gpt2_variant"):
+        transformers.AutoConfig.for_model(**values)
+
+
+def test_what_transformers_can_express_is_no_variant():
+    config = GPT2Config(99, 7, 12, 2, 3, tie_word_embeddings=False, initialization="mingpt-tf", head_dim=None)
+    values = config.to_dict()
+    assert values["model_type"] == "gpt2" and values["tie_word_embeddings"] is False and "variant" not in values
+    assert GPT2Config.from_dict(transformers.GPT2Config.from_dict(values).to_dict()) == config
+    assert not set(GPT2Config().to_dict()) & {"variant", "initialization", *VARIANT_FIELDS}
+
+
+@pytest.mark.parametrize(
+    "values, complaint",
+    [
+        ({"variant": {"norm_position": "post"}}, "variant contradicts model_type 'gpt2'"),
+        ({"model_type": "gpt2_variant", "variant": {"norms": "post"}}, "variant has no norms"),
+        ({"model_type": "gpt2_variant", "variant": []}, r"variant must be an object, not \[\]"),
+        ({"norm_position": "post"}, "norm_position must stand in the object 'variant'"),
+        ({"model_type": "gpt2_variant"}, None),
+        ({"variant": {"norm_position": "pre"}}, None),
+    ],
+)
+def test_how_a_variant_is_given(values, complaint):
+    if complaint is None:
+        assert GPT2Config.from_dict(values) == GPT2Config()
+        return
+    with pytest.raises(ValueError, match=complaint) as caught:
+        GPT2Config.from_dict(values)
+    assert len(str(caught.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    "changes, settings",
+    [
+        ({"parallel_residual": True, "norm_position": "post"}, ("parallel_residual true", "norm_position 'post'")),
+        (
+            {"share_layers": True, "scale_attn_by_inverse_layer_idx": True},
+            ("share_layers true", "scale_attn_by_inverse_layer_idx true"),
+        ),
+        ({"embedding_size": 769}, ("embedding_size 769", "n_embd 768")),
+        ({"n_head": 7}, ("n_embd 768", "n_head 7", "head_dim")),
+        ({"padding_id": 50257}, ("padding_id 50257", "vocab_size 50257")),
+        ({"norm_position": "both"}, ("norm_position", "'both'")),
+        ({"position_embedding": ["alibi", "learned"]}, ("position_embedding must be one of", "'alibi', 'learned'")),
+        ({"head_dim": 0}, ("head_dim must be a positive integer",)),
+        ({"share_layers": 1}, ("share_layers must be true or false",)),
+    ],
+)
+def test_two_settings_that_contradict_each_other_are_one_message(changes, settings):
+    with pytest.raises(ValueError) as caught:
+        GPT2Config(**changes)
+    heading, problem = str(caught.value).splitlines()
+    assert all(setting in problem for setting in settings), problem
+    assert GPT2Config(n_head=7, head_dim=64).attention_size == 448
 
 
 def test_lists_all_problems_at_once():

@@ -3,16 +3,19 @@
 import dataclasses
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from model.config import GPT2Config, parameter_count
+from model.gpt2 import GPT2LMHeadModel
 from model.pipeline import (
     HEAD,
     POSITIONS,
     TOKENS,
     bubble,
     forward_stages,
+    has_position_embedding,
     head_operations,
     layer_operations,
     layer_parameters,
@@ -73,6 +76,50 @@ def test_nothing_is_lost_and_nothing_twice(layers_per_ipu, width, length):
     assert len(pipeline_stages(layers_per_ipu)) == forward_stages(layers_per_ipu)
     work = sum(stage_operations(stage, config, length) for stage in pipeline_stages(layers_per_ipu))
     assert work - 2 * 3 * 2 * width == flops_per_token(config, length), "beside the two lookups"
+
+
+# Of each variant: parameters of one block, of the whole, multiplications of one block for one token of 3 positions and
+# of all that stands beside the blocks.
+VARIANTS = [
+    # C = 2, I = 8: 74 a block. Two matrices of the vocabulary.
+    (dict(tie_word_embeddings=False), 74, 2 * 20 + 6 + 4 * 74 + 4, 120, 2 * 10 * 2),
+    (dict(share_layers=True), 74, 20 + 6 + 74 + 4, 120, 2 * 10 * 2),
+    # E = 1: 10 rows and 3 positions of one number; 2 + 2 and 2 + 1 of the projections, 2 x 2 operations each
+    (dict(embedding_size=1), 74, 10 + 3 + 4 * 74 + 4 + 4 + 3, 120, 2 * 10 + 2 * 4),
+    # heads of 3 numbers: 2 x 9 + 9 and 3 x 2 + 2; 2 (4 x 2 x 3 + 2 x 2 x 8) + 4 x 3 x 3
+    (dict(head_dim=3), 8 + 27 + 8 + 24 + 18, 20 + 6 + 4 * 85 + 4, 112 + 36, 2 * 10 * 2),
+    # one norm of 4 less; no positions
+    (dict(parallel_residual=True, position_embedding="alibi"), 70, 20 + 4 * 70 + 4, 120, 2 * 10 * 2),
+    # 8 biases less, and no last norm, but one of the embedding
+    (dict(attention_bias=False, final_norm=False, embedding_norm=True), 66, 20 + 6 + 4 * 66 + 4, 120, 2 * 10 * 2),
+]
+
+
+@pytest.mark.parametrize("changes, block, whole, operations, beside", VARIANTS)
+def test_variants_by_hand(changes, block, whole, operations, beside):
+    config = dataclasses.replace(TINY, **changes)
+    assert (layer_parameters(config), parameter_count(config)) == (block, whole)
+    assert layer_operations(config, 3) == operations
+    assert flops_per_token(config, 3) == 3 * (4 * operations + beside)
+    positions = has_position_embedding(config)
+    split = [0, 4] if config.share_layers else [0, 1, 3]
+    stages = pipeline_stages(split, positions=positions)
+    assert sum(stage_parameters(stage, config) for stage in stages) == whole
+    work = sum(stage_operations(stage, config, 3) for stage in stages)
+    assert work - (1 + positions) * 3 * 2 * config.embedding_width == flops_per_token(config, 3)
+    with torch.device("meta"):
+        model = GPT2LMHeadModel(config, initialize=False)
+    assert sum(parameter.numel() for parameter in model.parameters()) == whole
+
+
+def test_where_the_parts_of_variants_are():
+    separate = dataclasses.replace(TINY, tie_word_embeddings=False)
+    assert [stage_parameters(stage, separate) for stage in pipeline_stages([0, 4])] == [20, 6 + 4 * 74 + 4, 20]
+    factorised = dataclasses.replace(TINY, embedding_size=1, share_layers=True)
+    assert [stage_parameters(stage, factorised) for stage in pipeline_stages([0, 4])] == [10, 3 + 4 + 74 + 4 + 3, 0]
+    alibi = dataclasses.replace(TINY, position_embedding="alibi")
+    stages = pipeline_stages([1, 3], positions=has_position_embedding(alibi))
+    assert [stage.parts for stage in stages] == [f"{TOKENS}, layer 0", "layers 1-3", HEAD], "nothing to add on IPU 1"
 
 
 def test_the_bubble():

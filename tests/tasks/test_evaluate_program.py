@@ -1,6 +1,7 @@
 """The programs of tasks/ and run_evaluate.sh, from the flags to the last line, and what they refuse."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import math
@@ -19,6 +20,7 @@ import torch
 
 from model.checkpoint import save_pretrained
 from model.config import GPT2Config
+from model.gpt2 import GPT2LMHeadModel
 from tasks import evaluation, published, report
 from tasks.protocols import Result
 
@@ -316,3 +318,30 @@ def test_outputs_that_are_not_finite_are_no_result(tmp_path, value, fp16):
         assert set(measures.values()) == {None}, (result["protocol"], measures)
     assert re.search(r"^LAMBADA +last-bpe .*ppl nan, accuracy nan %", out, re.MULTILINE), out
     assert re.search(r"^WIKITEXT103 +adjusted .*adjusted ppl nan", out, re.MULTILINE), out
+
+
+def test_alibi_is_evaluated_beyond_the_length_it_was_trained_with(folder, tmp_path):
+    """As a model that was made for more positions; one that learns them is bounded by them."""
+    alibi, vocabulary = (
+        {"position_embedding": "alibi", "parallel_residual": True},
+        tiny_checkpoint.tokenizer().vocab_size,
+    )
+    for name, positions, changes in (("alibi", 16, alibi), ("longer", 64, alibi), ("learned", 16, {})):
+        base = tiny_checkpoint.model(vocabulary).config
+        torch.manual_seed(3)
+        gpt2 = GPT2LMHeadModel(dataclasses.replace(base, n_positions=positions, **changes))
+        for parameter in gpt2.parameters():
+            parameter.data.add_(torch.randn_like(parameter) * 0.2)
+        save_pretrained(gpt2, tmp_path / name)
+        shutil.copy(str(folder / "checkpoint" / "tokenizer.json"), str(tmp_path / name))
+    found = {}
+    for name, length in (("alibi", 16), ("alibi", 64), ("longer", 64)):
+        path = tmp_path / f"{name}.json"
+        words = ("--seq-length", length, "--overlapping-eval", length, "--json", path)
+        status, _, err = run(folder, *words, checkpoint=tmp_path / name)
+        assert status == 0, err
+        results = json.loads(path.read_text(encoding="utf-8"))["results"]
+        found[name, length] = {result["protocol"]: result["values"] for result in results}
+    assert found["alibi", 64] == found["longer", 64] != found["alibi", 16]
+    status, _, err = run(folder, "--seq-length", 17, checkpoint=tmp_path / "learned")
+    assert status == 2 and "has 16 positions and cannot see further" in err

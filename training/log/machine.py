@@ -15,7 +15,7 @@ import poptorch
 import torch
 
 from model.config import GPT2Config
-from model.pipeline import TRAINING, head_operations, layer_operations
+from model.pipeline import TRAINING, head_operations, layer_operations, projection_operations
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -47,10 +47,12 @@ def flops_per_token(config: GPT2Config, length: int) -> float:
     """Multiplications and additions that training on one token takes.
 
     6 for each weight of a matrix, 2 forward and 4 backward: 6 (L (4 C^2 + 2 C I) + V C), and 12 L T C for attention's
-    two products over all T positions, masked ones included. What recomputation repeats is not counted. (PaLM, Chowdhery
+    two products over all T positions, masked ones included. A block that L layers share counts L times, a factorised
+    embedding of width E 6 (V E + 2 C E) in place of 6 V C. What recomputation repeats is not counted. (PaLM, Chowdhery
     et al. 2022, appendix B, with the head's matrix.)
     """
-    return float(TRAINING * (config.n_layer * layer_operations(config, length) + head_operations(config)))
+    once = config.n_layer * layer_operations(config, length) + head_operations(config)
+    return float(TRAINING * (once + 2 * projection_operations(config)))
 
 
 def computes_on_ipus() -> bool:

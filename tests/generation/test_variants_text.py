@@ -1,0 +1,147 @@
+"""Variants of GPT-2 generate with caches, or by the native operators, what the whole text computed again gives."""
+
+import json
+
+import poptorch
+import pytest
+import torch
+from test_text_generate_program import run_program
+
+import custom_ops
+from custom_ops import decode_blocks as native
+from generation.decoding import ModuleSteps, NativeSteps, OneStep, WholeText, not_native
+from generation.requests import generate, generate_at_once, new_text
+from generation.sampling import Sampling
+from model.checkpoint import save_pretrained
+from model.config import GPT2Config
+from model.gpt2 import GPT2LMHeadModel
+
+VOCABULARY, POSITIONS, LENGTH, WIDTH = 41, 24, 8, 4
+GREEDY = Sampling(1.0, 1, 1.0, None, None, None)
+PROMPTS = [[5, 1, 0, 7, 0, 2, 9], [0, 0, 3], [8]]
+TFCHAT = {"final_norm": False, "position_embedding": "sinusoidal", "scale_embedding": True, "padding_id": 0}
+SYSTEMS = {
+    "tfchat-preln": {**TFCHAT, "attention_bias": False},
+    "tfchat-postln": {**TFCHAT, "norm_position": "post"},
+    "algpt2": {"share_layers": True, "embedding_size": 8},
+    "gpt-star": {"parallel_residual": True, "position_embedding": "alibi", "embedding_norm": True},
+    "wide heads": {"head_dim": 12},
+}
+# What the native operators compute too.
+NATIVE = {
+    "mingpt-tf": {"tie_word_embeddings": False},
+    "algpt2-unfactorised": {"share_layers": True},
+    "no biases, fixed positions": {
+        "attention_bias": False, "position_embedding": "sinusoidal", "scale_embedding": True,
+    },
+}  # fmt: skip
+
+
+def model_of(changes):
+    torch.manual_seed(3)
+    config = GPT2Config(
+        48, POSITIONS, 16, 3, 2, real_vocab_size=VOCABULARY, bos_token_id=None, eos_token_id=None, **changes
+    )
+    model = GPT2LMHeadModel(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # large weights: greedy choices are then far from ties
+            if parameter.dim() > 1:
+                parameter.mul_(15)
+            else:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+def expected_texts(model):
+    """Of each prompt the likeliest tokens, and the logarithms of their probabilities."""
+    texts, chances = [], []
+    for prompt in PROMPTS:
+        ids, found = list(prompt), []
+        for _ in range(LENGTH):
+            with torch.no_grad():
+                best = torch.log_softmax(model(torch.tensor([ids]))[0, -1, :VOCABULARY], -1).max(-1)
+            ids.append(best.indices.item())
+            found.append(best.values.item())
+        texts.append(ids[len(prompt) :])
+        chances.append(found)
+    assert len({token for text in texts for token in text}) > 2, "a text that says something"
+    return texts, pytest.approx(torch.tensor(chances).numpy(), abs=1e-3)
+
+
+def options():
+    options = poptorch.Options()
+    options.autoRoundNumIPUs(True)
+    options.setExecutionStrategy(poptorch.ShardedExecution(poptorch.AutoStage.AutoIncrement))
+    return options
+
+
+def stepwise(steps):
+    executor = poptorch.inferenceModel(OneStep(steps, len(PROMPTS), POSITIONS, GREEDY).eval(), options())
+    texts = [new_text(prompt, LENGTH, seed=1) for prompt in PROMPTS]
+    for _ in generate(executor, texts, len(PROMPTS), WIDTH, POSITIONS):
+        pass
+    return [text.tokens for text in texts], torch.tensor([text.log_probs for text in texts]).numpy()
+
+
+@pytest.mark.parametrize("name", [*SYSTEMS, *NATIVE])
+def test_cached_steps_equal_the_model_without_a_cache(name):
+    """Prompts of unequal lengths, several tokens at a time, the token that pads among them."""
+    changes = {**SYSTEMS, **NATIVE}[name]
+    steps = ModuleSteps(model_of(changes), [3] if changes.get("share_layers") else [1, 2])
+    assert stepwise(steps) == expected_texts(model_of(changes))
+
+
+@pytest.mark.parametrize("name", ["tfchat-postln", "gpt-star"])
+def test_the_loop_on_the_device_gives_the_same_text(name):
+    model = model_of(SYSTEMS[name])
+    loop = WholeText(ModuleSteps(model_of(SYSTEMS[name]), [3]), LENGTH, POSITIONS, VOCABULARY, GREEDY)
+    texts = [new_text(prompt, LENGTH, seed=1) for prompt in PROMPTS]
+    executor = poptorch.inferenceModel(loop.eval(), options())
+    for _ in generate_at_once(executor, texts, len(PROMPTS), 8):
+        pass
+    assert [text.tokens for text in texts] == expected_texts(model)[0]
+
+
+@pytest.mark.parametrize("name", NATIVE)
+def test_the_native_operators_give_the_same_text(name):
+    if custom_ops.load() != "native" or not native.available():
+        pytest.skip("custom_ops.so is not built: no native operators")
+    model = model_of(NATIVE[name])
+    assert not_native(model.config) is None
+    steps = NativeSteps(model_of(NATIVE[name]), [3] if model.config.share_layers else [1, 2], "float32")
+    assert stepwise(steps) == expected_texts(model)
+    if model.config.share_layers:
+        assert len(steps.blocks) == 1 and steps.blocks[0].layers == 1, "one copy of the weights"
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_what_the_native_operators_do_not_compute_is_left_to_the_modules(tmp_path, name):
+    """The program takes the model's own modules, and names the setting where --int8 asks for the operators."""
+    torch.manual_seed(4)
+    config = GPT2Config(50272, 24, 16, 2, 2, real_vocab_size=50257, **SYSTEMS[name])
+    model = GPT2LMHeadModel(config).eval()
+    for parameter in model.parameters():
+        parameter.data.mul_(8)
+    save_pretrained(model, tmp_path)
+    words = ("--model-name-or-path", tmp_path, "--prompt", "Hello!", "--input-len", 4, "--output-len", 6, "--topk", 1)
+    made = tmp_path / "made.jsonl"
+    done = run_program(*words, "--save-samples-path", made, "--stop-token", "<|endoftext|>")
+    assert done.returncode == 0, done.stderr
+    setting = not_native(config)
+    assert setting.split()[0] in SYSTEMS[name]
+    refused = run_program(*words, "--int8")
+    assert refused.returncode == 2 and "Traceback" not in refused.stderr
+    assert f"--int8: the native operators do not compute {setting} of the checkpoint" in refused.stderr
+
+
+def test_alibi_writes_on_beyond_the_length_it_was_trained_with(tmp_path):
+    torch.manual_seed(4)
+    for name, changes in (("alibi", SYSTEMS["gpt-star"]), ("learned", {"head_dim": 12})):
+        config = GPT2Config(50272, 8, 16, 2, 2, real_vocab_size=50257, **changes)
+        save_pretrained(GPT2LMHeadModel(config), tmp_path / name)
+    words = ("--prompt", "The river", "--input-len", 4, "--output-len", 20, "--stop-token", "<|endoftext|>")
+    long = run_program("--model-name-or-path", tmp_path / "alibi", *words)
+    assert long.returncode == 0 and "the context of" not in long.stderr, long.stderr
+    bounded = run_program("--model-name-or-path", tmp_path / "learned", *words)
+    assert bounded.returncode == 0 and "the context of 8 tokens is full" in bounded.stderr
+    assert json.loads((tmp_path / "alibi" / "config.json").read_text(encoding="utf-8"))["n_positions"] == 8
