@@ -55,8 +55,9 @@ FIGURES: dict[tuple[str, str, str], list[Figure]] = {
 
 
 def size_name(config: GPT2Config) -> str | None:
-    """The released checkpoint that has these dimensions, None if there is none."""
-    return _SIZES.get((config.n_layer, config.n_embd))
+    """The released checkpoint that has these dimensions, None if there is none, or if the model is no plain GPT-2."""
+    plain = config.tie_word_embeddings and not config.variant
+    return _SIZES.get((config.n_layer, config.n_embd)) if plain else None
 
 
 def comparable(subject: str, protocol: str, config: GPT2Config) -> list[tuple[str, Figure]]:

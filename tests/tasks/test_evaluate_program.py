@@ -345,3 +345,9 @@ def test_alibi_is_evaluated_beyond_the_length_it_was_trained_with(folder, tmp_pa
     assert found["alibi", 64] == found["longer", 64] != found["alibi", 16]
     status, _, err = run(folder, "--seq-length", 17, checkpoint=tmp_path / "learned")
     assert status == 2 and "has 16 positions and cannot see further" in err
+
+
+def test_a_variant_is_not_one_of_the_released_sizes():
+    assert published.size_name(GPT2Config()) == "124M"
+    for changes in ({"norm_position": "post"}, {"tie_word_embeddings": False}):
+        assert published.size_name(GPT2Config(**changes)) is None

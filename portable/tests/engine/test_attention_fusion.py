@@ -11,11 +11,13 @@ from programs import Body
 from test_recompute import LiveBytes
 
 import poptorch
+from poptorch.device.alibi import with_alibi
 from poptorch.device.dropout_attention import dropout_attention
 from poptorch.engine.passes.attention import fuse_attention
 
 B, H, T, D, POSITIONS = 2, 3, 8, 4, 12
 LOW = -1e4
+SLOPES = (0.5, 0.15, 2.0**-8)  # of ALiBi
 SDPA = torch.ops.aten.scaled_dot_product_attention.default
 
 
@@ -27,6 +29,7 @@ class Attention(torch.nn.Module):
         torch.manual_seed(0)
         self.project = torch.nn.Linear(H * D, 3 * H * D)
         self.dropout = torch.nn.Dropout(dropout)
+        self.register_buffer("slopes", torch.tensor(SLOPES))
         self.register_buffer("mask", torch.ones(positions, positions, dtype=torch.bool).tril()[None, None])
         self.scores_to_probabilities = scores_to_probabilities
 
@@ -87,7 +90,28 @@ def mask_from_data(m, scores):
     return torch.softmax(torch.where(m.mask[..., :length, :length] & (scores < 100.0), scores, LOW), dim=-1)
 
 
+def biased(distance):
+    """Causal attention whose scores have the module's slopes, (H,), times a distance added."""
+
+    def probabilities(m, scores):
+        places = torch.arange(scores.shape[-1])
+        return masked(m, scores + distance(places[:, None], places).to(scores.dtype) * m.slopes[:, None, None])
+
+    return probabilities
+
+
+ALIBI = biased(lambda queries, keys: keys - queries)
+
+
+def bias_from_data(m, scores):
+    places = torch.arange(scores.shape[-1])
+    return masked(m, scores + (places - places[:, None]) * scores.detach().amax())
+
+
 UNFUSED = {
+    "a bias that is no slope": biased(lambda queries, keys: -((keys - queries) ** 2)),
+    "a bias by the place of the query alone": biased(lambda queries, keys: queries + 0 * keys),
+    "a bias from data": bias_from_data,
     "another mask": window,
     "masked scores that count": mild,
     "no mask": all_seen,
@@ -109,7 +133,7 @@ def sample(length: int = T) -> torch.Tensor:
     return torch.randn(B, length, H * D, generator=torch.Generator().manual_seed(1))
 
 
-def assert_like_eager(model, scores_to_probabilities, x):
+def assert_like_eager(model, scores_to_probabilities, x, close=1e-6):
     """One step of SGD with learning rate 1 shows the gradient; compared with eager float64."""
     before = model.project.weight.detach().clone()
     executor = executor_of(model)
@@ -117,9 +141,9 @@ def assert_like_eager(model, scores_to_probabilities, x):
     exact = Attention(scores_to_probabilities, model.mask.shape[-1]).double()
     expected, loss = exact(x.double())
     loss.backward()
-    torch.testing.assert_close(context.double(), expected.detach(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(context.double(), expected.detach(), rtol=1e-5, atol=close)
     found = (before - model.project.weight.detach()).double()
-    torch.testing.assert_close(found, exact.project.weight.grad, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found, exact.project.weight.grad, rtol=1e-4, atol=10 * close)
     return executor
 
 
@@ -128,6 +152,39 @@ def assert_like_eager(model, scores_to_probabilities, x):
 def test_causal_attention_is_fused(case, length):
     executor = assert_like_eager(Attention(FUSED[case]), FUSED[case], sample(length))
     assert targets(executor).count(SDPA) == 1
+
+
+@pytest.mark.parametrize("length", [2, T, 600])
+def test_the_bias_of_alibi_goes_into_the_kernel(length):
+    """600 positions: further than one of the two parts that a place is split into."""
+    executor = assert_like_eager(Attention(ALIBI, positions=600), ALIBI, sample(length), close=2e-5)
+    assert targets(executor).count(SDPA) == 1 and targets(executor).count(with_alibi) == 1
+    names = " ".join(str(target) for target in targets(executor))
+    assert not any(left in names for left in ("softmax", "where", "matmul", "arange"))
+
+
+def test_alibi_with_dropout_has_its_kernel_too():
+    """With a dropout that drops nothing the result is that without."""
+    executor = executor_of(Attention(ALIBI, dropout=1e-12))
+    context, _ = executor(sample())
+    assert targets(executor).count(dropout_attention) == 1 and context.shape == (B, H, T, D)
+    plain, _ = Attention(ALIBI)(sample())
+    torch.testing.assert_close(context, plain.detach(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype, exact", [(torch.float32, 1e-4), (torch.bfloat16, 0.05)])
+def test_the_columns_of_alibi_are_its_bias(dtype, exact):
+    """As a kernel sees them: operands of that type, sums in float32; at 2,000 positions whatever softmax can tell."""
+    length, scale = 2000, 0.25
+    nothing = torch.zeros(1, H, length, D, dtype=dtype)
+    query, key, value = with_alibi(nothing, nothing, nothing, SLOPES, scale)
+    assert query.dtype == dtype and query.shape == key.shape == value.shape and not value.any()
+    scores = query.float() @ key.float().transpose(-1, -2) * scale
+    places = torch.arange(length)
+    bias = (places - places[:, None]) * torch.tensor(SLOPES)[:, None, None]
+    seen = torch.ones(length, length, dtype=torch.bool).tril()
+    found, expected = (torch.where(seen, each, -torch.inf).softmax(-1) for each in (scores[0], bias))
+    torch.testing.assert_close(found, expected, rtol=exact, atol=1e-6)
 
 
 @pytest.mark.parametrize("case", UNFUSED)

@@ -1,16 +1,19 @@
 """Attention written with plain operators, replaced by torch's fused kernel where that is exact.
 
 The pattern is softmax(where(mask, q k^T * scale, low)) v with an optional dropout. It is replaced when the mask is a
-constant of the program and causal. The (B, H, T, T) scores are then never held; with dropout on a CPU, where torch's
+constant of the program and causal. A bias of the scores that is ALiBi's, slope times distance, goes into the kernel as
+further columns (alibi.py). The (B, H, T, T) scores are then never held; with dropout on a CPU, where torch's
 kernel has none, dropout_attention.py takes its place and holds them once.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import operator
 
 import torch
 
+from ...device.alibi import COLUMNS, LONGEST, with_alibi
 from ...device.dropout_attention import dropout_attention
 from ..tracing.constants import constant_value
 from ..tracing.export import TracedGraph
@@ -29,6 +32,7 @@ class _Match:
     value: torch.fx.Node
     scale: float
     dropout: float
+    slopes: tuple[float, ...] | None  # of ALiBi, one a head
     first: torch.fx.Node  # the product of queries and keys
     replaced: set[torch.fx.Node]  # the nodes of the pattern before the last product
 
@@ -43,8 +47,10 @@ def fuse_attention(traced: TracedGraph, device: torch.device, philox: bool = Tru
         match = _match(traced, node, origin, changed) if node.target is aten.matmul.default else None
         if match is None:
             continue
-        operands = (match.query, match.key, match.value)
+        operands: tuple[torch.fx.Node, ...] = (match.query, match.key, match.value)
         with traced.graph.inserting_before(node):
+            if match.slopes is not None:
+                operands = _biased(traced.graph, node, operands, match.slopes, match.scale)
             if match.dropout and device.type == "cpu":
                 further = (match.dropout, match.scale, philox)
                 fused = traced.graph.call_function(dropout_attention, (*operands, *further))
@@ -56,8 +62,9 @@ def fuse_attention(traced: TracedGraph, device: torch.device, philox: bool = Tru
                 )
         fused.meta.update(node.meta)
         hand_on(match.first if is_half(node) else node, fused)  # it is half if both products are
-        node.replace_all_uses_with(fused)
-        origin[fused] = origin[node]  # what is a view of the one is now a view of the other
+        result = fused if match.slopes is None else _without_columns(traced.graph, node, fused)
+        node.replace_all_uses_with(result)
+        origin[fused] = origin[result] = origin[node]  # what is a view of the one is now a view of the other
         replaced |= match.replaced | {node}
         count += 1
     erase(traced, replaced)
@@ -86,6 +93,11 @@ def _match(
     if masked is None:
         return None
     mask, scores, low = masked.args
+    biased = only_use(scores, aten.add.Tensor)
+    if biased is not None:
+        if len(biased.args) != 2 or biased.kwargs:
+            return None
+        scores, bias = biased.args
     scaled = only_use(scores, aten.mul.Tensor, aten.div.Tensor)
     if scaled is None or not isinstance(scaled.args[1], (int, float)):
         return None
@@ -102,8 +114,58 @@ def _match(
         return None
     if not _vanishes(traced, low, changed) or not _is_causal(traced, mask, shapes[0][2], changed):
         return None
-    replaced = {node for node in (dropped, softmax, masked, scaled, inner) if node is not None}
-    return _Match(query, key, value, float(scale), dropout, inner, replaced)
+    slopes = None if biased is None else _alibi_slopes(traced, bias, shapes[0], changed)
+    if biased is not None and slopes is None:
+        return None
+    replaced = {node for node in (dropped, softmax, masked, biased, scaled, inner) if node is not None}
+    return _Match(query, key, value, float(scale), dropout, slopes, inner, replaced)
+
+
+def _alibi_slopes(
+    traced: TracedGraph, bias: object, shape: torch.Size, changed: set[torch.fx.Node]
+) -> tuple[float, ...] | None:
+    """The slope of each head if `bias` is a constant, (H, T, T), of slopes times distances; else None."""
+    _, heads, length, _ = shape
+    if not isinstance(bias, torch.fx.Node) or not 1 < length <= LONGEST:
+        return None
+    if bias.meta["val"].shape[-3:] != (heads, length, length) or bias.meta["val"].numel() != heads * length**2:
+        return None
+    value = constant_value(traced, bias, changed)
+    if value is None:
+        return None
+    value = value.reshape(heads, length, length).float()
+    places = torch.arange(length, dtype=torch.float32)
+    slopes = -value[:, 1, 0]
+    expected = slopes.view(-1, 1, 1) * (places - places.unsqueeze(1))  # at most 0 where something is seen
+    exact = 2e-3 if bias.meta["val"].dtype in (torch.float16, torch.bfloat16) else 1e-6
+    return tuple(slopes.tolist()) if torch.allclose(value.tril(), expected.tril(), rtol=exact, atol=0.0) else None
+
+
+def _biased(
+    graph: torch.fx.Graph,
+    product: torch.fx.Node,
+    operands: tuple[torch.fx.Node, ...],
+    slopes: tuple[float, ...],
+    scale: float,
+) -> tuple[torch.fx.Node, ...]:
+    """Queries, keys and values with the columns that make the bias; `product` is what they are for."""
+    together = graph.call_function(with_alibi, (*operands, slopes, scale))
+    parts = tuple(graph.call_function(operator.getitem, (together, index)) for index in range(3))
+    for part, operand in zip(parts, operands, strict=True):
+        value = operand.meta["val"]
+        part.meta.update({**product.meta, "val": value.new_empty((*value.shape[:-1], value.shape[-1] + COLUMNS))})
+    together.meta.update({**product.meta, "val": tuple(part.meta["val"] for part in parts)})
+    return parts
+
+
+def _without_columns(graph: torch.fx.Graph, product: torch.fx.Node, fused: torch.fx.Node) -> torch.fx.Node:
+    """What `product` gave, of a kernel whose values have the columns too."""
+    value = product.meta["val"]
+    fused.meta["val"] = value.new_empty((*value.shape[:-1], value.shape[-1] + COLUMNS))
+    with graph.inserting_after(fused):
+        result = graph.call_function(aten.slice.Tensor, (fused, -1, 0, value.shape[-1]))
+    result.meta.update(product.meta)
+    return result
 
 
 def _vanishes(traced: TracedGraph, low: object, changed: set[torch.fx.Node]) -> bool:
