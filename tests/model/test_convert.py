@@ -331,3 +331,26 @@ def test_what_another_program_would_compute_otherwise_is_refused(tmp_path, capsy
     (tmp_path / "ours" / "tokenizer.json").write_text(tiny_tokenizer(), encoding="utf-8")
     assert main([str(tmp_path / "ours"), str(tmp_path / OUTPUTS[to]), "--to", to]) == 2
     assert told in capsys.readouterr().err and not (tmp_path / OUTPUTS[to]).exists()
+
+
+@pytest.mark.parametrize(
+    "changes", [{"norm_position": "post", "position_embedding": "alibi"}, {"share_layers": True, "embedding_size": 4}]
+)
+@pytest.mark.parametrize("separate", [False, True])
+def test_a_variant_stays_one_and_other_formats_refuse_it_by_name(tmp_path, capsys, changes, separate):
+    """Of a shared block and of a head of its own as well, in another dtype and back."""
+    torch.manual_seed(5)
+    config = GPT2Config(64, 12, 12, 2, 3, bos_token_id=49, eos_token_id=49, real_vocab_size=50, **changes)
+    save_pretrained(GPT2LMHeadModel(dataclasses.replace(config, tie_word_embeddings=not separate)), tmp_path / "ours")
+    again = convert(tmp_path / "ours", tmp_path / "again", "huggingface")
+    assert same(stored(again), stored(tmp_path / "ours"))
+    assert load_pretrained(again).config == load_pretrained(tmp_path / "ours").config
+    with pytest.raises(KeyError, match="gpt2_variant"):
+        transformers.GPT2LMHeadModel.from_pretrained(again)
+    capsys.readouterr()
+    for to, name in OUTPUTS.items():
+        if to != "huggingface":
+            assert main([str(tmp_path / "ours"), str(tmp_path / name), "--to", to]) == 2
+            told = capsys.readouterr().err
+            assert all(f"{key} {value!r}" in told for key, value in changes.items()), told
+            assert not (tmp_path / name).exists()

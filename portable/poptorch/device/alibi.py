@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 COLUMNS = 8
 LONGEST = 1 << 16  # positions beyond are not exact in 16 bits
@@ -25,7 +26,8 @@ def with_alibi(
     The kernels want one width for all three, so that the value has columns of zeros.
     """
     length = query.shape[-2]
-    of_queries, of_keys = _columns(slopes, scale, length, query.dtype, query.device)
+    columns = _columns.__wrapped__ if isinstance(query, FakeTensor) else _columns  # what is kept must be real
+    of_queries, of_keys = columns(slopes, scale, length, query.dtype, query.device)
     shape = (*query.shape[:-1], COLUMNS)
     query = torch.cat([query, of_queries.expand(shape)], -1)
     key = torch.cat([key, of_keys.expand(shape)], -1)
@@ -36,7 +38,14 @@ def with_alibi(
 def _columns(
     slopes: tuple[float, ...], scale: float, length: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(H, 1, COLUMNS) of the queries, (length, COLUMNS) of the keys."""
+    """(H, 1, COLUMNS) of the queries, (length, COLUMNS) of the keys. Kept: on a GPU making them would wait for it."""
+    with torch.inference_mode(False):  # whoever asks first
+        return _made(slopes, scale, length, dtype, device)
+
+
+def _made(
+    slopes: tuple[float, ...], scale: float, length: int, dtype: torch.dtype, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
     place = torch.arange(length) - length // 2  # from the middle: smaller numbers are more exact
     high = torch.div(place, _PART, rounding_mode="floor") * _PART
     low = place - high

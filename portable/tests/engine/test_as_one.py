@@ -146,6 +146,29 @@ def test_a_segment_computed_again_draws_the_same(monkeypatch):
     same(alone, together)
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_attention_with_the_bias_of_alibi(dropout, monkeypatch):
+    """Of which the micro-batches share the columns that stand for it."""
+    length, heads, size = 6, 2, 4
+
+    def forward(m, x):
+        parts = m.project(x).view(x.shape[0], length, 3, heads, size).transpose(1, 3).unbind(2)
+        q, k, v = parts  # (B, heads, T, size) each
+        places = torch.arange(length)
+        bias = (places - places[:, None]) * torch.tensor(0.25, dtype=x.dtype)
+        scores = torch.matmul(q, k.transpose(-1, -2)) * 0.5 + bias.expand(heads, length, length)
+        probabilities = torch.softmax(torch.where(torch.ones(length, length).tril() > 0, scores, -1e4), dim=-1)
+        return poptorch.identity_loss(torch.matmul(F.dropout(probabilities, dropout), v).sin(), "mean")
+
+    def make():
+        return Body(forward, project=torch.nn.Linear(3, 3 * heads * size))
+
+    inputs = [torch.randn(16, length, 3, generator=torch.Generator().manual_seed(1))]
+    alone, together = both(monkeypatch, make, inputs, lambda: make_options(1, 8, mode=ALL).randomSeed(2))
+    assert together[2].number == 8, together[2].reason
+    same(alone, together)
+
+
 def test_losses_that_ignore_targets_keep_their_counts(monkeypatch):
     labels = torch.tensor([0, 1, -100, -100, 2, -100, 3, 4])
 

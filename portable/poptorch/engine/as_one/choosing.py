@@ -9,6 +9,7 @@ from collections.abc import Collection
 import torch
 
 from ...device import half_products
+from ...device.alibi import with_alibi
 from ...device.dropout_attention import dropout_attention
 from ...device.linear_cross_entropy import linear_cross_entropy
 from ...device.packed_linear import packed_linear
@@ -40,6 +41,7 @@ _ATTENTIONS = frozenset({_ATTENTION, half_products.attention})
 _FUNCTIONS = _DRAWING_FUNCTIONS | {
     linear_cross_entropy,
     packed_linear,
+    with_alibi,
     half_products.linear,
     half_products.matmul,
     half_products.addmm,
@@ -121,7 +123,7 @@ def _rule(node: torch.fx.Node) -> type[Rule]:
         return Product
     if node.target is half_products.addmm:
         return OneByOne
-    if node.target in (aten.layer_norm.default, aten.embedding.default):
+    if node.target in (aten.layer_norm.default, aten.embedding.default, with_alibi):
         return Unchanged
     if node.target in _ATTENTIONS:
         return Samples
