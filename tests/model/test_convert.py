@@ -340,8 +340,11 @@ def test_what_another_program_would_compute_otherwise_is_refused(tmp_path, capsy
 def test_a_variant_stays_one_and_other_formats_refuse_it_by_name(tmp_path, capsys, changes, separate):
     """Of a shared block and of a head of its own as well, in another dtype and back."""
     torch.manual_seed(5)
-    config = GPT2Config(64, 12, 12, 2, 3, bos_token_id=49, eos_token_id=49, real_vocab_size=50, **changes)
+    tokenizer = tiny_checkpoint.tokenizer()
+    rows = tokenizer.vocab_size
+    config = GPT2Config(rows + 4, 12, 12, 2, 3, bos_token_id=0, eos_token_id=0, real_vocab_size=rows, **changes)
     save_pretrained(GPT2LMHeadModel(dataclasses.replace(config, tie_word_embeddings=not separate)), tmp_path / "ours")
+    (tmp_path / "ours" / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
     again = convert(tmp_path / "ours", tmp_path / "again", "huggingface")
     assert same(stored(again), stored(tmp_path / "ours"))
     assert load_pretrained(again).config == load_pretrained(tmp_path / "ours").config
