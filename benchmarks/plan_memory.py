@@ -127,6 +127,7 @@ def measure(argv: list[str], processes: int) -> list[dict[str, float]]:
         listener.bind(("127.0.0.1", 0))
         port = str(listener.getsockname()[1])
     common = {"OMP_NUM_THREADS": "1", "POPTORCH_LOG_LEVEL": "ERR", "POPTORCH_PORTABLE_DEVICE": "cpu"}
+    common["POPTORCH_PORTABLE_MICRO_BATCHES_AS_ONE"] = "1"  # as the plan has them
     if processes > 1:
         common.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, WORLD_SIZE=str(processes))
     words = [sys.executable, "-m", "benchmarks.plan_memory", "--work", json.dumps(argv)]
