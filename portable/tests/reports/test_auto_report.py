@@ -158,6 +158,8 @@ def test_waiting_for_data_counts(folder):
 
 def test_a_backward_pass_is_shared_out_among_the_stages(folder, monkeypatch):
     """A slow backward pass in stage 0 is found there."""
+    # What is made slow is the stage that runs one micro-batch.
+    monkeypatch.setenv("POPTORCH_PORTABLE_MICRO_BATCHES_AS_ONE", "1")
 
     class SlowBackward(torch.autograd.Function):
         @staticmethod
