@@ -29,7 +29,7 @@ from model.convert.megatron_model import (
     their_name,
 )
 from model.convert.nanogpt import CONV1D, without_biases
-from model.convert.scratch import mapped_copy
+from model.convert.scratch import mapped_copies
 from model.convert.sink import DTYPES, Target, check_computes, kept_bytes
 from model.convert.source import Source, Weight, Wishes, make_source, weight_of
 from model.weights import HEAD, WTE, StandIn, load_torch_file
@@ -208,22 +208,24 @@ def write(source: Source, target: Target) -> None:
     with write_atomically(target.path) as folder:
         piece = folder / "release" / "mp_rank_00"
         piece.mkdir(parents=True)
-        model = {}
-        for name, weight in source.weights.items():
-            if CONV1D.search(name):
-                weight = weight.transposed()
-            if ".attn.c_attn." in name:
-                weight = weight.changed(weight.shape, lambda tensor: fused(tensor, config.n_head))
-            if name == WTE:
-                padding = rows - config.vocab_size
-                weight = weight.changed(
-                    (rows, config.n_embd), lambda t, n=padding: torch.cat((t, t[-1:].expand(n, -1)))
-                )
-            model[their_name(name)] = mapped_copy(weight, DTYPES[target.dtype], name, piece)
+        weights = {their_name(name): _theirs(name, w, config, rows) for name, w in source.weights.items()}
+        model = mapped_copies(weights, DTYPES[target.dtype], piece)
         args = argparse.Namespace(**_arguments(config, rows, target))
         content = {"args": args, "checkpoint_version": 3.0, "iteration": 0, "model": model}
         torch.save(content, piece / FILES[0])
         (folder / LATEST_FILE).write_text("release\n", encoding="utf-8")
+
+
+def _theirs(name: str, weight: Weight, config: GPT2Config, rows: int) -> Weight:
+    """A tensor as megatron.core has it."""
+    if CONV1D.search(name):
+        weight = weight.transposed()
+    if ".attn.c_attn." in name:
+        weight = weight.changed(weight.shape, lambda tensor: fused(tensor, config.n_head))
+    if name == WTE:
+        padding = rows - config.vocab_size
+        weight = weight.changed((rows, config.n_embd), lambda t: torch.cat((t, t[-1:].expand(padding, -1))))
+    return weight
 
 
 def _arguments(config: GPT2Config, rows: int, target: Target) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any, Mapping
 import torch
 
 from corpora.atomic import atomic_file, folder_made
-from model.convert.scratch import mapped_copy
+from model.convert.scratch import mapped_copies
 from model.convert.sink import DTYPES, Target, check_computes, kept_bytes
 from model.convert.source import Source, Weight, Wishes, make_config, make_source, weight_of, zeros
 from model.convert.vocabulary import tokens_in
@@ -83,10 +83,8 @@ def write(source: Source, target: Target) -> None:
     """
     config = source.config
     with folder_made(target.path.parent), atomic_file(target.path) as file:
-        model = {}
-        for name, weight in source.weights.items():
-            weight = weight.transposed() if CONV1D.search(name) else weight
-            model[name] = mapped_copy(weight, DTYPES[target.dtype], name, target.path.parent)
+        weights = {n: w.transposed() if CONV1D.search(n) else w for n, w in source.weights.items()}
+        model = mapped_copies(weights, DTYPES[target.dtype], target.path.parent)
         model[HEAD] = model[WTE]
         content = {
             "model": model,

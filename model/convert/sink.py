@@ -78,13 +78,25 @@ def check_computes(config: GPT2Config, kind: str, activation: str, epsilon: bool
     return f"{kind} computes GELU {theirs}, the model {ours}: an activation differs by up to 0.0005"
 
 
+def row_slices(tensor: Tensor) -> Iterator[slice]:
+    """Rows that are converted together, the first ones first."""
+    row_bytes = max(1, tensor[:1].numel() * max(tensor.element_size(), 4))
+    step = max(1, _AT_ONCE // row_bytes)
+    for start in range(0, len(tensor), step):
+        yield slice(start, start + step)
+
+
+def check_fits(converted: Tensor, tensor: Tensor, name: str) -> None:
+    """Raises ValueError naming the tensor if a finite value is none in its new dtype."""
+    if converted.dtype == torch.float16 and not torch.isfinite(converted).all() and torch.isfinite(tensor).all():
+        raise ValueError(f"{name}: has values beyond 65504, the largest of float16; choose --dtype float32")
+
+
 def pieces(tensor: Tensor, dtype: torch.dtype, name: str) -> Iterator[Tensor]:
     """The tensor in another dtype, some rows at a time. Raises ValueError for values that do not fit."""
-    row_bytes = max(1, tensor[:1].numel() * max(tensor.element_size(), 4))
-    for rows in tensor.split(max(1, _AT_ONCE // row_bytes)):
-        piece = rows.to(dtype).contiguous()
-        if dtype == torch.float16 and not torch.isfinite(piece).all() and torch.isfinite(rows).all():
-            raise ValueError(f"{name}: has values beyond 65504, the largest of float16; choose --dtype float32")
+    for rows in row_slices(tensor):
+        piece = tensor[rows].to(dtype).contiguous()
+        check_fits(piece, tensor[rows], name)
         yield piece
 
 
