@@ -67,7 +67,7 @@ def sides(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     way = "steps" if on_cpu else "modules"
     for precision in ("float32", "float16", "int8") if on_cpu else ("float32", "float16"):
         chosen[f"ours {precision}"] = ("ours", precision, way, 1)
-        if on_cpu and importlib.util.find_spec("xllamacpp") and importlib.util.find_spec("gguf"):
+        if on_cpu and importlib.util.find_spec("xllamacpp"):
             chosen[f"llama.cpp {precision}"] = ("llama.cpp", precision, way, 1)
     chosen["ours float32, loop"] = ("ours", "float32", "loop", 1)
     chosen["ours float32, batch 8"] = ("ours", "float32", way, 8)

@@ -6,7 +6,6 @@ Requests, a line each: "generate" -> {"milliseconds" from token to token, "token
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -135,46 +134,12 @@ def llama_cpp(settings: dict[str, Any]) -> dict[str, Answer]:
 
 
 def write_gguf(folder: Path, precision: str) -> None:
-    """The checkpoint in `folder` as <precision>.gguf, for llama.cpp. Embeddings of positions and vectors in float32."""
-    import gguf
-    from safetensors.numpy import load_file
+    """The checkpoint in `folder` as <precision>.gguf, for llama.cpp."""
+    from model.convert.__main__ import main as convert
 
-    config = json.loads((folder / "config.json").read_text())
-    tensors = load_file(folder / "model.safetensors")
-    kinds = gguf.GGMLQuantizationType
-    kind = {"float32": kinds.F32, "float16": kinds.F16, "int8": kinds.Q8_0}[precision]
-    writer = gguf.GGUFWriter(str(folder / f"{precision}.gguf"), "gpt2")
-    writer.add_block_count(config["n_layer"])
-    writer.add_context_length(config["n_positions"])
-    writer.add_embedding_length(config["n_embd"])
-    writer.add_feed_forward_length(4 * config["n_embd"])
-    writer.add_head_count(config["n_head"])
-    writer.add_layer_norm_eps(config["layer_norm_epsilon"])
-    vocabulary = config["vocab_size"]  # only ids are used: the texts of the tokens are made up
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list([f"t{index}" for index in range(vocabulary)])
-    writer.add_token_types([gguf.TokenType.NORMAL] * vocabulary)
-    writer.add_token_merges(["t 0"])
-    names = {"wte": "token_embd", "wpe": "position_embd", "ln_f": "output_norm"}
-    inner = {"ln_1": "attn_norm", "attn.c_attn": "attn_qkv", "attn.c_proj": "attn_output", "ln_2": "ffn_norm"}
-    inner.update({"mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down"})
-    for key, value in tensors.items():
-        stem, end = key.replace("transformer.", "").rsplit(".", 1)
-        if stem.startswith("h."):
-            _, layer, part = stem.split(".", 2)
-            stem = f"blk.{layer}.{inner[part]}"
-            value = value.T if part[:4] in ("attn", "mlp.") and value.ndim == 2 else value
-        else:
-            stem = names[stem]
-        value = value.astype("float32", order="C")
-        wide = value.ndim == 2 and stem != "position_embd"
-        data = gguf.quants.quantize(value, kind) if wide else value
-        writer.add_tensor(f"{stem}.{end}", data, raw_dtype=kind if wide else kinds.F32)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    dtype = "q8_0" if precision == "int8" else precision
+    if convert([str(folder), str(folder / f"{precision}.gguf"), "--to", "gguf", "--dtype", dtype, "--overwrite"]):
+        raise RuntimeError(f"{folder}: not written as GGUF")
 
 
 def requests(settings: dict[str, Any]) -> dict[str, Answer]:

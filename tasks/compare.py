@@ -2,6 +2,8 @@
 
     python tasks/compare.py CHECKPOINT CHECKPOINT … --valid-data FILE [--protocols adjusted] [--png FILE]
 
+A checkpoint is a Hugging Face folder or of any other format that model.convert reads, such as GGUF or a run's folder.
+
 Checkpoints of equal size named step_N are drawn over their steps, others over their parameters. Further flags are
 those of evaluate_wiki.py; the first protocol named is the one compared (default: adjusted, or the task's first).
 """
@@ -12,6 +14,7 @@ import argparse
 import math
 import re
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Sequence
 
@@ -97,8 +100,11 @@ def draw(points: Sequence[Point], measure: str, path: str) -> None:
         raise ValueError(f"--png {path}: cannot be written ({error.strerror}); choose another file") from error
 
 
-def parse(words: Sequence[str]) -> list[argparse.Namespace]:
-    """The flags of each checkpoint, all checked before the first is evaluated. SystemExit(2) if one cannot be used."""
+def parse(words: Sequence[str], scratch: Path) -> list[argparse.Namespace]:
+    """The flags of each checkpoint, all checked before the first is evaluated. SystemExit(2) if one cannot be used.
+
+    What is of another format is converted into `scratch`; `shown` is what was named.
+    """
     first_flag = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
     checkpoints, argv = words[:first_flag], words[first_flag:]
     if "-h" in argv or "--help" in argv:
@@ -106,9 +112,10 @@ def parse(words: Sequence[str]) -> list[argparse.Namespace]:
     elif len(checkpoints) < 2:
         refuse(PROGRAM, ["name two checkpoints or more, before the flags"])
     parsed = []
-    for checkpoint in checkpoints:
-        all_words = [*argv, "--pretrained-checkpoint", checkpoint]
+    for number, checkpoint in enumerate(checkpoints):
+        all_words = [*argv, "--pretrained-checkpoint", _folder_of(checkpoint, scratch / str(number))]
         args = parse_evaluate_args(all_words, PROGRAM, "WIKITEXT103", ABOUT, {"comparison": FLAGS})
+        args.shown = checkpoint
         if args.png and not Path(args.png).resolve().parent.is_dir():
             refuse(PROGRAM, [f"--png {args.png}: its folder does not exist; create it first"])
         if args.all:
@@ -117,6 +124,20 @@ def parse(words: Sequence[str]) -> list[argparse.Namespace]:
         args.protocols = (args.protocols or ["adjusted" if "adjusted" in known else known[0]])[:1]
         parsed.append(args)
     return parsed
+
+
+def _folder_of(checkpoint: str, scratch: Path) -> str:
+    path = Path(checkpoint)
+    if not path.exists() or (path / "config.json").is_file():
+        return checkpoint
+    try:
+        from model.convert.conversion import as_folder
+
+        return str(as_folder(path, scratch))
+    except ModuleNotFoundError as error:
+        refuse(PROGRAM, [not_installed(error)])
+    except (ValueError, OSError) as error:
+        refuse(PROGRAM, [str(error)])
 
 
 def evaluate(parsed: Sequence[argparse.Namespace], points: list[Point], troubles: dict[str, NonFiniteError]) -> str:
@@ -136,7 +157,7 @@ def evaluate(parsed: Sequence[argparse.Namespace], points: list[Point], troubles
         session.scorer.close()
         result = next(result for result in results if result.protocol == args.protocols[0])
         measure = next(name for name in _MEASURES if name in result.values)
-        checkpoint = args.pretrained_checkpoint
+        checkpoint = args.shown
         points.append(Point(checkpoint, parameter_count(session.config), step_of(checkpoint), result.values[measure]))
         if result.trouble is not None:
             troubles[checkpoint] = result.trouble
@@ -147,7 +168,11 @@ def evaluate(parsed: Sequence[argparse.Namespace], points: list[Point], troubles
 @interruptible
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line (default: the program's own). Returns the exit status."""
-    parsed = parse(list(sys.argv[1:] if argv is None else argv))
+    with tempfile.TemporaryDirectory() as scratch:
+        return _compare(parse(list(sys.argv[1:] if argv is None else argv), Path(scratch)))
+
+
+def _compare(parsed: Sequence[argparse.Namespace]) -> int:
     points: list[Point] = []
     troubles: dict[str, NonFiniteError] = {}
     try:

@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from model.checkpoint import CONFIG_FILE
 from model.config import parameter_count
 from model.convert import gguf, huggingface, llm_c, megatron, nanogpt
 from model.convert.recognition import open_source
@@ -38,14 +39,32 @@ def convert(args: argparse.Namespace) -> None:
     dtype = choose_dtype(source, args.dtype, writer.ALLOWED, writer.KIND)
     target = Target(args.OUT, dtype, args.vocab_multiple)
     note = writer.check(source, target)
-    needed, free = writer.size(source, target), free_bytes(args.OUT.parent)
-    if needed > free:
-        raise ValueError(f"{args.OUT}: takes {needed:,} bytes, {free:,} are free there; make room or name another")
+    _check_room(args.OUT, writer.size(source, target))
     for line in [*(str(w.message) for w in told), *source.notes, *([note] if note else [])]:
         print(f"note: {line}")
     writer.write(source, target)
     count, kind = parameter_count(source.config), str(source.dtype).split(".")[-1]
     print(f"{source.path} ({source.kind}, {kind}, {count:,} parameters) -> {args.OUT} ({writer.KIND}, {dtype})")
+
+
+def as_folder(path: Path, folder: Path) -> Path:
+    """`path` if it is a Hugging Face folder or is not there, else a new one in `folder` with the same model.
+
+    Raises ValueError naming the file if it is of no known format, damaged, or there is no room.
+    """
+    if not path.exists() or (path / CONFIG_FILE).is_file():
+        return path
+    source = open_source(path)
+    target = Target(folder, choose_dtype(source, None, huggingface.ALLOWED, huggingface.KIND), 1)
+    _check_room(folder, huggingface.size(source, target))
+    huggingface.write(source, target)
+    return folder
+
+
+def _check_room(output: Path, needed: int) -> None:
+    free = free_bytes(output.parent)
+    if needed > free:
+        raise ValueError(f"{output}: takes {needed:,} bytes, {free:,} are free there; make room or name another")
 
 
 def _check_output(source: Path, output: Path, is_folder: bool, overwrite: bool) -> None:

@@ -5,6 +5,7 @@ import tiny_checkpoint
 import torch
 
 from model.checkpoint import save_pretrained
+from model.convert.__main__ import main as convert
 from tasks import compare
 
 
@@ -27,6 +28,26 @@ def test_two_checkpoints_side_by_side(tmp_path, capsys):
     values = [float(row.split()[-1]) for row in rows[:2]]
     assert sorted(row.split()[0] for row in rows[:2]) == checkpoints and values == sorted(values)
     assert picture is None or picture.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_files_and_runs_of_other_formats(tmp_path, capsys):
+    """A GGUF file, the folder of a run and a Hugging Face folder of one model have one figure."""
+    tiny_checkpoint.write(tmp_path / "run", layers=1)
+    folder = tmp_path / "run" / "checkpoint"
+    file = tmp_path / "model.gguf"
+    assert convert([str(folder), str(file), "--to", "gguf"]) == 0
+    capsys.readouterr()
+    named = [str(folder), str(file), str(tmp_path / "run")]
+    data = tmp_path / "run" / "data" / "wikitext-103" / "wiki.test.tokens"
+    words = ["--valid-data", str(data), "--protocols", "token", "--batch-size", "4"]
+    assert compare.main([*named, *words]) == 0
+    rows = [row.split() for row in capsys.readouterr().out.splitlines()[1:]]
+    assert sorted(row[0] for row in rows) == sorted(named) and len({tuple(row[1:]) for row in rows}) == 1
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(SystemExit) as end:
+        compare.main([*named, *words])
+    said = capsys.readouterr()
+    assert end.value.code == 2 and f"{file}: ends within the tensor" in said.err and said.out == ""
 
 
 def test_steps_of_one_run_are_drawn_over_their_steps():
