@@ -14,9 +14,8 @@ TABLE = json.loads(Path(__file__).with_name("poptorch_api.json").read_text(encod
 NAMES, POPART_KEYS = TABLE["names"], set(TABLE["popart_keys"])
 VENDOR = ("poptorch", "popart", "popdist")
 
-# Every folder with a module in it is a room of the application, but these.
-OTHERS = {"portable", "tests", "benchmarks"}
-FOLDERS = sorted({path.parent.name for path in ROOT.glob("*/*.py")} - OTHERS)
+# Every package is a room of the application. `make demo` leaves a script in a folder that is none.
+FOLDERS = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))
 FILES = sorted([*ROOT.glob("*.py"), *(file for folder in FOLDERS for file in ROOT.glob(f"{folder}/**/*.py"))])
 
 # What a name in the application stands for wherever it occurs; test_objects_have_known_names holds it to that.

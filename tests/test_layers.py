@@ -23,10 +23,9 @@ OUTSIDE = {"portable", "tests", "benchmarks"}  # these may import the applicatio
 
 
 def sources() -> dict[str, Module]:
-    """Every module of the application by its dotted name."""
-    files = sorted([*ROOT.glob("*.py"), *ROOT.glob("*/**/*.py")])
-    first = [path.relative_to(ROOT).parts[0] for path in files]
-    return modules_in(ROOT, [path for path, top in zip(files, first) if top not in OUTSIDE and top[0] != "."])
+    """Every module of the application by its dotted name. A folder without __init__.py, such as demo/, is no room."""
+    rooms = [init.parent for init in ROOT.glob("*/__init__.py") if init.parent.name not in OUTSIDE]
+    return modules_in(ROOT, sorted([*ROOT.glob("*.py"), *(file for room in rooms for file in room.glob("**/*.py"))]))
 
 
 def floor_of(name: str) -> tuple[int, int]:

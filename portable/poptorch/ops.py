@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from .checks import require
-from .engine.running import serialized
+from .device import serialized
 from .engine.tracing import export as tracing
 from .engine.tracing import markers
 from .enums import MatMulSerializationMode, OverlapMode

@@ -8,13 +8,12 @@ from collections.abc import Collection
 
 import torch
 
-from ...device import half_products
+from ...device import half_products, serialized
 from ...device.alibi import with_alibi
 from ...device.dropout_attention import dropout_attention
 from ...device.linear_cross_entropy import linear_cross_entropy
 from ...device.packed_linear import packed_linear
 from ...device.residual_dropout import residual_dropout
-from ..running import serialized
 from ..tracing.writes import is_norm, written
 from .rules import (
     Drawing,

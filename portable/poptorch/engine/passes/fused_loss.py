@@ -10,9 +10,9 @@ import operator
 
 import torch
 
+from ...device import serialized
 from ...device.linear_cross_entropy import linear_cross_entropy
 from ...device.policy import Products
-from ..running import serialized
 from ..tracing.export import TracedGraph
 from .half_products import hand_on, is_half
 from .patterns import erase, overwritten

@@ -11,11 +11,10 @@ import operator
 
 import torch
 
-from ...device import half_products
+from ...device import half_products, serialized
 from ...device.dropout_attention import dropout_attention
 from ...device.linear_cross_entropy import linear_cross_entropy
 from ...device.policy import Products
-from ..running import serialized
 from ..tracing.export import TracedGraph
 from ..tracing.writes import origins, written
 
