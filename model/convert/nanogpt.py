@@ -49,7 +49,10 @@ def read(path: Path, content: Mapping[str, Any], wishes: Wishes) -> Source:
         real_vocab_size=tokens_in(rows) if isinstance(rows, int) else None,
         activation_function=wishes.activation or "gelu",  # gelu_new until June 2023; the file does not say
     )
-    ours = with_our_names(tensor_mapping(model, path), path)
+    ours = with_our_names(tensor_mapping(model, path), path, tied=False)
+    head = ours.pop(HEAD, None)
+    if head is not None and not head.equal(ours.setdefault(WTE, head)):
+        raise ValueError(f"{path}: {HEAD} differs from {WTE}; nanoGPT's head is tied, is the file damaged?")
     weights = {name: weight_of(tensor) for name, tensor in ours.items()}
     weights = {name: w.transposed() if CONV1D.search(name) else w for name, w in weights.items()}
     if not args.get("bias", True):

@@ -130,7 +130,7 @@ LN, FC = "transformer.h.1.ln_2.bias", "transformer.h.1.mlp.c_fc.weight"
         (lambda c: c["model_args"].update(n_head=5), "n_embd 16 is not divisible by n_head 5"),
         (lambda c: c["model_args"].update(vocab_size="many"), "vocab_size must be a positive integer"),
         (lambda c: c["model_args"].pop("n_head"), "model_args have no n_head"),
-        (lambda c: c["model"].update({"lm_head.weight": torch.zeros(64, 16)}), "not tied"),
+        (lambda c: c["model"].update({"lm_head.weight": torch.zeros(64, 16)}), "head is tied, is the file damaged?"),
         (lambda c: c.update(model=[1, 2]), "not a mapping from names to tensors"),
         (lambda c: c["model"].update({FC: torch.zeros(64, 16).long()}), f"not floating point: {FC}"),
         (lambda c: c["model"].update({"transformer.rotary.freqs": torch.zeros(3)}), "unexpected: transformer.rotary"),
