@@ -12,7 +12,7 @@ from typing import NamedTuple, Sequence
 from model.config import GPT2Config
 from model.layout import Layout
 from model.pipeline import TOKENS, Stage, last_embedding, stage_parameters
-from training.optimizer_memory import FLOAT, HALF, shares_out, state_bytes
+from training.optimizer_memory import FLOAT, HALF, largest_parameter, shares_out, state_bytes
 
 
 class Device(NamedTuple):
@@ -173,10 +173,7 @@ def _working(stage: Stage, config: GPT2Config, args: argparse.Namespace, device:
     if TOKENS in stage.embeddings and sharded and device is not IPU:  # the matrix, put together from its shards
         needs.append(config.vocab_size * config.embedding_width * (FLOAT if device is CPU else HALF))
     if args.optimizer.startswith("Adafactor"):  # a whole parameter's gradient in float32, and its update
-        largest = max(3 * config.attention_size, config.inner_size) * config.n_embd if stage.layers else 0
-        if TOKENS in stage.embeddings:
-            largest = config.vocab_size * config.embedding_width
-        needs.append(2 * largest * FLOAT)
+        needs.append(2 * largest_parameter(stage, config) * FLOAT)
     if any(layer in args.recompute_checkpoint_layers for layer in stage.layers):
         needs[0] += block_activations(config, args, device)
     if stage.head:
