@@ -165,10 +165,11 @@ def next_logits(
 ) -> Tensor:
     """Layer norm and head for the last token of each row: (B, T, C) hidden, (B,) count -> (B, vocab_size) logits.
 
-    `norm` and `norm_bias` are those of ln_f, `weights` pack([wte]). A row without tokens gives those of column 0.
+    `norm` and `norm_bias` are those of ln_f, `weights` pack([wte]). A row without tokens gives zeros, and costs nothing.
     """
     width = hidden.shape[-1]
     last = (count.long() - 1).clamp(min=0)
     rows = hidden[torch.arange(hidden.shape[0]), last]
     head = _Unpacked(weights, precision).matrix(vocab_size, width)
-    return F.linear(F.layer_norm(rows, (width,), norm, norm_bias, epsilon), head)
+    logits = F.linear(F.layer_norm(rows, (width,), norm, norm_bias, epsilon), head)
+    return torch.where(count.unsqueeze(1) > 0, logits, 0.0)

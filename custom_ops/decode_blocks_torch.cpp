@@ -263,22 +263,30 @@ Tensor next_logits(const Tensor& hidden, const Tensor& count, const Tensor& norm
   if (weights.is_cpu()) {
     use_large_pages(weights);
   }
-  const Tensor last = count.to(at::kLong).sub(1).clamp_(0, hidden.size(1) - 1);
-  const Tensor rows = hidden.gather(1, last.view({batch, 1, 1}).expand({batch, 1, n_embd})).squeeze(1).contiguous();
-  if (!hidden.is_cpu() || batch > few_rows::kMaxRows) {
+  const Tensor real = count.to(at::kLong).gt(0).nonzero().squeeze(1); // rows with tokens
+  const Tensor last = count.to(at::kLong).index_select(0, real).sub_(1).clamp_(0, hidden.size(1) - 1);
+  const Tensor rows = hidden.index({real, last}).contiguous(); // (rows with tokens, C)
+  const bool all = rows.size(0) == batch;
+  const auto in_place = [&](const Tensor& found) { // zeros for rows without tokens
+    return all ? found : at::zeros({batch, vocab_size}, found.options()).index_copy_(0, real, found);
+  };
+  if (rows.size(0) == 0) {
+    return at::zeros({batch, vocab_size}, hidden.options());
+  }
+  if (!hidden.is_cpu() || rows.size(0) > few_rows::kMaxRows) {
     const Tensor normed = at::layer_norm(rows, {n_embd}, norm, norm_bias, epsilon);
-    return at::mm(normed, as_float(head, hidden.device()).t());
+    return in_place(at::mm(normed, as_float(head, hidden.device()).t()));
   }
   const Tensor normed = at::empty_like(rows);
-  for (int64_t row = 0; row < batch; ++row) {
+  for (int64_t row = 0; row < rows.size(0); ++row) {
     few_rows::kernels().layer_norm(rows.data_ptr<float>() + row * n_embd, n_embd, norm.data_ptr<float>(),
                                    norm_bias.data_ptr<float>(), epsilon, normed.data_ptr<float>() + row * n_embd);
   }
-  Tensor logits = at::empty({batch, vocab_size}, hidden.options());
+  Tensor logits = at::empty({rows.size(0), vocab_size}, hidden.options());
   const int threads = few_rows::useful_threads(weights.numel(), at::get_num_threads());
   few_rows::WorkerPool::instance().run(threads,
                                        std::make_shared<HeadProduct>(head, normed, logits.data_ptr<float>(), threads));
-  return logits;
+  return in_place(logits);
 }
 
 Tensor next_logits_shape(const Tensor& hidden, const Tensor&, const Tensor&, const Tensor&, const Tensor&,

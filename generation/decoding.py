@@ -51,19 +51,26 @@ class ModuleSteps(nn.Module):
             start, count: (B,) integers; start[b] is the position of row b's first token here.
             caches: what new_caches gave, changed in place.
         """
+        hidden = self.hidden(input_ids, start, count, caches)
+        return self.logits(at_positions(hidden, (count.long() - 1).clamp(min=0).unsqueeze(1)), count)
+
+    def hidden(self, input_ids: Tensor, start: Tensor, count: Tensor, caches: Sequence[Tensor]) -> Tensor:
+        """(B, T, E): what `logits` takes."""
         config, half = self.gpt2.config, len(caches) // 2
         unseen = None  # (B, S) bool
         positions = token_positions(start.long(), count.long(), input_ids.shape[1], caches[0].shape[2])  # (B, T)
         if config.padding_id is not None:
             caches[-1].scatter_(1, positions, (input_ids == config.padding_id).to(caches[-1].dtype))
             unseen = caches[-1] > 0.5
-        hidden = self.gpt2.transformer(
+        return self.gpt2.transformer(
             input_ids,
             positions.clamp(max=config.n_positions - 1),
             caches=layer_caches(caches[:half], caches[half : 2 * half], positions, unseen),
-        )  # (B, T, E)
-        last = at_positions(hidden, (count.long() - 1).clamp(min=0).unsqueeze(1))  # (B, 1, C)
-        return self.gpt2.lm_head(last).squeeze(1)[:, : config.real_vocab_size].float()
+        )
+
+    def logits(self, hidden: Tensor, count: Tensor) -> Tensor:
+        """(B, 1, E) hidden states -> (B, V); those of a row whose count is 0 mean nothing."""
+        return self.gpt2.lm_head(hidden).squeeze(1)[:, : self.gpt2.config.real_vocab_size].float()
 
 
 def not_native(config: GPT2Config) -> str | None:
@@ -223,9 +230,17 @@ class NativeSteps(nn.Module):
 
     def forward(self, input_ids: Tensor, start: Tensor, count: Tensor, caches: Sequence[Tensor]) -> Tensor:
         """As ModuleSteps.forward."""
+        return self.head(self.hidden(input_ids, start, count, caches), count)
+
+    def hidden(self, input_ids: Tensor, start: Tensor, count: Tensor, caches: Sequence[Tensor]) -> Tensor:
+        """As ModuleSteps.hidden."""
         hidden, parts = self.embedding(input_ids, start, count), self._parts()
         for part, keys, values in zip(parts, caches, caches[len(parts) :]):
             hidden = part(hidden, start, count, keys, values)
+        return hidden
+
+    def logits(self, hidden: Tensor, count: Tensor) -> Tensor:
+        """As ModuleSteps.logits."""
         return self.head(hidden, count)
 
     def _parts(self) -> list[nn.Module]:
@@ -260,6 +275,34 @@ class OneStep(nn.Module):
         logits = self.steps(input_ids, start, count, [getattr(self, name) for name in self.names])
         token, log_prob = choose(logits, seen, uniform, self.sampling, self.steps.best)
         return token.to(torch.int32), log_prob
+
+
+class SlotStep(nn.Module):
+    """A step a call over a cache of B slots, one for each text; back come the logits that the host asks for.
+
+    Texts come and go while others go on: what a slot held before is overwritten, and a row without tokens costs
+    nothing with the native operators.
+    """
+
+    def __init__(self, steps: nn.Module, batch: int, slots: int) -> None:
+        super().__init__()
+        self.steps = steps
+        self.names = []
+        for index, cache in enumerate(steps.new_caches(batch, slots)):
+            self.names.append(f"cache_{index}")
+            self.register_buffer(self.names[-1], cache)
+
+    def forward(self, input_ids: Tensor, start: Tensor, count: Tensor, wanted: Tensor) -> Tensor:
+        """(B, V) float32 logits.
+
+        Args:
+            input_ids, start, count: as in ModuleSteps.forward.
+            wanted: (B,) int32: the logits of output row b are those behind column `wanted[b]` of the B x T columns
+                counted row by row; negative: this output row means nothing.
+        """
+        hidden = self.steps.hidden(input_ids, start, count, [getattr(self, name) for name in self.names])
+        found = hidden.flatten(0, 1).index_select(0, wanted.long().clamp(min=0)).unsqueeze(1)  # (B, 1, E)
+        return self.steps.logits(found, (wanted >= 0).to(torch.int32))
 
 
 class WholeText(nn.Module):

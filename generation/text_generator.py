@@ -21,7 +21,7 @@ from model.checkpoint import load_pretrained
 from model.gpt2 import GPT2LMHeadModel
 from model.non_finite import NonFiniteError, first_non_finite_layer, non_finite_error
 from model.pipeline import shared_on_several
-from tokenizer import open_tokenizer
+from tokenizer import Tokenizer, open_tokenizer
 
 
 class Result:
@@ -39,6 +39,65 @@ class Result:
         return record
 
 
+def load_for_texts(source: str, flag: str, longest: int) -> GPT2LMHeadModel:
+    """The model, with positions for texts of `longest` tokens where it has not learned a number of them.
+
+    Raises ValueError, naming the `flag` that gave the source.
+    """
+    try:
+        gpt2 = load_pretrained(source)
+        if gpt2.config.learns_positions or longest <= gpt2.config.n_positions:
+            return gpt2
+        return load_pretrained(source, n_positions=longest)
+    except ValueError as error:
+        raise ValueError(f"{flag}: {error}") from error
+
+
+def open_checkpoint(
+    source: str, tokenizer_type: int, flag: str, longest: int
+) -> tuple[GPT2LMHeadModel, Tokenizer]:
+    """What load_for_texts gives, and its tokenizer. What that cannot write is left out of the vocabulary.
+
+    Raises ValueError, naming the `flag` that gave the source, for files that are missing, wrong or do not go together.
+    """
+    gpt2 = load_for_texts(source, flag, longest)
+    folder = Path(source)
+    tokenizer = open_tokenizer(tokenizer_type, folder if folder.is_dir() else None)
+    entries, rows = tokenizer.vocab_size, gpt2.config.real_vocab_size
+    if entries > rows:
+        raise ValueError(
+            f"{flag} {folder}: the tokenizer has {entries} entries, the model {rows}. Put the "
+            "tokenizer.json the model was trained with into its folder."
+        )
+    if entries < rows:  # what the tokenizer cannot write is never drawn
+        print(
+            f"the tokenizer has {entries:,} entries, the vocabulary {rows:,}: the others are left out",
+            file=sys.stderr,
+        )
+        gpt2.config = dataclasses.replace(gpt2.config, real_vocab_size=entries)
+    return gpt2, tokenizer
+
+
+def make_steps(
+    gpt2: GPT2LMHeadModel, layers: Sequence[int], precision: str, native_ones: bool
+) -> ModuleSteps | NativeSteps:
+    """The module that makes a step: by the native operators if they are wanted and there, or by the model's modules.
+
+    `precision` is one of custom_ops.decode_blocks.PRECISIONS. Raises ValueError if int8 cannot be had.
+    """
+    unknown = not_native(gpt2.config)
+    if precision == "int8" and unknown:
+        raise ValueError(f"--int8: the native operators do not compute {unknown} of the checkpoint; leave --int8 out")
+    if native_ones and not unknown and custom_ops.load() == "native" and native.available():
+        try:
+            return NativeSteps(gpt2, layers, precision)
+        except ValueError as error:
+            raise ValueError(f"--int8: {error}") from error
+    if precision == "int8":
+        raise ValueError("--int8 needs the native operators: run `make`, and leave --custom-ops at True")
+    return ModuleSteps(gpt2.half() if precision == "float16" else gpt2.float(), layers)
+
+
 class TextGenerator:
     """Texts by the flags of text_generate_gpt2.py.
 
@@ -49,21 +108,9 @@ class TextGenerator:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        gpt2 = self._load()
-        folder = Path(args.model_name_or_path)
-        self.tokenizer = open_tokenizer(args.tokenizer_type, folder if folder.is_dir() else None)
-        entries, rows = self.tokenizer.vocab_size, gpt2.config.real_vocab_size
-        if entries > rows:
-            raise ValueError(
-                f"--model-name-or-path {folder}: the tokenizer has {entries} entries, the model {rows}. Put the "
-                "tokenizer.json the model was trained with into its folder."
-            )
-        if entries < rows:  # what the tokenizer cannot write is never drawn
-            print(
-                f"the tokenizer has {entries:,} entries, the vocabulary {rows:,}: the others are left out",
-                file=sys.stderr,
-            )
-            gpt2.config = dataclasses.replace(gpt2.config, real_vocab_size=entries)
+        gpt2, self.tokenizer = open_checkpoint(
+            args.model_name_or_path, args.tokenizer_type, "--model-name-or-path", args.input_len + args.output_len
+        )
         self.config = config = gpt2.config
         self._check_lengths()
         self.stop_ids = self._stop_ids()
@@ -78,18 +125,6 @@ class TextGenerator:
         layers = self._layers_per_ipu()
         self.steps, self.width = self._steps(gpt2, layers)
         self.executor = self._compiled(layers)
-
-    def _load(self) -> GPT2LMHeadModel:
-        """The checkpoint, and for as many positions as are asked for if it learns none. Raises ValueError."""
-        args = self.args
-        try:
-            gpt2 = load_pretrained(args.model_name_or_path)
-            longest = args.input_len + args.output_len
-            if gpt2.config.learns_positions or longest <= gpt2.config.n_positions:
-                return gpt2
-            return load_pretrained(args.model_name_or_path, n_positions=longest)
-        except ValueError as error:
-            raise ValueError(f"--model-name-or-path: {error}") from error
 
     def _check_lengths(self) -> None:
         args, n_positions = self.args, self.config.n_positions
@@ -135,22 +170,11 @@ class TextGenerator:
         """The module that makes a step, and how many tokens of a row go into one."""
         args = self.args
         longest = min(args.input_len, self.slots)
-        unknown = not_native(gpt2.config)
-        if args.int8 and unknown:
-            raise ValueError(
-                f"--int8: the native operators do not compute {unknown} of the checkpoint; leave --int8 out"
-            )
-        if args.custom_ops and not unknown and custom_ops.load() == "native" and native.available():
-            try:
-                return NativeSteps(gpt2, layers, self._precision), longest
-            except ValueError as error:
-                raise ValueError(f"--int8: {error}") from error
-        if args.int8:
-            raise ValueError("--int8 needs the native operators: run `make`, and leave --custom-ops at True")
+        steps = make_steps(gpt2, layers, self._precision, args.custom_ops)
         # Modules compute every column of the input, so that a wide one would slow down each token; the loop has a
         # call of its own for the prompt.
-        width = longest if args.poptorch_loop else min(8, longest)
-        return ModuleSteps(gpt2.half() if args.fp16 else gpt2.float(), layers), width
+        narrow = isinstance(steps, ModuleSteps) and not args.poptorch_loop
+        return steps, min(8, longest) if narrow else longest
 
     def _compiled(self, layers: Sequence[int]) -> poptorch.PoplarExecutor:
         args = self.args
@@ -234,7 +258,8 @@ class TextGenerator:
 
         The program holds packed weights, so that the checkpoint is read again.
         """
-        gpt2 = self._load()
+        args = self.args
+        gpt2 = load_for_texts(args.model_name_or_path, "--model-name-or-path", args.input_len + args.output_len)
         gpt2 = gpt2.half() if self.args.fp16 else gpt2.float()
         ids = (text.prompt + text.tokens)[-self.config.n_positions :]
         what = f"the model's scores for the next token (number {len(text.tokens) + 1} of a text) are"

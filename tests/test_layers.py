@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = (
     ("train_gpt2", "text_generate_gpt2", "inference_gpt2"),
     ("arguments",),
-    ("tasks", "training", "generation"),
+    ("tasks", "serving", "training", "generation"),
     ("command_line",),
     ("model",),
     ("data", "tokenizer", "custom_ops"),

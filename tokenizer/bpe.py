@@ -207,6 +207,16 @@ class Tokenizer:
         ids = self.encode(text)
         return int(ids[0]) if len(ids) == 1 else self._backend.token_to_id(text)
 
+    def token_bytes(self, i: int) -> bytes:
+        """The bytes of one entry: of a special one those of its name. Raises ValueError on an unknown id."""
+        entry = self._backend.id_to_token(i)
+        if entry is None:
+            raise ValueError(f"token id {i} is not in the vocabulary")
+        bytes_of = {character: byte for byte, character in byte_characters().items()}
+        if i in self._special.values() or not all(character in bytes_of for character in entry):
+            return entry.encode("utf-8")
+        return bytes(bytes_of[character] for character in entry)
+
     def to_json(self) -> str:
         """The content of a tokenizer.json that `from_folder` and Hugging Face's fast tokenizers read."""
         content = json.loads(self._backend.to_str())

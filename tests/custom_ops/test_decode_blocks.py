@@ -124,6 +124,24 @@ def check_head():
         )
 
 
+def check_head_passes_over_rows_without_tokens():
+    """And gives the others what they have without such rows beside them."""
+    case = Case("float32")
+    norm, hidden = case.model.transformer.ln_f, torch.randn(20, 6, 64)
+    head = native.pack([case.model.lm_head.weight.detach()[:41]], "float32")
+    settings = dict(vocab_size=41, precision=0, epsilon=1e-5)
+    for real in ([], [4], [0, 3, 19], list(range(18))):
+        count = torch.zeros(20, dtype=torch.int32)
+        count[real] = 5
+        vectors = (norm.weight.detach(), norm.bias.detach(), head)
+        found = operators().NextLogits(hidden, count, *vectors, **settings)
+        torch.testing.assert_close(found, native.next_logits(hidden, count, *vectors, **settings), atol=5e-6, rtol=5e-6)
+        assert not found[count == 0].any()
+        if real:
+            alone = operators().NextLogits(hidden[real], count[real], *vectors, **settings)
+            assert torch.equal(found[real], alone)
+
+
 def check_top_scores():
     """Against a stable sort in float64: ties, penalties either way, more rows than threads, one and many of them."""
     for rows, vocabulary, k in ((1, 700, 1), (9, 700, 4), (3, 1031, 300), (2, 5, 5)):
