@@ -21,7 +21,7 @@ STAMP := $(VENV)/.stamp-$(shell cat $(REQUIREMENTS) 2>/dev/null | cksum | tr ' '
 DEV_STAMP := $(VENV)/.stamp-dev-$(shell cat $(REQUIREMENTS) $(sort $(wildcard requirements-*.txt)) 2>/dev/null | cksum | tr ' ' '-')
 PLOTS_STAMP := $(VENV)/.stamp-plots-$(shell cat $(REQUIREMENTS) requirements-plots.txt 2>/dev/null | cksum | tr ' ' '-')
 
-.PHONY: build setup setup-dev demo test test-gpu test-long test-harness test-programs test-checkpoints lint clean help bench-compare
+.PHONY: build setup setup-dev demo test test-gpu test-long test-harness test-programs test-checkpoints test-browser lint clean help bench-compare
 .DEFAULT_GOAL := build
 
 build: ## custom_ops.so for what the host has, and the C++ of tokenizer/, data/ and portable/ (the default)
@@ -79,6 +79,9 @@ test-gpu: setup-dev ## the tests that need a CUDA device
 test-harness: setup-dev ## lm-evaluation-harness against its own model; installs requirements-evaluation.txt, 600 MB
 	$(VENV_PYTHON) -m pip install --disable-pip-version-check -r requirements-evaluation.txt -c constraints.txt
 	$(VENV_PYTHON) -m pytest -m harness
+
+test-browser: setup-dev ## the server's page in headless Chromium (CHROMIUM=/path, or as Debian installs it)
+	CHROMIUM="$(CHROMIUM)" $(VENV_PYTHON) -m pytest -m browser
 
 # GROUPS: of transformers, torchvision, lightning and optimum-graphcore; all of them without it
 test-programs: setup-dev ## libraries written for PopTorch on portable/, each in an environment of its own; 4 GB

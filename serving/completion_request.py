@@ -49,8 +49,8 @@ class CompletionRequest:
 def read_request(body: bytes) -> CompletionRequest:
     """Raises ApiError with status 400 for what is no JSON object, for an unknown field and for a value out of range."""
     fields = _Fields(_json_object(body))
-    n, temperature, top_p = fields.whole("n", 1, 1, MOST_TEXTS), fields.real("temperature", 1, 0, 2)
-    top_p = fields.real("top_p", 1, 0, 1)
+    n = fields.whole("n", 1, 1, MOST_TEXTS)
+    temperature, top_p = fields.real("temperature", 1, 0, 2), fields.real("top_p", 1, 0, 1)
     greedy = temperature < COLDEST or top_p == 0
     stream = fields.boolean("stream")
     request = CompletionRequest(

@@ -11,6 +11,7 @@ from typing import Any, Iterator
 
 import uvicorn
 
+from corpora.termination import SAME_TERMINATION
 from serving.application import create_application
 from serving.service import Service
 
@@ -42,12 +43,16 @@ async def serve(service: Service, listener: socket.socket, key: str | None, drai
     )
     server, loop = _Server(config), asyncio.get_running_loop()
 
+    first, since = 0, 0.0
+
     def leave(number: int = 0) -> None:
+        nonlocal first, since
         if server.should_exit:
-            server.force_exit = True
-            service.abandon()
+            if number != first or number != signal.SIGTERM or loop.time() - since > SAME_TERMINATION:
+                server.force_exit = True
+                service.abandon()
             return
-        server.should_exit = True
+        first, since, server.should_exit = number, loop.time(), True
         service.engine.close()
         if number:
             under_way = service.engine.running + service.engine.waiting

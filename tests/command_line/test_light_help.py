@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HEAVY = {
     *("torch", "numpy", "poptorch", "popart", "transformers", "tokenizers", "tqdm", "wandb", "yaml", "crc32c"),
     *("safetensors", "huggingface_hub", "matplotlib", "tensorboard", "lm_eval", "ftfy", "datasketch", "regex"),
+    *("starlette", "uvicorn", "asyncio"),
 }
 SCRIPTS = sorted(
     str(path.relative_to(ROOT))
@@ -27,7 +28,7 @@ COMMANDS = [[path] for path in SCRIPTS if path not in WITHOUT_FLAGS]
 COMMANDS += [
     ["-m", path[:-3].replace("/", ".")] for (path,) in COMMANDS if path.startswith(("data/", "tokenizer/", "tasks/"))
 ]
-COMMANDS += [["data/baseline.py"], ["-m", "data.baseline"], ["-m", "custom_ops.build"]]
+COMMANDS += [["data/baseline.py"], ["-m", "data.baseline"], ["-m", "custom_ops.build"], ["-m", "serving"]]
 COMMANDS += [["-m", "examples_utils", "benchmark"]]
 
 

@@ -3,11 +3,10 @@
 import functools
 import math
 import random
-import tempfile
-from types import SimpleNamespace
 
 import pytest
 import tiny_checkpoint
+import tiny_server
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,36 +17,17 @@ from custom_ops import decode_blocks as native
 from generation.requests import new_text
 from generation.sampling import Sampling
 from generation.text_generator import TextGenerator
-from model.checkpoint import save_pretrained
 from serving.engine import Closed, Engine, Full, Job, TimeUp
-from serving.model import ServedModel
 
-POSITIONS = 32
 GREEDY = Sampling(top_k=1)
 SAMPLINGS = (GREEDY, Sampling(temperature=0.8), Sampling(top_p=0.9), Sampling(temperature=1.5, top_p=0.5))
 PROMPTS = [[5], list(range(10, 30)), [7, 8], [100, 3, 5], list(range(40, 58)), [9] * 17, [11, 12, 13, 14]]
 
 
-@functools.lru_cache(maxsize=None)
-def checkpoint_folder():
-    holder = tempfile.TemporaryDirectory()
-    tokenizer = tiny_checkpoint.tokenizer()
-    save_pretrained(tiny_checkpoint.model(tokenizer.vocab_size), holder.name)
-    with open(f"{holder.name}/tokenizer.json", "w", encoding="utf-8") as file:
-        file.write(tokenizer.to_json())
-    return holder
-
-
-@functools.lru_cache(maxsize=None)
 def served(slots=4, native_ones=True):
-    """A model of its own for each number of slots, which the tests share: a slot's former text must not matter."""
     if native_ones and (custom_ops.load() != "native" or not native.available()):
         pytest.skip("custom_ops.so is not built: no native operators")
-    return ServedModel(
-        SimpleNamespace(
-            model=checkpoint_folder().name, context=None, slots=slots, fp16=False, int8=False, custom_ops=native_ones
-        )
-    )
+    return tiny_server.model(slots, native_ones)
 
 
 def engine(slots=4, native_ones=True, queue=100, **rest):
@@ -140,7 +120,7 @@ def test_texts_are_those_of_text_generate_gpt2(sampling, native_ones, slots):
 @functools.lru_cache(maxsize=None)
 def generated(sampling):
     """By generation/text_generator.py, with the flags of text_generate_gpt2.py."""
-    flags = ["--model-name-or-path", checkpoint_folder().name, "--repetition-penalty", "1", "--input-len", "20"]
+    flags = ["--model-name-or-path", tiny_server.folder(), "--repetition-penalty", "1", "--input-len", "20"]
     flags += ["--output-len", "8", "--topk", str(sampling.top_k), "--temperature", str(sampling.temperature)]
     generator = TextGenerator(parse_generate_args([*flags, "--top-p", str(sampling.top_p), "--seed", "3"]))
     generator.stop_ids = ()
