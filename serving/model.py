@@ -56,12 +56,12 @@ class ServedModel:
         options = poptorch.Options()
         options.autoRoundNumIPUs(True)
         options.setExecutionStrategy(poptorch.ShardedExecution(poptorch.AutoStage.AutoIncrement))
-        step = poptorch.inferenceModel(SlotStep(steps, self.slots, self.positions).eval(), options)
+        executor = poptorch.inferenceModel(SlotStep(steps, self.slots, self.positions).eval(), options)
         one = torch.ones(self.slots, dtype=torch.int32)
-        logits: Tensor = step(torch.zeros(self.slots, self.width, dtype=torch.int32), one * 0, one, one * 0)
+        logits: Tensor = executor(torch.zeros(self.slots, self.width, dtype=torch.int32), one * 0, one, one * 0)
         if not torch.isfinite(logits).all():
             raise ValueError("--model: the model's scores for the next token are not finite; choose another checkpoint")
-        return step
+        return executor
 
     def encode(self, text: str) -> list[int]:
         """Token ids; of an empty text the token behind which a text begins."""
