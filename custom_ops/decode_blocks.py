@@ -165,7 +165,7 @@ def next_logits(
 ) -> Tensor:
     """Layer norm and head for the last token of each row: (B, T, C) hidden, (B,) count -> (B, vocab_size) logits.
 
-    `norm` and `norm_bias` are those of ln_f, `weights` pack([wte]). A row without tokens gives zeros, and costs nothing.
+    `norm` and `norm_bias` are those of ln_f, `weights` pack([wte]). A row without tokens gives zeros and costs nothing.
     """
     width = hidden.shape[-1]
     last = (count.long() - 1).clamp(min=0)

@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import importlib.util
 import os
 import socket
@@ -50,6 +49,8 @@ def run(args: argparse.Namespace, key: str | None) -> int:
     if missing:
         raise ValueError(f"{missing[0]} is not installed, and the server needs it: pip install -r {REQUIREMENTS}")
     with no_collection():
+        import asyncio
+
         from serving.model import ServedModel
         from serving.server import serve
         from serving.service import Limits, Service

@@ -235,8 +235,8 @@ def test_help_lists_the_targets(tree):
     status, output = make(tree, "help")
     assert status == 0
     targets = (
-        "build setup setup-dev demo test test-gpu test-harness test-programs test-checkpoints test-long bench-compare "
-        "lint clean help"
+        "build setup setup-dev demo test test-gpu test-harness test-browser test-programs test-checkpoints test-long "
+        "bench-compare lint clean help"
     )
     assert [line.split()[1] for line in output.splitlines()] == targets.split()
 
