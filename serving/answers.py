@@ -93,7 +93,9 @@ class Choice:
             self._all = TextStream(self._model.tokenizer.decode)
             self._base = len(self.prompt_text)
         else:
-            piece.text += "".join(self._stream.push(each.token) for each in scored)
+            # A stop token is told among log-probabilities, as lm-evaluation-harness expects, and is no text.
+            shown = [] if job.text.ended == "stop" else scored
+            piece.text += "".join(self._stream.push(each.token) for each in shown)
         if self._stream.stopped:
             job.text.ended = "stop_string"
         if job.text.ended:

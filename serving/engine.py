@@ -60,8 +60,8 @@ class Job:
         text: the prompt and what has come; a listener may set `ended`.
         sampling: how to draw; it has no repetition penalty.
         listener: is called on the engine's thread with the job and the tokens that came: once with those of the prompt
-            if they are scored, then with each new one, none if the text ended without one. The text's `ended` says
-            that this was the last call. If `error` is set, it is the last call too.
+            if they are scored, then with each new one, a stop token included (`ended` is "stop" then). The text's
+            `ended` says that this was the last call. If `error` is set, it is the last call too.
         alternatives: how many likeliest tokens are told beside each.
         score_prompt: whether the prompt's tokens are told, too.
         frequency, presence, bias: subtracted from the logit of a token of the text so far, for each time it is there
@@ -280,7 +280,7 @@ class Engine:
             return
         row.pending = [token]
         self.new_tokens += belongs
-        self._tell(row, [scored] if belongs else [])
+        self._tell(row, [scored])
 
     @staticmethod
     def _tell(row: _Row, scored: Sequence[Scored]) -> None:

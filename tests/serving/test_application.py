@@ -146,6 +146,17 @@ def test_log_probabilities_have_openais_form(client):
     assert [len(best) for best in plain["logprobs"]["top_logprobs"]] == [1, 1, 1]
 
 
+def test_a_stop_token_is_told_and_is_no_text(client):
+    """As of OpenAI's: lm-evaluation-harness takes the last token for the one that it asked for."""
+    end = tiny_server.model().stop_ids[0]
+    (choice,) = choices(client, max_tokens=4, logprobs=1, logit_bias={str(end): 100}, echo=True)
+    prompt = len(tiny_server.model().encode(PROMPT))
+    assert (choice["text"], choice["finish_reason"]) == (PROMPT, "stop")
+    assert len(choice["logprobs"]["token_logprobs"]) == prompt + 1
+    assert choice["logprobs"]["tokens"][-1] == "<|endoftext|>"
+    assert post(client, logit_bias={str(end): 100}).json()["usage"]["completion_tokens"] == 0
+
+
 def test_half_a_character_is_shown_by_its_bytes():
     served = tiny_server.model()
     halves = served.encode("ü")
