@@ -1,5 +1,6 @@
 """lm-evaluation-harness through the server (its local-completions model) scores as tasks/harness.py does."""
 
+import poptorch
 import pytest
 import tiny_checkpoint
 
@@ -22,17 +23,20 @@ def test_log_likelihoods_are_those_of_tasks_harness(tmp_path, monkeypatch):
     import transformers
     from lm_eval.api.instance import Instance
     from lm_eval.models.openai_completions import LocalCompletionsAPI
-    from test_evaluation_protocols import scorer
 
     from tasks.harness import HarnessModel
+    from tasks.logits_scorer import LogitsScorer
 
     gpt2 = tiny_checkpoint.write(tmp_path)  # the same seed, so that it is the server's
+    executor = poptorch.inferenceModel(gpt2, poptorch.Options().deviceIterations(2))
     fast = transformers.PreTrainedTokenizerFast(
         tokenizer_file=f"{tiny_server.folder()}/tokenizer.json", eos_token="<|endoftext|>", bos_token="<|endoftext|>"
     )
     fast.save_pretrained(tmp_path / "tokenizer")
     requests = [Instance("loglikelihood", {}, pair, number) for number, pair in enumerate(PAIRS)]
-    expected = HarnessModel(scorer(gpt2), tiny_checkpoint.tokenizer()).loglikelihood(requests)
+    expected = HarnessModel(
+        LogitsScorer(executor, 6, tiny_server.POSITIONS), tiny_checkpoint.tokenizer()
+    ).loglikelihood(requests)
     with tiny_server.service() as one, tiny_server.listening(one) as address:
         client = LocalCompletionsAPI(
             base_url=f"{address}/v1/completions", model=tiny_server.NAME, tokenizer=str(tmp_path / "tokenizer"),
