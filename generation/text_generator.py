@@ -53,9 +53,7 @@ def load_for_texts(source: str, flag: str, longest: int) -> GPT2LMHeadModel:
         raise ValueError(f"{flag}: {error}") from error
 
 
-def open_checkpoint(
-    source: str, tokenizer_type: int, flag: str, longest: int
-) -> tuple[GPT2LMHeadModel, Tokenizer]:
+def open_checkpoint(source: str, tokenizer_type: int, flag: str, longest: int) -> tuple[GPT2LMHeadModel, Tokenizer]:
     """What load_for_texts gives, and its tokenizer. What that cannot write is left out of the vocabulary.
 
     Raises ValueError, naming the `flag` that gave the source, for files that are missing, wrong or do not go together.

@@ -33,7 +33,7 @@ class ServedModel:
     """
 
     def __init__(self, args: argparse.Namespace) -> None:
-        gpt2, self.tokenizer = open_checkpoint(args.model, HUGGING_FACE, "--model")
+        gpt2, self.tokenizer = open_checkpoint(args.model, HUGGING_FACE, "--model", args.context or 0)
         self.config = config = gpt2.config
         self.positions = args.context or config.n_positions
         if self.positions > config.n_positions:
