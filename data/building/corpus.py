@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TextIO
 
@@ -31,6 +32,7 @@ def build(
     Raises ValueError for an input that cannot be used, RuntimeError for a machine that cannot do it.
     """
     writers = [training] if validation is None else [training, validation]
+    check_vocabulary(folder, tokenizer.to_json())
     with Assembly(corpus, tokenizer, recipe, selector, folder, name, workers, stream) as assembly:
         paths: list[Path] = []
         try:
@@ -57,6 +59,23 @@ def build(
         stream.write(line + "\n")
     stream.write(f"wrote {', '.join(map(str, paths))}\n")
     return paths
+
+
+def check_vocabulary(folder: Path, tokenizer_json: str) -> None:
+    """A folder has one tokenizer.json, for all corpora in it.
+
+    Raises ValueError if there is one of another vocabulary.
+    """
+    there = folder / "tokenizer.json"
+    try:
+        kept = json.loads(there.read_text(encoding="utf-8"))["model"]["vocab"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if kept != json.loads(tokenizer_json)["model"]["vocab"]:
+        raise ValueError(
+            f"{folder}: holds data of another vocabulary, which its tokenizer.json is for; name another folder, or "
+            "delete that one if it is of no use any more"
+        )
 
 
 def worker_count(asked_for: int) -> int:

@@ -268,6 +268,16 @@ def test_writes_documents_in_order(tmp_path, corpus, tokenizer, capsys):
     assert Tokenizer.from_folder(out).encode("x y") == small_tokenizer().encode("x y")
 
 
+def test_a_folder_of_another_vocabulary_is_left_as_it_is(tmp_path, corpus, tokenizer, capsys):
+    out = tmp_path / "out"
+    assert run("--input", corpus, "--output", out, "--tokenizer", tokenizer, "--workers", 1) == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    tokenizer.write_text(train_bpe(documents(300, seed=9), 300).to_json(), encoding="utf-8")
+    assert run("--input", corpus, "--output", out, "--tokenizer", tokenizer, "--workers", 1) == 2
+    assert f"{out}: holds data of another vocabulary" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
 def test_any_number_of_workers_gives_the_same_bytes(tmp_path, corpus, tokenizer):
     outputs = []
     for workers in (1, 2, 3):

@@ -135,7 +135,7 @@ REFUSED = {
     "stride": (["--seq-length", 16, "--overlapping-eval", 17], "--overlapping-eval 17: longer than the window of 16"),
     "layers": (["--layers-per-ipu", 1, 2], "--layers-per-ipu 1 2: 3 blocks, but the model has 2"),
     "protocol": (["--protocols", "tokens"], "WIKITEXT103 has no tokens; it has token, token-joined"),
-    "no file": (["--valid-data", "nowhere"], "nowhere: cannot be read (No such file or directory); bash data/"),
+    "no file": (["--valid-data", "nowhere"], "nowhere: cannot be read (No such file or directory); correct the path in --text or --valid-data"),
     "two texts": (["--text", "a", "--valid-data", "b"], "--text a: stands for --task TEXT --valid-data FILE"),
     "no text": (["--task", "TEXT"], "--task TEXT: name the file with --text FILE"),
     "factor": (["--embedding-serialization-factor", 7], "--embedding-serialization-factor 7: does not divide"),
@@ -241,13 +241,20 @@ def test_the_script_takes_checkpoint_and_data_from_the_environment_and_passes_fl
         ("lmbd", "evaluate_lambada.py", "--task LAMBADA "),
         ("enwik8", "evaluate_wiki.py", "--task ENWIK8 "),
         ("all", "evaluate_wiki.py", "--all "),
+        ("lambada", "evaluate_lambada.py", "--task LAMBADA "),
         ("text", "evaluate_wiki.py", ""),
     ],
 )
 def test_the_words_of_the_script(word, program, task):
-    done = script([word, "--fp16", "True"], PYTHON="echo", CHECKPOINT_PATH="a b", VALID_DATA="")
-    flags = f"{task}--pretrained-checkpoint a b --seq-length 0 --tokenizer-type 0 --fp16 True"
+    further = ["--text", "x"] if word == "text" else ["--fp16", "True"]
+    done = script([word, *further], PYTHON="echo", CHECKPOINT_PATH="a b", VALID_DATA="")
+    flags = f"{task}--pretrained-checkpoint a b --seq-length 0 --tokenizer-type 0 {' '.join(further)}"
     assert done.stdout == f"tasks/{program} {flags}\n"
+
+
+def test_text_without_a_file_is_no_other_task():
+    done = script(["text"], PYTHON="echo", CHECKPOINT_PATH="a b", VALID_DATA="")
+    assert done.returncode == 2 and done.stdout == "" and "text needs --text FILE" in done.stderr
 
 
 def test_published_figures_stand_beside_their_own_protocol_and_size_only():
