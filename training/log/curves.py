@@ -159,11 +159,12 @@ class ReferenceCurve:
             return f"reference curve {self._path}: this run and it have no {self.by} in common"
         at, loss, there = self._last
         unit = "tokens" if self.by == "tokens" else "steps"
-        mean = round(self._sum / self._count, 4) + 0.0  # no "-0.0000": the file rounds what it holds
+        # No "-0.0000": the file rounds what it holds.
+        further, mean = (round(value, 4) + 0.0 for value in (loss - there, self._sum / self._count))
+        share = round((loss - there) / there, 3) + 0.0
         return (
             f"reference curve {self._path}: loss {loss:.4f} after {at:,.0f} {unit}, {there:.4f} there "
-            f"({round(loss - there, 4) + 0.0:+.4f}, {round((loss - there) / there, 3) + 0.0:+.1%}); mean difference over "
-            f"{self._count:,} logged steps {mean:+.4f}"
+            f"({further:+.4f}, {share:+.1%}); mean difference over {self._count:,} logged steps {mean:+.4f}"
         )
 
 
