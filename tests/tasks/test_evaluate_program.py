@@ -135,7 +135,7 @@ REFUSED = {
     "stride": (["--seq-length", 16, "--overlapping-eval", 17], "--overlapping-eval 17: longer than the window of 16"),
     "layers": (["--layers-per-ipu", 1, 2], "--layers-per-ipu 1 2: 3 blocks, but the model has 2"),
     "protocol": (["--protocols", "tokens"], "WIKITEXT103 has no tokens; it has token, token-joined"),
-    "no file": (["--valid-data", "nowhere"], "nowhere: cannot be read (No such file or directory); correct the path in --text or"),
+    "no file": (["--valid-data", "nowhere"], "nowhere: cannot be read (No such file or directory); correct the path"),
     "two texts": (["--text", "a", "--valid-data", "b"], "--text a: stands for --task TEXT --valid-data FILE"),
     "no text": (["--task", "TEXT"], "--task TEXT: name the file with --text FILE"),
     "factor": (["--embedding-serialization-factor", 7], "--embedding-serialization-factor 7: does not divide"),
