@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HEAVY = {
     *("torch", "numpy", "poptorch", "popart", "transformers", "tokenizers", "tqdm", "wandb", "yaml", "crc32c"),
     *("safetensors", "huggingface_hub", "matplotlib", "tensorboard", "lm_eval", "ftfy", "datasketch", "regex"),
-    *("starlette", "uvicorn", "asyncio"),
+    *("starlette", "uvicorn"),
 }
 SCRIPTS = sorted(
     str(path.relative_to(ROOT))
