@@ -23,6 +23,7 @@ from command_line.collection import no_collection
 from command_line.interruption import Interruption, command_to_resume, exit_status, interruptible
 from data.bad_data import BadData
 from model.disk_space import CheckpointNotWritten
+from training import folder_lock
 from training.arithmetic import arithmetic
 
 if TYPE_CHECKING:  # torch is imported in main(), after the flags were read: --help and mistakes answer at once
@@ -184,6 +185,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, CheckpointNotWritten) or (run is not None and not run.alone and run.position.step):
             report_stop(run, at_once=False, argv=argv)
         return 1
+    finally:
+        folder_lock.release()
     if run.position.step == run.calls:
         return 0
     if run.stopped_early and not run.interrupted:

@@ -209,7 +209,7 @@ class TextGenerator:
         if len(ids) > longest:
             room = self.config.n_positions
             limit = "--input-len allows" if longest == self.args.input_len else "the checkpoint has positions"
-            remedy = f"shorten the text to {longest} (--prompt, its line of --prompt-file, or what was typed)"
+            remedy = f"shorten the text to {longest} (--prompt, or its line of --prompt-file)"
             if len(ids) <= room:
                 remedy = f"raise --input-len to {len(ids)} (the checkpoint has {room} positions), or " + remedy
             raise ValueError(f"the input has {len(ids)} tokens, more than {limit} ({longest}): {remedy}")

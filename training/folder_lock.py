@@ -12,11 +12,11 @@ except ImportError:  # no POSIX system: runs there do not see each other
     fcntl = None  # type: ignore[assignment]
 
 _PATIENCE = 10.0  # seconds: processes of a run that was killed, which hold its lock, notice that within 5
-_held: dict[tuple[int, int], int] = {}  # (device, number) of a folder -> descriptor, as long as this process lives
+_held: dict[tuple[int, int], int] = {}  # (device, number) of a folder -> descriptor, until the run is over
 
 
 def claim(folder: Path) -> None:
-    """No other process on this machine may claim the folder until this one has ended.
+    """No other process on this machine may claim the folder until release(), or until this one has ended.
 
     A file system without locks is no error: then nothing is claimed.
 
@@ -46,3 +46,9 @@ def claim(folder: Path) -> None:
             os.close(descriptor)
             return
     _held[facts.st_dev, facts.st_ino] = descriptor
+
+
+def release() -> None:
+    """This process's run is over: others may claim its folders."""
+    while _held:
+        os.close(_held.popitem()[1])
