@@ -14,7 +14,7 @@ from typing import Any, Callable
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.side_process import serve  # noqa: E402
-from benchmarks.train_step_sides import RATE, peak_memory_gb  # noqa: E402
+from benchmarks.train_step_sides import RATE, our_model, peak_memory_gb  # noqa: E402
 
 VARIABLE = "POPTORCH_PORTABLE_MICRO_BATCHES_AS_ONE"
 
@@ -26,32 +26,17 @@ def requests(settings: dict[str, Any]) -> dict[str, Callable[[], dict[str, Any]]
     import poptorch
     import torch
 
-    from model.config import GPT2Config
-    from model.gpt2 import GPT2LMHeadModel
-    from model.pretraining import PretrainingModel
-
     torch.manual_seed(0)
     batch, accumulation, length = settings["batch"], settings["accumulation"], settings["length"]
-    vocabulary = settings["vocabulary"]
-    config = GPT2Config(
-        vocab_size=-(-vocabulary // 16) * 16,
-        real_vocab_size=vocabulary,
-        n_positions=length,
-        n_embd=settings["width"],
-        n_layer=settings["layers"],
-        n_head=settings["heads"],
-        resid_pdrop=settings["dropout"],
-        embd_pdrop=settings["dropout"],
-        attn_pdrop=settings["dropout"],
-        activation_function="gelu_new",
-    )
-    model = PretrainingModel(GPT2LMHeadModel(config)).train()
+    model = our_model(settings)
     options = poptorch.Options().randomSeed(0)
     options.Training.gradientAccumulation(accumulation)
     options.outputMode(poptorch.OutputMode.All)
     training = poptorch.trainingModel(model, options, poptorch.optim.AdamW(model.parameters(), lr=RATE))
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(vocabulary, (batch * accumulation, length + 1), generator=generator, dtype=torch.int32)
+    ids = torch.randint(
+        settings["vocabulary"], (batch * accumulation, length + 1), generator=generator, dtype=torch.int32
+    )
     counts = torch.full((accumulation, 2), float(batch * length))
     loss = float("nan")
 

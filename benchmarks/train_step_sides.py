@@ -20,11 +20,8 @@ LOSS_SCALING = 1024.0
 RATE = 1e-4
 
 
-def our_step(settings: dict[str, Any]) -> Callable[[], float]:
-    """The application's model and loss through poptorch.trainingModel."""
-    import poptorch
-    import torch
-
+def our_model(settings: dict[str, Any]) -> Any:
+    """The application's model and loss, newly made."""
     from model.config import GPT2Config
     from model.gpt2 import GPT2LMHeadModel
     from model.pretraining import PretrainingModel
@@ -42,7 +39,15 @@ def our_step(settings: dict[str, Any]) -> Callable[[], float]:
         attn_pdrop=settings["dropout"],
         activation_function="gelu_new",
     )
-    model = PretrainingModel(GPT2LMHeadModel(config)).train()
+    return PretrainingModel(GPT2LMHeadModel(config)).train()
+
+
+def our_step(settings: dict[str, Any]) -> Callable[[], float]:
+    """The application's model and loss through poptorch.trainingModel."""
+    import poptorch
+    import torch
+
+    model = our_model(settings)
     states = {}
     if settings["half"]:
         model.half()

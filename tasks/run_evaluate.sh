@@ -17,13 +17,7 @@ case $1 in
     ptb) task=(--task PTB) ;;
     enwik8) task=(--task ENWIK8) ;;
     text8) task=(--task TEXT8) ;;
-    text)
-        task=()
-        if [[ -z ${VALID_DATA:-} && " $* " != *" --text"* && " $* " != *" --valid-data"* && " $* " != *" -h"* && " $* " != *" --help"* ]]; then
-            echo "run_evaluate.sh: text needs --text FILE, the text to evaluate on" >&2
-            exit 2
-        fi
-        ;;
+    text) task=(--task TEXT) ;; # with --text FILE
     all) task=(--all) ;;
     -h | --help) exec "$python" "$program" --help ;;
     *) echo "run_evaluate.sh: $1 is no task" >&2 && usage ;;

@@ -61,12 +61,8 @@ def read_entries(folder: PathLike) -> Entries | None:
     special: list[str] = []
     if path.is_file():
         content = json_object(read_text(path), path)
-        vocabulary, added = (content.get("model") or {}).get("vocab"), content.get("added_tokens") or []
-        if not isinstance(vocabulary, dict):
-            raise ValueError(f"{path}: not a BPE tokenizer (its vocabulary is no mapping from tokens to ids)")
-        special = [token["content"] for token in added if token.get("special")]
-        ids = {token["content"]: token["id"] for token in added}
-        ids.update(vocabulary)  # a token that is in both has the id of the vocabulary
+        ids = ids_in(content, path)
+        special = [token["content"] for token in content.get("added_tokens") or [] if token.get("special")]
     elif pair is not None:
         ids, path = {**added_tokens(folder), **json_object(read_text(pair[0]), pair[0])}, pair[0]
     else:
@@ -74,6 +70,15 @@ def read_entries(folder: PathLike) -> Entries | None:
     if not ids or not all(isinstance(i, int) and i >= 0 for i in ids.values()):
         raise ValueError(f"{path}: expected a vocabulary, each token with its own id from 0 on")
     return Entries(folder, ids, special)
+
+
+def ids_in(content: Mapping[str, Any], path: PathLike) -> dict[str, int]:
+    """The tokens and ids of a tokenizer.json's content. Raises ValueError, naming `path`, if it is of another kind."""
+    vocabulary, added = (content.get("model") or {}).get("vocab"), content.get("added_tokens") or []
+    if not isinstance(vocabulary, dict):
+        raise ValueError(f"{path}: not a BPE tokenizer (its vocabulary is no mapping from tokens to ids)")
+    # a token that is in both has the id of the vocabulary
+    return {**{token["content"]: token["id"] for token in added}, **vocabulary}
 
 
 def count_ids(ids: Mapping[str, int]) -> int:

@@ -7,12 +7,9 @@ from typing import Any, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from training.block_quantization import BLOCK, dequantize, quantize
+from training.block_quantization import dequantize, quantize
+from training.optimizer_memory import BLOCK, LEAST_QUANTIZED
 from training.rule_optimizer import RuleOptimizer, StateForm
-
-LEAST_QUANTIZED = (
-    4096  # elements; smaller parameters cost nothing, and their moments are float32 (Dettmers et al. 2022)
-)
 
 
 class AdamRule:

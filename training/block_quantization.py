@@ -12,7 +12,8 @@ import functools
 import torch
 from torch import Tensor
 
-BLOCK = 256  # elements that share a scale
+from training.optimizer_memory import BLOCK
+
 _TENS = 7  # powers of ten that the values span
 _DROPPED = 13  # last bits of a float32 that no code depends on; 10 of its fraction are left
 

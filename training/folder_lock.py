@@ -18,12 +18,12 @@ _held: dict[tuple[int, int], int] = {}  # (device, number) of a folder -> descri
 def claim(folder: Path) -> None:
     """No other process on this machine may claim the folder until release(), or until this one has ended.
 
-    A file system without locks is no error: then nothing is claimed.
+    A folder that is not there, or a file system without locks, is no error: then nothing is claimed.
 
     Raises:
         ValueError: another process has claimed it, and keeps it.
     """
-    if fcntl is None:
+    if fcntl is None or not folder.is_dir():
         return
     facts = folder.stat()
     if (facts.st_dev, facts.st_ino) in _held:
@@ -51,4 +51,6 @@ def claim(folder: Path) -> None:
 def release() -> None:
     """This process's run is over: others may claim its folders."""
     while _held:
-        os.close(_held.popitem()[1])
+        _, descriptor = _held.popitem()
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing alone would leave it to processes that were forked meanwhile
+        os.close(descriptor)

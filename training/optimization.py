@@ -17,8 +17,6 @@ from training.rule_optimizer import RuleOptimizer
 BETAS = (0.9, 0.999)  # PopTorch's
 SGD_MOMENTUM = 0.9
 RULES = ("Adafactor", "AdafactorNoScaling", "AdamW8bit")  # each with an update rule of its own
-
-
 # GPT-127* and its kin leave out what has bias, ln or wpe in its name; the norm after the last block is called `norm`
 # there, and so its weight decays.
 _WITHOUT_DECAY = ("bias", ".ln_1.", ".ln_2.", "wpe")

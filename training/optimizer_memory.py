@@ -11,7 +11,10 @@ from model.pipeline import POSITIONS, TOKENS, Stage, last_embedding, stage_param
 
 HALF, FLOAT, CODE = 2, 4, 1  # bytes
 MOMENTS = HALF + FLOAT  # the first moment in half, the second one in float32 (training.optimization)
-_BLOCK, _LEAST_QUANTIZED = 256, 4096  # 8-bit numbers that share a float32 scale; parameters with such (adam_variants)
+BLOCK = 256  # numbers in 8 bits that share a float32 scale
+LEAST_QUANTIZED = (
+    4096  # elements; smaller parameters cost nothing, and their moments are float32 (Dettmers et al. 2022)
+)
 
 
 def state_bytes(stage: Stage, config: GPT2Config, args: argparse.Namespace) -> int:
@@ -39,9 +42,9 @@ def largest_parameter(stage: Stage, config: GPT2Config) -> int:
 def _in_8_bits(shape: tuple[int, ...]) -> int:
     """Bytes of both moments of a parameter that is no embedding."""
     elements = math.prod(shape)
-    if elements < _LEAST_QUANTIZED:
+    if elements < LEAST_QUANTIZED:
         return 2 * FLOAT * elements
-    return 2 * (CODE * elements + FLOAT * -(-elements // _BLOCK))
+    return 2 * (CODE * elements + FLOAT * -(-elements // BLOCK))
 
 
 def _embeddings(stage: Stage, config: GPT2Config) -> Iterator[tuple[int, ...]]:

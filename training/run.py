@@ -29,6 +29,7 @@ from model.pretraining import PretrainingModel
 from training import state as training_state
 from training.arithmetic import samples_per_call
 from training.early_stopping import EarlyStopping
+from training.folder_lock import claim
 from training.inputs import read_inputs
 from training.label_counts import Call, LabelCounter
 from training.loader import make_loader
@@ -73,7 +74,9 @@ class TrainingRun:
         """
         join(args)
         self.args, self.samples_a_call = args, samples_per_call(args)
-        with ranks.first_before_others():  # which may mend what an interrupted save left
+        with ranks.first_before_others():  # which may mend what an interrupted save left, but no save under way
+            if args.save_model_path and not args.compile_only and ranks.is_first():
+                claim(Path(args.save_model_path))
             find_latest(args)
             state, tokenizer, gpt2, self.samples, held_out = read_inputs(args)
         self.sampler = make_sampler(self.samples, args.seed, samples_of_this_process(args))

@@ -13,6 +13,7 @@ from data.building.corpus_formats import CorpusWriter
 from data.building.duplicates import Selector
 from data.building.parts import Recipe
 from tokenizer import Tokenizer
+from tokenizer.entries import TOKENIZER_FILE, ids_in, read_entries
 
 
 def build(
@@ -32,7 +33,7 @@ def build(
     Raises ValueError for an input that cannot be used, RuntimeError for a machine that cannot do it.
     """
     writers = [training] if validation is None else [training, validation]
-    check_vocabulary(folder, tokenizer.to_json())
+    check_vocabulary(folder, tokenizer)
     with Assembly(corpus, tokenizer, recipe, selector, folder, name, workers, stream) as assembly:
         paths: list[Path] = []
         try:
@@ -41,7 +42,7 @@ def build(
         except OSError as error:
             error.filename = error.filename or str(folder)  # what a full disk gives has none
             raise
-        with atomic_file(folder / "tokenizer.json") as file:
+        with atomic_file(folder / TOKENIZER_FILE) as file:
             file.write(assembly.tokenizer_json.encode("utf-8"))
         if assembly.settings_json is not None:
             with atomic_file(folder / "tokenizer_config.json") as file:
@@ -61,19 +62,16 @@ def build(
     return paths
 
 
-def check_vocabulary(folder: Path, tokenizer_json: str) -> None:
+def check_vocabulary(folder: Path, tokenizer: Tokenizer) -> None:
     """A folder has one tokenizer.json, for all corpora in it.
 
-    Raises ValueError if there is one of another vocabulary.
+    Raises ValueError if there is one that has other ids, or that cannot be read.
     """
-    there = folder / "tokenizer.json"
-    try:
-        kept = json.loads(there.read_text(encoding="utf-8"))["model"]["vocab"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return
-    if kept != json.loads(tokenizer_json)["model"]["vocab"]:
+    path = folder / TOKENIZER_FILE
+    there = read_entries(folder) if path.is_file() else None
+    if there is not None and there.ids != ids_in(json.loads(tokenizer.to_json()), path):
         raise ValueError(
-            f"{folder}: holds data of another vocabulary, which its tokenizer.json is for; name another folder, or "
+            f"{folder}: holds data of another vocabulary, which its {TOKENIZER_FILE} is for; name another folder, or "
             "delete that one if it is of no use any more"
         )
 

@@ -242,19 +242,18 @@ def test_the_script_takes_checkpoint_and_data_from_the_environment_and_passes_fl
         ("enwik8", "evaluate_wiki.py", "--task ENWIK8 "),
         ("all", "evaluate_wiki.py", "--all "),
         ("lambada", "evaluate_lambada.py", "--task LAMBADA "),
-        ("text", "evaluate_wiki.py", ""),
+        ("text", "evaluate_wiki.py", "--task TEXT "),
     ],
 )
 def test_the_words_of_the_script(word, program, task):
-    further = ["--text", "x"] if word == "text" else ["--fp16", "True"]
-    done = script([word, *further], PYTHON="echo", CHECKPOINT_PATH="a b", VALID_DATA="")
-    flags = f"{task}--pretrained-checkpoint a b --seq-length 0 --tokenizer-type 0 {' '.join(further)}"
+    done = script([word, "--fp16", "True"], PYTHON="echo", CHECKPOINT_PATH="a b", VALID_DATA="")
+    flags = f"{task}--pretrained-checkpoint a b --seq-length 0 --tokenizer-type 0 --fp16 True"
     assert done.stdout == f"tasks/{program} {flags}\n"
 
 
-def test_text_without_a_file_is_no_other_task():
-    done = script(["text"], PYTHON="echo", CHECKPOINT_PATH="a b", VALID_DATA="")
-    assert done.returncode == 2 and done.stdout == "" and "text needs --text FILE" in done.stderr
+def test_text_without_a_file_is_no_other_task(folder):
+    done = script(["text"], CHECKPOINT_PATH=str(folder / "checkpoint"), VALID_DATA="")
+    assert done.returncode == 2 and done.stdout == "" and "name the file with --text FILE" in done.stderr
 
 
 def test_published_figures_stand_beside_their_own_protocol_and_size_only():

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.adam_variants import AdamRule, AdamW8bit, TensorClippedAdam, TensorClippedAdamW
-from training.block_quantization import BLOCK, dequantize, quantize, values
+from training.block_quantization import dequantize, quantize, values
+from training.optimizer_memory import BLOCK
 
 LR, EPS, BETAS, DECAY = 0.05, 1e-3, (0.8, 0.9), 0.25
 

@@ -12,7 +12,8 @@ the type the rounded operands are multiplied in float32. That is exact: no produ
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,10 @@ from .dropout_attention import dropout_attention
 
 # Device weight -> {(place in it, type): [its version, rounded copy]}. An entry goes with its weight.
 _WEIGHTS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+# What the setting was before operands_rounded_inside(), once for each thread that is in there.
+_INSIDE: list[str] = []
+_INSIDE_LOCK = threading.Lock()
 
 
 def keep_rounded(weight: Tensor) -> None:
@@ -92,11 +97,10 @@ def attention_with_dropout(
     scale: float,
     philox: bool,
     dtype: torch.dtype,
-    keys: Sequence[int] | None = None,
 ) -> Tensor:
     """dropout_attention() of rounded operands: of type `dtype`."""
     operands = (narrow(operand, dtype).float() for operand in (query, key, value))
-    return dropout_attention(*operands, dropout, scale, philox, keys).to(dtype)
+    return dropout_attention(*operands, dropout, scale, philox).to(dtype)
 
 
 def narrow(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -192,10 +196,18 @@ def _multiply(a: Tensor, b: Tensor, native: bool, wide: bool = False) -> Tensor:
 
 @contextlib.contextmanager
 def operands_rounded_inside() -> Iterator[None]:
-    """In here oneDNN rounds the operands of float32 products to bfloat16, and leaves the sums as they are."""
-    matmul, before = torch.backends.mkldnn.matmul, torch.backends.mkldnn.matmul.fp32_precision
-    matmul.fp32_precision = "bf16"
+    """In here oneDNN rounds the operands of float32 products to bfloat16, and leaves the sums as they are.
+
+    torch has one such setting for the process: another thread's products are rounded meanwhile, and no longer.
+    """
+    matmul = torch.backends.mkldnn.matmul
+    with _INSIDE_LOCK:
+        _INSIDE.append(_INSIDE[0] if _INSIDE else matmul.fp32_precision)
+        matmul.fp32_precision = "bf16"
     try:
         yield
     finally:
-        matmul.fp32_precision = before
+        with _INSIDE_LOCK:
+            before = _INSIDE.pop()
+            if not _INSIDE:
+                matmul.fp32_precision = before

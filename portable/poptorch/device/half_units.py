@@ -118,7 +118,9 @@ def _fails(dtype: torch.dtype) -> str | None:
 
 def _is_right(dtype: torch.dtype) -> bool:
     torch.set_num_threads(1)  # those of the parent do not exist here
-    a = (torch.arange(64 * 64) % 7 - 3.0).view(64, 64)  # whole numbers below 256: exact in either type
+    a = (torch.arange(64 * 64, dtype=torch.float32) % 7 - 3.0).view(
+        64, 64
+    )  # whole numbers below 256: exact in either type
     return torch.equal((a.to(dtype) @ torch.eye(64, dtype=dtype)).float(), a)
 
 
@@ -145,12 +147,12 @@ def _stopwatch(dtype: torch.dtype) -> Callable[[], tuple[float, float]]:
 
     Of as many rows as a share of the time allows: a library without kernels for the type is hundreds of times slower.
     """
-    b = torch.ones(_INNER, _COLUMNS)
+    b = torch.ones(_INNER, _COLUMNS, dtype=torch.float32)
     narrow = b.to(dtype)
     pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def size(rows: int) -> None:
-        a = torch.ones(rows, _INNER)
+        a = torch.ones(rows, _INNER, dtype=torch.float32)
         pairs[:] = [(a, b), (a.to(dtype), narrow)]
 
     def seconds(left: torch.Tensor, right: torch.Tensor) -> float:

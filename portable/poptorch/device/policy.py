@@ -134,7 +134,7 @@ def explain(products: Products | None) -> tuple[str, str]:
     )
     asked = asked_by()
     if products is None or products.dtype == torch.float32:
-        why = asked or _why_not(half_units.speed(torch.bfloat16))
+        why = "the program has no matrix products of half" if products is None else asked or _why_float32()
         return (
             "Half is slow on a CPU: float32 serves",
             f"Half is slow on a CPU ({why}): {held}, and everything is computed in it.",
@@ -145,7 +145,10 @@ def explain(products: Products | None) -> tuple[str, str]:
     return short, f"{short[0].upper()}{short[1:]}{f', as {asked} asks' if asked else ''}, with float32 sums: {held}."
 
 
-def _why_not(speed: half_units.Speed) -> str:
+def _why_float32() -> str:
+    speed = half_units.speed(torch.bfloat16)
     if speed.ratio is None:
         return speed.why
+    if speed.worth_it:
+        return "the run began with float32"
     return f"bfloat16 is {speed.ratio:.1f} times as fast as float32 here, less than {half_units.WORTH_IT}"

@@ -8,23 +8,15 @@ on with them whatever machine it is on. In several processes those of the first 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from .. import notices
+from ..poptorch_core import createPoptorchError
 from .processes import group
 
 RECORD = "ipu_numerics"  # beside ipu_state and ipu_param in an optimizer's state
 Value = int | str
-
-
-@dataclasses.dataclass(frozen=True)
-class _Choice:
-    """`asked` is what asked for the value, e.g. an environment variable; None: the machine chose it."""
-
-    value: Value
-    asked: str | None
 
 
 class Numerics:
@@ -37,7 +29,7 @@ class Numerics:
     def __init__(self, kept: Mapping[str, Any] | None = None):
         self._resumes = kept is not None
         self._kept: dict[str, Value] = dict((kept or {}).get(RECORD) or {})
-        self._choices: dict[str, _Choice] = {}
+        self._choices: dict[str, Value] = {}
         self._shares = False  # whether other processes settle the same
         self._new: list[str] = []  # names that the state does not know
 
@@ -53,6 +45,7 @@ class Numerics:
         """The value that holds for `name`: the run's, or else what `choose()` returns; asked again, the same.
 
         After share() every process must ask for the same names in the same order.
+        Raises poptorch.Error if the first process has a value that is not possible here.
 
         Args:
             choose: what this machine would choose; called in any case, so that a difference can be told.
@@ -60,7 +53,7 @@ class Numerics:
             asked: who asked for what `choose()` returns, if it was no choice of the machine: that holds then.
         """
         if name in self._choices:
-            return self._choices[name].value
+            return self._can(name, self._choices[name], possible, otherwise)
         chosen, kept = choose(), self._kept.get(name)
         value = chosen
         if kept is None:
@@ -74,9 +67,27 @@ class Numerics:
             value = kept
             _say(f"{name}: {kept}, with which the run began. This machine would choose {chosen}.")
         if self._shares:
-            value = group.from_first(value)
-        self._choices[name] = _Choice(value, asked)
+            value = self._can(name, group.from_first(value), possible, otherwise)
+        self._choices[name] = value
         return value
+
+    @staticmethod
+    def _can(name: str, value: Value, possible: Callable[[Value], bool], otherwise: str) -> Value:
+        """`value`, which may be the first process's."""
+        if not possible(value):
+            raise createPoptorchError(
+                f"{name}: the first process has {value}, {otherwise}: start all processes with the same environment, "
+                "on machines that are alike"
+            )
+        return value
+
+    def kept(self, name: str) -> Value | None:
+        """What the state that the program continues from says of `name`, or None."""
+        return self._kept.get(name)
+
+    def give_up(self, name: str, value: Value) -> None:
+        """What was settled turned out not to do: `value` holds from now on, and is recorded."""
+        self._choices[name] = value
 
     def share(self) -> bool:
         """The choices of the first process hold from now on; whether one of them is another than here.
@@ -93,12 +104,11 @@ class Numerics:
 
     def settled(self, name: str) -> Value | None:
         """What was settled for `name`, or None."""
-        choice = self._choices.get(name)
-        return None if choice is None else choice.value
+        return self._choices.get(name)
 
     def record(self) -> dict[str, dict[str, Value]]:
         """The entry of the optimizer's state, {RECORD: {name: value}}; nothing where nothing was chosen."""
-        values = {name: choice.value for name, choice in sorted(self._choices.items())}
+        values = dict(sorted(self._choices.items()))
         return {RECORD: values} if values else {}
 
     def report(self) -> None:

@@ -11,6 +11,7 @@ import torch
 from .. import notices, openmp, optim, option_effects
 from ..checks import require
 from ..device import policy as device_policy
+from ..engine.as_one import number
 from ..engine.numerics import Numerics
 from ..engine.running.probe import Probe
 from ..engine.running.randomness import RandomStreams
@@ -62,7 +63,8 @@ class ExecutorState:
             option_effects.refuse_training(self._options)
         notices.report_without_effect(self._options)
         notices.report_environment()
-        engine_options.report_folder(self._options)  # a mistake in it is told now, not after tracing
+        engine_options.report_folder(self._options)  # mistakes in these are told now, not after tracing
+        number.wanted()
         self._model = hosting.executor_copy(model)
         self._policy = device_policy.choose()
         self._optimizer = optimizer

@@ -130,25 +130,18 @@ class Session:
         """How many micro-batches run as one."""
         counts, training = compiled.counts, self.optimizer is not None
         micro_batches = counts.accumulation * counts.replicas * (1 if training else counts.iterations)
-        if self.anchors is not None:
-            chosen = AsOne(reason="tensors are anchored")
-        elif self._options.Precision.floating_point_exceptions:
-            chosen = AsOne(reason="each is checked for floating-point exceptions")
-        elif self._state.grouped:
-            chosen = AsOne(reason="weights differ between groups of replicas")
-        else:
-            shapes = zip(compiled.program.inputs, compiled.micro_batch, strict=True)
-            same = {name for name, shape in shapes if not len(shape)}
-            # A pipeline of few micro-batches would be idle while it fills.
-            most = None if self._parts is None else micro_batches // (4 * len(self._parts.placement.spans))
+        shapes = zip(compiled.program.inputs, compiled.micro_batch, strict=True)
+        same = {name for name, shape in shapes if not len(shape)}
+        # A pipeline of few micro-batches would be idle while it fills.
+        most = None if self._parts is None else micro_batches // (4 * len(self._parts.placement.spans))
 
-            def several() -> StackedProgram:
-                found = stack(compiled.program, same, training)
-                if self._parts is not None and not found.sure:  # processes cannot start again one at a time
-                    raise NotProven("forward() changes a tensor in place by an operation that may have no rule")
-                return found
+        def several() -> StackedProgram:
+            found = stack(compiled.program, same, training)
+            if self._parts is not None and not found.sure:  # processes cannot start again one at a time
+                raise NotProven("forward() changes a tensor in place by an operation that may have no rule")
+            return found
 
-            chosen = number.choose(several, micro_batches, self._numerics, most)
+        chosen = number.choose(several, micro_batches, self._numerics, most, self._one_at_a_time())
         kind = "training" if training else "inference"
         if chosen.number > 1:
             notices.difference(
@@ -160,6 +153,25 @@ class Session:
         elif counts.micro_batches > 1:
             notices.logger.info("Micro-batches run one at a time in %s: %s.", kind, chosen.reason)
         return chosen
+
+    def _one_at_a_time(self) -> str:
+        """Why micro-batches must run one at a time whatever the program; empty if they need not."""
+        running = (
+            self._options.Training.meanAccumulationAndReplicationReductionStrategy == MeanReductionStrategy.Running
+        )
+        if self.anchors is not None:
+            return "tensors are anchored"
+        if self._options.Precision.floating_point_exceptions:
+            return "each is checked for floating-point exceptions"
+        if self._state.grouped:
+            return "weights differ between groups of replicas"
+        if (
+            self.optimizer is not None
+            and running
+            and any(t.dtype == torch.float16 for t in self._state.parameters.values())
+        ):
+            return "a running mean keeps half gradients from overflowing, which their sum might"
+        return ""
 
     def _anchors(self, compiled: Compiled) -> Anchors | None:
         """What Options.anchorTensor() asked for, if it did."""

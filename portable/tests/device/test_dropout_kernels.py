@@ -310,3 +310,29 @@ def test_a_library_that_does_not_fit_is_told_once_and_not_used(case, library_nam
     library_named(str(path))
     assert not native.available() and not native.available()
     assert len(said) == 1 and "plain torch serves" in said[0] and "`make`" in said[0]
+
+
+@needs_library
+@pytest.mark.parametrize("bad", [math.nan, 3e38])
+def test_what_is_not_finite_stays_so(kernels, bad):
+    """A NaN, or scores beyond float32, in one query's row: it and no other row is NaN, as plain torch has it."""
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, 1, 40, 16) for _ in range(3))
+    query[0, 0, 9] = bad
+    out = dropout_attention(query, key, value, 0.1, 1.0)
+    assert out[0, 0].isnan().any(-1).nonzero().flatten().tolist() == [9]
+    expected = dropout_attention(query, key, value, 0.1, 1.0, philox=False)
+    assert torch.equal(out.isnan().any(-1), expected.isnan().any(-1))
+
+
+@needs_library
+def test_the_default_type_of_the_program_does_not_matter(kernels):
+    torch.manual_seed(0)
+    operands = [torch.randn(1, 2, 40, 16) for _ in range(3)]
+    expected, _ = native.attention_forward(*operands, 1.0, 0.1, [5])
+    torch.set_default_dtype(torch.float16)
+    try:
+        found, log_sums = native.attention_forward(*operands, 1.0, 0.1, [5])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.dtype == log_sums.dtype == torch.float32 and torch.equal(found, expected)

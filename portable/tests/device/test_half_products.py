@@ -12,6 +12,7 @@ from programs import Body, infer, make_options
 
 import poptorch
 from poptorch.device import half_products, half_units, policy
+from poptorch.engine.as_one.number import VARIABLE
 from poptorch.engine.numerics import RECORD
 
 BFLOAT16 = torch.bfloat16
@@ -537,3 +538,16 @@ def test_a_pipeline_of_two_processes_is_one(bfloat16):
     # What is the same in the first call is rounded otherwise after an update: sums of gradients have another order.
     assert first[0] == pytest.approx(alone[0], rel=1e-6)
     torch.testing.assert_close(torch.tensor(first), torch.tensor(alone), rtol=1e-3, atol=0)
+
+
+def test_micro_batches_run_as_one_in_16_bits_too(bfloat16, monkeypatch):
+    losses = []
+    for number in ("1", "4"):
+        monkeypatch.setenv(VARIABLE, number)
+        model = Transformer().half()
+        executor = poptorch.trainingModel(
+            model, make_options(1, 4, mode=poptorch.OutputMode.All), torch.optim.SGD(model.parameters(), lr=0.1)
+        )
+        losses.append(executor(*batch(4))[1])
+        assert executor._session.runner.as_one.number == int(number)
+    torch.testing.assert_close(*losses, rtol=1e-3, atol=0)

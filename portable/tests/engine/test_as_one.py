@@ -10,7 +10,8 @@ from zoo import ZOO
 
 import poptorch
 from poptorch.device.linear_cross_entropy import linear_cross_entropy
-from poptorch.engine.as_one.number import VARIABLE
+from poptorch.engine.as_one.number import NAME, VARIABLE
+from poptorch.engine.as_one.rules import LinearCrossEntropy
 from poptorch.engine.numerics import RECORD
 
 ALL = poptorch.OutputMode.All
@@ -402,3 +403,68 @@ def test_an_error_of_the_program_is_that_of_one_micro_batch(monkeypatch):
     executor.compile(torch.zeros(4, 2, dtype=torch.int64))
     with pytest.raises(IndexError):
         executor(torch.full((4, 2), 9))
+
+
+def recorded(options=None, state=None):
+    """(as_one, the record of numerics) of a program that has trained with Adam."""
+    model = Regression()
+    optimizer = poptorch.optim.Adam(model.parameters(), lr=0.1)
+    if state is not None:
+        optimizer.load_state_dict(state)
+    executor = poptorch.trainingModel(model, options or make_options(1, 4, mode=ALL), optimizer)
+    executor(*regression_data(8))
+    return executor._session.runner.as_one, optimizer.state_dict()
+
+
+def test_what_fails_as_one_is_recorded_as_what_it_was(monkeypatch):
+    from poptorch.engine.as_one import rules
+
+    def failing(self, *operands):
+        raise RuntimeError("no room")
+
+    monkeypatch.setenv(VARIABLE, "")
+    monkeypatch.setattr(rules.Linear, "forward", failing)
+    assert recorded()[1][RECORD] == {NAME: 1}
+
+
+def test_a_run_that_may_not_have_several_any_more_says_so(monkeypatch, capsys):
+    monkeypatch.setenv(VARIABLE, "")
+    as_one, state = recorded()
+    assert as_one.number == 4
+    options = make_options(1, 4, mode=ALL)
+    options.Precision.enableFloatingPointExceptions(True)
+    as_one, state = recorded(options, state)
+    assert as_one.number == 1 and state[RECORD] == {NAME: 1}
+    assert "The run began with 4, which is not possible here (each is checked" in capsys.readouterr().err
+
+
+def test_a_wrong_number_is_told_when_the_program_is_wrapped(monkeypatch):
+    monkeypatch.setenv(VARIABLE, "many")
+    with pytest.raises(poptorch.Error, match=f"{VARIABLE}=many is not a number"):
+        poptorch.trainingModel(Regression(), make_options(1, 4))
+
+
+def test_half_gradients_under_a_running_mean_come_one_by_one(monkeypatch):
+    monkeypatch.setenv(VARIABLE, "")
+    monkeypatch.setenv("POPTORCH_PORTABLE_HALF", "native")
+    options = make_options(1, 4, mode=ALL)
+    options.Training.setMeanAccumulationAndReplicationReductionStrategy(poptorch.MeanReductionStrategy.Running)
+    options.Training.accumulationAndReplicationReductionType(poptorch.ReductionType.Mean)
+    executor = poptorch.trainingModel(Regression().half(), options)
+    executor(*(each.half() for each in regression_data(8)))
+    assert executor._session.runner.as_one.number == 1
+
+
+def test_projection_and_loss_keep_their_precision():
+    """What the pass for half says of the products of a fused head reaches it."""
+    graph, given = torch.fx.Graph(), {}
+    hidden, weight, target = (graph.placeholder(name) for name in ("hidden", "weight", "target"))
+
+    def head(hidden, weight, bias, target, *rest, **named):
+        given.update(named)
+        return torch.zeros(named["groups"]), torch.zeros(hidden.shape[:2])
+
+    node = graph.call_function(head, (hidden, weight, None, target, "mean", -100, False), {"products": torch.bfloat16})
+    rule = LinearCrossEntropy(node, frozenset({"hidden", "target"}))
+    rule(torch.zeros(3, 2, 4), torch.zeros(5, 4), torch.zeros(3, 2))
+    assert given == {"products": torch.bfloat16, "groups": 3}

@@ -135,3 +135,13 @@ def test_it_is_in_an_executors_file(choose, tmp_path):
     choose("narrow")
     loaded = poptorch.load(str(tmp_path / "saved"))
     assert loaded._numerics.settled("products") == "wide"
+
+
+def test_what_the_first_process_has_and_this_one_lacks_is_an_error(monkeypatch):
+    numerics = Numerics()
+    only_wide = {"possible": lambda value: value == "wide"}
+    assert numerics.settle("products", lambda: "wide", **only_wide) == "wide"
+    monkeypatch.setattr("poptorch.engine.numerics.group.from_first", lambda value: {"products": "narrow"})
+    assert numerics.share()
+    with pytest.raises(poptorch.Error, match="products: the first process has narrow, which this device lacks"):
+        numerics.settle("products", lambda: "wide", **only_wide)

@@ -143,8 +143,8 @@ def attention_forward(
     """
     samples, heads, length, _ = query.shape
     query, key, value = (_rows(tensor) for tensor in (query, key, value))
-    out = torch.empty(samples, length, heads, value.shape[-1]).transpose(1, 2)
-    log_sums = torch.empty(samples, heads, length)
+    out = torch.empty(samples, length, heads, value.shape[-1], dtype=torch.float32, device="cpu").transpose(1, 2)
+    log_sums = torch.empty(samples, heads, length, dtype=torch.float32, device="cpu")
     views = {"query": query, "key": key, "value": value, "out": out}
     _attention(views, log_sums, scale, dropout, keys, backward=False)
     return out, log_sums
@@ -194,7 +194,8 @@ def _attention(
     call.value_width = views["value"].shape[-1]
     call.scale, call.threshold = scale, threshold(dropout)
     library, threads = _library(), torch.get_num_threads()
-    scratch = torch.empty(library.poptorch_attention_scratch(ctypes.byref(call), threads, backward))
+    size = library.poptorch_attention_scratch(ctypes.byref(call), threads, backward)
+    scratch = torch.empty(size, dtype=torch.float32, device="cpu")
     call.scratch = scratch.data_ptr()
     library.poptorch_attention(ctypes.byref(call), threads, backward)
 

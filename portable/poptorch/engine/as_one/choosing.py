@@ -96,9 +96,21 @@ def _foreign(node: torch.fx.Node) -> str:
         return f"{_name(node)} is an operator of a library"
     if is_norm(node) and any(node.args[place] is not None for place in (3, 4)):
         return f"{_name(node)} has running statistics"
-    if node.target.name() in ("aten::item", "aten::_local_scalar_dense", "aten::nonzero"):
+    if _depends_on_values(node):
         return f"{_name(node)} asks for values"
     return ""
+
+
+def _depends_on_values(node: torch.fx.Node) -> bool:
+    """Whether the shape of the result, or what the program is told, depends on values."""
+    if torch.Tag.data_dependent_output in node.target.tags:
+        return True
+    if torch.Tag.dynamic_output_shape not in node.target.tags:
+        return False
+    if node.target not in (aten.index.Tensor, aten._unsafe_index.Tensor):
+        return True
+    given = [index.meta["val"].dtype for index in node.args[1] if index is not None]
+    return torch.bool in given or torch.uint8 in given  # masks
 
 
 def _drawing_rule(node: torch.fx.Node) -> type[Rule]:
@@ -162,9 +174,10 @@ def held_bytes(node: object) -> int:
     total = sum(each.numel() * each.element_size() for each in values if isinstance(each, torch.Tensor))
     if node.target is aten.dropout.default and draws(node):  # the noise
         total *= 2
-    if node.target is dropout_attention and not _has_kernel(node):  # the probabilities
+    attentions = (dropout_attention, half_products.attention_with_dropout)
+    if node.target in attentions and not _has_kernel(node):  # the probabilities, in float32 in any case
         shape = node.args[0].meta["val"].shape
-        total += math.prod(shape[:-1]) * shape[-2] * value.element_size()
+        total += math.prod(shape[:-1]) * shape[-2] * 4
     return total
 
 

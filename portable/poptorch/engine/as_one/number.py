@@ -10,6 +10,7 @@ from ...poptorch_core import createPoptorchError
 from ..numerics import Numerics
 from .stacking import NotProven, StackedProgram
 
+NAME = "micro-batches as one"  # in the record of numerics
 VARIABLE = "POPTORCH_PORTABLE_MICRO_BATCHES_AS_ONE"
 # What the forward pass of all of them may leave behind. GPT-2 small leaves 0.75 MB a token in float32.
 BUDGET = 1 << 30  # bytes
@@ -23,11 +24,13 @@ class AsOne:
         number: micro-batches that run as one.
         program: for them; None where it was not proven, and they run one at a time.
         reason: why they do, for people.
+        give_up: to be called if it turns out that they must run one at a time nevertheless.
     """
 
     number: int = 1
     program: StackedProgram | None = None
     reason: str = ""
+    give_up: Callable[[], None] = lambda: None
 
 
 def wanted() -> int | None:
@@ -44,7 +47,11 @@ def wanted() -> int | None:
 
 
 def choose(
-    make: Callable[[], StackedProgram], micro_batches: int, numerics: Numerics, most: int | None = None
+    make: Callable[[], StackedProgram],
+    micro_batches: int,
+    numerics: Numerics,
+    most: int | None = None,
+    refused: str = "",
 ) -> AsOne:
     """As many micro-batches as one as the budget, or the environment, has room for: a divisor of `micro_batches`.
 
@@ -53,23 +60,28 @@ def choose(
         micro_batches: of one weight update, or in inference of one call.
         numerics: where the number is settled: a run keeps it.
         most: there may be no more as one than that, whatever the environment says.
+        refused: why there may be no more than one, if so.
     """
     asked = wanted()
     most = micro_batches if most is None else min(micro_batches, most)
-    if most < 2:
-        return AsOne(reason="there are too few of them")
     try:
+        if refused or most < 2:
+            raise NotProven(refused or "there are too few of them")
         program = make()
     except NotProven as reason:
+        if numerics.kept(NAME) is not None:
+            without = f"which is not possible here ({reason})"
+            numerics.settle(NAME, lambda: 1, possible=lambda kept: kept == 1, otherwise=without)
         return AsOne(reason=str(reason))
     limit = BUDGET // max(1, program.bytes) if asked is None else asked
     number = numerics.settle(
-        "micro-batches as one",
+        NAME,
         lambda: max((n for n in range(1, min(limit, most) + 1) if micro_batches % n == 0), default=1),
         possible=lambda kept: isinstance(kept, int) and 1 <= kept <= most and micro_batches % kept == 0,
         otherwise="which does not fit its micro-batches any more",
         asked=None if asked is None else VARIABLE,
     )
     if number > 1:
-        return AsOne(number, program)
-    return AsOne(1, program, "one takes the memory meant for all of them" if asked is None else f"{VARIABLE}={asked}")
+        return AsOne(number, program, give_up=lambda: numerics.give_up(NAME, 1))
+    reason = "one takes the memory meant for all of them" if asked is None else f"{VARIABLE}={asked}"
+    return AsOne(1, program, "the run began so" if numerics.kept(NAME) == 1 else reason)

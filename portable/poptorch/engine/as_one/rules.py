@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from ...device import native
+from ...device import memory, native
 from ..tracing.writes import written
 from .streams import Streams
 
@@ -76,8 +76,8 @@ class Rule(torch.nn.Module):
         if self._batches:
             try:
                 return self.vmapped(operands)
-            except RuntimeError:  # there is no such rule, or the operation itself fails, which it then does again
-                if not self._makes:
+            except RuntimeError as error:  # there is no such rule, or the operation fails, which it then does again
+                if not self._makes or memory.ran_out(error):
                     raise
                 self._batches = False
         return self.one_by_one(operands)
@@ -149,11 +149,7 @@ class LinearCrossEntropy(Rule):
     def forward(self, *operands: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Losses (n,) and argmaxes (n, rows)."""
         count = operands[0].shape[0]
-        leaves = list(self._leaves)
-        for place, operand in zip(self._places, operands, strict=True):
-            leaves[place] = operand
-        args, _ = pytree.tree_unflatten(leaves, self._structure)
-        losses, best = self.operation(*args, groups=count)
+        losses, best = self.call(operands, groups=count)
         return losses, best.view(count, -1)
 
 

@@ -15,13 +15,12 @@ from ...device.linear_cross_entropy import linear_cross_entropy
 from ...device.policy import Products
 from ..tracing.export import TracedGraph
 from .half_products import hand_on, is_half
-from .patterns import erase, overwritten
+from .patterns import CASTS, erase, overwritten
 
 aten = torch.ops.aten
 
 _SMALLEST_VOCABULARY = 1024  # below it the logits are no burden
 _VIEWS = frozenset({aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten.contiguous.default})
-_CASTS = frozenset({aten.to.dtype, aten._to_copy.default, aten.to.dtype_layout})
 _ADDITIONS = frozenset({aten.add.Tensor, aten.add_.Tensor})
 _TRANSPOSITIONS = frozenset({aten.t.default, aten.numpy_T.default, aten.transpose.int})
 
@@ -148,7 +147,7 @@ def _hands_on(node: torch.fx.Node) -> bool:
     An operator of a program's own says that it copies by torch's tag view_copy (as aten.alias_copy does).
     """
     copies = node.target is aten.clone.default or torch.Tag.view_copy in getattr(node.target, "tags", ())
-    return (node.target in _VIEWS | _CASTS or (copies and _same_shape(node))) and _keeps_rows(node)
+    return (node.target in _VIEWS | CASTS or (copies and _same_shape(node))) and _keeps_rows(node)
 
 
 def _same_shape(node: torch.fx.Node) -> bool:

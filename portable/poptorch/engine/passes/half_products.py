@@ -17,6 +17,7 @@ from ...device.linear_cross_entropy import linear_cross_entropy
 from ...device.policy import Products
 from ..tracing.export import TracedGraph
 from ..tracing.writes import origins, written
+from .patterns import CASTS
 
 aten = torch.ops.aten
 _LINEAR, _ATTENTION = aten.linear.default, aten.scaled_dot_product_attention.default
@@ -40,9 +41,8 @@ _MOVES = frozenset(
 _FUNCTIONS = frozenset(
     {aten.gelu.default, aten.relu.default, aten.silu.default, aten.tanh.default, aten.dropout.default}
 )
-_CASTS = frozenset({aten.to.dtype, aten._to_copy.default, aten.to.dtype_layout})
 # Readers of logits and of scores, which lose by every bit; between scores and their softmax there may be some more.
-_STATISTICS = _CASTS | {
+_STATISTICS = CASTS | {
     aten.softmax.int, aten.log_softmax.int, aten._softmax.default, aten._log_softmax.default, aten.logsumexp.default,
     aten.cross_entropy_loss.default, aten.nll_loss_nd.default, aten.argmax.default, aten.topk.default,
     aten.max.dim, "output",
@@ -121,7 +121,7 @@ class _Rewriter:
                 count += 1
             elif self._stays_narrow(node):
                 self._mark_narrow(node)
-            elif not (node.target in _CASTS and torch.float32 in (*node.args, *node.kwargs.values())):
+            elif not (node.target in CASTS and torch.float32 in (*node.args, *node.kwargs.values())):
                 self._widen_arguments(node)
         return count
 

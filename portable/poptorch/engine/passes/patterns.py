@@ -9,6 +9,9 @@ import torch
 from ..tracing.export import TracedGraph
 from ..tracing.writes import origins, written
 
+aten = torch.ops.aten
+CASTS = frozenset({aten.to.dtype, aten._to_copy.default, aten.to.dtype_layout})
+
 
 def only_use(node: object, *targets: object) -> torch.fx.Node | None:
     """`node` if it is a call of one of `targets` whose value has one reader."""

@@ -181,14 +181,17 @@ class Runner:
             return False
         training = self._optimizer is not None
         with torch.set_grad_enabled(training):
+            before = len(self.timings.input), len(self.timings.input_complete)
             try:
                 values = self._several(stacked, leaves, places)
             except RuntimeError as error:  # an operation whose shapes do not bear it, or too little memory
                 if self._worked:
                     raise
                 # Nothing has happened yet. If it is the program that fails it does so again.
+                self.as_one.give_up()
                 self.as_one = AsOne(reason=f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
-                notices.logger.info("Micro-batches run one at a time: %s", self.as_one.reason)
+                notices.logger.warning("Micro-batches run one at a time after all: %s", self.as_one.reason)
+                del self.timings.input[before[0] :], self.timings.input_complete[before[1] :]
                 return False
         self._worked = True
         outputs = [values[name] for name in self._program.outputs]
