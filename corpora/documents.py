@@ -13,6 +13,7 @@ from corpora.plain_text import plain
 from corpora.wikipedia import ArticleReader, is_wiki_file, resolve_entities, without_placeholders
 
 PASSAGE = 16 << 10  # characters of a passage, at least
+MOST_BAD = 0.1  # of a file's characters: Latin-1 in a European language has 2 to 5 %, another alphabet nearly all
 
 
 class DocumentReader:
@@ -86,11 +87,22 @@ class DocumentReader:
             begin = match.end()
         yield self.decoded(raw[begin:]).strip("\n")
 
+    def _whole(self) -> str:
+        """The text of a file that is one document. Raises ValueError for one that is hardly text."""
+        text = self.decoded(self._content())
+        bad = text.count("\ufffd") if self.broken else 0
+        if bad > MOST_BAD * len(text):
+            raise ValueError(
+                f"{self.piece.name}: {bad / len(text):.0%} of its characters are not UTF-8; is it a text? "
+                "Convert one of another encoding, as in iconv -f latin1 -t utf-8"
+            )
+        return text
+
     def _file(self) -> Iterator[str]:
-        yield self.decoded(self._content())
+        yield self._whole()
 
     def _passages(self) -> Iterator[str]:
-        text = self.decoded(self._content())
+        text = self._whole()
         begin = 0
         while len(text) - begin >= 2 * PASSAGE:
             least = begin + PASSAGE

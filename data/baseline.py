@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from data.loading.text_file import prepared
 
         train, held_out = open_dataset(
-            prepared(args.train_path),
+            prepared(args.train_path, max_len=args.max_len),
             max_len=args.max_len,
             stride=args.stride,
             seed=args.seed,

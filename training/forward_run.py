@@ -60,7 +60,7 @@ class ForwardRun:
         self.samples_a_call, self._own_samples_a_call = shard.group, shard.own
         gpt2 = load_or_make(args)
         samples, _ = open_dataset(
-            prepared(args.train_path, args.pretrained_checkpoint),
+            prepared(args.train_path, args.pretrained_checkpoint, args.max_len),
             max_len=args.max_len,
             stride=args.stride,
             seed=args.seed,

@@ -96,7 +96,7 @@ def open_samples(
     Raises ValueError for unusable data, or fewer than one call takes.
     """
     samples_a_call = samples_per_call(args)
-    args.train_path = prepared(args.train_path, args.pretrained_checkpoint)
+    args.train_path = prepared(args.train_path, args.pretrained_checkpoint, args.max_len)
     samples, held_out = open_dataset(
         args.train_path,
         max_len=args.max_len,

@@ -65,6 +65,30 @@ def test_a_text_without_words_is_refused(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
+def test_a_text_shorter_than_half_a_sample_is_refused_by_its_name_and_leaves_nothing(tmp_path):
+    path = tmp_path / "words.txt"
+    path.write_text("only four words here", encoding="utf-8")  # and an end: 5 ids
+    write_config(tmp_path)
+    done = run_here(flags(tmp_path, train_path=path, max_len=16))
+    assert done.status == 2 and "nothing was started or written" in done.err
+    assert f"--train-path {path}: 5 ids, where half a sample of --max-len 16 + 1 has 9; give a longer text" in done.err
+    assert not list(tmp_path.glob("words.txt.*"))
+    prepared(str(path), max_len=8)
+    with pytest.raises(ValueError, match=r"words.txt: 5 ids, "):
+        prepared(str(path), max_len=16)
+
+
+def test_bytes_that_are_no_text_are_refused_and_single_ones_told(tmp_path, capsys):
+    noise, letter = tmp_path / "noise.txt", tmp_path / "letter.txt"
+    noise.write_bytes("привет, мир\n".encode("koi8-r") * 200)
+    with pytest.raises(ValueError, match=r"^--train-path [^ ]*noise.txt: \d\d% of its characters are not UTF-8; is it"):
+        prepared(str(noise))
+    assert not list(tmp_path.glob("noise.txt.*"))
+    letter.write_bytes(("Grüße aus dem Norden.\n" * 50).encode("latin1"))
+    prepared(str(letter))
+    assert "1 lines or documents were not UTF-8: bad bytes became U+FFFD" in capsys.readouterr().out
+
+
 def test_a_run_trains_on_it_and_goes_on(tmp_path, text):
     write_config(tmp_path, vocab_size=304, real_vocab_size=300)
     save = tmp_path / "save"
