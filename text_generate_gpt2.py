@@ -14,11 +14,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Sequence, TextIO
 
 from arguments import parse_generate_args
-from command_line.checks import not_installed, refuse
+from command_line.checks import (
+    first_speaks,
+    is_first_process,
+    leave_to_first_process,
+    not_installed,
+    refuse,
+    speaker,
+)
 from command_line.collection import no_collection
 from command_line.interruption import Terminated, interruptible
 from corpora.plain_text import plain
 from corpora.strict_json import json_text
+from model.layout import launched
 
 if TYPE_CHECKING:
     from generation.text_generator import Result, TextGenerator
@@ -38,7 +46,8 @@ class Samples:
     """--save-samples-path: each text is in the file as soon as it is whole."""
 
     def __init__(self, path: str | None) -> None:
-        self._file: TextIO | None = open(path, "w", encoding="utf-8") if path else None
+        """Of several processes the first writes."""
+        self._file: TextIO | None = open(path, "w", encoding="utf-8") if path and is_first_process() else None
 
     def add(self, line: str) -> None:
         if self._file is not None:
@@ -152,11 +161,14 @@ def answer_file(generator: TextGenerator, results: Sequence[Result], samples: Sa
             line = json_text(result.record(generator.args.log_probabilities), ensure_ascii=False)
             print(line, flush=True)
             samples.add(line)
-        print(timing([batch], seconds), file=sys.stderr, flush=True)
+        if is_first_process():
+            print(timing([batch], seconds), file=sys.stderr, flush=True)
 
 
 def run(args: argparse.Namespace) -> None:
     """Raises ValueError for what is wrong with flags, files and prompts."""
+    if args.prompt is None and not args.prompt_file and not args.compile_only and launched()[1] > 1:
+        raise ValueError("nobody can type for several processes: give --prompt or --prompt-file, or start one")
     prompts = read_prompts(args.prompt_file) if args.prompt_file else []
     with no_collection():
         from generation.text_generator import TextGenerator
@@ -180,10 +192,11 @@ def run(args: argparse.Namespace) -> None:
 
 
 @interruptible
+@first_speaks()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program with these arguments (default: the command line's). Returns the exit status."""
     args = parse_generate_args(argv)
-    for line in args.notes:
+    for line in args.notes if is_first_process() else ():
         print(line, file=sys.stderr)
     try:
         run(args)
@@ -194,7 +207,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RuntimeError as error:
         if "HINT:" not in str(error):
             raise
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        leave_to_first_process()
+        print(f"{PROGRAM}: {speaker()}{error}", file=sys.stderr)
         return 1
     return 0
 

@@ -19,8 +19,10 @@ from generation.sampling import Sampling
 from generation.text_stream import TextStream
 from model.checkpoint import load_pretrained
 from model.gpt2 import GPT2LMHeadModel
+from model.ipu_options import single_replica_options
 from model.non_finite import NonFiniteError, first_non_finite_layer, non_finite_error
 from model.pipeline import shared_on_several
+from model.ranks import is_first
 from tokenizer import Tokenizer, open_tokenizer
 
 
@@ -67,7 +69,7 @@ def open_checkpoint(source: str, tokenizer_type: int, flag: str, longest: int) -
             f"{flag} {folder}: the tokenizer has {entries} entries, the model {rows}. Put the "
             "tokenizer.json the model was trained with into its folder."
         )
-    if entries < rows:  # what the tokenizer cannot write is never drawn
+    if entries < rows and is_first():  # what the tokenizer cannot write is never drawn
         print(
             f"the tokenizer has {entries:,} entries, the vocabulary {rows:,}: the others are left out",
             file=sys.stderr,
@@ -176,7 +178,7 @@ class TextGenerator:
 
     def _compiled(self, layers: Sequence[int]) -> poptorch.PoplarExecutor:
         args = self.args
-        options = poptorch.Options()
+        options = single_replica_options(len(layers))
         options.deviceIterations(args.device_iterations)
         options.autoRoundNumIPUs(True)
         if args.matmul_proportion:
@@ -271,7 +273,7 @@ class TextGenerator:
         return generate(self.executor, texts, *shape, self.stop_ids, self._say_overflow)
 
     def _say_overflow(self) -> None:
-        if not self._overflow_said:
+        if not self._overflow_said and is_first():
             half = self.config.n_positions // 2
             print(
                 f"\n[the context of {self.config.n_positions} tokens is full: the text goes on from its last {half}]",

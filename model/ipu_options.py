@@ -11,7 +11,7 @@ import popdist.poptorch
 import poptorch
 import torch
 
-from model.layout import launched
+from model.layout import fitting_processes, launched
 
 # PopART session options of the reference application. They shape memory and speed on an IPU, not results.
 _POPART_OPTIONS = {
@@ -90,6 +90,24 @@ def instance() -> tuple[int, int]:
     if popdist.isPopdistEnvSet():
         return popdist.getInstanceIndex(), popdist.getNumInstances()
     return 0, 1
+
+
+def single_replica_options(ipus: int) -> poptorch.Options:
+    """For a model on `ipus` IPUs that is not replicated: the processes of a run hold it together.
+
+    Raises ValueError, naming the numbers that fit, where they cannot, RuntimeError with a HINT where they do not meet.
+    """
+    if not popdist.isPopdistEnvSet():
+        return poptorch.Options()
+    number, fitting = launched()[1], fitting_processes(1, ipus)
+    if number not in fitting:
+        raise ValueError(
+            f"{number} processes cannot hold a model on {ipus} IPU{'s'[: ipus != 1]} together: start one of "
+            f"{', '.join(map(str, fitting))}, or divide its layers by --layers-per-ipu"
+        )
+    os.environ[_TOTAL_REPLICAS], os.environ[_IPUS] = "1", str(ipus)
+    _init()
+    return popdist.poptorch.Options(ipus_per_replica=ipus)
 
 
 def base_options(args: argparse.Namespace) -> poptorch.Options:

@@ -3,6 +3,7 @@
 Used by the tests of the training program.
 """
 
+import concurrent.futures
 import contextlib
 import io
 import json
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import warm_process
+from launch import free_port
 
 import train_gpt2
 from data.articles.pickle_file import write_articles
@@ -118,6 +120,29 @@ def run_there(argv: list, timeout: float = 300.0, cold: bool = False) -> Finishe
     else:
         done = warm_process.run(words, environment(), timeout=timeout)
     return Finished(done.returncode, done.stdout, done.stderr)
+
+
+def together(processes: int, argv: list, program: str = "train_gpt2.py") -> Finished:
+    """The program in processes that begin with everything imported, with the environment that torchrun gives them.
+
+    Returns the largest exit status, and what all of them said.
+    """
+    common = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_PORT": free_port()}
+    started = []
+    for rank in range(processes):
+        own = {**common, "MASTER_ADDR": "127.0.0.1", "RANK": rank, "LOCAL_RANK": rank}
+        variables = {**environment(), **{name: str(value) for name, value in own.items()}}
+        started.append(warm_process.PipedProcess([ROOT / program, *argv], variables))
+    with concurrent.futures.ThreadPoolExecutor(processes) as readers:
+        said = list(readers.map(lambda process: process.communicate(300), started))
+    return Finished(max(process.wait() for process in started), *map("".join, zip(*said)))
+
+
+def run_together(processes: int, argv: list, **program: str) -> Finished:
+    """What `together` gives, of processes that succeed."""
+    done = together(processes, argv, **program)
+    assert done.status == 0, done.err
+    return done
 
 
 class Running:

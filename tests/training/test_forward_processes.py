@@ -1,8 +1,7 @@
 """inference_gpt2.py under torchrun: its processes share replicas, or hold one together, and the first alone speaks."""
 
 import pytest
-from test_processes import run_together, together
-from tiny_run import flags, write_config
+from tiny_run import flags, run_together, together, write_config
 
 PROGRAM = {"program": "inference_gpt2.py"}
 

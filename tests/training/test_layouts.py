@@ -7,9 +7,9 @@ import subprocess
 
 import pytest
 import torch
-from test_processes import curve, run_flags, run_together, torchrun
+from test_processes import curve, run_flags, torchrun
 from test_resume import assert_equal, contents
-from tiny_run import NO_DROPOUT, environment, run_here, saved_in, write_config, write_corpus
+from tiny_run import NO_DROPOUT, environment, run_here, run_together, saved_in, write_config, write_corpus
 
 SCHEDULE = {"lr_warmup_steps": 1, "lr_decay_steps": 12}
 SHARDED = {"replicated_tensor_sharding": True}

@@ -5,8 +5,8 @@ import json
 import pytest
 import safetensors.torch
 import warm_process
-from test_processes import curve, run_flags, run_together
-from tiny_run import NO_DROPOUT, ROOT, environment, run_here, saved_in, write_config, write_corpus
+from test_processes import curve, run_flags
+from tiny_run import NO_DROPOUT, ROOT, environment, run_here, run_together, saved_in, write_config, write_corpus
 
 SCHEDULE = {"lr_warmup_steps": 1, "lr_decay_steps": 8}
 

@@ -1,6 +1,5 @@
 """train_gpt2.py under torchrun: several processes share the replicas of one, and what happens when one of them dies."""
 
-import concurrent.futures
 import csv
 import random
 import re
@@ -15,8 +14,18 @@ import psutil
 import pytest
 import safetensors.torch
 import torch
-import warm_process
-from tiny_run import NO_DROPOUT, ROOT, Finished, environment, flags, run_here, saved_in, write_config, write_corpus
+from launch import free_port
+from tiny_run import (
+    NO_DROPOUT,
+    ROOT,
+    environment,
+    flags,
+    run_here,
+    run_together,
+    saved_in,
+    write_config,
+    write_corpus,
+)
 
 
 @pytest.fixture(scope="module")
@@ -50,28 +59,6 @@ def run_flags(folder, save, **changes):
 def torchrun(processes, argv, *launcher, meeting=("--standalone",)):
     command = [sys.executable, "-m", "torch.distributed.run", *meeting, "--nproc-per-node", str(processes)]
     return [*command, *launcher, str(ROOT / "train_gpt2.py"), *map(str, argv)]
-
-
-def together(processes, argv, program="train_gpt2.py"):
-    """The program in processes that begin with everything imported, with the environment that torchrun gives them.
-
-    Returns the largest exit status, and what all of them said.
-    """
-    common = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_PORT": free_port()}
-    started = []
-    for rank in range(processes):
-        own = {**common, "MASTER_ADDR": "127.0.0.1", "RANK": rank, "LOCAL_RANK": rank}
-        variables = {**environment(), **{name: str(value) for name, value in own.items()}}
-        started.append(warm_process.PipedProcess([ROOT / program, *argv], variables))
-    with concurrent.futures.ThreadPoolExecutor(processes) as readers:
-        said = list(readers.map(lambda process: process.communicate(300), started))
-    return Finished(max(process.wait() for process in started), *map("".join, zip(*said)))
-
-
-def run_together(processes, argv, **program):
-    done = together(processes, argv, **program)
-    assert done.status == 0, done.err
-    return done
 
 
 def curve(save):
@@ -148,12 +135,6 @@ def wait_for_any(logs, pattern, launchers):
 def listens(port):
     with socket.socket() as caller:
         return caller.connect_ex(("127.0.0.1", port)) == 0
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def test_sigterm_leaves_one_checkpoint_and_no_process(folder):

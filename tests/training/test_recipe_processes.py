@@ -3,8 +3,8 @@
 import csv
 
 import pytest
-from test_processes import run_flags, run_together
-from tiny_run import NO_DROPOUT, run_here, write_config, write_corpus
+from test_processes import run_flags
+from tiny_run import NO_DROPOUT, run_here, run_together, write_config, write_corpus
 
 SCHEDULE = {"lr_warmup_steps": 1, "lr_decay_steps": 12, "sequence_warmup": "4 8", "sequence_warmup_steps": 2}
 REPLICAS = {"optimizer": "AdamW8bit", "replicated_tensor_sharding": True, "early_stopping": 20, "eval_steps": 2}
