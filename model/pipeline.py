@@ -91,11 +91,6 @@ def shared_on_several(config: GPT2Config, layers_per_ipu: Sequence[int]) -> str:
     )
 
 
-def layer_parameters(config: GPT2Config) -> int:
-    """Parameters of one block."""
-    return block_parameters(config)
-
-
 def parameter_sizes(stage: Stage, config: GPT2Config) -> Iterator[int]:
     """Elements of what the stage holds: each embedding, each block as a whole, the last layer norm.
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.config import GPT2Config, parameter_count
+from model.config import GPT2Config, block_parameters, parameter_count
 from model.gpt2 import GPT2LMHeadModel
 from model.pipeline import (
     HEAD,
@@ -18,7 +18,6 @@ from model.pipeline import (
     has_position_embedding,
     head_operations,
     layer_operations,
-    layer_parameters,
     pipeline_stages,
     speed_up,
     stage_operations,
@@ -47,7 +46,7 @@ def test_the_stages_of_small():
 
 def test_parameters_by_hand():
     # C = 2, I = 8: two norms of 4; 2 x 6 + 6 and 2 x 2 + 2 of attention; 2 x 8 + 8 and 8 x 2 + 2 of the MLP
-    assert layer_parameters(TINY) == 8 + 18 + 6 + 24 + 18
+    assert block_parameters(TINY) == 8 + 18 + 6 + 24 + 18
     stages = pipeline_stages([0, 2, 2])
     assert [stage_parameters(stage, TINY) for stage in stages] == [20, 6 + 2 * 74, 2 * 74 + 4, 0]
 
@@ -98,7 +97,7 @@ VARIANTS = [
 @pytest.mark.parametrize("changes, block, whole, operations, beside", VARIANTS)
 def test_variants_by_hand(changes, block, whole, operations, beside):
     config = dataclasses.replace(TINY, **changes)
-    assert (layer_parameters(config), parameter_count(config)) == (block, whole)
+    assert (block_parameters(config), parameter_count(config)) == (block, whole)
     assert layer_operations(config, 3) == operations
     assert flops_per_token(config, 3) == 3 * (4 * operations + beside)
     positions = has_position_embedding(config)

@@ -7,9 +7,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from arguments import parse_train_args
-from model.config import GPT2Config, parameter_count
+from model.config import GPT2Config, block_parameters, parameter_count
 from model.layout import Layout, fitting_processes
-from model.pipeline import forward_stages, layer_parameters, pipeline_stages
+from model.pipeline import forward_stages, pipeline_stages
 from training.stage_memory import (
     CPU,
     DEVICES,
@@ -27,7 +27,7 @@ from training.stage_memory import (
 TINY = GPT2Config(
     vocab_size=10, n_positions=3, n_embd=2, n_layer=4, n_head=1, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
 )
-BLOCK = layer_parameters(TINY)
+BLOCK = block_parameters(TINY)
 KEPT = 2 * 3 * (8 * 2 + 2 * 8 + 4)  # numbers of a block, of one micro-batch
 
 
