@@ -46,7 +46,10 @@ CONFIG_FILE = "config.json"
 
 
 def load_pretrained(
-    path_or_name: PathLike, n_positions: int | None = None, dropouts: Mapping[str, float] | None = None
+    path_or_name: PathLike,
+    n_positions: int | None = None,
+    dropouts: Mapping[str, float] | None = None,
+    at_least: int = 0,
 ) -> GPT2LMHeadModel:
     """Builds the model of a Hugging Face checkpoint, in eval mode, parameters in the file's dtype.
 
@@ -54,6 +57,7 @@ def load_pretrained(
         path_or_name: a checkpoint directory or, if there is no such directory, a name on the
             Hugging Face hub.
         n_positions: positions to keep, the first ones, or to make where none are learned; None keeps all.
+        at_least: where positions are not learned, as many are made if `n_positions` or the checkpoint has fewer.
         dropouts: probabilities in place of the checkpoint's, by their names in the configuration.
 
     The vocabulary is padded with zero rows to a multiple of 16. Which rows of the file are tokens: read_config.
@@ -72,13 +76,14 @@ def load_pretrained(
             f"{directory}: the checkpoint has n_positions {stored.n_positions}, not the {n_positions} asked for; "
             f"use --max-len {stored.n_positions} or less"
         )
+    positions = n_positions or stored.n_positions
     path, tensors = read_weights(directory)
     tensors = with_our_names(tensors, path, stored.tie_word_embeddings)
     check_weights(tensors, stored, path)
     config = dataclasses.replace(
         stored,
         **(dropouts or {}),
-        n_positions=n_positions or stored.n_positions,
+        n_positions=positions if stored.learns_positions else max(positions, at_least),
         vocab_size=padded_rows(stored.real_vocab_size),
     )
     dtype = functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors.values()))  # of mixed: the widest
@@ -102,9 +107,8 @@ def _checkpoint_directory(path_or_name: PathLike) -> Path:
     remedy = "give a directory with config.json and model.safetensors"
     if path.is_dir():
         if not (path / CONFIG_FILE).exists():
-            inside = sorted(file.parent for file in path.glob(f"*/{CONFIG_FILE}"))
-            if inside:  # the folder that runs save to
-                latest = max(inside, key=lambda checkpoint: (checkpoint / CONFIG_FILE).stat().st_mtime)
+            latest = newest_inside(path)
+            if latest is not None:
                 raise ValueError(f"{path}: holds checkpoints and is none; give one of them, the latest is {latest}")
             raise ValueError(f"{path / CONFIG_FILE}: cannot be read (No such file or directory); {remedy}")
         return path
@@ -133,6 +137,15 @@ def _checkpoint_directory(path_or_name: PathLike) -> Path:
             f"{remedy}, or download the checkpoint on a machine with network access and give its path. `make demo` "
             "needs no hub and leaves a small one in demo/checkpoints/epoch_0"
         ) from error
+
+
+def newest_inside(path: Path) -> Path | None:
+    """Of the folder that a run saves to, its newest checkpoint; None if none is in it.
+
+    Hidden ones are those of a save that is under way, or was interrupted (write_atomically).
+    """
+    inside = [file for file in sorted(path.glob(f"*/{CONFIG_FILE}")) if not file.parent.name.startswith(".")]
+    return max(inside, key=lambda file: file.stat().st_mtime).parent if inside else None
 
 
 def read_config(path: Path, entries: int | None = None) -> GPT2Config:

@@ -117,7 +117,7 @@ def load_torch_file(path: Path, passed_over: str | None = None) -> Any:
     Classes and functions whose full names match `passed_over` become a StandIn; that takes torch 2.6.
 
     Raises ValueError naming the file: it cannot be read, is damaged, or holds other objects than these, tensors,
-    numbers, texts, lists and mappings.
+    numbers, texts, lists and mappings; or torch is too old to pass over them.
     """
     try:
         # The format from before torch 1.6, which is no archive, cannot be mapped.
@@ -126,6 +126,11 @@ def load_torch_file(path: Path, passed_over: str | None = None) -> Any:
         with _stand_ins(path, passed_over if is_archive else None):
             return torch.load(str(path), map_location="cpu", weights_only=True, **mapped)
     except pickle.UnpicklingError as error:
+        if passed_over and is_archive and not _finds_foreign():
+            raise ValueError(
+                f"{path}: is damaged, or holds objects of another program, and to pass over them takes torch 2.6; "
+                f"install it in place of {torch.__version__}"
+            ) from error
         raise ValueError(
             f"{path}: is damaged, or holds objects other than tensors, which are not loaded because they may run code; "
             f"download it again or convert it to {WEIGHTS_FILE}"
@@ -134,11 +139,14 @@ def load_torch_file(path: Path, passed_over: str | None = None) -> Any:
         raise ValueError(f"{path}: cannot be read ({_first_line(error)}); is the file complete?") from error
 
 
+def _finds_foreign() -> bool:
+    """Whether this torch can say which objects of other programs a file holds: from 2.6 on."""
+    return hasattr(torch.serialization, "get_unsafe_globals_in_checkpoint")
+
+
 def _stand_ins(path: Path, passed_over: str | None) -> ContextManager[Any]:
-    if passed_over is None:
+    if passed_over is None or not _finds_foreign():
         return contextlib.nullcontext()
-    if not hasattr(torch.serialization, "get_unsafe_globals_in_checkpoint"):
-        raise RuntimeError("it holds objects of another program, and to pass over them takes torch 2.6")
     names = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
     return torch.serialization.safe_globals([(StandIn, name) for name in names if re.fullmatch(passed_over, name)])
 

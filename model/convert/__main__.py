@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from corpora.program import ProgramParser, reported
+from model.config_checks import ACTIVATIONS
 
 PROGRAM = "model.convert"
 FORMATS = ("huggingface", "nanogpt", "llm.c", "megatron", "gguf")
@@ -32,12 +33,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is there")
     says = parser.add_argument_group("what IN does not say itself")
-    says.add_argument("--config", type=Path, metavar="FILE", help="a config.json, in place of the one in IN")
+    says.add_argument("--config", type=Path, metavar="FILE", help="of Hugging Face, Megatron-LM: a config.json")
     says.add_argument("--real-vocab-size", type=int, metavar="N", help="rows of the vocabulary that are tokens")
-    says.add_argument("--activation", choices=("gelu", "gelu_new", "relu"), help="of nanoGPT, llm.c, Megatron-LM, GGUF")
+    says.add_argument("--activation", choices=ACTIVATIONS, help="of nanoGPT, llm.c, Megatron-LM, GGUF")
     says.add_argument("--tokenizer", type=Path, metavar="PATH", help="a tokenizer.json or a folder with one")
     says.add_argument(
-        "--vocab-multiple", type=int, default=128, metavar="N", help="llm.c, megatron: padded to a multiple of (128)"
+        "--vocab-multiple", type=int, metavar="N", help="of llm.c, megatron as OUT: padded to a multiple of (128)"
     )
     args = parser.parse_args(argv)
     problems = [

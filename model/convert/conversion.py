@@ -13,7 +13,7 @@ from model.config import parameter_count
 from model.convert import gguf, huggingface, llm_c, megatron, nanogpt
 from model.convert.recognition import open_source
 from model.convert.sink import Target, choose_dtype
-from model.convert.source import Wishes
+from model.convert.source import Source, Wishes
 from model.disk_space import free_bytes
 
 _WRITERS: dict[str, Any] = {
@@ -24,6 +24,12 @@ _WRITERS: dict[str, Any] = {
     "gguf": gguf,
 }
 _FOLDERS = ("huggingface", "megatron")
+_PADDED, _ROWS_MULTIPLE = ("llm.c", "megatron"), 128
+# Which kinds of IN read these of the Wishes: the others would compute the same without them.
+_READ_BY = {
+    "config": (huggingface.KIND, megatron.KIND),
+    "activation": (nanogpt.KIND, llm_c.KIND, megatron.KIND, gguf.KIND),
+}
 
 
 def convert(args: argparse.Namespace) -> None:
@@ -31,13 +37,18 @@ def convert(args: argparse.Namespace) -> None:
     written.
     """
     _check_output(args.IN, args.OUT, args.to in _FOLDERS, args.overwrite)
+    if args.vocab_multiple is not None and args.to not in _PADDED:
+        raise ValueError(
+            f"--vocab-multiple: {args.to} has no padding of the vocabulary ({' and '.join(_PADDED)} have); leave it out"
+        )
     writer = _WRITERS[args.to]
     wishes = Wishes(args.config, args.real_vocab_size, args.activation, args.tokenizer)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         source = open_source(args.IN, wishes)
+    _check_read(wishes, source)
     dtype = choose_dtype(source, args.dtype, writer.ALLOWED, writer.KIND)
-    target = Target(args.OUT, dtype, args.vocab_multiple)
+    target = Target(args.OUT, dtype, args.vocab_multiple or _ROWS_MULTIPLE)
     note = writer.check(source, target)
     _check_room(args.OUT, writer.size(source, target))
     for line in [*(str(w.message) for w in told), *source.notes, *([note] if note else [])]:
@@ -59,6 +70,15 @@ def as_folder(path: Path, folder: Path) -> Path:
     _check_room(folder, huggingface.size(source, target))
     huggingface.write(source, target)
     return folder
+
+
+def _check_read(wishes: Wishes, source: Source) -> None:
+    for name, kinds in _READ_BY.items():
+        if getattr(wishes, name) is not None and source.kind not in kinds:
+            raise ValueError(
+                f"--{name}: {source.path} is of {source.kind}, where it says nothing (it is for {', '.join(kinds)}); "
+                "leave it out"
+            )
 
 
 def _check_room(output: Path, needed: int) -> None:

@@ -8,6 +8,7 @@ A block of Q8_0 is 32 values of a row: their scale as float16, then 32 int8.
 
 from __future__ import annotations
 
+import math
 import struct
 from pathlib import Path
 from typing import Any, BinaryIO, Iterator, Mapping, Sequence
@@ -116,12 +117,9 @@ def _weight(file: RawFile, name: str, shape: tuple[int, ...], kind: int, place: 
             f"{file.path}: the tensor {name} is of the type {_OTHERS.get(kind, kind)}; {known} are read, so convert "
             "from such a file of this model"
         )
-    count = 1
-    for extent in shape:
-        count *= extent
     if not shape or shape[-1] % BLOCK:
         raise ValueError(f"{file.path}: the tensor {name} {shape} is of Q8_0 and its rows are no multiple of {BLOCK}")
-    raw = file.bytes(name, place, count // BLOCK * _BLOCK_BYTES)
+    raw = file.bytes(name, place, math.prod(shape) // BLOCK * _BLOCK_BYTES)
 
     def read() -> Tensor:
         blocks = raw.view(-1, _BLOCK_BYTES)
@@ -183,9 +181,7 @@ def _aligned(place: int) -> int:
 
 
 def _bytes_of(shape: Sequence[int], dtype: str) -> int:
-    count = 1
-    for extent in shape:
-        count *= extent
+    count = math.prod(shape)
     if dtype == "q8_0":
         return count // BLOCK * _BLOCK_BYTES
     return count * torch.empty(0, dtype=_PLAIN[TYPES[dtype]]).element_size()

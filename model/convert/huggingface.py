@@ -7,6 +7,7 @@ each tensor), the tensors. Written one after the other; safetensors' own writer 
 from __future__ import annotations
 
 import json
+import math
 import struct
 from pathlib import Path
 from typing import BinaryIO
@@ -58,11 +59,9 @@ def _write_safetensors(file: BinaryIO, source: Source, dtype: str) -> None:
     header: dict[str, object] = {"__metadata__": file_metadata(source.config)}
     place = 0
     for key, weight in source.weights.items():
-        count = 1
-        for extent in weight.shape:
-            count *= extent
-        header[key] = {"dtype": name, "shape": list(weight.shape), "data_offsets": [place, place + count * width]}
-        place += count * width
+        end = place + width * math.prod(weight.shape)
+        header[key] = {"dtype": name, "shape": list(weight.shape), "data_offsets": [place, end]}
+        place = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     file.write(struct.pack("<Q", len(text)) + text)

@@ -6,6 +6,7 @@ Matrices are (out, in). https://github.com/karpathy/llm.c, train_gpt2.py (write_
 
 from __future__ import annotations
 
+import math
 import struct
 from pathlib import Path
 from typing import NamedTuple
@@ -26,7 +27,6 @@ MAGIC = 20240326
 STATE_MAGIC = 20240527  # of state_*.bin, the optimizer's
 HEADER = 256 * 4
 VERSIONS = {3: torch.float32, 5: torch.bfloat16}
-ROWS_MULTIPLE = 128
 DESCRIBED = "its header"
 _IN_BLOCK = [
     *("ln_1.weight", "ln_1.bias", "attn.c_attn.weight", "attn.c_attn.bias", "attn.c_proj.weight", "attn.c_proj.bias"),
@@ -90,10 +90,7 @@ def read(path: Path, wishes: Wishes) -> Source:
     for name, shape in places(config):
         weight = file.weight(name, at, shape, dtype)
         weights[name] = weight.transposed() if CONV1D.search(name) else weight
-        count = width
-        for extent in shape:
-            count *= extent
-        at += count
+        at += width * math.prod(shape)
     if at != file.size:
         raise ValueError(f"{path}: has {file.size - at:,} bytes after its last tensor, ln_f.bias; its header is wrong")
     return make_source(path, KIND, config, weights, DESCRIBED, None, wishes)

@@ -160,7 +160,9 @@ def config_of(path: Path, args: Mapping[str, Any], rows: int, wishes: Wishes) ->
     if wishes.config is not None:
         config = read_config(wishes.config)
         real = config.real_vocab_size if config.real_vocab_size < rows else None
-        return make_config(path, str(wishes.config), **{**vars(config), "vocab_size": rows, "real_vocab_size": real})
+        values = {**vars(config), "vocab_size": rows, "real_vocab_size": real}
+        values["activation_function"] = wishes.activation or config.activation_function
+        return make_config(path, str(wishes.config), **values)
     absent = [name for name in _NEEDED if args.get(name) is None]
     if absent:
         raise ValueError(f"{path}: its args have no {', '.join(absent)}; name a config.json of the model with --config")

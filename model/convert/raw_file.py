@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -34,9 +35,7 @@ class RawFile:
 
     def weight(self, name: str, place: int, shape: tuple[int, ...], dtype: torch.dtype) -> Weight:
         """A tensor at a place. Raises ValueError as `bytes`."""
-        count = torch.empty(0, dtype=dtype).element_size()
-        for extent in shape:
-            count *= extent
+        count = math.prod(shape) * torch.empty(0, dtype=dtype).element_size()
         raw = self.bytes(name, place, count)
 
         def read() -> Tensor:

@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from model.checkpoint import CONFIG_FILE
+from model.checkpoint import CONFIG_FILE, newest_inside
 from model.convert import gguf, gguf_file, huggingface, llm_c, megatron, nanogpt, openai, torch_dist
 from model.convert.source import Source, Wishes
 from model.weights import WEIGHTS_FILES, load_torch_file
@@ -42,9 +42,9 @@ def _in_folder(path: Path, wishes: Wishes) -> Source:
         return _in_folder(megatron.latest(path), wishes)
     if openai.is_checkpoint(path):
         return openai.read(path, wishes)
-    inside = [file.parent for file in path.glob(f"*/{CONFIG_FILE}")]
-    if inside:  # the folder that runs save to: the newest
-        return huggingface.read(max(inside, key=lambda folder: (folder / CONFIG_FILE).stat().st_mtime), wishes)
+    newest = newest_inside(path)
+    if newest is not None:
+        return huggingface.read(newest, wishes)
     files = [file for file in sorted(path.iterdir()) if file.is_file() and _has_a_format(file)]
     if len(files) == 1:
         return _in_file(files[0], wishes)

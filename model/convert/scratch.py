@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import math
 import os
 from pathlib import Path
-from typing import Mapping
+from typing import BinaryIO, Mapping
 
 import torch
 from torch import Tensor
@@ -12,6 +15,9 @@ from torch import Tensor
 from corpora.atomic import unique_beside
 from model.convert.sink import check_fits, row_slices
 from model.convert.source import Weight
+
+# What posix_fallocate says where the file system has none, and the C library does not write in its place.
+_NOT_SUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
 
 def mapped_copies(weights: Mapping[str, Weight], dtype: torch.dtype, folder: Path) -> dict[str, Tensor]:
@@ -31,16 +37,28 @@ def mapped_copies(weights: Mapping[str, Weight], dtype: torch.dtype, folder: Pat
 
 
 def _mapped(shape: tuple[int, ...], dtype: torch.dtype, folder: Path) -> Tensor:
-    count = 1
-    for extent in shape:
-        count *= extent
+    count = math.prod(shape)
     path = unique_beside(folder / "tensor")
     width = torch.empty(0, dtype=dtype).element_size()
     try:
         with path.open("xb") as file:
-            # Room that is really there: a write to a mapped file on a full disk ends the process.
-            os.posix_fallocate(file.fileno(), 0, max(1, count * width))
+            _allocate(file, max(1, count * width))
         return torch.from_file(str(path), shared=True, size=count, dtype=dtype).view(shape)
     finally:
-        if path.exists():
+        with contextlib.suppress(FileNotFoundError):
             path.unlink()
+
+
+def _allocate(file: BinaryIO, size: int) -> None:
+    """Room that is really there: a write to a mapped file on a full disk ends the process."""
+    try:
+        os.posix_fallocate(file.fileno(), 0, size)
+        return
+    except AttributeError:  # macOS has no such call
+        pass
+    except OSError as error:
+        if error.errno not in _NOT_SUPPORTED:
+            raise
+    zeros = bytes(min(size, 1 << 20))
+    for written in range(0, size, len(zeros)):
+        file.write(zeros[: size - written])

@@ -8,6 +8,7 @@ tensorflow/core/protobuf/tensor_bundle.proto; https://github.com/google/leveldb/
 
 from __future__ import annotations
 
+import math
 import struct
 from pathlib import Path
 from typing import Iterator, NamedTuple
@@ -73,9 +74,7 @@ def read_bundle(index: Path) -> dict[str, Weight]:
 
 def _weight(file: RawFile, name: str, entry: Entry) -> Weight:
     plain = file.weight(name, entry.place, entry.shape, _TYPES[entry.kind])
-    count = torch.empty(0, dtype=plain.dtype).element_size()
-    for extent in entry.shape:
-        count *= extent
+    count = math.prod(entry.shape) * torch.empty(0, dtype=plain.dtype).element_size()
     if count != entry.size:
         raise ValueError(f"{file.path}: {name} {entry.shape} takes {count:,} bytes, its index says {entry.size:,}")
 

@@ -7,6 +7,7 @@ of a tensor. A tensor of all layers has them as its first dimension, or each lay
 from __future__ import annotations
 
 import io
+import math
 import os
 import pickle
 from pathlib import Path
@@ -133,14 +134,9 @@ def _weight(path: Path, name: str, entry: Entry, layer: int | None) -> Weight:
     """The tensor, or of one with all layers that of one of them."""
     shape = entry.shape if layer is None else entry.shape[1:]
     parts = [p for p in entry.parts if layer is None or p.offsets[0] <= layer < p.offsets[0] + p.sizes[0]]
-    wanted, there = 1, 0
-    for extent in shape:
-        wanted *= extent
+    wanted, there = math.prod(shape), 0
     for part in parts:
-        count = 1
-        for extent in part.sizes if layer is None else part.sizes[1:]:
-            count *= extent
-        there += count
+        there += math.prod(part.sizes if layer is None else part.sizes[1:])
         if os.path.basename(part.file) != part.file or not (path / part.file).is_file():
             raise ValueError(f"{path / part.file}: is missing, and holds a part of {name}")
         RawFile(path / part.file).bytes(name, part.place, part.length)

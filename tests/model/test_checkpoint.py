@@ -588,3 +588,7 @@ def test_positions_that_are_not_learned_are_as_many_as_asked_for(tmp_path):
         length = CONFIG.n_positions
         torch.testing.assert_close(longer(ids)[:, :length], model(ids[:, :length]), rtol=1e-5, atol=1e-6)
         assert longer.config.n_positions == 40
+        assert load_pretrained(tmp_path / kind, at_least=40).config.n_positions == 40
+        assert load_pretrained(tmp_path / kind, at_least=3).config.n_positions == length
+    save_pretrained(GPT2LMHeadModel(CONFIG), tmp_path / "learned")
+    assert load_pretrained(tmp_path / "learned", at_least=40).config.n_positions == length

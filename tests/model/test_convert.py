@@ -1,6 +1,7 @@
 """python -m model.convert: what other programs write computes what it did there, and goes back bit for bit."""
 
 import dataclasses
+import errno
 import json
 import os
 import struct
@@ -167,6 +168,16 @@ def test_of_a_runs_folder_the_newest_checkpoint(tmp_path):
     assert same(stored(tmp_path / "run" / "step_1"), stored(tmp_path / "ours"))
 
 
+def test_a_save_that_is_under_way_is_no_checkpoint(tmp_path):
+    for name, seed, age in (("step_1", 1, 0), (".step_2.new", 2, 100), (".step_1.old", 3, 200)):
+        save_pretrained(tiny_checkpoint.model(300, seed=seed), tmp_path / "run" / name)
+        os.utime(tmp_path / "run" / name / "config.json", (1_700_000_000 + age, 1_700_000_000 + age))
+    convert(tmp_path / "run", tmp_path / "ours", "huggingface")
+    assert same(stored(tmp_path / "run" / "step_1"), stored(tmp_path / "ours"))
+    with pytest.raises(ValueError, match=f"the latest is {tmp_path / 'run' / 'step_1'}"):
+        load_pretrained(tmp_path / "run")
+
+
 # Out: what the other program reads
 
 
@@ -297,6 +308,22 @@ def test_the_command_by_itself(tiny, tmp_path):
     command = [sys.executable, "-m", "model.convert", str(tiny), str(tmp_path / "new" / "m.gguf"), "--to", "gguf"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "11,904 parameters) -> " in done.stdout and done.stderr == ""
+
+
+@pytest.mark.parametrize("missing", ["the call", "its support"])
+def test_without_a_call_that_reserves_room(missing, tiny, tmp_path, monkeypatch):
+    expected = convert(tiny, tmp_path / "expected", "nanogpt")
+
+    def refused(*arguments):
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    if missing == "the call":
+        monkeypatch.delattr(os, "posix_fallocate")
+    else:
+        monkeypatch.setattr(os, "posix_fallocate", refused)
+    found = convert(tiny, tmp_path / "ckpt.pt", "nanogpt")
+    assert found.read_bytes() == expected.read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {"expected", "ckpt.pt"}
 
 
 def test_what_is_there_is_replaced_if_asked(tiny, tmp_path, capsys):

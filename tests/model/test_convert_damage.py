@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import errno
 import json
 import os
 import pickle
@@ -213,7 +214,69 @@ def test_a_megatron_without_arguments_takes_a_config(tmp_path, capsys):
     (tmp_path / "config.json").write_text(json.dumps(values))
     words = [str(tmp_path / "in"), str(tmp_path / "out"), "--to", "huggingface"]
     assert main([*words, "--config", str(tmp_path / "config.json")]) == 0
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["vocab_size"] == 50
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (written["vocab_size"], written["activation_function"]) == (50, "gelu_new")
+    assert main([*words, "--config", str(tmp_path / "config.json"), "--activation", "gelu", "--overwrite"]) == 0
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["activation_function"] == "gelu"
+
+
+@pytest.mark.parametrize(
+    ("kind", "flag", "program"),
+    [
+        ("nanogpt", "--config", "nanoGPT"),
+        ("llm.c", "--config", "llm.c"),
+        ("gguf", "--config", "llama.cpp"),
+        ("openai", "--config", "OpenAI"),
+        ("openai", "--activation", "OpenAI"),
+        ("huggingface", "--activation", "Hugging Face"),
+        ("bin", "--activation", "Hugging Face"),
+    ],
+)
+def test_a_flag_that_says_nothing_of_a_program_is_refused(tmp_path, capsys, kind, flag, program):
+    source, _ = make(kind, tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(dict(vocab_size=50, n_positions=12, n_embd=16)))
+    said = refusal(capsys, source, flag, str(tmp_path / "config.json") if flag == "--config" else "relu")
+    assert f"{flag}: {source}" in said and f"is of {program}" in said
+
+
+def test_a_padding_is_not_asked_of_a_format_without_one(tmp_path, capsys):
+    source, _ = make("nanogpt", tmp_path)
+    for to in ("huggingface", "nanogpt", "gguf"):
+        assert main([str(source), str(tmp_path / "out"), "--to", to, "--vocab-multiple", "64"]) == 2
+        assert f"--vocab-multiple: {to} has no padding" in capsys.readouterr().err
+    for to, words in (("llm.c", ["--vocab-multiple", "64"]), ("megatron", [])):
+        assert main([str(source), str(tmp_path / to), "--to", to, *words]) == 0
+    assert struct.unpack("<8i", (tmp_path / "llm.c").read_bytes()[:32])[7] == 64
+    piece = next((tmp_path / "megatron").rglob("model_optim_rng.pt"))
+    assert torch.load(piece, weights_only=False)["args"].make_vocab_size_divisible_by == 128
+
+
+def test_an_older_torch_is_named(tmp_path, capsys, monkeypatch):
+    """It reads what holds nothing but tensors, and says of the rest what it takes."""
+    foreign.megatron(tmp_path / "in", foreign.weights())
+    source, file = tmp_path / "in", tmp_path / "in" / "iter_0000007" / "mp_rank_00" / "model_optim_rng.pt"
+    monkeypatch.delattr(torch.serialization, "get_unsafe_globals_in_checkpoint")
+    said = refusal(capsys, source)
+    assert f"{file}: " in said and "takes torch 2.6" in said and "is the file complete" not in said
+    content = torch.load(file, weights_only=False)
+    torch.save({"model": content["model"], "checkpoint_version": content["checkpoint_version"]}, file)
+    values = dict(vocab_size=50, n_positions=12, n_embd=16, n_layer=2, n_head=2)
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    words = [str(source), str(tmp_path / "out"), "--to", "huggingface", "--config", str(tmp_path / "config.json")]
+    assert main(words) == 0
+
+
+def test_a_disk_without_room_for_copies(tmp_path, capsys, monkeypatch):
+    source, _ = make("huggingface", tmp_path)
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    before = sorted(tmp_path.rglob("*"))
+    assert main([str(source), str(tmp_path / "ckpt.pt"), "--to", "nanogpt"]) == 2
+    assert f"{tmp_path / 'ckpt.pt'}: {os.strerror(errno.ENOSPC)}" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_an_index_of_openais(tmp_path, capsys):
