@@ -44,16 +44,22 @@ GENERATE_GROUPS = {
 }
 
 
+def check_precision(problems: Problems) -> None:
+    """What --fp16, --int8 and --custom-ops must satisfy together."""
+    args = problems.args
+    if args.int8 and args.fp16:
+        problems.add("int8", "contradicts --fp16; leave one of the two out")
+    if args.int8 and not args.custom_ops:
+        problems.add("int8", "needs the custom ops; leave out --custom-ops False, or this flag")
+
+
 def check_generation(problems: Problems) -> None:
     """What the flags of text_generate_gpt2.py must satisfy together."""
     args = problems.args
     check_checkpoint_source(problems, "model_name_or_path")
     if args.prompt is not None and args.prompt_file is not None:
         problems.add("prompt_file", "contradicts --prompt; leave one of the two out")
-    if args.int8 and args.fp16:
-        problems.add("int8", "contradicts --fp16; leave one of the two out")
-    if args.int8 and not args.custom_ops:
-        problems.add("int8", "needs the custom ops; leave out --custom-ops False, or this flag")
+    check_precision(problems)
     if args.poptorch_loop and not args.single_ipu:
         problems.add("poptorch_loop", "needs --single-ipu true")
     if not args.poptorch_loop and problems.sound("device_iterations") and args.device_iterations > 1:

@@ -18,6 +18,7 @@ from generation.requests import NonFiniteScores, Text, generate, generate_at_onc
 from generation.sampling import Sampling
 from generation.text_stream import TextStream
 from model.checkpoint import load_pretrained
+from model.config import GPT2Config
 from model.gpt2 import GPT2LMHeadModel
 from model.ipu_options import single_replica_options
 from model.non_finite import NonFiniteError, first_non_finite_layer, non_finite_error
@@ -47,10 +48,7 @@ def load_for_texts(source: str, flag: str, longest: int) -> GPT2LMHeadModel:
     Raises ValueError, naming the `flag` that gave the source.
     """
     try:
-        gpt2 = load_pretrained(source)
-        if gpt2.config.learns_positions or longest <= gpt2.config.n_positions:
-            return gpt2
-        return load_pretrained(source, n_positions=longest)
+        return load_pretrained(source, at_least=longest)
     except ValueError as error:
         raise ValueError(f"{flag}: {error}") from error
 
@@ -98,6 +96,29 @@ def make_steps(
     return ModuleSteps(gpt2.half() if precision == "float16" else gpt2.float(), layers)
 
 
+def wanted_precision(args: argparse.Namespace) -> str:
+    """The word of make_steps for --fp16 and --int8."""
+    return "int8" if args.int8 else "float16" if args.fp16 else "float32"
+
+
+def step_width(steps: ModuleSteps | NativeSteps, longest: int) -> int:
+    """Tokens of a row that go into a call, `longest` at most.
+
+    Modules compute every column of the input, so that a wide one would slow down each token.
+    """
+    return min(8, longest) if isinstance(steps, ModuleSteps) else longest
+
+
+def end_ids(config: GPT2Config, tokenizer: Tokenizer) -> list[int]:
+    """What ends a text by the configuration, or else by the tokenizer; behind the first of them a text begins."""
+    return config.end_ids or [tokenizer.eot_id]
+
+
+def prompt_ids(tokenizer: Tokenizer, text: str, beginning: int) -> list[int]:
+    """Token ids of a prompt; of an empty one `beginning`, the token behind which a text begins."""
+    return [int(token) for token in tokenizer.encode(text)] or [beginning]
+
+
 class TextGenerator:
     """Texts by the flags of text_generate_gpt2.py.
 
@@ -114,14 +135,14 @@ class TextGenerator:
         self.config = config = gpt2.config
         self._check_lengths()
         self.stop_ids = self._stop_ids()
-        self.beginning = (self.config.end_ids or [self.tokenizer.eot_id])[0]
+        self.beginning = end_ids(config, self.tokenizer)[0]
         self.sampling = Sampling(
             args.repetition_penalty, args.topk, args.temperature, args.top_p, args.min_p, args.typical_p
         )
         self.batch = args.batch_size * args.device_iterations  # texts in a call
         self.slots = min(config.n_positions, args.input_len + args.output_len)
         self._overflow_said = False
-        self._precision = "int8" if args.int8 else "float16" if args.fp16 else "float32"
+        self._precision = wanted_precision(args)
         layers = self._layers_per_ipu()
         self.steps, self.width = self._steps(gpt2, layers)
         self.executor = self._compiled(layers)
@@ -151,9 +172,9 @@ class TextGenerator:
         return layers
 
     def _stop_ids(self) -> list[int]:
-        """--stop-token; without it what ends a text by the checkpoint's configuration, or else by its tokenizer."""
+        """--stop-token, or else end_ids."""
         if "stop_token" not in self.args.typed:
-            return self.config.end_ids or [self.tokenizer.eot_id]
+            return end_ids(self.config, self.tokenizer)
         return [self._token(text) for text in self.args.stop_token]
 
     def _token(self, text: str) -> int:
@@ -171,10 +192,8 @@ class TextGenerator:
         args = self.args
         longest = min(args.input_len, self.slots)
         steps = make_steps(gpt2, layers, self._precision, args.custom_ops)
-        # Modules compute every column of the input, so that a wide one would slow down each token; the loop has a
-        # call of its own for the prompt.
-        narrow = isinstance(steps, ModuleSteps) and not args.poptorch_loop
-        return steps, min(8, longest) if narrow else longest
+        # The loop has a call of its own for the prompt.
+        return steps, longest if args.poptorch_loop else step_width(steps, longest)
 
     def _compiled(self, layers: Sequence[int]) -> poptorch.PoplarExecutor:
         args = self.args
@@ -206,7 +225,7 @@ class TextGenerator:
 
         Raises ValueError for a prompt that is too long.
         """
-        ids = [int(token) for token in self.tokenizer.encode(text)] or [self.beginning]
+        ids = prompt_ids(self.tokenizer, text, self.beginning)
         longest = min(self.args.input_len, self.config.n_positions)
         if len(ids) > longest:
             room = self.config.n_positions

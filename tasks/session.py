@@ -43,9 +43,7 @@ def fitting_tokenizer(args: argparse.Namespace, config: GPT2Config) -> Tokenizer
 
 def load_model(args: argparse.Namespace) -> GPT2LMHeadModel:
     """The checkpoint of the flags, in the precision to compute in. Raises ValueError naming file or flag."""
-    gpt2 = load_pretrained(args.pretrained_checkpoint)
-    if args.seq_length > gpt2.config.n_positions and not gpt2.config.learns_positions:  # it sees as far as is asked
-        gpt2 = load_pretrained(args.pretrained_checkpoint, n_positions=args.seq_length)
+    gpt2 = load_pretrained(args.pretrained_checkpoint, at_least=args.seq_length)
     config = gpt2.config
     args.layers_per_ipu = layers = args.layers_per_ipu or [config.n_layer]
     args.seq_length = args.seq_length or config.n_positions  # still 0 for a name on the hub

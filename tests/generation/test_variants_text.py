@@ -1,6 +1,7 @@
 """Variants of GPT-2 generate with caches, or by the native operators, what the whole text computed again gives."""
 
 import json
+from types import SimpleNamespace
 
 import poptorch
 import pytest
@@ -12,9 +13,12 @@ from custom_ops import decode_blocks as native
 from generation.decoding import ModuleSteps, NativeSteps, OneStep, WholeText, not_native
 from generation.requests import generate, generate_at_once, new_text
 from generation.sampling import Sampling
+from generation.text_generator import load_for_texts
+from model import checkpoint
 from model.checkpoint import save_pretrained
 from model.config import GPT2Config
 from model.gpt2 import GPT2LMHeadModel
+from tasks.session import load_model
 
 VOCABULARY, POSITIONS, LENGTH, WIDTH = 41, 24, 8, 4
 GREEDY = Sampling(1.0, 1, 1.0, None, None, None)
@@ -132,6 +136,22 @@ def test_what_the_native_operators_do_not_compute_is_left_to_the_modules(tmp_pat
     refused = run_program(*words, "--int8")
     assert refused.returncode == 2 and "Traceback" not in refused.stderr
     assert f"--int8: the native operators do not compute {setting} of the checkpoint" in refused.stderr
+
+
+def test_a_longer_text_takes_no_second_reading(tmp_path, monkeypatch):
+    save_pretrained(GPT2LMHeadModel(GPT2Config(64, 8, 16, 2, 2, position_embedding="alibi")), tmp_path)
+    read, times = checkpoint.read_weights, []
+    monkeypatch.setattr(checkpoint, "read_weights", lambda folder: times.append(folder) or read(folder))
+    assert load_for_texts(str(tmp_path), "--model", 24).config.n_positions == 24
+    args = SimpleNamespace(
+        pretrained_checkpoint=str(tmp_path),
+        seq_length=24,
+        layers_per_ipu=None,
+        embedding_serialization_factor=1,
+        fp16=False,
+    )
+    assert load_model(args).config.n_positions == 24
+    assert len(times) == 2
 
 
 def test_alibi_writes_on_beyond_the_length_it_was_trained_with(tmp_path):
