@@ -11,8 +11,9 @@ from typing import Any, Callable, Sequence
 from generation.requests import NonFiniteScores, new_text
 from generation.text_stream import TextStream
 from serving.completion_request import CompletionRequest
-from serving.engine import Closed, Job, Scored, TimeUp
+from serving.engine import Closed, TimeUp
 from serving.errors import ApiError
+from serving.job import Job, Scored
 from serving.model import ServedModel
 
 _FINISH = {"stop": "stop", "stop_string": "stop", "length": "length"}

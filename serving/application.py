@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 from pathlib import Path
-from typing import Any, AsyncIterator
+from typing import Any, AsyncIterator, Collection
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -64,7 +64,8 @@ def create_application(service: Service, key: str | None = None) -> ASGIApp:
         ],
         exception_handlers={ApiError: _error, HTTPException: _error, Exception: _error},
     )
-    return _Counted(_Guarded(application, key), service)
+    paths = {route.path for route in application.routes if isinstance(route, Route)}
+    return _Counted(_Guarded(application, key), service, paths)
 
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
@@ -97,15 +98,9 @@ def error_response(error: Exception) -> Response:
 
 async def complete(service: Service, request: Request) -> Response:
     """The answer to POST /v1/completions. Raises ApiError."""
+    exchange = Exchange(service)
     body = await read_body(request, service.limits.body)
-    loop = asyncio.get_running_loop()
-    pending: list[Exchange] = []
-
-    def exchange_of(wanted: Any) -> Exchange:
-        pending.append(Exchange(service, wanted, loop))
-        return pending[0]
-
-    exchange = await loop.run_in_executor(None, service.prepare, body, exchange_of)
+    await asyncio.get_running_loop().run_in_executor(None, service.prepare, exchange, body)
     service.submit(exchange)
     if exchange.request.stream:
         return EventStream(exchange)
@@ -230,17 +225,16 @@ class _Guarded:
 
 
 class _Counted:
-    """Counts answers by path and status; paths that are none of the server's are one."""
+    """Counts answers by path and status; those that are none of `paths` are one."""
 
-    def __init__(self, application: ASGIApp, service: Service) -> None:
-        self._application, self._service = application, service
+    def __init__(self, application: ASGIApp, service: Service, paths: Collection[str]) -> None:
+        self._application, self._service, self._paths = application, service, paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._application(scope, receive, send)
             return
-        known = ("/", "/health", "/metrics", "/v1/models", "/v1/completions")
-        path = scope["path"] if scope["path"] in known else "other"
+        path = scope["path"] if scope["path"] in self._paths else "other"
 
         async def counted(message: Any) -> None:
             if message["type"] == "http.response.start":

@@ -13,7 +13,7 @@ from typing import Any, Mapping, Sequence
 from generation.sampling import Sampling
 from serving.errors import bad
 
-MOST_TEXTS, MOST_STOPS, MOST_ALTERNATIVES = 128, 4, 5
+MOST_TEXTS, MOST_STOPS, MOST_ALTERNATIVES, MOST_BIASES = 128, 4, 5, 1024
 COLDEST = 1e-5  # a temperature below this one is greedy: logits divided by it need not be finite
 FIELDS = {
     *("model", "prompt", "best_of", "echo", "frequency_penalty", "logit_bias", "logprobs", "max_tokens", "n"),
@@ -171,6 +171,8 @@ class _Fields:
             return {}
         if not isinstance(value, dict):
             raise bad("logit_bias", "logit_bias must map token ids to numbers from -100 to 100")
+        if len(value) > MOST_BIASES:
+            raise bad("logit_bias", f"logit_bias has {len(value)} tokens, and there may be {MOST_BIASES:,}")
         if not all(key.isascii() and key.isdigit() and len(key) < 10 for key in value):
             raise bad("logit_bias", "logit_bias: its keys must be token ids")
         return {int(key): _real("logit_bias", f"logit_bias[{key}]", each, -100, 100) for key, each in value.items()}

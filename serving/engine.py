@@ -12,19 +12,20 @@ import collections
 import dataclasses
 import threading
 import time
-from typing import Callable, Iterable, Mapping, Sequence
+import traceback
+from typing import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from generation.requests import NonFiniteScores, Text
-from generation.sampling import Sampling, choose
+from generation.requests import NonFiniteScores
+from generation.sampling import choose
+from serving.job import Job, Scored
 
 # A call of generation.decoding.SlotStep: (B, T) int32 ids, (B,) int32 first positions, numbers of tokens, wanted
 # columns -> (B, V) float32 logits.
 SlotStep = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
-TOGETHER = 16  # texts in a call: few_rows::kMaxRows of the native operators
 PROMPT_TOKENS = 256  # prompts are taken in until so many tokens are, and then all texts get their next token
 
 
@@ -38,54 +39,6 @@ class Closed(Exception):
 
 class TimeUp(Exception):
     """The time of a text was up before it was whole."""
-
-
-@dataclasses.dataclass
-class Scored:
-    """A token with its logarithm of probability in the model's own distribution, and the likeliest tokens beside it.
-
-    A prompt's first token has nothing before it: `log_prob` is None, and `best` is empty.
-    """
-
-    token: int
-    log_prob: float | None = None
-    best: list[tuple[int, float]] = dataclasses.field(default_factory=list)
-
-
-@dataclasses.dataclass(eq=False)
-class Job:
-    """One text to be made.
-
-    Attributes:
-        text: the prompt and what has come; a listener may set `ended`.
-        sampling: how to draw; it has no repetition penalty.
-        listener: is called on the engine's thread with the job and the tokens that came: once with those of the prompt
-            if they are scored, then with each new one, a stop token included (`ended` is "stop" then). The text's
-            `ended` says that this was the last call. If `error` is set, it is the last call too.
-        alternatives: how many likeliest tokens are told beside each.
-        score_prompt: whether the prompt's tokens are told, too.
-        frequency, presence, bias: subtracted from the logit of a token of the text so far, for each time it is there
-            and once; added to logits by id.
-        deadline: of the engine's clock.
-    """
-
-    text: Text
-    sampling: Sampling
-    listener: Callable[[Job, Sequence[Scored]], None]
-    stop_ids: Sequence[int] = ()
-    alternatives: int = 0
-    score_prompt: bool = False
-    frequency: float = 0.0
-    presence: float = 0.0
-    bias: Mapping[int, float] = dataclasses.field(default_factory=dict)
-    deadline: float = float("inf")
-    cancelled: bool = False
-    error: Exception | None = None
-    submitted: float = 0.0
-
-    @property
-    def over(self) -> bool:
-        return self.cancelled or self.error is not None or bool(self.text.ended)
 
 
 @dataclasses.dataclass
@@ -107,16 +60,25 @@ class Engine:
         step: its batch is the number of slots.
         width: T, the tokens of a row that go into a call.
         queue: texts that may wait for a slot.
+        together: texts in a call, and tokens of a prompt that are scored in one; not given: as many as there are slots.
     """
 
     def __init__(
-        self, step: SlotStep, slots: int, width: int, queue: int, clock: Callable[[], float] = time.monotonic
+        self,
+        step: SlotStep,
+        slots: int,
+        width: int,
+        queue: int,
+        clock: Callable[[], float] = time.monotonic,
+        together: int | None = None,
     ) -> None:
         self._step, self.slots, self._width, self.queue, self.clock = step, slots, width, queue, clock
+        self._together = min(slots, together or slots)
         self._rows: list[_Row | None] = [None] * slots
         self._waiting: collections.deque[Job] = collections.deque()
         self._changed = threading.Condition()
         self._closed = False
+        self._news = False  # something that a turn has not seen
         self.prompt_tokens = self.new_tokens = self.steps = 0  # so far
 
     @property
@@ -142,25 +104,30 @@ class Engine:
             for job in jobs:
                 job.submitted = self.clock()
             self._waiting.extend(jobs)
-            self._changed.notify()
+            self._notify()
 
     def cancel(self, job: Job) -> None:
         """Its slot, or its place in the queue, is free from the next turn on; its listener hears no more."""
         with self._changed:
             job.cancelled = True
-            self._changed.notify()
+            self._notify()
 
     def close(self) -> None:
         """No more jobs are taken; those that were go on."""
         with self._changed:
             self._closed = True
-            self._changed.notify()
+            self._notify()
+
+    def _notify(self) -> None:
+        self._news = True
+        self._changed.notify()
 
     def wait(self, seconds: float) -> None:
-        """Until there is something to do, or so long."""
+        """After a turn with nothing to do: until `submit`, `cancel` or `close` is called, or so long."""
         with self._changed:
-            if not self._waiting and not self.running and not self._closed:
+            if not self._news:
                 self._changed.wait(seconds)
+            self._news = False
 
     def fail(self, error: Exception) -> None:
         """Every job ends with this error."""
@@ -184,8 +151,8 @@ class Engine:
             while not row.decodes and not row.job.over and taken < PROMPT_TOKENS:
                 taken += self._take_prompt(row)
         ready = [row for row in rows if row.decodes and not row.job.over]
-        for first in range(0, len(ready), TOGETHER):
-            self._next_tokens(ready[first : first + TOGETHER])
+        for first in range(0, len(ready), self._together):
+            self._next_tokens(ready[first : first + self._together])
         self._free_slots()
         return True
 
@@ -210,11 +177,9 @@ class Engine:
         with self._changed:
             self._rows = [None if row is None or row.job.over else row for row in self._rows]
 
-    @staticmethod
-    def _end(job: Job, error: Exception) -> None:
+    def _end(self, job: Job, error: Exception) -> None:
         job.error = error
-        if not job.cancelled:
-            job.listener(job, [])
+        self._tell(job, [])
 
     def _call(self, parts: Iterable[tuple[int, int, Sequence[int]]], wanted: Sequence[int]) -> Tensor:
         """(B, V) logits of a step; `parts` are (slot, first position, tokens), `wanted` columns of the B x T."""
@@ -231,14 +196,14 @@ class Engine:
     def _take_prompt(self, row: _Row) -> int:
         """Some of a prompt's tokens, and behind the last of them the first new one. Returns how many went in."""
         scores = row.job.score_prompt
-        part = row.pending[: min(self._width, self.slots, TOGETHER) if scores else self._width]
+        part = row.pending[: min(self._width, self._together) if scores else self._width]
         row.pending, begin = row.pending[len(part) :], row.number * self._width
         columns = range(begin, begin + len(part)) if scores else [begin + len(part) - 1] if not row.pending else []
         logits = self._call([(row.number, row.start, part)], columns)
         row.start += len(part)
         self.prompt_tokens += len(part)
         if scores:
-            behind = (part[1:] + row.pending[:1]) if row.pending else part[1:]
+            behind = part[1:] + row.pending[:1]
             if not row.scored:
                 row.scored.append(Scored(part[0]))
             row.scored += self._scored(logits[: len(behind)], behind, row.job.alternatives)
@@ -247,7 +212,7 @@ class Engine:
             if scores:
                 if not len(row.job.text.uniform):
                     row.job.text.ended = "length"
-                self._tell(row, row.scored)
+                self._tell(row.job, row.scored)
             if not row.job.over:
                 self._draw(row, logits[len(columns) - 1])
         return len(part)
@@ -266,7 +231,7 @@ class Engine:
     def _draw(self, row: _Row, logits: Tensor) -> None:
         """The next token of a text from its (V,) logits."""
         job, text = row.job, row.job.text
-        changed = _changed(logits, job)
+        changed = job.changed(logits)
         place = text.uniform[len(text.tokens)].unsqueeze(0)
         token, log_prob = (each.item() for each in choose(changed.unsqueeze(0), None, place, job.sampling))
         if job.alternatives or changed is not logits:
@@ -280,12 +245,17 @@ class Engine:
             return
         row.pending = [token]
         self.new_tokens += belongs
-        self._tell(row, [scored])
+        self._tell(job, [scored])
 
-    @staticmethod
-    def _tell(row: _Row, scored: Sequence[Scored]) -> None:
-        if not row.job.cancelled:
-            row.job.listener(row.job, scored)
+    def _tell(self, job: Job, scored: Sequence[Scored]) -> None:
+        if job.cancelled:
+            return
+        try:
+            job.listener(job, scored)
+        except Exception as error:  # noqa: BLE001 - whatever one request makes of its texts, the others go on
+            traceback.print_exc()
+            if job.error is None:
+                self._end(job, error)
 
     @staticmethod
     def _scored(logits: Tensor, tokens: Sequence[int], alternatives: int) -> list[Scored]:
@@ -295,15 +265,3 @@ class Engine:
         found = log_probs.topk(min(alternatives, log_probs.shape[1]))
         best = [list(zip(ids, values)) for ids, values in zip(found.indices.tolist(), found.values.tolist())]
         return [Scored(*each) for each in zip(tokens, own, best)]
-
-
-def _changed(logits: Tensor, job: Job) -> Tensor:
-    """(V,) logits with the penalties and the bias of a job, which are those of OpenAI's API."""
-    if not (job.frequency or job.presence or job.bias):
-        return logits
-    logits = logits.clone()
-    for token, times in collections.Counter(job.text.tokens).items():
-        logits[token] -= job.frequency * times + job.presence
-    for token, added in job.bias.items():
-        logits[token] += added
-    return logits

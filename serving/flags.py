@@ -7,7 +7,7 @@ from typing import Sequence
 
 from command_line.checks import check_checkpoint_source
 from command_line.flags import DURATION, PATH, TEXT, Flag, select, whole
-from command_line.generation_flags import GENERATION
+from command_line.generation_flags import GENERATION, check_precision
 from command_line.parser import Parser
 from command_line.training_flags import PLACEMENT
 
@@ -32,9 +32,14 @@ GROUPS = {
         Flag("--context", None, whole(2), "tokens of a prompt and its continuation; not given: the model's positions"),
         Flag("--prompt-len", None, whole(1), "longest prompt in tokens; not given: what --context allows"),
         Flag("--queue-len", 128, whole(0), "texts that wait for a slot; further ones are refused (429)"),
-        Flag("--request-time", 600.0, DURATION, "time for a request, waiting included"),
+        Flag("--request-time", 600.0, DURATION, "time for a request from its arrival, waiting included"),
         Flag("--body-size", 1 << 20, whole(2), "largest body of a request in bytes (413)"),
-        Flag("--drain-time", 30.0, DURATION, "time for requests under way after SIGTERM or Ctrl-C"),
+        Flag(
+            "--drain-time",
+            30.0,
+            DURATION,
+            "time for requests under way after SIGTERM or Ctrl-C, 1 s at least, in whole seconds",
+        ),
     ),
 }
 
@@ -46,10 +51,7 @@ def parse_serving_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """
     problems = Parser(PROGRAM, ABOUT, GROUPS).read(argv)
     args = problems.args
-    if args.int8 and args.fp16:
-        problems.add("int8", "contradicts --fp16; leave one of the two out")
-    if args.int8 and not args.custom_ops:
-        problems.add("int8", "needs the custom ops; leave out --custom-ops False, or this flag")
+    check_precision(problems)
     if args.context and args.prompt_len and args.prompt_len > args.context:
         problems.add("prompt_len", f"longer than {problems.shown('context')}; lower it, or leave it out")
     if not args.host:

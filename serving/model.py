@@ -9,11 +9,19 @@ import torch
 from torch import Tensor
 
 from generation.decoding import ModuleSteps, SlotStep
-from generation.text_generator import make_steps, open_checkpoint
+from generation.text_generator import (
+    end_ids,
+    make_steps,
+    open_checkpoint,
+    prompt_ids,
+    step_width,
+    wanted_precision,
+)
 from model.gpt2 import GPT2LMHeadModel
 from tokenizer.selection import HUGGING_FACE
 
 WIDTH = 256  # tokens of a prompt that go into a call
+TOGETHER = 16  # texts in a call of the native operators: few_rows::kMaxRows
 
 
 class ServedModel:
@@ -24,6 +32,7 @@ class ServedModel:
         positions: tokens of a prompt and its continuation together, at most.
         width: tokens of a row that go into a call of `step`.
         step: generation.decoding.SlotStep, compiled.
+        together: texts that go into a call of `step`.
         beginning: the token that stands for an empty prompt, behind which a text begins.
         stop_ids: the tokens that end a text.
 
@@ -41,18 +50,17 @@ class ServedModel:
                 f"--context {args.context}: the checkpoint has {config.n_positions} positions and cannot see further; "
                 "lower it, or leave it out"
             )
-        self.stop_ids = config.end_ids or [self.tokenizer.eot_id]
+        self.stop_ids = end_ids(config, self.tokenizer)
         self.beginning = self.stop_ids[0]
         self.slots = args.slots
         self._token_texts: dict[int, str] = {}
-        self.step = self._compiled(
-            gpt2, "int8" if args.int8 else "float16" if args.fp16 else "float32", args.custom_ops
-        )
+        self.step = self._compiled(gpt2, wanted_precision(args), args.custom_ops)
 
     def _compiled(self, gpt2: GPT2LMHeadModel, precision: str, custom_ops: bool) -> poptorch.PoplarExecutor:
         steps = make_steps(gpt2, [self.config.n_layer], precision, custom_ops)
-        # Modules compute every column of the input, so that a wide one would slow down each token.
-        self.width = min(8 if isinstance(steps, ModuleSteps) else WIDTH, self.positions)
+        self.width = step_width(steps, min(WIDTH, self.positions))
+        # Modules compute all slots in every call.
+        self.together = self.slots if isinstance(steps, ModuleSteps) else TOGETHER
         options = poptorch.Options()
         options.autoRoundNumIPUs(True)
         options.setExecutionStrategy(poptorch.ShardedExecution(poptorch.AutoStage.AutoIncrement))
@@ -65,7 +73,7 @@ class ServedModel:
 
     def encode(self, text: str) -> list[int]:
         """Token ids; of an empty text the token behind which a text begins."""
-        return [int(token) for token in self.tokenizer.encode(text)] or [self.beginning]
+        return prompt_ids(self.tokenizer, text, self.beginning)
 
     def token_text(self, token: int) -> str:
         """A token as OpenAI's API shows it among log-probabilities: its text, or `bytes:\\x..` for half a character."""

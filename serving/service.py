@@ -28,19 +28,24 @@ class Limits:
 
 
 class Exchange:
-    """A request under way: its texts, and the pieces of them that have come, which are read on `loop`."""
+    """A request under way: its texts, and the pieces of them that have come, which are read on the running loop.
 
-    def __init__(self, service: Service, request: CompletionRequest, loop: asyncio.AbstractEventLoop) -> None:
-        self.request, self._service = request, service
+    Its time begins when it is made, on that loop, before its body is read; `Service.prepare` says what it asks for.
+    """
+
+    request: CompletionRequest
+
+    def __init__(self, service: Service) -> None:
+        self._service, self.begun = service, service.engine.clock()
         self.id, self.created = f"cmpl-{secrets.token_hex(12)}", int(time.time())
-        self.pieces: asyncio.Queue[Piece] = asyncio.Queue()
-        self._loop, self._begun = loop, time.monotonic()
+        self._loop = asyncio.get_running_loop()
+        self.pieces: asyncio.Queue[Piece] = asyncio.Queue()  # before Python 3.10 bound to the loop of this thread
         self._heard_of: set[int] = set()
         self.choices: list[Choice] = []
 
     def give(self, piece: Piece) -> None:
         """From any thread."""
-        seconds = time.monotonic() - self._begun
+        seconds = self._service.engine.clock() - self.begun
         if piece.index not in self._heard_of and piece.error is None:
             self._heard_of.add(piece.index)
             self._service.metrics.first_token.observe(seconds)
@@ -79,7 +84,7 @@ class Service:
     def __init__(self, model: ServedModel, name: str, queue: int, limits: Limits) -> None:
         self.model, self.name, self.limits, self.metrics = model, name, limits, Metrics()
         self.failed: Callable[[], None] = lambda: None
-        self.engine = Engine(model.step, model.slots, model.width, queue)
+        self.engine = Engine(model.step, model.slots, model.width, queue, together=model.together)
         self.started = int(time.time())
         self.error: Exception | None = None
         self._ends = False
@@ -115,9 +120,9 @@ class Service:
             self.engine.fail(error)
             self.failed()
 
-    def prepare(self, body: bytes, exchange_of: Callable[[CompletionRequest], Exchange]) -> Exchange:
-        """A request read and its prompts encoded; takes the time of the tokenizer. Raises ApiError."""
-        request = read_request(body)
+    def prepare(self, exchange: Exchange, body: bytes) -> None:
+        """Reads the request and encodes its prompts, on any thread; takes the tokenizer's time. Raises ApiError."""
+        exchange.request = request = read_request(body)
         if request.model != self.name:
             shown = request.model.encode("utf-8", "backslashreplace").decode("utf-8")[:60]
             raise ApiError(
@@ -131,15 +136,13 @@ class Service:
         if wrong:
             raise bad("logit_bias", f"logit_bias: {wrong[0]} is no token of the vocabulary")
         prompts = [self._prompt(prompt, request.max_tokens) for prompt in request.prompts]
-        exchange = exchange_of(request)
         seed = secrets.randbits(63) if request.seed is None else request.seed
-        deadline = self.engine.clock() + self.limits.seconds
+        deadline = exchange.begun + self.limits.seconds
         for prompt in prompts:
             for sample in range(request.n):
                 index = len(exchange.choices)
                 choice = Choice(index, self.model, request, prompt, (seed, sample), exchange.give, deadline)
                 exchange.choices.append(choice)
-        return exchange
 
     def _prompt(self, prompt: str | list[int], max_tokens: int) -> tuple[str, list[int]]:
         """Its text and its ids."""

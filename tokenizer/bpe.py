@@ -197,10 +197,13 @@ class Tokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids; bytes that are not UTF-8 become U+FFFD. Raises ValueError on an unknown id."""
         ids = [int(i) for i in ids]
+        self._check_ids(ids)
+        return self._backend.decode(ids, skip_special_tokens=False)
+
+    def _check_ids(self, ids: Iterable[int]) -> None:
         for i in ids:
             if not 0 <= i < self.vocab_size:
                 raise ValueError(f"token id {i} is outside the vocabulary 0..{self.vocab_size - 1}")
-        return self._backend.decode(ids, skip_special_tokens=False)
 
     def token_id(self, text: str) -> int | None:
         """The id of one entry: of a text that is a single token, or of an entry's name, special ones among them."""
@@ -208,10 +211,14 @@ class Tokenizer:
         return int(ids[0]) if len(ids) == 1 else self._backend.token_to_id(text)
 
     def token_bytes(self, i: int) -> bytes:
-        """The bytes of one entry: of a special one those of its name. Raises ValueError on an unknown id."""
+        """The bytes of one entry: of a special one those of its name, of an id that no entry has none.
+
+        Raises ValueError for an id outside the vocabulary.
+        """
+        self._check_ids([i])
         entry = self._backend.id_to_token(i)
-        if entry is None:
-            raise ValueError(f"token id {i} is not in the vocabulary")
+        if entry is None:  # a hole below `vocab_size`, which `decode` passes over
+            return b""
         bytes_of = {character: byte for byte, character in byte_characters().items()}
         if i in self._special.values() or not all(character in bytes_of for character in entry):
             return entry.encode("utf-8")

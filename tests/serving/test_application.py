@@ -1,5 +1,6 @@
 """The endpoints through Starlette's own client: answers, limits, errors in OpenAI's form, and bodies of any kind."""
 
+import asyncio
 import json
 import re
 import threading
@@ -14,7 +15,7 @@ pytest.importorskip("starlette", reason="requirements-serving.txt is not install
 import tiny_server  # noqa: E402
 from starlette.testclient import TestClient  # noqa: E402
 
-from serving import application  # noqa: E402
+from serving import application, service  # noqa: E402
 from serving.application import create_application  # noqa: E402
 
 PROMPT = "the river flows"
@@ -195,6 +196,7 @@ def test_half_a_character_is_shown_by_its_bytes():
         ({"logit_bias": {"x": 1}}, "logit_bias", "token ids"),
         ({"logit_bias": {"1": 101}}, "logit_bias", "from -100 to 100"),
         ({"logit_bias": {"99999": 1}}, "logit_bias", "no token of the vocabulary"),
+        ({"logit_bias": {str(token): 1 for token in range(1025)}}, "logit_bias", "there may be 1,024"),
         ({"best_of": 2}, "best_of", "must be n"),
         ({"suffix": "x"}, "suffix", "not supported"),
         ({"temprature": 1}, "temprature", "Unrecognized request argument supplied: temprature"),
@@ -286,6 +288,46 @@ def test_a_request_whose_time_is_up():
         error_of(post(client), 503, None, "timeout")
         answer = post(client, stream=True)
         assert answer.text.startswith('data: {"error": ') and "[DONE]" not in answer.text
+
+
+def test_the_time_of_a_request_begins_before_its_body_is_there(monkeypatch):
+    now, read = [0.0], application.read_body
+
+    async def slowly(*arguments):
+        now[0] += 10.0
+        return await read(*arguments)
+
+    monkeypatch.setattr(application, "read_body", slowly)
+    with tiny_server.service(seconds=5.0, started=False) as one:
+        one.engine.clock = lambda: now[0]
+        one.start()
+        error_of(post(TestClient(create_application(one))), 503, None, "timeout")
+
+
+def test_the_queue_of_pieces_is_made_on_the_loop(client, monkeypatch):
+    """Python before 3.10 has no queue on a thread without one."""
+    queue = asyncio.Queue
+
+    def older():
+        asyncio.get_running_loop()
+        return queue()
+
+    monkeypatch.setattr(service.asyncio, "Queue", older)
+    assert post(client, max_tokens=2).status_code == 200
+
+
+def test_what_fails_for_one_request_is_its_error_and_the_server_goes_on(monkeypatch, capfd):
+    def name(token):
+        raise LookupError("no such entry")
+
+    with tiny_server.service() as one:
+        client = TestClient(create_application(one))
+        with monkeypatch.context() as changed:
+            changed.setattr(one.model, "token_text", name)
+            error_of(post(client, logprobs=1), 500, None, "server_failed")
+            assert '"code": "server_failed"' in post(client, logprobs=1, stream=True).text
+        assert "no such entry" in capfd.readouterr().err
+        assert client.get("/health").json() == {"status": "ok"} and post(client, logprobs=1).status_code == 200
 
 
 def test_an_engine_that_fails_tells_everybody_and_the_server_ends(capfd):

@@ -17,7 +17,8 @@ from custom_ops import decode_blocks as native
 from generation.requests import new_text
 from generation.sampling import Sampling
 from generation.text_generator import TextGenerator
-from serving.engine import Closed, Engine, Full, Job, TimeUp
+from serving.engine import Closed, Engine, Full, TimeUp
+from serving.job import Job
 
 GREEDY = Sampling(top_k=1)
 SAMPLINGS = (GREEDY, Sampling(temperature=0.8), Sampling(top_p=0.9), Sampling(temperature=1.5, top_p=0.5))
@@ -32,7 +33,7 @@ def served(slots=4, native_ones=True):
 
 def engine(slots=4, native_ones=True, queue=100, **rest):
     model = served(slots, native_ones)
-    return Engine(model.step, slots, model.width, queue, **rest)
+    return Engine(model.step, slots, model.width, queue, together=model.together, **rest)
 
 
 class Heard:
@@ -265,6 +266,54 @@ def test_scores_that_are_not_finite_end_their_text_alone():
     finish(some)
     assert "not finite" in str(bad.job.error) and bad.ends == 1
     assert good.tokens == alone([6], 8, GREEDY, 1).tokens
+
+
+@pytest.mark.parametrize("moment", ["a token", "its error"])
+def test_a_listener_that_fails_ends_its_text_alone(moment, capsys):
+    some, good, now = engine(clock=lambda: now[0]), Heard([6]), [0.0]
+    told = []
+
+    def fail(job, scored):
+        told.append(job.error)
+        if moment == "a token" and job.error is None or moment == "its error" and job.error is not None:
+            raise LookupError("no such entry")
+
+    bad = Job(new_text([5], 8, 1), GREEDY, fail, deadline=5.0)
+    some.submit([bad, good.job])
+    some.turn()
+    now[0] = 6.0
+    finish(some)
+    assert good.tokens == alone([6], 8, GREEDY, 1).tokens and "no such entry" in capsys.readouterr().err
+    expected = LookupError if moment == "a token" else TimeUp
+    assert isinstance(bad.error, expected) and told[-1] is bad.error and told.count(bad.error) == 1
+
+
+def test_a_closed_engine_waits(monkeypatch):
+    """What has come since the last turn is seen at once; after that nothing turns in a circle."""
+    some, waited = engine(), []
+    monkeypatch.setattr(some._changed, "wait", waited.append)
+    some.close()
+    some.wait(1.0)
+    assert waited == []
+    some.wait(1.0)
+    assert waited == [1.0]
+    some.cancel(Heard([5]).job)
+    some.wait(1.0)
+    assert waited == [1.0]
+
+
+@pytest.mark.parametrize("native_ones", [True, False], ids=["native", "modules"])
+def test_modules_compute_all_slots_in_one_call(native_ones):
+    model, rows = served(20, native_ones), []
+
+    def step(ids, start, count, wanted):
+        rows.append(int((count > 0).sum()))
+        return model.step(ids, start, count, wanted)
+
+    some = Engine(step, 20, model.width, 20, together=model.together)
+    some.submit([Heard([5 + number], 2).job for number in range(20)])
+    finish(some)
+    assert rows == [1] * 20 + ([16, 4] if native_ones else [20])
 
 
 def test_hundreds_of_texts_with_cancellations_lose_no_slot():

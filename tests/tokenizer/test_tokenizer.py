@@ -148,6 +148,20 @@ def test_ids_outside_the_vocabulary_are_refused(gpt2, ids):
         gpt2.decode(ids)
 
 
+def test_ids_that_no_entry_has_are_empty(gpt2):
+    """GPT-2's with one more entry, four ids behind the last one."""
+    content = json.loads(gpt2.to_json())
+    content["added_tokens"].append({**content["added_tokens"][0], "id": 50260, "content": "[PAD]"})
+    padded = Tokenizer.from_json(json.dumps(content))
+    assert padded.vocab_size == 50261
+    for hole in (50257, 50258, 50259):
+        assert padded.decode([hole]) == "" and padded.token_bytes(hole) == b""
+    assert padded.token_bytes(50260) == b"[PAD]"
+    for outside in (-1, 50261):
+        with pytest.raises(ValueError, match="outside the vocabulary"):
+            padded.token_bytes(outside)
+
+
 def test_tokenizer_json_round_trip(gpt2, tmp_path, hugging_face):
     (tmp_path / "tokenizer.json").write_text(gpt2.to_json(), encoding="utf-8")
     for path in (tmp_path, tmp_path / "tokenizer.json"):
