@@ -17,6 +17,8 @@ SMALLEST_VOCAB = 257
 # Seconds that an interrupted training has to notice that its texts have ended: a thread must not want the interpreter
 # while that ends. Merging words can take minutes and needs no interpreter.
 _LEAVE = 1.0
+# Seconds until a signal is looked for again that came just before the main thread began to wait, which did not wake it.
+_LOOK = 0.5
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int = 30522) -> Tokenizer:
@@ -67,7 +69,8 @@ def _train(backend: tokenizers.Tokenizer, texts: Iterable[str], trainer: Any) ->
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     try:
-        thread.join()
+        while thread.is_alive():
+            thread.join(_LOOK)
     except KeyboardInterrupt:
         stopped = True
         thread.join(_LEAVE)
