@@ -1,4 +1,4 @@
-"""Causal attention with dropout for the CPU, whose fused kernel has none.
+"""Causal attention for the CPU: with dropout, which torch's fused kernel does not have, and without, but faster.
 
 The kernel of native/ keeps nothing of the size of the scores: the backward pass draws its mask again. Where it is not
 built, or for other types than float32, plain torch serves. Kept for the backward pass is then one float tensor instead
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
 from . import native
@@ -38,6 +39,17 @@ def dropout_attention(
         keys = (native.new_key(),) if keys is None else tuple(keys)
         return _NativeDropoutAttention.apply(query, key, value, dropout, scale, keys)
     return _DropoutAttention.apply(query, key, value, dropout, scale)
+
+
+def causal_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None) -> torch.Tensor:
+    """softmax(causal(query key^T scale)) value: (B, H, T, D) each -> (B, H, T, D); scale None: 1 / sqrt(D).
+
+    What F.scaled_dot_product_attention gives, by the kernel of native/ for tensors that it takes.
+    """
+    if native.serves(query, key, value):
+        scale = query.shape[-1] ** -0.5 if scale is None else scale
+        return _NativeDropoutAttention.apply(query, key, value, 0.0, scale, (0,))
+    return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
 
 
 class _NativeDropoutAttention(torch.autograd.Function):

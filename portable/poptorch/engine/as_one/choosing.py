@@ -10,7 +10,7 @@ import torch
 
 from ...device import half_products, serialized
 from ...device.alibi import with_alibi
-from ...device.dropout_attention import dropout_attention
+from ...device.dropout_attention import causal_attention, dropout_attention
 from ...device.linear_cross_entropy import linear_cross_entropy
 from ...device.packed_linear import packed_linear
 from ...device.residual_dropout import residual_dropout
@@ -36,7 +36,7 @@ _DROPOUTS = frozenset({aten.dropout.default, aten.feature_dropout.default, aten.
 _ATTENTION = aten.scaled_dot_product_attention.default
 # Functions of this package that stand in graphs: where they draw, by their name.
 _DRAWING_FUNCTIONS = frozenset({dropout_attention, half_products.attention_with_dropout, residual_dropout})
-_ATTENTIONS = frozenset({_ATTENTION, half_products.attention})
+_ATTENTIONS = frozenset({_ATTENTION, causal_attention, half_products.attention})
 _FUNCTIONS = _DRAWING_FUNCTIONS | {
     linear_cross_entropy,
     packed_linear,
@@ -45,6 +45,7 @@ _FUNCTIONS = _DRAWING_FUNCTIONS | {
     half_products.matmul,
     half_products.addmm,
     half_products.attention,
+    causal_attention,
 }
 
 

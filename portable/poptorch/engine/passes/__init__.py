@@ -9,7 +9,7 @@ import torch
 
 from ...device.policy import Policy, Products
 from ..tracing.export import TracedGraph
-from .attention import fuse_attention
+from .attention import fuse_attention, take_kernel
 from .copies import drop_copies
 from .dropout import fuse_dropout
 from .fused_loss import fuse_losses
@@ -53,6 +53,7 @@ def run(
     fuse_losses(traced, products)
     if products is not None and products.dtype != torch.float32:
         replace_half(traced, products)
+    take_kernel(traced, policy.device)
     if not training:
         pack_weights(traced, policy.device)
 

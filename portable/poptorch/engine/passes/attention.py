@@ -3,7 +3,8 @@
 The pattern is softmax(where(mask, q k^T * scale, low)) v with an optional dropout. It is replaced when the mask is a
 constant of the program and causal. A bias of the scores that is ALiBi's, slope times distance, goes into the kernel as
 further columns (alibi.py). The (B, H, T, T) scores are then never held; with dropout on a CPU, where torch's
-kernel has none, dropout_attention.py takes its place and holds them once.
+kernel has none, dropout_attention.py takes its place and holds them once. What is left of torch's kernel in the end,
+the program's own calls of it among that, goes to ours where that is faster.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import operator
 
 import torch
 
+from ...device import native
 from ...device.alibi import COLUMNS, LONGEST, with_alibi
-from ...device.dropout_attention import dropout_attention
+from ...device.dropout_attention import causal_attention, dropout_attention
 from ..tracing.constants import constant_value
 from ..tracing.export import TracedGraph
 from ..tracing.writes import origins, written
@@ -22,6 +24,8 @@ from .half_products import hand_on, is_half
 from .patterns import erase, only_use, overwritten
 
 aten = torch.ops.aten
+_FUSED = aten.scaled_dot_product_attention.default
+_SHORTEST = 64  # tokens; below, the calls take more time than the kernel saves
 _LOW = -1e4  # masked scores at or below this vanish in the softmax
 
 
@@ -56,7 +60,7 @@ def fuse_attention(traced: TracedGraph, device: torch.device, philox: bool = Tru
                 fused = traced.graph.call_function(dropout_attention, (*operands, *further))
             else:
                 fused = traced.graph.call_function(
-                    aten.scaled_dot_product_attention.default,
+                    _FUSED,
                     (*operands, None, match.dropout, True),
                     {"scale": match.scale},
                 )
@@ -69,6 +73,26 @@ def fuse_attention(traced: TracedGraph, device: torch.device, philox: bool = Tru
         count += 1
     erase(traced, replaced)
     return count
+
+
+def take_kernel(traced: TracedGraph, device: torch.device) -> int:
+    """Causal attention without dropout, by our kernel where there is one for it; returns how often."""
+    found = [node for node in traced.graph.nodes if node.target is _FUSED and _takes_kernel(node)]
+    if device.type != "cpu" or not native.available():
+        return 0
+    for node in found:
+        node.args, node.kwargs, node.target = (*node.args[:3], node.kwargs.get("scale")), {}, causal_attention
+    return len(found)
+
+
+def _takes_kernel(node: torch.fx.Node) -> bool:
+    given = dict(zip(("attn_mask", "dropout_p", "is_causal"), node.args[3:], strict=False), **node.kwargs)
+    if given.get("attn_mask") is not None or given.get("dropout_p") or given.get("enable_gqa"):
+        return False
+    query, key, value = (each.meta["val"] for each in node.args[:3])
+    alike = query.dim() == 4 and query.shape == key.shape and query.shape[:3] == value.shape[:3]
+    plain = all(each.dtype == torch.float32 for each in (query, key, value))
+    return bool(given.get("is_causal")) and alike and plain and query.shape[2] >= _SHORTEST
 
 
 def _match(
