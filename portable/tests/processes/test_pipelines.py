@@ -116,7 +116,7 @@ def data(call: int, replicas: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 # What two replicas add to one.
-OF_TWO_REPLICAS = ["adamw", "optimizer sharded", "running", "batch norm", "weight of two processes"]
+OF_TWO_REPLICAS = ["optimizer sharded", "running", "batch norm", "weight of two processes"]
 
 
 def trained(replicas: int, names: list[str]) -> dict[str, tuple]:

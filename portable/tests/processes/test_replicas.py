@@ -103,9 +103,13 @@ def _trained(make_optimizer, configure, arguments) -> tuple:
     return torch.stack(losses), {name: p.detach().clone() for name, p in model.state_dict().items()}, state, held
 
 
+# What four processes, with a replica each, add to two that have two.
+OF_FOUR = ["adamw", "adamw, sharded", "lamb", "lamb, sharded", "dropout", "batch norm"]
+
+
 @pytest.fixture(scope="module", params=[2, 4])
 def several(request):
-    return together(request.param, trained, list(CASES))
+    return together(request.param, trained, list(CASES) if request.param == 2 else OF_FOUR)
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +120,8 @@ def one():
 
 @pytest.mark.parametrize("name", list(CASES))
 def test_the_numbers_of_one_process(name, one, several):
+    if name not in several[0]:
+        pytest.skip("the same as in two processes")
     losses, weights, state, _ = one[name]
     found = torch.cat([each[name][0] for each in several], dim=-1)
     torch.testing.assert_close(found, losses, rtol=1e-5, atol=1e-7)
