@@ -41,10 +41,10 @@ def test_the_name_says_version_and_that_any_python_3_takes_it(wheel):
     assert wheel.name == f"poptorch_portable-{poptorch.__version__}-py3-none-any.whl"
 
 
-def test_every_module_and_the_mark_of_types_is_in_it(wheel):
+def test_every_module_the_mark_of_types_and_the_style_of_reports_is_in_it(wheel):
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     modules = {path.relative_to(PORTABLE).as_posix() for name in PACKAGES for path in (PORTABLE / name).rglob("*.py")}
-    assert names == modules | {f"{name}/py.typed" for name in PACKAGES}
+    assert names == modules | {f"{name}/py.typed" for name in PACKAGES} | {"poptorch/reports/page.css"}
 
 
 def test_what_it_says_of_itself(wheel):

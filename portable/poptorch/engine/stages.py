@@ -10,8 +10,8 @@ from __future__ import annotations
 import dataclasses
 
 import torch
-from torch.utils.checkpoint import checkpoint
 
+from .recomputation import recomputed
 from .tracing import markers
 from .tracing.buffer_writes import BufferWrites
 from .tracing.export import TracedGraph
@@ -32,7 +32,7 @@ class Segment:
         """Read the inputs from `values`, add the outputs, drop what is not needed any more."""
         arguments = [values[name] for name in self.inputs]
         if self.recompute and torch.is_grad_enabled():
-            results = checkpoint(self.module, *arguments, use_reentrant=False)
+            results = recomputed(self.module, arguments)
         else:
             results = self.module(*arguments)
         values.update(zip(self.outputs, results, strict=True))

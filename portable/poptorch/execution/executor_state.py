@@ -132,6 +132,8 @@ class ExecutorState:
         try:
             if self._options.connection_type is ConnectionType.Always:
                 self._attach()
+            elif self._offline:
+                self._probe.offline()
         except BaseException:
             self._compiled = None
             raise

@@ -1,25 +1,27 @@
 """The report of POPLAR_ENGINE_OPTIONS: where a program's time goes, as a PyTorch profiler trace and a text.
 
 In the report's folder each executor has one of its own, `training` or `inference` (`training_1`, … if there are more):
-`summary.txt`, the wall time by phase and the operators that make up 90 % of the time, and `trace.json`, for
-chrome://tracing or Perfetto. The phases are timed over all calls after the first one, which warms up. The operators and
-the trace are of a few micro-batches with the weight update after them: of the second call, or of the first until there
-is a second. The files are written after the first call, after the second, and when the program ends.
+`report.html`, a page, and `report.json`, its numbers; `summary.txt`, the wall time by phase and the operators that make
+up 90 % of the time, and `trace.json`, for chrome://tracing or Perfetto. The phases are timed over all calls after the
+first one, which warms up. The operators and the trace are of a few micro-batches with the weight update after them: of
+the second call, or of the first until there is a second. The files are written after the first call, after the second,
+and when the program ends.
 
-Where several processes run a program together each has these files in a folder `rank_N` there. `timeline.json` beside
-them says what every process did when, in seconds on one clock; `trace.json` there is the same for Perfetto.
+Where several processes run a program together each has summary and trace in a folder `rank_N` there, and the page is of
+all of them: as of the last call whose number is a power of two. `timeline.json` beside it says what every process did
+when, in seconds on one clock; `trace.json` there is the same for Perfetto.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
-import datetime
+import itertools
 import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,10 @@ from ..engine.processes import clock
 from ..engine.running.ledger import Ledger
 from ..engine.running.probe import Probe
 from ..options import engine_options
-from . import timeline
+from . import phases, record
+from .files import ReportFiles, said
+from .memory import MemoryMeter
+from .phases import AWAITING, BETWEEN, EXCHANGE, OTHERS, REPORTING, REST, UPDATE, WAITING
 from .report_text import Window, summary
 
 # Micro-batches in the trace, at the end of an iteration: enough to see the pattern, and a file that a browser opens.
@@ -38,17 +43,7 @@ WINDOW = 8
 _MOST_TRACED = 8 * WINDOW  # micro-batches of an iteration with messages between processes
 _MOST_EVENTS = 20_000  # of a process in the timeline
 
-BETWEEN, WAITING, OTHERS, REST, UPDATE, AWAITING, EXCHANGE, REPORTING = (
-    "program between calls",
-    "data wait",
-    "calls of other executors",
-    "rest of the calls",
-    "optimizer",
-    "waiting for other processes",
-    "communication",
-    "profiler and report",
-)
-
+_NOTHING = contextlib.nullcontext()
 _active: list[AutoReport] = []
 _taken: set[Path] = set()  # folders of this process's executors
 
@@ -58,13 +53,14 @@ class AutoReport(Probe):
 
     def __init__(self, folder: Path, training: bool, device: torch.device, program: Any, rank: int | None = None):
         """`rank`: the number of this process, where several run the program together."""
-        self._shared_folder, self._rank = folder, rank
-        folder = folder if rank is None else folder / f"rank_{rank}"
-        self._folder, self._training, self._device, self._program = folder, training, device, program
+        self._files = ReportFiles(folder, rank, training, device, program)
+        self._rank, self._device, self._program = rank, device, program
         self._events: list[dict[str, Any]] = []
-        self._current = (0, 0)  # iteration and micro-batch
+        self._marks: list[tuple[float, int]] = []  # when the backward pass reached which stage
+        self._current, self._together = (0, 0), 1  # iteration and micro-batch, and how many run as one
+        self._memory = MemoryMeter(program.stages)
         self._ledger = Ledger(BETWEEN, self._settle)
-        self._calls = self._micro_batches = 0
+        self._calls = self._micro_batches = self._done = 0
         self._wall = 0.0
         self._seconds: dict[str, float] = {}  # as of the end of the last call
         self._profiler: torch.profiler.profile | None = None
@@ -80,7 +76,7 @@ class AutoReport(Probe):
     @contextlib.contextmanager
     def call(self) -> Iterator[None]:
         """One call. Afterwards the report of the first and of the second is written."""
-        self._events.clear()
+        self._memory.call_ended()
         others = [(report, report._ledger.switch(OTHERS)) for report in _active if report is not self]
         self._ledger.switch(REST)
         try:
@@ -90,6 +86,7 @@ class AutoReport(Probe):
             self._ledger.switch(BETWEEN)
             self._calls += 1
             self._seconds, self._wall = dict(self._ledger.seconds), time.perf_counter() - self._ledger.started
+            self._done = self._micro_batches
             for report, phase in others:
                 report._ledger.switch(phase)
             if self._calls <= 2:
@@ -98,11 +95,15 @@ class AutoReport(Probe):
             if self._calls == 1:
                 self._micro_batches = 0
                 self._ledger.restart(BETWEEN)
+            if self._rank is None:
+                self._events.clear()
 
     def micro_batch(self, iteration: int, index: int, count: int, together: int = 1) -> None:
         """Starts the trace so that the iteration's end is in it."""
         self._micro_batches += together
-        self._current = (iteration, index)
+        self._current, self._together = (iteration, index), together
+        if self._measures_memory:
+            self._memory.begin(together)
         if self._profiler is not None:
             self._recorded += together
         elif self._calls < 2 and self._windows <= self._calls and self._begins(index, count, together):
@@ -119,13 +120,17 @@ class AutoReport(Probe):
     @contextlib.contextmanager
     def forward(self, stage: Any, values: dict[str, Any]) -> Iterator[None]:
         """A stage's forward pass. Its backward pass begins when gradients of its outputs are there."""
-        name = _forward(stage)
+        name = phases.forward(stage)
+        measured = self._memory.forward(stage, values, self._known(values)) if self._measures_memory else _NOTHING
         with self._event("forward", (stage,)), self._ledger.during(name), torch.profiler.record_function(name):
-            yield
+            with measured:
+                yield
         if torch.is_grad_enabled():
+            self._memory.sent(stage.index)
 
             def reached(gradient: torch.Tensor) -> None:
-                self._ledger.switch(_backward(stage))
+                self._ledger.switch(phases.backward(stage))
+                self._marks.append((clock.now(), stage.index))
 
             for name in stage.outputs:
                 value = values.get(name)
@@ -136,9 +141,26 @@ class AutoReport(Probe):
     def backward(self, stages: Sequence[Any] = (), micro_batch: int | None = None) -> Iterator[None]:
         """The backward pass, which starts in the last stage."""
         stages = stages or self._program.stages
-        first = self._ledger.during(_backward(stages[-1]))
+        first = self._ledger.during(phases.backward(stages[-1]))
+        self._marks = [(clock.now(), stages[-1].index)]
         with self._event("backward", stages, micro_batch), first, torch.profiler.record_function("backward"):
             yield
+        self._memory.back([stage.index for stage in stages])
+
+    @property
+    def _measures_memory(self) -> bool:
+        """Of the first call, which is not timed, the first micro-batch."""
+        return self._calls == 0 and self._current == (0, 0)
+
+    def _known(self, values: Mapping[str, Any]) -> list[torch.Tensor]:
+        program = self._program
+        names = (*program.parameters, *program.buffers, *program.constants, *program.inputs)
+        return [values[name] for name in names if isinstance(values.get(name), torch.Tensor)]
+
+    def holds(self, state: Any, gradients: Mapping[str, Any], states: Mapping[str, Mapping[str, Any]]) -> None:
+        """Counts them in the first two calls: nothing is added later."""
+        if self._calls < 2:
+            self._memory.holds(state, gradients, states)
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -163,32 +185,58 @@ class AutoReport(Probe):
 
     @contextlib.contextmanager
     def _event(self, kind: str, stages: Sequence[Any] = (), micro_batch: int | None = None) -> Iterator[None]:
-        """What goes into the timeline of all processes."""
-        if self._rank is None or self._calls > 1 or len(self._events) >= _MOST_EVENTS:
+        """What goes into the timeline. A backward pass through several stages is one event of each."""
+        if self._calls > 1 or len(self._events) >= _MOST_EVENTS:
             yield
             return
         event: dict[str, Any] = {"kind": kind, "start": clock.now(), "iteration": self._current[0]}
         if stages:
             event["micro_batch"] = self._current[1] if micro_batch is None else micro_batch
             event["stages"] = [stage.index for stage in stages]
+            if self._together > 1:
+                event["together"] = self._together
         try:
             yield
         finally:
-            self._events.append({**event, "end": clock.now()})
+            if kind == "backward":
+                reached = [(event["start"], self._marks[0][1]), *self._marks[1:], (clock.now(), -1)]
+                for stage, group in itertools.groupby(zip(reached, reached[1:], strict=False), lambda two: two[0][1]):
+                    parts = list(group)
+                    times = {"start": parts[0][0][0], "end": parts[-1][1][0]}
+                    self._events.append({**event, **times, "stages": [stage]})
+            else:
+                self._events.append({**event, "end": clock.now()})
 
     def events(self) -> list[dict[str, Any]] | None:
-        """Of the first call and of the second, which has warmed up."""
-        return self._events if self._rank is not None and self._calls <= 2 else None
+        """Of the first call and of the second, which has warmed up. Facts are asked for later, too."""
+        if self._rank is None or self._calls & (self._calls - 1):
+            return None
+        events, self._events = self._events, []
+        return events
 
-    def told(self, events: list[dict[str, Any]]) -> None:
-        """Writes the timeline of all processes."""
-        text, trace = timeline.as_json(events), timeline.as_trace(events)
-        try:
-            self._shared_folder.mkdir(parents=True, exist_ok=True)
-            _write(self._shared_folder / "timeline.json", lambda path: path.write_text(text, encoding="utf-8"))
-            _write(self._shared_folder / "trace.json", lambda path: path.write_text(trace, encoding="utf-8"))
-        except OSError as error:
-            self._not_written(error)
+    def facts(self) -> dict[str, Any]:
+        """What this process measured of itself."""
+        measured = {name: self._seconds[name] for name in (OTHERS, REPORTING) if name in self._seconds}
+        own = [stage.index for stage in self._program.stages if phases.forward(stage) in self._seconds]
+        return {
+            "rank": self._rank or 0,
+            "warming_up": self._calls == 1,
+            "calls": max(1, self._calls - 1),
+            "micro_batches": self._done,
+            "wall_seconds": self._wall - sum(measured.values()),
+            "left_out": measured,
+            "phases": record.phase_rows(self._phases()),
+            "memory": record.memory_of(self._memory, own, self._device),
+            "operators": record.operators_of(self._window),
+        }
+
+    def told(self, events: list[dict[str, Any]], facts: list[dict[str, Any]]) -> None:
+        """Writes the timeline of all processes, and the page."""
+        self._files.shared(facts, events)
+
+    def offline(self) -> None:
+        """Writes the page of what was estimated."""
+        self._files.offline()
 
     def iteration_done(self) -> None:
         """Ends the trace if it has enough."""
@@ -203,7 +251,8 @@ class AutoReport(Probe):
         if self._ledger.phase != BETWEEN:
             yield
             return
-        with self._ledger.during(WAITING):
+        self._current = (0, 0)  # it is for the iteration to come
+        with self._event("data"), self._ledger.during(WAITING):
             yield
 
     # -- the trace -------------------------------------------------------------------------------------------------
@@ -248,8 +297,7 @@ class AutoReport(Probe):
     def write(self) -> None:
         """Write the report as it stands. A folder that cannot be written is said once; the program goes on."""
         head = [
-            f"PopTorch report: {'training' if self._training else 'inference'} on {self._device}, "
-            f"{datetime.datetime.now().astimezone():%Y-%m-%d %H:%M %z}, torch {torch.__version__}",
+            self._files.head(),
             f"program: {shlex.join(sys.argv)}",
             "the first call, warming up included"
             if self._calls == 1
@@ -257,24 +305,10 @@ class AutoReport(Probe):
         ]
         elsewhere = [(phase, self._seconds[phase]) for phase in (OTHERS, REPORTING) if phase in self._seconds]
         wall = self._wall - sum(seconds for _, seconds in elsewhere)
-        text = summary(head, self._phases(), wall, elsewhere, self._micro_batches, self._window)
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            _write(self._folder / "summary.txt", lambda path: path.write_text(text, encoding="utf-8"))
-            if self._window is not None and not self._window.written:
-                _write(self._folder / "trace.json", lambda path: self._window.export(path))
-        except OSError as error:
-            self._not_written(error)
-            return
-        if self._calls == 1:
-            print(f"poptorch: report in {self._folder}", file=sys.stderr, flush=True)
-
-    def _not_written(self, error: OSError) -> None:
-        notices.once(
-            ("report", self._folder),
-            f"The report cannot be written to {self._folder} ({error.strerror}): name another folder in "
-            f"{engine_options.VARIABLE}, e.g. {engine_options.EXAMPLE}",
-        )
+        text = summary(head, self._phases(), wall, elsewhere, self._done, self._window)
+        events = self._events if self._rank is None and self._calls <= 2 else []
+        if self._files.own(text, self._window, self.facts(), events) and self._calls == 1:
+            said(self._files.folder)
 
     def _at_exit(self) -> None:
         if self._calls > 2:
@@ -282,9 +316,9 @@ class AutoReport(Probe):
 
     def _phases(self) -> list[tuple[str, float]]:
         """Every phase of this executor with its seconds, in the order of a step."""
-        stages = [name(stage) for stage in self._program.stages for name in (_forward, _backward)]
+        stages = [name(stage) for stage in self._program.stages for name in (phases.forward, phases.backward)]
         order = [WAITING, BETWEEN, *stages, UPDATE, AWAITING, EXCHANGE, REST]
-        always = {WAITING, *(_forward(stage) for stage in self._program.stages)}
+        always = {WAITING, *(phases.forward(stage) for stage in self._program.stages)}
         return [(phase, self._seconds.get(phase, 0.0)) for phase in order if phase in always or phase in self._seconds]
 
 
@@ -328,18 +362,3 @@ class WatchedIterator:
 def watched(iterator: Iterator[Any], options: Any) -> Iterator[Any]:
     """`iterator` itself, unless a report is asked for."""
     return iterator if engine_options.report_folder(options) is None else WatchedIterator(iterator)
-
-
-def _forward(stage: Any) -> str:
-    return f"stage {stage.index} forward"
-
-
-def _backward(stage: Any) -> str:
-    return f"stage {stage.index} backward"
-
-
-def _write(path: Path, write: Any) -> None:
-    """Whole or not at all."""
-    temporary = path.with_name(f".{path.name}.part")
-    write(temporary)
-    os.replace(temporary, path)

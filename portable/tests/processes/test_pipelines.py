@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import os
 
@@ -330,7 +331,8 @@ def reported(folder: str) -> None:
 def test_one_report_says_what_all_processes_did_on_one_clock(tmp_path):
     together(2, reported, str(tmp_path))
     (folder,) = tmp_path.glob("*/training")
-    assert {path.name for path in folder.iterdir()} == {"rank_0", "rank_1", "timeline.json", "trace.json"}
+    files = {"report.html", "report.json", "timeline.json", "trace.json"}
+    assert {path.name for path in folder.iterdir()} == {"rank_0", "rank_1", *files}
     for rank in ("rank_0", "rank_1"):
         assert {path.name for path in (folder / rank).iterdir()} == {"summary.txt", "trace.json"}
     events = json.loads((folder / "timeline.json").read_text())["events"]
@@ -356,6 +358,24 @@ def test_one_report_says_what_all_processes_did_on_one_clock(tmp_path):
     assert kinds[0] == kinds[1] == {"forward", "backward", "waiting", "communication", "update"}
     shown = json.loads((folder / "trace.json").read_text())["traceEvents"]
     assert {event["pid"] for event in shown} == {0, 1} and len(shown) == len(events) + 2
+
+    record = json.loads((folder / "report.json").read_text())  # the page of both
+    assert [row["name"] for row in record["timeline"]["rows"]] == ["rank 0", "rank 1"]
+    assert [row["stages"] for row in record["timeline"]["rows"]] == [[0, 1, 4], [2, 3]]
+    drawn = {(e["row"], e["kind"], e["start"], e["end"]) for e in record["timeline"]["events"]}
+    assert drawn == {(e["rank"], e["kind"], e["start"], e["end"]) for e in events}
+    for rank in record["ranks"]:
+        assert sum(row["seconds"] for row in rank["phases"]) == pytest.approx(rank["wall_seconds"], rel=0.02, abs=0.01)
+        assert [row["stage"] for row in rank["memory"]["stages"]] == list(stages[rank["rank"]])
+        for row in rank["memory"]["stages"]:  # as many as had gone through and not come back
+            passes = [e for e in events if row["stage"] in e.get("stages", ()) and e["rank"] == rank["rank"]]
+            under_way = itertools.accumulate(1 if e["kind"] == "forward" else -1 for e in passes)
+            assert row["in_flight"] == max(under_way)
+    assert max(row["in_flight"] for rank in record["ranks"] for row in rank["memory"]["stages"]) > 1
+    bubble = record["comparison"][0]
+    assert bubble["estimated"] == pytest.approx(2 / (A + 2)) and 0 < bubble["measured"] < 1
+    page = (folder / "report.html").read_text()
+    assert "rank 0: stages 0, 1, 4" in page and "rank 1: stages 2, 3" in page
 
 
 def several_as_one(training: bool) -> tuple:

@@ -76,7 +76,8 @@ def test_without_the_variable_nobody_listens(tmp_path, monkeypatch):
 
 def test_the_files(folder, capsys):
     train(3)
-    assert sorted(path.name for path in (folder / "training").iterdir()) == ["summary.txt", "trace.json"]
+    names = ["report.html", "report.json", "summary.txt", "trace.json"]
+    assert sorted(path.name for path in (folder / "training").iterdir()) == names
     names = {event.get("name") for event in json.loads((folder / "training" / "trace.json").read_text())["traceEvents"]}
     assert {"stage 0 forward", "stage 1 forward", "backward", "optimizer", "aten::addmm"} <= names
     assert capsys.readouterr().err.count(f"poptorch: report in {folder / 'training'}\n") == 1

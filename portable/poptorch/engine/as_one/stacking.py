@@ -143,19 +143,27 @@ def _check_writes(graph: torch.fx.Graph) -> None:
 
 def _bytes(program: Program, training: bool) -> int:
     """What a micro-batch's forward pass leaves for the backward pass, or, in inference, holds at most."""
+    sizes = [stage_bytes(stage, training) for stage in program.stages]
+    return sum(kept for kept, _ in sizes) + max((most for _, most in sizes), default=0)
+
+
+def stage_bytes(stage: Stage, training: bool) -> tuple[int, int]:
+    """From the shapes, of one micro-batch: what a stage leaves for the backward pass, and what it holds for a time.
+
+    The latter is a segment that is computed again, or in inference what is alive at most.
+    """
     kept, most = 0, 0
-    for stage in program.stages:
-        for segment in stage.segments:
-            sizes = [choosing.held_bytes(node) for node in segment.module.graph.nodes]
-            if segment.recompute and training:
-                most = max(most, sum(sizes))
-                outputs = next(iter(reversed(segment.module.graph.nodes))).args[0]
-                kept += sum(choosing.held_bytes(node) for node in outputs)
-            elif training:
-                kept += sum(sizes)
-            else:
-                most = max(most, _most_alive(segment.module.graph))
-    return kept + most
+    for segment in stage.segments:
+        sizes = [choosing.held_bytes(node) for node in segment.module.graph.nodes]
+        if segment.recompute and training:
+            most = max(most, sum(sizes))
+            outputs = next(iter(reversed(segment.module.graph.nodes))).args[0]
+            kept += sum(choosing.held_bytes(node) for node in outputs)
+        elif training:
+            kept += sum(sizes)
+        else:
+            most = max(most, _most_alive(segment.module.graph))
+    return kept, most
 
 
 def _most_alive(graph: torch.fx.Graph) -> int:

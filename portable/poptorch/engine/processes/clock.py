@@ -36,14 +36,19 @@ def _offset() -> float:
     return best[1]
 
 
-def gather(events: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
-    """Events of all processes in the first one, None elsewhere. All processes must call it.
+def gather(
+    events: list[dict[str, Any]], facts: dict[str, Any]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]] | None:
+    """Events and facts of all processes in the first one, None elsewhere. All processes must call it.
 
     An event has a `start` and an `end` by `now()`; here it gets the `rank`, and the clock becomes the first process's.
+    Facts come as they are, one of each process in their order.
     """
     rank, told = dist.get_rank(), [None] * dist.get_world_size()
     with exchange():
         offset = _offset()
         mine = [{**e, "rank": rank, "start": e["start"] + offset, "end": e["end"] + offset} for e in events]
-        dist.gather_object(mine, told if rank == 0 else None)
-    return sorted((event for each in told for event in each), key=lambda e: e["start"]) if rank == 0 else None
+        dist.gather_object((mine, facts), told if rank == 0 else None)
+    if rank:
+        return None
+    return sorted((e for each, _ in told for e in each), key=lambda e: e["start"]), [each for _, each in told]

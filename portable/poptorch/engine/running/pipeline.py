@@ -89,6 +89,7 @@ class PipelineRunner(Runner):
             else:
                 places = [(s, 0, 0) for s in range(counts.iterations)]
                 self._pass(leaves, self._several_each(places), collectors, progress)
+                self.probe.holds(self._state, {}, {})
                 for _ in range(counts.iterations):
                     self._random.iteration_done()
                     self.probe.iteration_done()

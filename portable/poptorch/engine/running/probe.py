@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -36,12 +36,22 @@ class Probe:
         """Around what this process sends to others, or adds up with them."""
         return _NOTHING
 
+    def holds(self, state: Any, gradients: Mapping[str, Any], states: Mapping[str, Mapping[str, Any]]) -> None:
+        """What is in the device's memory: a DeviceState, accumulated gradients, an optimizer's states by parameter."""
+
+    def offline(self) -> None:
+        """The program was compiled for a device that is not here: there will be no call."""
+
     def events(self) -> list[dict[str, Any]] | None:
         """What happened when in the last call, by clock.now(), if all processes are to tell that; otherwise None."""
         return None
 
-    def told(self, events: list[dict[str, Any]]) -> None:
-        """To the probe of the first process: the events of all."""
+    def facts(self) -> dict[str, Any]:
+        """What this process tells of itself together with events()."""
+        return {}
+
+    def told(self, events: list[dict[str, Any]], facts: list[dict[str, Any]]) -> None:
+        """To the probe of the first process: the events of all, and the facts of each."""
 
     def update(self) -> AbstractContextManager:
         """Around the optimizer's step."""

@@ -154,6 +154,8 @@ class Runner:
             progress.close()
             if self._accumulator is not None:
                 self._accumulator.clear()
+        if self._optimizer is None:
+            self.probe.holds(self._state, {}, {})
         if self._anchors is not None:
             self._anchors.finish()
         return collector.result()
@@ -296,6 +298,7 @@ class Runner:
         self._step(gradients, s)
 
     def _step(self, gradients: dict[str, torch.Tensor], s: int) -> None:
+        self.probe.holds(self._state, gradients, self._optimizer.states)
         with self.probe.update():
             self._random.seek(UPDATE)
             self._optimizer.step(gradients)

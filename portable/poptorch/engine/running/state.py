@@ -80,6 +80,11 @@ class DeviceState:
         restored = {id(self.values[value]) for value in program.restored_buffers}
         self._restored = [value for value in program.buffers if id(self.values[value]) in restored]
 
+    def all_buffers(self) -> list[tuple[torch.Tensor, int]]:
+        """Each buffer once, and how many of it the replicas of this process have together."""
+        own = {id(buffer): buffer for buffer in self.buffers.values()}
+        return [(buffer, len(self._everywhere(buffer))) for buffer in own.values()]
+
     @property
     def grouped(self) -> list[str]:
         """Names of the parameters that differ between groups of replicas."""

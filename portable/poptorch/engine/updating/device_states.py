@@ -33,6 +33,11 @@ class DeviceStates:
     _steps: dict[str, int]
     _automatic: AutomaticLossScaling | None
 
+    @property
+    def states(self) -> Mapping[str, Mapping[str, torch.Tensor]]:
+        """The tensors that this process keeps, by parameter and role."""
+        return self._states
+
     def _scaled(self, settings: Settings) -> Settings:
         """`settings` with the automatic factor in their loss scaling, which is variable then."""
         if self._automatic is None:
