@@ -81,7 +81,7 @@ test-harness: setup-dev ## lm-evaluation-harness against its own model; installs
 	$(VENV_PYTHON) -m pip install --disable-pip-version-check -r requirements-evaluation.txt -c constraints.txt
 	$(VENV_PYTHON) -m pytest -m harness
 
-test-browser: setup-dev ## the server's page in headless Chromium (CHROMIUM=/path, or as Debian installs it)
+test-browser: setup-dev ## the server's page and reports in headless Chromium (CHROMIUM=/path, or as Debian installs it)
 	CHROMIUM="$(CHROMIUM)" $(VENV_PYTHON) -m pytest -m browser
 
 # GROUPS: of transformers, torchvision, lightning and optimum-graphcore; all of them without it

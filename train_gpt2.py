@@ -139,8 +139,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             from training.plan_request import planned
 
             print("\n".join(planned(args)), flush=True)
-            if args.plan_processes or args.plan_device:  # of machines that are not here
+            if (args.plan_processes or args.plan_device) and not args.profile:  # of machines that are not here
                 return 0
+        if args.profile:
+            from training import estimate
+
+            estimate.write(args)
         with memory.explained(args):
             run = TrainingRun(args, argv, started)
             if args.compile_only:

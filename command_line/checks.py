@@ -189,6 +189,17 @@ def check_folder(problems: Problems, dest: str) -> None:
         problems.add(dest, f"{there} cannot be written; name another folder")
 
 
+def check_profile(problems: Problems) -> None:
+    """args.profile becomes the folder of the report itself, whose name ends in _profile; None: there is none."""
+    args = problems.args
+    if args.profile is None or not problems.sound("profile"):
+        return
+    if not os.path.basename(os.path.abspath(args.profile)).endswith("_profile"):
+        program = os.path.splitext(os.path.basename(problems.program))[0]
+        args.profile = os.path.join(args.profile, f"{program}_profile")
+    check_folder(problems, "profile")
+
+
 def check_checkpoint_source(problems: Problems, dest: str) -> None:
     """A local folder must exist; what looks like a hub name (`gpt2`, `owner/name`) is left to the loader."""
     source = getattr(problems.args, dest)

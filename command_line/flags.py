@@ -13,10 +13,14 @@ from corpora.refusal import not_among
 
 
 class Kind(NamedTuple):
-    """A type of value: how --help shows it, and a parser that raises ValueError saying what the value must be."""
+    """A type of value: how --help shows it, and a parser that raises ValueError saying what the value must be.
+
+    `bare` is what a flag without a value stands for; None: it needs one.
+    """
 
     shown: str
     parse: Callable[[str], Any]
+    bare: str | None = None
 
 
 def _boolean(text: str) -> bool:
@@ -99,7 +103,16 @@ def one_of(*choices: str) -> Kind:
     return Kind("{" + ",".join(choices) + "}", parse)
 
 
-BOOLEAN = Kind("[True|False]", _boolean)
+def _folder_or_not(text: str) -> str | None:
+    if text.lower() in ("true", "false"):
+        return "." if text.lower() == "true" else None
+    if not text:
+        raise ValueError("must be a folder; without a value it is the current one")
+    return text
+
+
+BOOLEAN = Kind("[True|False]", _boolean, "true")
+HERE_OR_FOLDER = Kind("[PATH]", _folder_or_not, ".")
 TEXT = Kind("TEXT", str)
 PATH = Kind("PATH", str)
 DURATION = Kind("TIME", _duration)  # seconds

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 
-from command_line.checks import Problems, check_checkpoint_source, check_proportions
+from command_line.checks import Problems, check_checkpoint_source, check_profile, check_proportions
 from command_line.flags import BOOLEAN, PATH, TEXT, Flag, real, select, whole
-from command_line.training_flags import BATCH, DATA, PLACEMENT
+from command_line.training_flags import BATCH, DATA, LOG, PLACEMENT
 
 GENERATION = (
     Flag("--model-name-or-path", "gpt2", PATH, "checkpoint folder or hub name"),
@@ -41,6 +41,7 @@ GENERATE_GROUPS = {
     "sampling": SAMPLING + select(DATA, "seed"),
     "batch": select(BATCH, "batch_size", "device_iterations", device_iterations=1),
     "placement": select(PLACEMENT, "layers_per_ipu", "matmul_proportion", "custom_ops", "compile_only"),
+    "report": select(LOG, "profile"),
 }
 
 
@@ -57,6 +58,9 @@ def check_generation(problems: Problems) -> None:
     """What the flags of text_generate_gpt2.py must satisfy together."""
     args = problems.args
     check_checkpoint_source(problems, "model_name_or_path")
+    check_profile(problems)
+    if args.profile and args.compile_only:
+        problems.add("profile", "with --compile-only no text is made, and nothing to report; leave one of the two out")
     if args.prompt is not None and args.prompt_file is not None:
         problems.add("prompt_file", "contradicts --prompt; leave one of the two out")
     check_precision(problems)

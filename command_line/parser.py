@@ -8,7 +8,7 @@ import sys
 from typing import Any, Sequence
 
 from command_line.checks import Problems
-from command_line.flags import BOOLEAN, PATH, Flag
+from command_line.flags import PATH, Flag
 from command_line.flags_file import read_flags
 from corpora.refusal import is_negative, unknown_words
 
@@ -79,7 +79,7 @@ class Parser(argparse.ArgumentParser):
                     action=_Store,
                     flag=flag,
                     nargs="*" if flag.many else "?",
-                    const="true" if flag.kind is BOOLEAN else None,
+                    const=flag.kind.bare,
                     default=flag.default,
                     metavar=flag.kind.shown + (" ..." if flag.many else ""),
                     help=flag.help + ("" if flag.default in (None, "") else f" (default: {flag.default})"),

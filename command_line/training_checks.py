@@ -6,7 +6,7 @@ import glob
 import importlib.util
 import os
 
-from command_line.checks import Problems, check_checkpoint_source, check_folder
+from command_line.checks import Problems, check_checkpoint_source, check_folder, check_profile
 from model.balance import balanced_layers
 from model.config import GPT2Config, padded_rows, read_json_object
 from model.layout import Layout
@@ -273,6 +273,9 @@ def check_log(problems: Problems) -> None:
     """Where the log is to go can be written, its packages are there, the reference can be read."""
     args = problems.args
     check_folder(problems, "log_dir")
+    check_profile(problems)
+    if args.profile and args.plan_processes is not None and problems.sound("profile", "plan_processes"):
+        problems.add("plan_processes", "has no page: that is of the program this process compiles; leave --profile out")
     for dest, package, topic in (("log_dir", "tensorboard", "tensorboard"), ("use_wandb", "wandb", "wandb")):
         if getattr(args, dest) and problems.sound(dest) and not installed(package):
             problems.add(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from command_line.flags import BOOLEAN, DURATION, PATH, TEXT, Flag, one_of, or_word, real, whole
+from command_line.flags import BOOLEAN, DURATION, HERE_OR_FOLDER, PATH, TEXT, Flag, one_of, or_word, real, whole
 from model.config import MODELS
 
 # The first five are PopTorch's.
@@ -141,6 +141,13 @@ LOG = (
     Flag("--log-gradient-norm", False, BOOLEAN, "log the gradient's norm; copies the optimizer's state each time"),
     Flag("--reference-curve", None, PATH, "curves.csv of an earlier run to compare the losses with at the end"),
     Flag("--peak-tflops", None, real(0, above=True), "the device's peak, for the share of it in the log line"),
+    Flag(
+        "--profile",
+        None,
+        HERE_OR_FOLDER,
+        "report of time and memory (off-IPU report.html) in this folder, the current one if none is named; one whose "
+        "name does not end in _profile gets <program>_profile",
+    ),
 )
 BATCH = (  # samples a call = the product of the four
     Flag("--batch-size", 1, whole(1), "samples in the micro-batch of one replica"),
@@ -181,7 +188,7 @@ TRAIN_PLACEMENT = (
         "--plan-device",
         None,
         one_of("cpu", "cuda", "ipu"),
-        "with --compile-only: the plan for such devices, and nothing else (default: what is here)",
+        "with --compile-only: the plan for such devices, and nothing else (default: what is here); --profile draws it",
     ),
 )
 

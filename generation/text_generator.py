@@ -203,6 +203,8 @@ class TextGenerator:
         if args.matmul_proportion:
             shares = args.matmul_proportion * (len(layers) if len(args.matmul_proportion) == 1 else 1)
             options.setAvailableMemoryProportion({f"IPU{ipu}": share for ipu, share in enumerate(shares)})
+        if args.profile:
+            options.enableProfiling(args.profile)
         options.setExecutionStrategy(poptorch.ShardedExecution(poptorch.AutoStage.AutoIncrement))
         ids = torch.zeros(self.batch, self.width, dtype=torch.int32)
         one = torch.ones(self.batch, dtype=torch.int32)

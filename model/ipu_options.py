@@ -124,6 +124,8 @@ def base_options(args: argparse.Namespace) -> poptorch.Options:
         options.setAvailableMemoryProportion({f"IPU{ipu}": share for ipu, share in enumerate(args.matmul_proportion)})
     if args.executable_cache_dir:
         options.enableExecutableCaching(args.executable_cache_dir)
+    if args.profile:
+        options.enableProfiling(args.profile)
     if args.enable_half_partials:
         options.Precision.setPartialsType(torch.float16)
     return options

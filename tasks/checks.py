@@ -5,7 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from command_line.checks import Problems, check_checkpoint_source, check_folder, check_layers, check_proportions
+from command_line.checks import (
+    Problems,
+    check_checkpoint_source,
+    check_folder,
+    check_layers,
+    check_profile,
+    check_proportions,
+)
 from model.config import GPT2Config
 from tasks.names import PROTOCOLS
 
@@ -26,6 +33,7 @@ def check_evaluation(problems: Problems) -> None:
     _check_json(problems)
     _check_protocols(problems)
     check_folder(problems, "executable_cache_dir")
+    check_profile(problems)
     if not args.pretrained_checkpoint:
         problems.lines.append(
             "--pretrained-checkpoint: no checkpoint given; name a folder with config.json and the weights, here or in "

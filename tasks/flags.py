@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from command_line.flags import BOOLEAN, PATH, TEXT, Flag, one_of, select, whole
 from command_line.generation_flags import GENERATION
-from command_line.training_flags import BATCH, CHECKPOINT, DATA, PLACEMENT
+from command_line.training_flags import BATCH, CHECKPOINT, DATA, LOG, PLACEMENT
 from tasks.names import PROTOCOLS
 
 EVALUATION = (
@@ -31,4 +31,5 @@ EVALUATE_GROUPS = {
         *("layers_per_ipu", "ipus_per_replica", "matmul_proportion", "embedding_serialization_factor"),
         *("enable_half_partials", "executable_cache_dir"),
     ),
+    "report": select(LOG, "profile"),
 }

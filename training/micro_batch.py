@@ -38,6 +38,7 @@ _OF_A_TRIAL: dict[str, Any] = {
     "num_workers": 0,
     "async_dataloader": False,
     "save_model_path": None,
+    "profile": None,
     "resume_training_from_checkpoint": False,
     "keep_best": False,
     "early_stopping": None,

@@ -11,7 +11,7 @@ from training.inputs import dropouts
 from training.log.machine import computes_on_cuda, computes_on_ipus
 from training.plan import plan_lines
 from training.run import join
-from training.stage_memory import DEVICES
+from training.stage_memory import DEVICES, Device
 from training.vocabulary import model_config, run_tokenizer
 
 
@@ -21,11 +21,16 @@ def planned(args: argparse.Namespace) -> list[str]:
     Raises ValueError, whose `args` are the problems, for a configuration that cannot be used, BadFlags for processes
     that cannot share the run.
     """
+    return plan_lines(planned_config(args), args, *planned_layout(args))
+
+
+def planned_layout(args: argparse.Namespace) -> tuple[Layout, Device]:
+    """The processes and the devices that are planned for. Raises BadFlags for processes that cannot share the run."""
     if args.plan_processes is None:
         join(args)
     here = "ipu" if computes_on_ipus() else "cuda" if computes_on_cuda() else "cpu"
     layout = Layout(args.plan_processes or launched()[1], args.replication_factor, args.ipus_per_replica)
-    return plan_lines(planned_config(args), args, layout, DEVICES[args.plan_device or here])
+    return layout, DEVICES[args.plan_device or here]
 
 
 def planned_config(args: argparse.Namespace) -> GPT2Config:

@@ -89,6 +89,7 @@ FLAGS = [
     ("log_gradient_norm", "--log-gradient-norm", False, "on", True, "--save-model-path out"),
     ("reference_curve", "--reference-curve", None, str(ROOT / "README.md"), str(ROOT / "README.md"), ""),
     ("peak_tflops", "--peak-tflops", None, "989", 989.0, ""),
+    ("profile", "--profile", None, "runs", "runs/train_gpt2_profile", ""),
     ("layers_per_ipu", "--layers-per-ipu", [12], "0 6 6", [0, 6, 6], "--gradient-accumulation 64"),
     ("ipus_per_replica", "--ipus-per-replica", 1, "2", 2, "--layers-per-ipu 6 --gradient-accumulation 64"),
     ("matmul_proportion", "--matmul-proportion", None, "0.15", [0.15], ""),
@@ -335,6 +336,12 @@ WRONG = [
     ("--plan-device cpu", ["--plan-device cpu", "--compile-only; add it"]),
     ("--plan-device gpu --compile-only", ["--plan-device", "'gpu'", "cuda"]),
     ("--plan-processes 0 --compile-only", ["--plan-processes", "at least 1"]),
+    ("--profile README.md", ["--profile README.md/train_gpt2_profile", "README.md is a file; name a folder"]),
+    ("--profile=", ["--profile: ''", "must be a folder"]),
+    (
+        "--profile x --plan-processes 2 --compile-only --replication-factor 2",
+        ["--plan-processes 2", "leave --profile out"],
+    ),
     ("--plan-processes 5 --compile-only --replication-factor 4", ["--plan-processes 5", "4 replicas", "1, 2 or 4"]),
     ("--matmul-proportion 0.2 0.2 --layers-per-ipu 3 --gradient-accumulation 64", ["0.2 0.2", "4 IPUs"]),
     ("--matmul-proportion 0", ["--matmul-proportion", "'0'"]),
@@ -556,10 +563,26 @@ def test_python_3_8_syntax(path: Path) -> None:
     ast.parse(path.read_text(), feature_version=(3, 8))
 
 
+@pytest.mark.parametrize(
+    "words, folder",
+    [
+        ("--profile", "./train_gpt2_profile"),
+        ("--profile True", "./train_gpt2_profile"),
+        ("--profile False", None),
+        ("--profile my_profile", "my_profile"),
+        ("--profile my_profile/", "my_profile/"),
+        ("--profile --profile deep/er", "deep/er/train_gpt2_profile"),
+    ],
+)
+def test_the_folder_of_a_report(words: str, folder: str) -> None:
+    assert parse(words).profile == folder
+
+
 # ---- text_generate_gpt2.py ---------------------------------------------------------------------------------------
 
 GENERATE_DEFAULTS = {
     "compile_only": False,
+    "profile": None,
     "model_name_or_path": "gpt2",
     "tokenizer_type": 0,
     "temperature": 1.2,

@@ -113,9 +113,9 @@ def ticks(end: float, most: int) -> list[float]:
 
 
 def of_time(value: float, unit: str = "s") -> str:
-    """Seconds as s, ms or µs; of another unit the number with it."""
+    """Seconds as s, ms or µs; of another unit the number alone."""
     if unit != "s":
-        return f"{value:.4g} {escape(unit)}"
+        return f"{value:.4g}"
     for factor, name in ((1.0, "s"), (1e3, "ms")):
         if value * factor >= 1:
             return f"{value * factor:.4g} {name}"

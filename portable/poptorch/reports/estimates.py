@@ -3,7 +3,7 @@
 A JSON object. Everything in it may be left out:
 
     assumptions  ["…"]: what the numbers rest on, for a reader
-    stages       [{"stage": 0, "contents": "…", "work": share of all work, "memory": {"weights": bytes, …}}]
+    stages       [{"stage": 0, "work": share of all work, "memory": {"weights": bytes, …}}]
     bubble       share of the time that the pipeline is not full
     timeline     {"of": "…", "unit": "…", "rows": [{"name": "IPU 0"}], "events": [{"row": 0, "kind": "forward",
                  "start": 0.0, "end": 1.0, "stages": [0], "micro_batch": 0}]}
@@ -51,7 +51,7 @@ def checked(found: Any) -> dict[str, Any]:
 
 def _stage(found: Any) -> dict[str, Any]:
     found = _object(found, "stages")
-    row: dict[str, Any] = {"stage": _whole(found.get("stage")), "contents": _text(found.get("contents", ""))}
+    row: dict[str, Any] = {"stage": _whole(found.get("stage"))}
     if "work" in found:
         row["work"] = _number(found["work"])
     row["memory"] = {kind: _number(size) for kind, size in _object(found.get("memory", {}), "memory").items()}

@@ -23,7 +23,7 @@ Cells = Sequence[str]
 
 def html_of(record: Mapping[str, Any]) -> str:
     """The page. `record` is what record.record() made."""
-    title = f"{record['kind'].capitalize()} on {record['device']}"
+    title = f"{record['kind'].capitalize()} {'on ' + record['device'] if record['ranks'] else 'as planned'}"
     sections = [
         ("pipeline", "Pipeline", _pipeline(record)),
         ("phases", "Where the time goes", "".join(_phases(rank, len(record["ranks"])) for rank in record["ranks"])),
@@ -144,7 +144,7 @@ def _drawn(title: str, rows: Sequence[Mapping[str, Any]], events: Sequence[Mappi
         (escape(drawing.row_name(row)), *(of_time(own[kind], unit) for kind in kinds))
         for row, own in zip(rows, sums, strict=True)
     ]
-    caption = f"{title}: time by row and kind, of {of_time(span, unit)} in all"
+    caption = f"{title}: time by row and kind, of {of_time(span, unit)} in all{'' if unit == 's' else f'; {unit}'}"
     picture = drawing.timeline(rows, events, unit, f"{title} over time; the table below has its sums")
     return _legend(kinds) + _scrolled(title, picture) + table(caption, ("row", *kinds), cells)
 
@@ -187,7 +187,8 @@ def _memory(record: Mapping[str, Any]) -> str:
         )
     expected = [stage for stage in (record["estimate"] or {}).get("stages", ()) if stage["memory"]]
     if expected and not rows:
-        kinds = tuple(dict.fromkeys(kind for stage in expected for kind in stage["memory"]))
+        kinds = tuple(dict.fromkeys([*MEMORY, *(kind for stage in expected for kind in stage["memory"])]))
+        kinds = tuple(kind for kind in kinds if any(kind in stage["memory"] for stage in expected))
         rows = [(f"stage {stage['stage']}", stage["memory"]) for stage in expected]
         parts.append(_held("Estimated memory by stage and kind", rows, kinds))
     return "".join(parts)

@@ -104,9 +104,10 @@ def comparison(found: Mapping[str, Any]) -> list[dict[str, Any]]:
         number, own = stage["stage"], expected.get(stage["stage"], {})
         if "work" in own:
             rows.append(_row(f"stage {number}: share of the work", "share", own["work"], work.get(number), "program"))
-        for kind, size in own.get("memory", {}).items():
-            measured = held.get(number, {}).get(kind) if kind in KINDS else None
-            rows.append(_row(f"stage {number}: {kind}", "bytes", size, measured, "program"))
+        for kind, size in own.get("memory", {}).items() if number in held else ():
+            measured = held[number][kind] if kind in KINDS else None
+            if size or measured:
+                rows.append(_row(f"stage {number}: {kind}", "bytes", size, measured, "program"))
         if found["kind"] == "training" and number in held:
             size = (stage["kept_bytes"] * held[number]["in_flight"] + stage["working_bytes"]) * together
             what = f"stage {number}: activations, with what is computed again, by the shapes in the program"
