@@ -19,7 +19,7 @@ from model.layout import Layout
 from model.pipeline import bubble, has_position_embedding, pipeline_stages, stage_operations
 from model.schedule import Event, in_order, in_step, stage_passes
 from training.plan_request import planned_config, planned_layout
-from training.stage_memory import IPU, Device, Memory, block_activations, stage_memory
+from training.stage_memory import CPU, IPU, Device, Memory, block_activations, stage_memory
 
 FILE = "estimate.json"
 _MOST_DRAWN = 24  # micro-batches
@@ -95,6 +95,11 @@ def _assumptions(args: argparse.Namespace, device: Device) -> list[str]:
         'Memory is estimated from the flags, as in the plan of --compile-only; "working" is held for the time of a '
         "pass only, and of several stages in one memory the largest counts.",
     ]
+    if device is CPU:
+        found.append(
+            "On a CPU weights are counted with the program's own copy in half, and gradients with those on their way, "
+            "which the runtime does not count."
+        )
     if device is IPU:
         found.append(
             "All IPUs go on to the next micro-batch together (PopART's pipeline): each step lasts as long as the IPU "

@@ -7,9 +7,9 @@ first one, which warms up. The operators and the trace are of a few micro-batche
 the second call, or of the first until there is a second. The files are written after the first call, after the second,
 and when the program ends.
 
-Where several processes run a program together each has summary and trace in a folder `rank_N` there, and the page is of
-all of them: as of the last call whose number is a power of two. `timeline.json` beside it says what every process did
-when, in seconds on one clock; `trace.json` there is the same for Perfetto.
+Where several processes run a program together each has summary and trace, of the first call, in a folder `rank_N`
+there, and the page is of all of them: as of the last call whose number is a power of two. `timeline.json` beside it
+says what every process did when, in seconds on one clock; `trace.json` there is the same for Perfetto.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ class AutoReport(Probe):
         self._events: list[dict[str, Any]] = []
         self._marks: list[tuple[float, int]] = []  # when the backward pass reached which stage
         self._current, self._together = (0, 0), 1  # iteration and micro-batch, and how many run as one
+        self._begun: set[tuple[int, int]] = set()  # micro-batches of this call
         self._memory = MemoryMeter(program.stages)
         self._ledger = Ledger(BETWEEN, self._settle)
         self._calls = self._micro_batches = self._done = 0
@@ -77,6 +78,7 @@ class AutoReport(Probe):
     def call(self) -> Iterator[None]:
         """One call. Afterwards the report of the first and of the second is written."""
         self._memory.call_ended()
+        self._begun.clear()
         others = [(report, report._ledger.switch(OTHERS)) for report in _active if report is not self]
         self._ledger.switch(REST)
         try:
@@ -100,14 +102,21 @@ class AutoReport(Probe):
 
     def micro_batch(self, iteration: int, index: int, count: int, together: int = 1) -> None:
         """Starts the trace so that the iteration's end is in it."""
-        self._micro_batches += together
+        if (iteration, index) not in self._begun:  # a pipeline begins it once for each span of stages
+            self._begun.add((iteration, index))
+            self._micro_batches += together
         self._current, self._together = (iteration, index), together
         if self._measures_memory:
             self._memory.begin(together)
         if self._profiler is not None:
             self._recorded += together
-        elif self._calls < 2 and self._windows <= self._calls and self._begins(index, count, together):
+        elif self._calls < self._traced and self._windows <= self._calls and self._begins(index, count, together):
             self._start_window(together)
+
+    @property
+    def _traced(self) -> int:
+        """The calls with a trace. In the second one other processes would wait for this one's profiler."""
+        return 2 if self._rank is None else 1
 
     def _begins(self, index: int, count: int, together: int) -> bool:
         """Whether the trace begins with micro-batch `index` of `count`, and those that run as one with it.
@@ -232,7 +241,8 @@ class AutoReport(Probe):
 
     def told(self, events: list[dict[str, Any]], facts: list[dict[str, Any]]) -> None:
         """Writes the timeline of all processes, and the page."""
-        self._files.shared(facts, events)
+        with self._ledger.during(REPORTING):
+            self._files.shared(facts, events)
 
     def offline(self) -> None:
         """Writes the page of what was estimated."""

@@ -101,12 +101,19 @@ def _head(record: Mapping[str, Any]) -> str:
     waits = [_share_of(rank, "data") for rank in ranks]
     figures = [
         (of_time(wall / calls), "a call, with what the program does before the next"),
-        (f"{sum(rank['micro_batches'] for rank in ranks) / (wall or 1e-12):,.1f}", "micro-batches a second"),
+        (f"{_micro_batches(record) / (wall or 1e-12):,.1f}", "micro-batches a second"),
         (f"{max(waits):.1%}", "of the time waiting for data"),
         (of_bytes(max(r["memory"]["peak"]["bytes"] for r in ranks)), ranks[0]["memory"]["peak"]["of"]),
     ]
     items = "".join(f"<li><strong>{value}</strong> {escape(what)}</li>" for value, what in figures)
     return "".join([*lines, f"<p>Measured over {counted}.</p>", f'<ul class="figures">{items}</ul>'])
+
+
+def _micro_batches(record: Mapping[str, Any]) -> int:
+    """Of all replicas: those of the processes that have the first stage."""
+    first = record["stages"][0]["stage"]
+    with_it = [rank for rank in record["ranks"] if any(row.get("stage") == first for row in rank["phases"])]
+    return sum(rank["micro_batches"] for rank in with_it)
 
 
 def _share_of(rank: Mapping[str, Any], kind: str) -> float:

@@ -148,9 +148,9 @@ def _pipeline(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     idle = _idle(found["ranks"]) if steps > 1 else None
     rows = []
     if steps > 1:
-        micro_batches = len({event["micro_batch"] for event in found["timeline"]["events"] if "stages" in event})
-        share = (steps - 1) / (micro_batches + steps - 1)
-        what = f"pipeline not full: {micro_batches} times micro-batches through {steps} spans of stages"
+        passes = len({event["micro_batch"] for event in found["timeline"]["events"] if "stages" in event})
+        share = (steps - 1) / (passes + steps - 1)
+        what = f"pipeline not full: {passes} micro-batches, those that run as one counted once, {steps} spans of stages"
         rows.append(_row(what, "share", share, idle, "runtime"))
     if "bubble" in estimate:
         rows.append(_row("pipeline not full", "share", estimate["bubble"], idle, "program"))

@@ -366,6 +366,7 @@ def test_one_report_says_what_all_processes_did_on_one_clock(tmp_path):
     assert drawn == {(e["rank"], e["kind"], e["start"], e["end"]) for e in events}
     for rank in record["ranks"]:
         assert sum(row["seconds"] for row in rank["phases"]) == pytest.approx(rank["wall_seconds"], rel=0.02, abs=0.01)
+        assert rank["micro_batches"] == A and rank["calls"] == 1
         assert [row["stage"] for row in rank["memory"]["stages"]] == list(stages[rank["rank"]])
         for row in rank["memory"]["stages"]:  # as many as had gone through and not come back
             passes = [e for e in events if row["stage"] in e.get("stages", ()) and e["rank"] == rank["rank"]]

@@ -280,7 +280,7 @@ class PipelineRunner(Runner):
         self._accumulator.begin_micro_batch(m * self.as_one.number, self.as_one.number)
         self._accumulator.last_backward(last)
         if tensors:
-            with self.probe.backward(span.stages, m):
+            with self.probe.backward(span.stages, m * self.as_one.number):
                 torch.autograd.backward(tensors, gradients)
         for source, leaves in flight.received.items():
             found = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
