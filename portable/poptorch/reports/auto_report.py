@@ -27,7 +27,6 @@ from typing import Any
 
 import torch
 
-from .. import notices
 from ..engine.processes import clock
 from ..engine.running.ledger import Ledger
 from ..engine.running.probe import Probe
@@ -36,11 +35,9 @@ from . import phases, record
 from .files import ReportFiles, said
 from .memory import MemoryMeter
 from .phases import AWAITING, BETWEEN, EXCHANGE, OTHERS, REPORTING, REST, UPDATE, WAITING
-from .report_text import Window, summary
+from .report_text import summary
+from .window import TraceWindow
 
-# Micro-batches in the trace, at the end of an iteration: enough to see the pattern, and a file that a browser opens.
-WINDOW = 8
-_MOST_TRACED = 8 * WINDOW  # micro-batches of an iteration with messages between processes
 _MOST_EVENTS = 20_000  # of a process in the timeline
 
 _NOTHING = contextlib.nullcontext()
@@ -64,11 +61,7 @@ class AutoReport(Probe):
         self._calls = self._micro_batches = self._done = 0
         self._wall = 0.0
         self._seconds: dict[str, float] = {}  # as of the end of the last call
-        self._profiler: torch.profiler.profile | None = None
-        self._range: Any = None
-        self._recorded, self._window_start = 0, 0.0
-        self._window: Window | None = None
-        self._windows = 0
+        self._trace = TraceWindow(device, rank is not None, self._ledger, self._settle)
         _active.append(self)
         atexit.register(self._at_exit)
 
@@ -80,11 +73,13 @@ class AutoReport(Probe):
         self._memory.call_ended()
         self._begun.clear()
         others = [(report, report._ledger.switch(OTHERS)) for report in _active if report is not self]
+        for report, _ in others:
+            report._forget_waits()
         self._ledger.switch(REST)
         try:
             yield
         finally:
-            self._stop_window()
+            self._trace.stop(self._calls)
             self._ledger.switch(BETWEEN)
             self._calls += 1
             self._seconds, self._wall = dict(self._ledger.seconds), time.perf_counter() - self._ledger.started
@@ -108,23 +103,7 @@ class AutoReport(Probe):
         self._current, self._together = (iteration, index), together
         if self._measures_memory:
             self._memory.begin(together)
-        if self._profiler is not None:
-            self._recorded += together
-        elif self._calls < self._traced and self._windows <= self._calls and self._begins(index, count, together):
-            self._start_window(together)
-
-    @property
-    def _traced(self) -> int:
-        """The calls with a trace. In the second one other processes would wait for this one's profiler."""
-        return 2 if self._rank is None else 1
-
-    def _begins(self, index: int, count: int, together: int) -> bool:
-        """Whether the trace begins with micro-batch `index` of `count`, and those that run as one with it.
-
-        No message between processes may be under way then: torch's profiler (2.13) did not survive that. So it is the
-        first one, and an iteration of very many has no trace.
-        """
-        return index + together > count - WINDOW if self._rank is None else index == 0 and count <= _MOST_TRACED
+        self._trace.micro_batch(self._calls, index, count, together)
 
     @contextlib.contextmanager
     def forward(self, stage: Any, values: dict[str, Any]) -> Iterator[None]:
@@ -236,7 +215,7 @@ class AutoReport(Probe):
             "left_out": measured,
             "phases": record.phase_rows(self._phases()),
             "memory": record.memory_of(self._memory, own, self._device),
-            "operators": record.operators_of(self._window),
+            "operators": record.operators_of(self._trace.found),
         }
 
     def told(self, events: list[dict[str, Any]], facts: list[dict[str, Any]]) -> None:
@@ -250,8 +229,7 @@ class AutoReport(Probe):
 
     def iteration_done(self) -> None:
         """Ends the trace if it has enough."""
-        if self._profiler is not None and self._recorded >= WINDOW:
-            self._stop_window()
+        self._trace.iteration_done(self._calls)
 
     # -- the data loader -------------------------------------------------------------------------------------------
 
@@ -261,46 +239,18 @@ class AutoReport(Probe):
         if self._ledger.phase != BETWEEN:
             yield
             return
+        self._forget_waits()
         self._current = (0, 0)  # it is for the iteration to come
         with self._event("data"), self._ledger.during(WAITING):
             yield
 
-    # -- the trace -------------------------------------------------------------------------------------------------
-
-    def _start_window(self, micro_batches: int) -> None:
-        with self._ledger.during(REPORTING):
-            activities = [torch.profiler.ProfilerActivity.CPU]
-            if self._device.type == "cuda":
-                activities.append(torch.profiler.ProfilerActivity.CUDA)
-            self._profiler = torch.profiler.profile(activities=activities)
-            try:
-                self._profiler.start()
-            except RuntimeError as error:  # the program profiles itself: there is one profiler a process
-                notices.once("report without trace", f"No trace for the report: {error}")
-                self._profiler = None
-                self._windows += 1
-                return
-            self._recorded = micro_batches
-            self._range = torch.profiler.record_function("micro-batches")
-        self._window_start = time.perf_counter()
-        self._range.__enter__()
-
-    def _stop_window(self) -> None:
-        if self._profiler is None:
-            return
-        self._settle()
-        self._range.__exit__(None, None, None)
-        seconds = time.perf_counter() - self._window_start
-        with self._ledger.during(REPORTING):
-            self._profiler.stop()
-            first = self._calls == 0
-            self._window = Window(self._profiler, seconds, self._recorded, first, self._device.type)
-            self._profiler = self._range = None
-            self._windows += 1
-
     def _settle(self) -> None:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
+
+    def _forget_waits(self) -> None:
+        """What was waited for was not for the call to come."""
+        self._events = [event for event in self._events if event["kind"] != "data"]
 
     # -- the files -------------------------------------------------------------------------------------------------
 
@@ -315,9 +265,9 @@ class AutoReport(Probe):
         ]
         elsewhere = [(phase, self._seconds[phase]) for phase in (OTHERS, REPORTING) if phase in self._seconds]
         wall = self._wall - sum(seconds for _, seconds in elsewhere)
-        text = summary(head, self._phases(), wall, elsewhere, self._done, self._window)
+        text = summary(head, self._phases(), wall, elsewhere, self._done, self._trace.found)
         events = self._events if self._rank is None and self._calls <= 2 else []
-        if self._files.own(text, self._window, self.facts(), events) and self._calls == 1:
+        if self._files.own(text, self._trace.found, self.facts(), events) and self._calls == 1:
             said(self._files.folder)
 
     def _at_exit(self) -> None:
@@ -360,10 +310,15 @@ class WatchedIterator:
         return self
 
     def __next__(self) -> Any:
-        with contextlib.ExitStack() as stack:
+        try:
+            with contextlib.ExitStack() as stack:
+                for report in _active:
+                    stack.enter_context(report.data_wait())
+                return next(self._iterator)
+        except StopIteration:  # there was nothing to wait for
             for report in _active:
-                stack.enter_context(report.data_wait())
-            return next(self._iterator)
+                report._forget_waits()
+            raise
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._iterator, name)

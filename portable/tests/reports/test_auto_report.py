@@ -278,5 +278,5 @@ def test_an_interrupted_call_is_reported(folder, monkeypatch):
     monkeypatch.setattr(executor._session.optimizer, "step", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         executor(torch.randn(4, 4), torch.zeros(4))
-    assert executor._probe._profiler is None and executor._probe._ledger.phase == auto_report.BETWEEN
+    assert not executor._probe._trace.running and executor._probe._ledger.phase == auto_report.BETWEEN
     assert "1 calls after" in (folder / "training" / "summary.txt").read_text()

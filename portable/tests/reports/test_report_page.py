@@ -179,6 +179,17 @@ def test_waiting_for_data_and_the_backward_pass_of_each_stage_are_drawn(folder):
     assert events[0]["start"] == 0.0 and record["timeline"]["of"] == "second call"
 
 
+def test_what_another_executor_waited_for_is_not_drawn(folder):  # noqa: F811
+    checked, opts = poptorch.inferenceModel(Model(), options()), options(accumulation=4)
+    trained = poptorch.trainingModel(Model(), opts)
+    checked(torch.randn(1, 4))
+    for x, y in poptorch.DataLoader(opts, torch.utils.data.TensorDataset(torch.randn(12, 4), torch.zeros(12))):
+        trained(x, y)
+    checked(torch.randn(1, 4))
+    record, _ = read(folder / "inference")
+    assert {event["kind"] for event in record["timeline"]["events"]} == {"forward"}
+
+
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
 
 
