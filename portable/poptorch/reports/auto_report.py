@@ -28,6 +28,7 @@ from typing import Any
 import torch
 
 from ..engine.processes import clock
+from ..engine.processes.layout import Layout
 from ..engine.running.ledger import Ledger
 from ..engine.running.probe import Probe
 from ..options import engine_options
@@ -48,9 +49,11 @@ _taken: set[Path] = set()  # folders of this process's executors
 class AutoReport(Probe):
     """Listens to one executor. Made by `probe`."""
 
-    def __init__(self, folder: Path, training: bool, device: torch.device, program: Any, rank: int | None = None):
-        """`rank`: the number of this process, where several run the program together."""
-        self._files = ReportFiles(folder, rank, training, device, program)
+    def __init__(
+        self, folder: Path, own: Path, training: bool, device: torch.device, program: Any, rank: int | None = None
+    ):
+        """`folder`: the executor's, `own`: in it, this process's. `rank`: as of `probe`."""
+        self._files = ReportFiles(folder, own, rank, training, device, program)
         self._rank, self._device, self._program = rank, device, program
         self._events: list[dict[str, Any]] = []
         self._marks: list[tuple[float, int]] = []  # when the backward pass reached which stage
@@ -297,7 +300,9 @@ def probe(options: Any, training: bool, device: torch.device, program: Any, rank
         mine = folder / f"{kind}_{number}"
     _taken.add(mine)
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler's own lines about starting and stopping
-    return AutoReport(mine, training, device, program, rank)
+    layout = Layout.of(options)  # processes that share nothing do not write to one folder either
+    own = mine / f"rank_{layout.rank}" if layout.ranks > 1 else mine
+    return AutoReport(mine, own, training, device, program, rank)
 
 
 class WatchedIterator:

@@ -26,13 +26,14 @@ class ReportFiles:
     """The folder of one executor.
 
     Args:
-        folder: of the executor. rank: of this process, where several run the program together, otherwise None.
+        folder: of the executor. own: in it, that of this process, where there are several.
+        rank: of this process, where several run the program together, otherwise None.
         training, device, program: what runs.
     """
 
-    def __init__(self, folder: Path, rank: int | None, training: bool, device: torch.device, program: Any):
+    def __init__(self, folder: Path, own: Path, rank: int | None, training: bool, device: torch.device, program: Any):
         self._shared, self._rank, self._training, self._device, self._program = folder, rank, training, device, program
-        self.folder = folder if rank is None else folder / f"rank_{rank}"  # of this process alone
+        self.folder = own
         self._picture: dict[str, Any] = {"of": "", "rows": [], "events": [], "left_out": 0}
 
     def head(self) -> str:
@@ -64,8 +65,9 @@ class ReportFiles:
 
     def offline(self) -> None:
         """The page of what was estimated, for nothing will be measured."""
-        if self._rank in (None, 0) and write(self._shared, self._page([])):
-            said(self._shared)
+        folder = self.folder if self._rank is None else self._shared
+        if self._rank in (None, 0) and write(folder, self._page([])):
+            said(folder)
 
     def _draw(self, events: Events, first: bool) -> None:
         ipus = [stage.ipu for stage in self._program.stages]

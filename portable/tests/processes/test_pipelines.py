@@ -379,6 +379,24 @@ def test_one_report_says_what_all_processes_did_on_one_clock(tmp_path):
     assert "rank 0: stages 0, 1, 4" in page and "rank 1: stages 2, 3" in page
 
 
+def reported_apart(folder: str) -> None:
+    os.environ["POPLAR_ENGINE_OPTIONS"] = json.dumps({"autoReport.all": "true", "autoReport.directory": folder})
+    os.environ["POPDIST_NUM_TOTAL_REPLICAS"] = "2"
+    executor = poptorch.inferenceModel(Model(), popdist.poptorch.Options(ipus_per_replica=4).deviceIterations(5))
+    for _ in range(2):
+        executor(torch.zeros(5 * N, WIDTH))
+
+
+def test_processes_that_share_nothing_have_a_report_each(tmp_path):
+    together(2, reported_apart, str(tmp_path))
+    (folder,) = tmp_path.glob("*/inference")
+    assert {path.name for path in folder.iterdir()} == {"rank_0", "rank_1"}
+    for path in folder.iterdir():
+        record = json.loads((path / "report.json").read_text())
+        assert len(record["ranks"]) == 1 and record["ranks"][0]["micro_batches"] == 5
+        assert (path / "report.html").is_file()
+
+
 def several_as_one(training: bool) -> tuple:
     """What three calls of 48 micro-batches return, the first process's weights, and how many ran as one."""
     os.environ["POPDIST_NUM_TOTAL_REPLICAS"] = "1"

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from .reduction import exchange
 
 now = time.perf_counter
-_ROUNDS = 8  # trips to the first process and back, of which the fastest counts
+_ROUNDS = 32  # trips to the first process and back, of which the fastest counts
 
 
 def _offset() -> float:
