@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
+import sys
 from pathlib import Path
 from typing import Any, Sequence
 
@@ -41,7 +43,8 @@ def write(args: argparse.Namespace) -> None:
     layout, device = planned_layout(args)
     if not is_first_process():
         return
-    text = json.dumps(estimate(planned_config(args), args, layout, device), indent=1)
+    found = {"program": shlex.join(sys.argv), **estimate(planned_config(args), args, layout, device)}
+    text = json.dumps(found, indent=1)
     target = Path(args.profile) / FILE
     part = target.with_name(f".{FILE}.part")
     try:

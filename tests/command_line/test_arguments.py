@@ -634,6 +634,8 @@ def test_generate_flags() -> None:
     ("line", "named"),
     [
         ("--poptorch-loop true", [["--poptorch-loop True", "needs --single-ipu true"]]),
+        ("--profile x --compile-only", [["--profile x/text_generate_gpt2_profile", "leave one of the two out"]]),
+        ("--profile README.md", [["--profile README.md/text_generate_gpt2_profile", "README.md is a file"]]),
         ("--device-iterations 2", [["--device-iterations 2", "--batch-size"]]),
         ("--int8 --fp16", [["--int8 True", "contradicts --fp16"]]),
         ("--int8 --custom-ops false", [["--int8 True", "--custom-ops False"]]),

@@ -2,6 +2,7 @@
 
 A JSON object. Everything in it may be left out:
 
+    program      the command line that it is for, as shlex.join(sys.argv): of another one's run the file is left out
     assumptions  ["…"]: what the numbers rest on, for a reader
     stages       [{"stage": 0, "work": share of all work, "memory": {"weights": bytes, …}}]
     bubble       share of the time that the pipeline is not full
@@ -23,12 +24,16 @@ FILE = "estimate.json"
 _LARGEST = 64 << 20  # bytes
 
 
-def of_program(path: Path) -> dict[str, Any] | None:
-    """What the file at `path` says; None if there is none. One that is no estimate is told once and left out."""
+def of_program(path: Path, program: str) -> dict[str, Any] | None:
+    """What the file at `path` says for the command line `program`; None if there is none.
+
+    One that is no estimate is told once and left out.
+    """
     try:
         if path.stat().st_size > _LARGEST:
             raise ValueError(f"has more than {_LARGEST >> 20} MiB")
-        return checked(json.loads(path.read_text(encoding="utf-8")))
+        found = checked(json.loads(path.read_text(encoding="utf-8")))
+        return found if found.get("program", program) == program else None
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
@@ -41,6 +46,8 @@ def checked(found: Any) -> dict[str, Any]:
     found = _object(found, "it")
     known: dict[str, Any] = {"assumptions": [_text(each) for each in _list(found.get("assumptions", []))]}
     known["stages"] = [_stage(each) for each in _list(found.get("stages", []))]
+    if "program" in found:
+        known["program"] = _text(found["program"])
     if "bubble" in found:
         known["bubble"] = _number(found["bubble"])
     if "timeline" in found:

@@ -244,6 +244,16 @@ def test_an_estimate_of_the_program_is_shown_beside(folder):  # noqa: F811
     assert "equal parts" in found.text and "another machine" in found.text and "261" in found.text
 
 
+def test_an_estimate_of_another_command_is_left_out(folder, monkeypatch):  # noqa: F811
+    monkeypatch.setattr("sys.argv", ["train.py", "--size", "2 3"])
+    folder.mkdir()
+    for program, shown in (("train.py --size '2 3'", True), ("train.py --size 4", False)):
+        (folder / "estimate.json").write_text(json.dumps({"program": program, "assumptions": ["mine"]}))
+        executor = train(2)
+        record, found = read(executor._probe._files.folder)
+        assert ("mine" in found.text) == shown and (record["estimate"] is not None) == shown
+
+
 @pytest.mark.parametrize(
     "text, told",
     [
