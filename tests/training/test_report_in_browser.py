@@ -76,7 +76,8 @@ def test_pictures_have_the_bars_of_the_tables(opened, one):
 def test_the_keyboard_reaches_all_and_a_screen_reader_has_names(opened, one):
     page = opened(one)
     names = page.value(
-        """[...document.querySelectorAll("[tabindex], svg, section")].map((part) => part.getAttribute("aria-label") ||
+        """[...document.querySelectorAll("[tabindex], svg[role], section")].map((part) =>
+          part.getAttribute("aria-label") ||
           document.getElementById(part.getAttribute("aria-labelledby"))?.textContent)"""
     )
     assert len(names) > 10 and all(names)

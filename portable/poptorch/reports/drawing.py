@@ -20,6 +20,11 @@ KINDS = {
 }
 _LABELS, _ROW, _GAP = 150, 26, 6  # widths and heights in pixels
 _NARROWEST, _WIDEST = 900, 12_000
+# Once a page: what page.css fills waiting with.
+HATCH = (
+    '<svg width="0" height="0" aria-hidden="true"><pattern id="hatch" width="6" height="6" '
+    'patternUnits="userSpaceOnUse"><path class="stroke" d="M0 6 6 0M-1 1 1 -1M5 7 7 5"/></pattern></svg>'
+)
 
 
 def timeline(rows: Sequence[Mapping[str, Any]], events: Sequence[Mapping[str, Any]], unit: str, title: str) -> str:
@@ -88,9 +93,7 @@ def stacked(rows: Sequence[tuple[str, Mapping[str, float]]], kinds: Sequence[str
 
 def _open(width: float, height: float, title: str) -> str:
     size = f'width="{width:.0f}" height="{height:.0f}" viewBox="0 0 {width:.0f} {height:.0f}"'
-    hatch = '<path class="stroke" d="M0 6 6 0M-1 1 1 -1M5 7 7 5"/>'
-    pattern = f'<pattern id="hatch" width="6" height="6" patternUnits="userSpaceOnUse">{hatch}</pattern>'
-    return f'<svg role="img" aria-label="{escape(title)}" {size}><defs>{pattern}</defs>'
+    return f'<svg role="img" aria-label="{escape(title)}" {size}>'
 
 
 def row_name(row: Mapping[str, Any]) -> str:

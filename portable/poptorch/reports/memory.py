@@ -59,7 +59,7 @@ class MemoryMeter:
         self._passing[stage.index] = kinds = {"activations": 0, "recomputed": 0}
 
         def pack(tensor: torch.Tensor) -> torch.Tensor:
-            if not isinstance(tensor, torch.nn.Parameter) and _place(tensor) not in others:
+            if _place(tensor) not in others:
                 found[_place(tensor)] = _bytes(tensor)
             return tensor
 
@@ -175,7 +175,8 @@ def _dense(values: Any) -> list[torch.Tensor]:
 
 
 def _has_storage(tensor: torch.Tensor) -> bool:
-    return tensor.layout is torch.strided and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout is torch.strided
+    return plain and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
 def _cdata(tensor: torch.Tensor) -> int:

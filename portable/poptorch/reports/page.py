@@ -42,7 +42,7 @@ def html_of(record: Mapping[str, Any]) -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)} – PopTorch report</title><style>{_STYLE.read_text(encoding='utf-8')}</style></head>\n"
-        f"<body><header><h1>{escape(title)}</h1>{_head(record)}</header>"
+        f"<body>{drawing.HATCH}<header><h1>{escape(title)}</h1>{_head(record)}</header>"
         f'<nav aria-label="Sections"><ul>{links}</ul></nav><main>{body}</main>\n'
         f'<script type="application/json" id="report">{embedded(record)}</script></body></html>\n'
     )

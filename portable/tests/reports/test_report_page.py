@@ -67,9 +67,12 @@ def test_each_picture_has_a_name_and_a_table_and_the_keyboard_reaches_both(folde
     train(2)
     _, found = read(folder / "training")
     pictures = [value for tag, name, value in found.attributes if tag == "svg" and name == "aria-label"]
-    assert len(pictures) == found.tags.count("svg") == 2 and found.tags.count("table") >= 5
+    assert len(pictures) == found.attributes.count(("svg", "role", "img")) == 2 and found.tags.count("table") >= 5
+    assert found.tags.count("svg") == 3 and ("svg", "aria-hidden", "true") in found.attributes  # a pattern
     regions = [value for tag, name, value in found.attributes if name == "tabindex"]
-    assert len(regions) == found.tags.count("table") + found.tags.count("svg")
+    assert len(regions) == found.tags.count("table") + len(pictures)
+    names = [value for _, name, value in found.attributes if name == "id"]
+    assert len(names) == len(set(names))
     assert found.tags.count("caption") == found.tags.count("table") and found.tags.count("h1") == 1
 
 
