@@ -155,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(run.done_already())
                 return 0
             counts = (run.calls, run.position.step, run.samples_a_call)
-            log = RunLog(args, run.model.gpt2.config, *counts, run.optimizer)
+            log = RunLog(args, run.model.gpt2.config, *counts, run.optimizer, run.sampler.samples_an_epoch)
             if run.folder is not None:
                 run.folder.keep_list(log.checkpoints)
                 run.keep_numerics = log.numerics

@@ -15,6 +15,7 @@ from command_line.checks import (
 )
 from model.config import GPT2Config
 from tasks.names import PROTOCOLS
+from tasks.records import folder_of
 
 DEMO_CHECKPOINT = "demo/checkpoints/epoch_0"  # what make demo leaves
 
@@ -41,6 +42,7 @@ def check_evaluation(problems: Problems) -> None:
         )
         return
     check_checkpoint_source(problems, "pretrained_checkpoint")
+    _check_record(problems)
     _check_model(problems)
 
 
@@ -52,6 +54,18 @@ def _check_json(problems: Problems) -> None:
         problems.add("json", "this is a folder; name a file")
     elif not os.path.isdir(os.path.dirname(os.path.abspath(path))):
         problems.add("json", "its folder does not exist; create it first")
+
+
+def _check_record(problems: Problems) -> None:
+    source = problems.args.pretrained_checkpoint
+    if not problems.args.record:
+        return
+    if not os.path.isdir(source):
+        problems.add(
+            "record", f"{source} is no folder on this machine, so that nothing can be kept beside it; use --json"
+        )
+    elif not os.access(folder_of(source), os.W_OK | os.X_OK):
+        problems.add("record", f"{folder_of(source)} cannot be written; use --json")
 
 
 def _check_protocols(problems: Problems) -> None:

@@ -120,6 +120,8 @@ def parse(words: Sequence[str], scratch: Path) -> list[argparse.Namespace]:
             refuse(PROGRAM, [f"--png {args.png}: its folder does not exist; create it first"])
         if args.all:
             refuse(PROGRAM, ["--all: one task is compared; name it with --task"])
+        if args.record:
+            refuse(PROGRAM, ["--record: is of the programs that evaluate one checkpoint; leave it out"])
         known = PROTOCOLS[args.task]
         args.protocols = (args.protocols or ["adjusted" if "adjusted" in known else known[0]])[:1]
         parsed.append(args)

@@ -50,6 +50,8 @@ def _evaluate(args: argparse.Namespace) -> int:
         print(report.table(results, session.config))
         if args.json:
             report.write_json(args.json, report.as_json(results, args.pretrained_checkpoint, session.config))
+        if args.record:
+            print("\n".join(report.kept(results, args.pretrained_checkpoint, session.config, args.fp16)))
         for line in report.last_lines(results, args.strict_lambada):
             print(line, flush=True)
     if trouble is not None:

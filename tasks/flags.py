@@ -20,6 +20,7 @@ EVALUATION = (
     Flag("--strict-lambada", False, BOOLEAN, "the last line is about the last word, not the last BPE token"),
     Flag("--log-interval", 10, whole(1), "calls from one progress line to the next, where it is no terminal"),
     Flag("--json", None, PATH, "file for all results"),
+    Flag("--record", False, BOOLEAN, "keep the results in the run's folder evaluations, where tasks.tables reads them"),
 )
 
 EVALUATE_GROUPS = {

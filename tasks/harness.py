@@ -51,6 +51,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     from lm_eval.tasks import TaskManager
 
     from tasks.harness_model import HarnessModel
+    from tasks.records import keep
     from tasks.session import Session
 
     session = Session(args)
@@ -62,9 +63,15 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
             f"--tasks {','.join(unknown)}: the harness has no such task; --include-path DIR adds one's own"
         )
     model = HarnessModel(session.scorer, session.tokenizer)
-    return simple_evaluate(
+    found = simple_evaluate(
         model, tasks=names, task_manager=manager, limit=args.limit, num_fewshot=args.num_fewshot, bootstrap_iters=0
     )
+    if args.record and is_first_process():
+        for task, values in found["results"].items():
+            of = {"config": session.config.to_dict(), "num_fewshot": args.num_fewshot, "harness": {task: values}}
+            shots = f".{args.num_fewshot}-shot" if args.num_fewshot else ""
+            keep(args.pretrained_checkpoint, f"harness.{task}{shots}", of, args.fp16)
+    return found
 
 
 def show(found: dict[str, Any], path: str | None) -> None:
@@ -86,6 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         refuse(PROGRAM, ["lm-evaluation-harness is not installed: pip install -r requirements-evaluation.txt"])
     if not args.tasks:
         refuse(PROGRAM, ["--tasks: name at least one, for instance --tasks lambada_openai,hellaswag"])
+    if args.record and args.limit:
+        refuse(PROGRAM, [f"--record: with --limit {args.limit} a part is computed, which is no result; leave one out"])
     try:
         found = evaluate(args)
         if is_first_process():

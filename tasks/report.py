@@ -11,6 +11,7 @@ from corpora.strict_json import json_text
 from model.config import GPT2Config, parameter_count
 from tasks.protocols import Result
 from tasks.published import comparable
+from tasks.records import EVALUATIONS, folder_of, keep, name_of
 
 # Measures that the table shows, in order; the others are in the JSON.
 _SHOWN = ("loss", "ppl", "adjusted ppl", "word ppl", "bits per byte", "bits per character", "accuracy")
@@ -146,6 +147,18 @@ def as_json(results: Sequence[Result], checkpoint: str, config: GPT2Config) -> d
             for result in results
         ],
     }
+
+
+def kept(results: Sequence[Result], checkpoint: str, config: GPT2Config, fp16: bool) -> list[str]:
+    """--record: keeps what was evaluated to the end, each result for itself; returns lines that say where.
+
+    Raises ValueError if it cannot be written.
+    """
+    whole = [result for result in results if result.complete]
+    for result in whole:
+        keep(checkpoint, name_of(result.as_dict()), as_json([result], checkpoint, config), fp16)
+    lines = [f"kept: {len(whole)} of {len(results)} results in {folder_of(checkpoint) / EVALUATIONS}"]
+    return lines if len(whole) == len(results) else [*lines, "what was not evaluated to the end is not kept"]
 
 
 def write_json(path: str, content: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import re
@@ -11,7 +10,7 @@ import shutil
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import Any, Callable, Sequence
+from typing import Callable, Sequence
 
 from safetensors import SafetensorError, safe_open
 
@@ -21,10 +20,10 @@ from model.checkpoint import CONFIG_FILE, recover_interrupted
 from model.disk_space import free_bytes
 from model.weights import WEIGHTS_FILE
 from training.folder_lock import claim
+from training.run_file import run_file
 from training.state import STATE_FILE, read
 
 BEST = "best"  # the checkpoint of --keep-best; the others are step_N and epoch_N
-RUN_FILE = "run.json"
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -48,17 +47,8 @@ def _is_checkpoint_name(name: str) -> bool:
 
 def recorded(folder: Path) -> list[str]:
     """The checkpoints that the run of run.json wrote, in that order; none if the file is missing or says nothing."""
-    names = _run_file(folder).get("checkpoints", [])
+    names = run_file(folder).get("checkpoints", [])
     return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
-
-
-def _run_file(folder: Path) -> dict[str, Any]:
-    """The content of run.json; empty if it is missing or something else."""
-    try:
-        content = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def is_whole(checkpoint: Path) -> bool:
@@ -96,7 +86,7 @@ def _started_again(folder: Path) -> bool:
     Its count of restarts does not say so: it leaves out those after which there are more or fewer machines.
     """
     again = os.environ.get("TORCHELASTIC_RUN_ID") != "none" or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
-    same = launch() is not None and _run_file(folder).get("launch") == launch()
+    same = launch() is not None and run_file(folder).get("launch") == launch()
     return again and same and bool(recorded(folder))
 
 

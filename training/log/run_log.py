@@ -27,6 +27,7 @@ from training.log.gradient_norm import GradientNorm
 from training.log.live_line import LiveLine
 from training.log.loss_scale import FallingScale
 from training.log.sinks import TensorBoard, WeightsAndBiases
+from training.run_file import RUN_FILE, run_file
 from training.save_folder import launch
 from training.sequence_warmup import SequenceWarmup
 
@@ -42,6 +43,7 @@ class RunLog:
     Args:
         args: the flags. config: the model's. calls, first_step: the calls planned, and those done before this start.
         samples_a_call: samples of a call. optimizer: for the loss scale and the gradient norm.
+        samples_an_epoch: kept in run.json.
 
     Used in `with`; what ends it is noted. Of the processes of one run only the first writes files, sends figures and
     compares; what the others print goes nowhere (`first_speaks`). Raises BadFlags for flags about the log that cannot
@@ -56,6 +58,7 @@ class RunLog:
         first_step: int,
         samples_a_call: int,
         optimizer: Any,
+        samples_an_epoch: int | None = None,
     ) -> None:
         self.clock = Clock()
         self._args, self._calls, self._samples, self._optimizer = args, calls, samples_a_call, optimizer
@@ -80,6 +83,8 @@ class RunLog:
             "date": _now(),
             "command": [sys.executable, *sys.argv],
             "flags": _plain(args),
+            "started_from": self._started_from(first_step),
+            "samples_an_epoch": samples_an_epoch,
             "launch": launch(),
             **machine.describe(),
         }
@@ -189,6 +194,11 @@ class RunLog:
 
     # -- files -----------------------------------------------------------------------------------------------------
 
+    def _started_from(self, first_step: int) -> str | None:
+        """The checkpoint whose weights the run began with, at its first start; None if they were drawn."""
+        source = self._args.pretrained_checkpoint
+        return run_file(Path(source).resolve().parent).get("started_from") if first_step else source or None
+
     def _open(self, first_step: int) -> None:
         args = self._args
         if not self._writes:
@@ -250,8 +260,8 @@ class RunLog:
             print(f"curves: {picture}", flush=True)
 
     def _write_run(self) -> None:
-        path = self._folder / "run.json"
-        temporary = path.with_name(".run.json.part")
+        path = self._folder / RUN_FILE
+        temporary = path.with_name(f".{RUN_FILE}.part")
         with self._spared(path):
             temporary.write_text(json_text(self._run, indent=2, default=str) + "\n", encoding="utf-8")
             os.replace(str(temporary), str(path))
