@@ -14,7 +14,7 @@ from command_line.checks import (
     check_proportions,
 )
 from model.config import GPT2Config
-from tasks.names import PROTOCOLS
+from tasks.names import BATCHES, FURTHER, PROTOCOLS
 from tasks.records import folder_of
 
 DEMO_CHECKPOINT = "demo/checkpoints/epoch_0"  # what make demo leaves
@@ -70,9 +70,11 @@ def _check_record(problems: Problems) -> None:
 
 def _check_protocols(problems: Problems) -> None:
     args = problems.args
+    if "protocol_batch" in args.typed and not set(args.protocols or ()) & set(BATCHES):
+        problems.add("protocol_batch", f"is of {' and '.join(BATCHES)}; name one of them with --protocols")
     if args.protocols is None or not problems.sound("protocols"):
         return
-    known = PROTOCOLS[args.task]
+    known = PROTOCOLS[args.task] + FURTHER.get(args.task, ())
     wrong = [name for name in args.protocols if name not in known]
     if wrong and not args.all:
         problems.add("protocols", f"{args.task} has no {', '.join(wrong)}; it has {', '.join(known)}")

@@ -21,3 +21,15 @@ PROTOCOLS = {
     "TEXT8": ("bits-per-character",),
     "TEXT": ("token", "adjusted"),
 }
+
+# Task -> further protocols, computed only where --protocols names them: those that other systems were published with.
+_OF_SYSTEMS = ("token-tfchat", "token-chunks", "token-chunks-eot", "token-lm-finetuning", "token-gpt-star")
+FURTHER = {
+    "WIKITEXT103": _OF_SYSTEMS,
+    "ENWIK8": ("bits-per-byte-disjoint",),
+    "TEXT8": ("bits-per-character-disjoint",),
+    "TEXT": _OF_SYSTEMS,
+}
+
+# Protocols whose figure depends on the windows in a batch -> how many there are unless --protocol-batch says so.
+BATCHES = {"token-tfchat": 2, "token-lm-finetuning": 8}

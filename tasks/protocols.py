@@ -15,12 +15,15 @@ import numpy as np
 
 from data.building import detokenizer
 from model.non_finite import NonFiniteError
-from model.scoring import perplexity
+from model.scoring import Scores, perplexity
 from tasks import texts
-from tasks.names import PROTOCOLS
+from tasks.names import BATCHES, FURTHER, PROTOCOLS
+from tasks.system_protocols import Systems
 from tasks.windows import DisjointWindows, RollingWindows, SlidingWindows
 from tokenizer import Tokenizer
 
+_OF_RAW = ("token-joined", "word", "token-gpt-star")  # of WikiText: computed on the raw file
+_DETOKENIZED = ("adjusted", "word", "token-chunks", "token-chunks-eot", "token-lm-finetuning")
 _TAIL = 5_000_000  # bytes of enwik8 and text8 that are scored: the last 5 MB
 
 
@@ -58,9 +61,15 @@ class Job(NamedTuple):
     cut: Any  # of windows.py
     values: Callable[[float, int], dict[str, float]]  # (summed loss, scored tokens) -> measures
     subject: str
+    weights: np.ndarray | None = None  # (n,) of the items' summed losses in the mean loss; None: all tokens are equal
 
-    def result(self, loss: float, scored: int, complete: bool) -> Result:
-        """The result, from the summed loss of the `scored` tokens."""
+    def result(self, scores: Scores) -> Result:
+        """The result, from the scores of all items; of those that were reached, if it was cut short."""
+        loss, scored = scores.total()
+        complete = scored == sum(len(item.targets) for item in self.cut)
+        if self.weights is not None:
+            mean = float(self.weights @ scores.losses.sum(axis=1, dtype=np.float64))
+            loss = scored * (mean if complete else mean / max(1e-300, float(self.weights @ scores.counts)))
         counts = {**self.counts, "scored": scored}
         values = self.values(loss, scored) if scored else {}
         return Result(
@@ -93,11 +102,6 @@ def bounded_perplexity(loss: float) -> float:
     return perplexity(_MOST if _MOST < loss < math.inf else loss)
 
 
-def count_words(text: str) -> int:
-    """Words as Megatron-LM counts them: what single spaces separate."""
-    return len(text.strip().split(" "))
-
-
 def adjusted_values(bpe: int, words: int) -> Callable[[float, int], dict[str, float]]:
     """Perplexities a token and a word, Megatron-LM's formulas.
 
@@ -118,37 +122,63 @@ def adjusted_values(bpe: int, words: int) -> Callable[[float, int], dict[str, fl
 
 
 class Planner:
-    """Makes the jobs of a task from its file. `window` is T, `stride` --overlapping-eval.
+    """Makes the jobs of a task from its file. `window` is T, `stride` --overlapping-eval, `batch` --protocol-batch.
+
+    `padding` is the model's padding_id, which token-tfchat does not score.
 
     Raises ValueError naming the file for a corpus that cannot be read or is too short.
     """
 
-    def __init__(self, tokenizer: Tokenizer, window: int, stride: int, mask_end: bool = False) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        window: int,
+        stride: int,
+        mask_end: bool = False,
+        batch: int | None = None,
+        padding: int | None = None,
+    ) -> None:
+        self._batch, self._padding = batch, padding
         self.tokenizer, self.window, self.stride = tokenizer, window, min(stride, window)
         self.masked = tokenizer.eot_id if mask_end else None
 
     def jobs(self, task: str, path: Path, protocols: Sequence[str] | None = None) -> list[Job]:
-        """The jobs of `task` on the file `path`, those in `protocols` (None: all that the task has)."""
-        chosen = [name for name in PROTOCOLS[task] if protocols is None or name in protocols]
+        """The jobs of `task` on the file `path`, those in `protocols` (None: those in PROTOCOLS)."""
+        chosen = [name for name in PROTOCOLS[task] + FURTHER.get(task, ()) if name in (protocols or PROTOCOLS[task])]
         return [self._job(task, name, self._file(task, name, path)) for name in chosen]
 
     def _file(self, task: str, protocol: str, path: Path) -> Path:
         """WikiText: the raw file beside the word-level one is what transformers' and the harness's figures are of."""
-        raw = path.with_name("wiki.test.raw")
-        takes_raw = protocol in ("token-joined", "word") and path.name == "wiki.test.tokens"
+        raw = texts.as_stored(path.with_name("wiki.test.raw"))
+        takes_raw = protocol in _OF_RAW and texts.unpacked_name(path) == "wiki.test.tokens"
         return raw if task == "WIKITEXT103" and takes_raw and raw.is_file() else path
 
     def _job(self, task: str, protocol: str, path: Path) -> Job:
         corpus = CORPORA[task]
         text = texts.read_text(path, corpus.last_bytes)
-        subject = path.name if task == "WIKITEXT103" else task
-        detokenize = corpus.detokenizer if protocol in ("adjusted", "word") else None
+        subject = texts.unpacked_name(path) if task == "WIKITEXT103" else task
+        detokenize = corpus.detokenizer if protocol in _DETOKENIZED else None
         name = "none" if detokenize is None else detokenize.__name__
-        make = {"token": self._token, "token-joined": self._joined, "word": self._word}.get(protocol, self._sliding)
-        stride, counts, cut, values = make(text, detokenize, protocol)
+        of_systems = Systems(self._encode, self.window, self._batch or BATCHES.get(protocol), self.tokenizer.eot_id)
+        make = {
+            "token": self._token,
+            "token-joined": self._joined,
+            "word": self._word,
+            "token-tfchat": lambda *of: of_systems.tfchat(*of, padding=self._padding),
+            "token-chunks": of_systems.chunks,
+            "token-chunks-eot": of_systems.chunks_after_end,
+            "token-lm-finetuning": of_systems.lm_finetuning,
+            "token-gpt-star": of_systems.gpt_star,
+            "bits-per-byte-disjoint": of_systems.bits,
+            "bits-per-character-disjoint": of_systems.bits,
+        }.get(protocol, self._sliding)
+        try:
+            stride, counts, cut, values, *weights = make(text, detokenize, protocol)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
         if counts["bpe"] < 2:
             raise ValueError(f"{path}: a text of {counts['bpe']} tokens; at least 2 are needed to score one")
-        return Job(task, protocol, path, name, self.window, stride, counts, cut, values, subject)
+        return Job(task, protocol, path, name, self.window, stride, counts, cut, values, subject, *weights)
 
     def _encode(self, text: str) -> np.ndarray:
         return np.asarray(self.tokenizer.encode(text), np.int32)
@@ -183,7 +213,7 @@ class Planner:
         """Overlapping windows over the whole text: `adjusted`, and bits a byte or a character."""
         ids = self._encode(detokenize(text) if detokenize else text)
         cut = SlidingWindows(ids, self.window, self.stride, self.masked)
-        words, size = count_words(text), len(text.encode("utf-8"))
+        words, size = texts.count_words(text), len(text.encode("utf-8"))
         counts = {"bpe": len(ids), "words": words, "bytes": size}
         per_word = adjusted_values(len(ids), words)
         unit, units = ("character", len(text)) if protocol == "bits-per-character" else ("byte", size)

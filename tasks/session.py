@@ -75,20 +75,22 @@ class Session:
         serialize_head(gpt2, args.embedding_serialization_factor)
         outline(gpt2)
         self.scorer = Scorer(gpt2, lambda: forward_options(args), args.batch_size, instance())
-        self._planner = Planner(self.tokenizer, args.seq_length, args.overlapping_eval, args.eod_mask_loss)
+        protocol = (args.eod_mask_loss, args.protocol_batch, self.config.padding_id)
+        self._planner = Planner(self.tokenizer, args.seq_length, args.overlapping_eval, *protocol)
 
     def plan(self) -> list[Evaluation]:
         """Every evaluation that the flags ask for, all files read. Raises ValueError for one that is of no use."""
         args = self.args
         folder = Path(args.data_dir)
         if args.all:
-            there = [(task, folder / file) for task, file in FILES.items() if file and (folder / file).is_file()]
+            files = [(task, texts.as_stored(folder / file)) for task, file in FILES.items() if file]
+            there = [(task, path) for task, path in files if path.is_file()]
             if not there:
                 raise ValueError(
                     f"--all: no evaluation data in {folder}; bash data/evaluation_download.sh {folder} fetches them"
                 )
         else:
-            there = [(args.task, Path(args.valid_data or folder / FILES[args.task]))]
+            there = [(args.task, texts.as_stored(Path(args.valid_data or folder / FILES[args.task])))]
         planned: list[Evaluation] = []
         for task, path in there:
             if task == "LAMBADA":
@@ -127,8 +129,7 @@ class CorpusEvaluation(Evaluation):
         total = sum(len(item.targets) for item in cut)
         with self._session.progress(f"{job.task} {job.protocol}", len(cut), total) as progress:
             scores = self._session.scorer.score(cut, cut.length, cut.width, progress.until(asked))
-        loss, scored = ranks.combine(scores).total()
-        result = job.result(loss, scored, scored == total)
+        result = job.result(ranks.combine(scores))
         result.trouble = self._session.trouble(cut, scores)
         return [result]
 

@@ -18,6 +18,7 @@ from corpora.program import ProgramParser
 from model.config import read_json_object
 from tasks import table_text
 from tasks.table_text import MISSING, Cell, Table
+from tasks.texts import unpacked_name
 
 if TYPE_CHECKING:
     from tasks.records import Evaluation
@@ -173,12 +174,16 @@ def _of_evaluations(asked: dict[str, Any], run: Run, window: int | None) -> Foun
             ):
                 continue
             path = Path(str(result["files"][0])) if result["files"] else Path()
-            of_file = asked.get("file") in (None, path.name) and asked.get("folder", "") in path.parent.name.lower()
+            of_file = (
+                asked.get("file") in (None, unpacked_name(path)) and asked.get("folder", "") in path.parent.name.lower()
+            )
             # LAMBADA's window only has to hold its passages.
             of_window = window in (None, result["window"]) or asked["task"] == "LAMBADA"
             # A protocol that drops what fills no batch has the batch that the run was trained with.
             of_batch = not asked.get("batch_of_run") or result["counts"].get("batch") == run.facts.get("batch")
             values = {**result["counts"], **result["values"]}
+            # Whole chunks of T - 1 tokens, as lm-finetuning counts its sequences.
+            values["sequences"] = result["counts"].get("bpe", 0) // max(1, result["window"] - 1)
             if of_file and of_window and of_batch and asked["value"] in values:
                 return Found(values[asked["value"]], evaluation)
     return None

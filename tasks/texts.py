@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
+import io
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Iterator
 
@@ -13,6 +17,7 @@ _REMEDY = (
     "bash data/evaluation_download.sh"
 )
 _MEGABYTE = 1_000_000
+_PACKED = (".zip", ".gz")
 
 
 def read_text(path: Path, last_bytes: int | None = None) -> str:
@@ -59,6 +64,26 @@ def numbered_texts(path: Path) -> Iterator[tuple[int, str]]:
         yield number, text
 
 
+def as_stored(path: Path) -> Path:
+    """A file, or if there is none the same one compressed: with .zip or .gz behind its name."""
+    if not path.is_file():
+        for suffix in _PACKED:
+            packed = path.with_name(path.name + suffix)
+            if packed.is_file():
+                return packed
+    return path
+
+
+def unpacked_name(path: Path) -> str:
+    """The name of a file, without the .zip or .gz of a compressed one."""
+    return path.stem if path.suffix in _PACKED else path.name
+
+
+def count_words(text: str) -> int:
+    """Words as Megatron-LM counts them: what single spaces separate."""
+    return len(text.strip().split(" "))
+
+
 def joined_lines(text: str) -> str:
     """The text as transformers' guide to perplexity has it: a blank line between lines, and of blank ones nothing."""
     lines = text.split("\n")
@@ -81,12 +106,30 @@ def pages(text: str) -> list[str]:
     return [page for page in found if page.strip()]
 
 
+def _unpacked(content: bytes, path: Path) -> bytes:
+    """What is in a .zip or .gz file, by its first bytes; anything else as it is."""
+    try:
+        if content.startswith(b"\x1f\x8b"):
+            return gzip.decompress(content)
+        if not content.startswith(b"PK\3\4"):
+            return content
+        with zipfile.ZipFile(io.BytesIO(content)) as packed:
+            names = [name for name in packed.namelist() if not name.endswith("/")]
+            named = [name for name in names if name.rpartition("/")[2] == unpacked_name(path)]
+            if len(named or names) != 1:
+                shown, name = ", ".join(names[:5]) + (", …" if len(names) > 5 else ""), unpacked_name(path)
+                raise ValueError(f"{path}: has {len(names)} files ({shown}), not one named {name}; unpack it, name one")
+            return packed.read((named or names)[0])
+    except (OSError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: cannot be unpacked ({error}); fetch it again, or unpack it") from error
+
+
 def _read(path: Path) -> bytes:
     try:
         content = path.read_bytes()
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}); {_REMEDY}") from error
-    content = plain(content, path)
+    content = plain(_unpacked(content, path), path)
     if b"\0" in content[:_MEGABYTE]:
         raise ValueError(f"{path}: is not text (it has zero bytes)")
     return content

@@ -126,3 +126,19 @@ class RollingWindows(_Cut):
         end = min(start + self.window, len(text) - 1)
         left = max(0, end - self.window)
         return Item(text[left:end], np.arange(start - left, end - left), text[start + 1 : end + 1])
+
+
+class WithoutTarget(_Cut):
+    """The items of another cut, in which one token is not scored, wherever it is a target."""
+
+    def __init__(self, cut: _Cut, token: int) -> None:
+        self._cut, self._token = cut, token
+        self.length, self.width = cut.length, cut.width
+
+    def __len__(self) -> int:
+        return len(self._cut)
+
+    def _item(self, index: int) -> Item:
+        item = self._cut[index]
+        kept = item.targets != self._token
+        return Item(item.ids, item.positions[kept], item.targets[kept])

@@ -18,7 +18,8 @@ from model.scoring import Scorer
 from tasks import texts
 from tasks.lambada import bucket_lengths, encode_rows, item_of, score_bucketed
 from tasks.logits_scorer import LogitsScorer
-from tasks.protocols import Planner, count_words
+from tasks.protocols import Planner
+from tasks.texts import count_words
 from tasks.windows import DisjointWindows, RollingWindows, SlidingWindows
 from tokenizer import Tokenizer
 
