@@ -155,10 +155,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(run.done_already())
                 return 0
             counts = (run.calls, run.position.step, run.samples_a_call)
-            log = RunLog(args, run.model.gpt2.config, *counts, run.optimizer, run.sampler.samples_an_epoch)
+            log = RunLog(args, run.model.gpt2.config, *counts, run.optimizer)
             if run.folder is not None:
                 run.folder.keep_list(log.checkpoints)
                 run.keep_numerics = log.numerics
+            log.data(run.sampler.samples_an_epoch)
             with Interruption(at_once=True, quiet=not is_first_process()) as interruption, log:
                 train(run, log, interruption)
     except KeyboardInterrupt as stop:

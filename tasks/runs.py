@@ -138,7 +138,7 @@ def _facts(content: dict[str, Any], flags: dict[str, Any], folder: Path) -> dict
         "initial_learning_rate": 0.0 if warmup else get("learning_rate"),
         "corpus": _corpus(flags),
         "samples_an_epoch": content.get("samples_an_epoch"),
-        "mark": content.get("mark"),
+        "mark": content.get("approximate"),
         **{name: get(name) for name in ("optimizer", "learning_rate", "min_learning_rate", "weight_decay")},
     }
     if (folder / CURVES_FILE).is_file():

@@ -106,8 +106,8 @@ def _of_run(run: Run | None, used: Sequence[Evaluation]) -> list[Cell]:
         return [Cell(MISSING, None), Cell("", None)]
     names = [name for name in dict.fromkeys(one.checkpoint for one in used) if name != run.folder.resolve().name]
     text = run.name + (f" ({', '.join(names)})" if names else "")
-    mark = run.facts.get("mark") or ""
-    return [Cell(text, text), Cell(str(mark), mark or None)]
+    mark = run.facts.get("mark")
+    return [Cell(text, text), Cell(f"APPROXIMATE ({mark})" if mark else "", mark)]
 
 
 def setting_text(setting: str, system: str, run: Run) -> str:
@@ -241,7 +241,7 @@ def _all_runs(document: str, runs: Sequence[Run]) -> Table:
 
 def _all_evaluations(document: str, runs: Sequence[Run]) -> Table:
     """By run, task and context: every measure, the tokens scored, and of which checkpoint and file."""
-    head = ["Run", "Checkpoint", "Task", "Protocol", "Context", "File", "Precision", "Tokens scored", "Result"]
+    head = ["Run", "Checkpoint", "Task", "Protocol", "Context", "File", "Precision", "Tokens scored", "Result", "Mark"]
     made = Table(document, "All evaluations", head, [], [])
     for run in runs:
         for one in run.evaluations:
@@ -252,13 +252,19 @@ def _all_evaluations(document: str, runs: Sequence[Run]) -> Table:
                 fixed = (run.name, one.checkpoint, result["task"], result["protocol"], result["window"], file)
                 cells = [*fixed, one.precision, scored]
                 made.rows.append(
-                    [*(Cell(number_text(c, {"decimals": 0}), c) for c in cells), Cell(told or MISSING, values)]
+                    [
+                        *(Cell(number_text(c, {"decimals": 0}), c) for c in cells),
+                        Cell(told or MISSING, values),
+                        _of_run(run, [])[1],
+                    ]
                 )
             for task, values in one.harness.items():
                 numbers = {name: value for name, value in values.items() if isinstance(value, float)}
                 told = ", ".join(f"{name.partition(',')[0]} {value:.4f}" for name, value in numbers.items())
                 texts = (run.name, one.checkpoint, task, "lm-evaluation-harness", MISSING, MISSING, one.precision)
-                made.rows.append([*(Cell(c, c) for c in texts), Cell(MISSING, None), Cell(told, numbers)])
+                made.rows.append(
+                    [*(Cell(c, c) for c in texts), Cell(MISSING, None), Cell(told, numbers), _of_run(run, [])[1]]
+                )
     return made
 
 

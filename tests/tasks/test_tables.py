@@ -292,6 +292,16 @@ def test_a_checkpoint_that_stands_alone_keeps_its_evaluations_itself(tmp_path, c
     assert [row["Protocol"] for row in found["All evaluations"]["rows"]] == ["token"]
 
 
+def test_the_figures_of_a_loader_that_approximates_stand_beside_its_mark(tmp_path, capsys):
+    folder = write_run(tmp_path / "fast", "gpt-127-star", [], CURVES)
+    content = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    why = "--windows first: padding counts in the loss"
+    (folder / "run.json").write_text(json.dumps({**content, "approximate": why}), encoding="utf-8")
+    text = shown(capsys, "002", tmp_path, "markdown")
+    rows = [line for line in text.splitlines() if "| fast" in line]
+    assert len(rows) > 5 and all(line.endswith(f"| APPROXIMATE ({why}) |") for line in rows), rows
+
+
 def test_csv_has_every_row_with_its_table_and_notes(tmp_path, capsys):
     lines = list(csv.reader(io.StringIO(shown(capsys, "002", tmp_path, "csv"))))
     head = next(line for line in lines if "LAMBADA (Acc), published" in line)

@@ -43,7 +43,6 @@ class RunLog:
     Args:
         args: the flags. config: the model's. calls, first_step: the calls planned, and those done before this start.
         samples_a_call: samples of a call. optimizer: for the loss scale and the gradient norm.
-        samples_an_epoch: kept in run.json.
 
     Used in `with`; what ends it is noted. Of the processes of one run only the first writes files, sends figures and
     compares; what the others print goes nowhere (`first_speaks`). Raises BadFlags for flags about the log that cannot
@@ -58,7 +57,6 @@ class RunLog:
         first_step: int,
         samples_a_call: int,
         optimizer: Any,
-        samples_an_epoch: int | None = None,
     ) -> None:
         self.clock = Clock()
         self._args, self._calls, self._samples, self._optimizer = args, calls, samples_a_call, optimizer
@@ -81,10 +79,9 @@ class RunLog:
         self._said_speed: float | None = None  # when
         self._run = {
             "date": _now(),
+            "started_from": self._started_from(first_step),
             "command": [sys.executable, *sys.argv],
             "flags": _plain(args),
-            "started_from": self._started_from(first_step),
-            "samples_an_epoch": samples_an_epoch,
             "launch": launch(),
             **machine.describe(),
         }
@@ -168,6 +165,12 @@ class RunLog:
         """What the runtime chose for the run, on which its last bits depend: kept in run.json."""
         if chosen and self._folder is not None and self._run.get("numerics") != chosen:
             self._run["numerics"] = chosen
+            self._write_run()
+
+    def data(self, samples_an_epoch: int) -> None:
+        """How long an epoch is: kept in run.json."""
+        self._run["samples_an_epoch"] = samples_an_epoch
+        if self._folder is not None:
             self._write_run()
 
     def close(self, in_haste: bool = False) -> None:
