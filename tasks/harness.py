@@ -3,8 +3,10 @@
     pip install -r requirements-evaluation.txt
     python tasks/harness.py --pretrained-checkpoint DIR --tasks piqa,winogrande --limit 100
 
-Tasks are the harness's own, by name, and YAML files of one's own in the folder --include-path. A PopTorch model that is
-running in a program of one's own is evaluated there:
+Tasks are the harness's own, by name, and YAML files of one's own in the folder --include-path. Their data come from the
+Hugging Face hub, or where there is none from --task-data TASK=FILE.
+
+A PopTorch model that is running in a program of one's own is evaluated there:
 
     from tasks.harness import HarnessModel
     lm_eval.simple_evaluate(HarnessModel(LogitsScorer(executor, rows, window), tokenizer), tasks=["piqa"])
@@ -15,6 +17,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any, Sequence
 
@@ -31,6 +34,13 @@ ABOUT = "lm-evaluation-harness on a GPT-2 checkpoint."
 FLAGS = (
     Flag("--tasks", "", TEXT, "names of tasks, with commas between them"),
     Flag("--include-path", None, PATH, "folder of further task files"),
+    Flag(
+        "--task-data",
+        None,
+        TEXT,
+        "TASK=FILE: a task's documents from a .jsonl, .csv or .parquet file, not the hub",
+        True,
+    ),
     Flag("--limit", None, whole(1), "documents of each task; all, if not given"),
     Flag("--num-fewshot", None, whole(0), "examples before each question; the task's own number, if not given"),
 )
@@ -50,22 +60,29 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
+    from tasks.harness_data import read_task_data, write_tasks
     from tasks.harness_model import HarnessModel
     from tasks.records import keep
     from tasks.session import Session
 
+    names = args.tasks.split(",")
+    files = read_task_data(args.task_data or (), names)
     session = Session(args)
     manager = TaskManager(include_path=args.include_path)
-    names = args.tasks.split(",")
     unknown = [name for name in names if name not in manager.all_tasks]
     if unknown:
         raise ValueError(
             f"--tasks {','.join(unknown)}: the harness has no such task; --include-path DIR adds one's own"
         )
     model = HarnessModel(session.scorer, session.tokenizer)
-    found = simple_evaluate(
-        model, tasks=names, task_manager=manager, limit=args.limit, num_fewshot=args.num_fewshot, bootstrap_iters=0
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        if files:
+            write_tasks(Path(folder), files, {name: manager.task_index[name].yaml_path for name in files})
+            further = [args.include_path] if args.include_path else []
+            manager = TaskManager(include_path=[*further, folder])
+        found = simple_evaluate(
+            model, tasks=names, task_manager=manager, limit=args.limit, num_fewshot=args.num_fewshot, bootstrap_iters=0
+        )
     if args.record and is_first_process():
         for task, values in found["results"].items():
             of = {"config": session.config.to_dict(), "num_fewshot": args.num_fewshot, "harness": {task: values}}
@@ -95,6 +112,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         refuse(PROGRAM, ["--tasks: name at least one, for instance --tasks lambada_openai,hellaswag"])
     if args.record and args.limit:
         refuse(PROGRAM, [f"--record: with --limit {args.limit} a part is computed, which is no result; leave one out"])
+    if args.task_data and args.num_fewshot:
+        refuse(PROGRAM, ["--task-data: with --num-fewshot the examples would be of the questions; leave one out"])
     try:
         found = evaluate(args)
         if is_first_process():
@@ -108,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         reason = f"{PROGRAM}: the data of a task cannot be had ({error})"
         print(
             f"{reason}\nHINT: the harness's own tasks are fetched from the Hugging Face hub; --include-path DIR takes "
-            "task files with data of this machine",
+            "task files with data of this machine, --task-data TASK=FILE a task's documents",
             file=sys.stderr,
         )
         return 1

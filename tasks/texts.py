@@ -50,11 +50,16 @@ def read_json_lines(path: Path) -> list[str]:
     return [text for _, text in numbered_texts(path)]
 
 
+def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The number of every line that is not blank, from 1 on, and the line. Raises ValueError as read_text."""
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if line.strip():
+            yield number, line
+
+
 def numbered_texts(path: Path) -> Iterator[tuple[int, str]]:
     """The number of every line that is not blank, from 1 on, and its "text". Raises ValueError as read_json_lines."""
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if not line.strip():
-            continue
+    for number, line in numbered_lines(path):
         try:
             text = text_in(line, "text", 'has no "text"', 'write lines such as {"text": "…"}')
         except ValueError as error:
