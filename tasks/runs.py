@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Iterator, NamedTuple, Sequence
 
@@ -17,9 +18,9 @@ from training.save_folder import BEST
 from training.sequence_warmup import SequenceWarmup
 
 # What must be equal for a run to be of a system in config/: not its length, dropout, or how weights were drawn.
-_OF_SYSTEM = ("real_vocab_size", "n_embd", "n_layer", "n_head", "inner_size", "head_size", "activation_function") + (
-    *("layer_norm_epsilon", "tie_word_embeddings"),
-    *(name for name in VARIANT_FIELDS if name != "head_dim"),
+_OF_SYSTEM = (
+    *("real_vocab_size", "n_embd", "n_layer", "n_head", "inner_size", "head_size", "layer_norm_epsilon"),
+    *("tie_word_embeddings", *(name for name in VARIANT_FIELDS if name != "head_dim")),
 )
 _ACTIVATIONS = {"relu": "ReLU", "gelu": "GELU", "gelu_new": "GELU"}
 _DEEPEST = 6  # folders below --runs
@@ -74,7 +75,7 @@ def _run(path: Path, top: Path, told: list[str]) -> Run:
         facts.update(
             activation=_ACTIVATIONS.get(config.activation_function, config.activation_function),
             tied="Yes" if config.tie_word_embeddings else "No",
-            parameters=parameter_count(config),
+            parameters=parameter_count(replace(config, vocab_size=config.real_vocab_size)),
         )
     places = [path] + [path / name for name in written]
     facts["vocabulary"] = "own" if any((place / "tokenizer.json").is_file() for place in places) else "gpt2"
@@ -111,12 +112,22 @@ def _config(
 
 
 def systems_of(config: GPT2Config | None) -> list[str]:
-    """The names of --model with this configuration, whatever its length and dropout."""
-    if config is None:
-        return []
-    key = [getattr(config, name) for name in _OF_SYSTEM]
-    known = {name: GPT2Config.from_json(path) for name, path in MODELS.items()}
-    return [name for name, other in known.items() if [getattr(other, field) for field in _OF_SYSTEM] == key]
+    """The names of --model with this configuration, whatever its length and dropout.
+
+    Of several those whose first weights are drawn alike, if there are such.
+    """
+    known = {name: GPT2Config.from_json(path) for name, path in MODELS.items()} if config is not None else {}
+    found = [name for name, other in known.items() if _is_system(name, other, config)]
+    return [name for name in found if known[name].initialization == config.initialization] or found
+
+
+def _is_system(name: str, system: GPT2Config, config: GPT2Config) -> bool:
+    activations = {system.activation_function}
+    if name.startswith("gpt2"):  # released checkpoints have gelu_new where config/*.json say gelu
+        activations.add("gelu_new")
+    return config.activation_function in activations and all(
+        getattr(config, field) == getattr(system, field) for field in _OF_SYSTEM
+    )
 
 
 def _facts(content: dict[str, Any], flags: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """tasks.tables: the documents' tables from folders of runs, written by hand and by the programs themselves."""
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -12,8 +13,9 @@ import tiny_run
 from test_evaluate_program import run as evaluate
 
 from model.checkpoint import save_pretrained
-from model.config import MODELS
+from model.config import MODELS, GPT2Config
 from tasks import tables
+from tasks.runs import systems_of
 
 PUBLISHED = json.loads(tables.PUBLISHED.read_text(encoding="utf-8"))
 
@@ -100,6 +102,7 @@ def test_a_run_stands_beside_the_published_row_that_has_its_settings(tmp_path, c
     losses = found["Held-out loss after each epoch"]["rows"][0]
     assert [losses[f"{n}, measured"] for n in (1, 2, 3, 5)] == [6.5, 5.5, 5.0, None]
     of_all = {row["Run"]: row for row in found["All runs"]["rows"]}
+    assert of_all["wide/four"]["Parameters"] == 123_614_976, "padding of the vocabulary is none"
     assert of_all["wide/four"]["Batch"] == 4 and of_all["wide/four"]["Model"] == ["tfchat-preln"]
     assert of_all["clipped"]["Tokens trained"] == 12288 and of_all["clipped"]["Epochs"] == 3.0
     assert of_all["clipped"]["Held-out PPL"] == pytest.approx(math.exp(5.0))
@@ -144,6 +147,32 @@ def test_figures_by_context_and_from_the_harness(tmp_path, capsys):
         **{"Batch Size": 1024, "Sequence Length": 512, "Warmup Steps": 4000, "Total Steps": 6, "Weight Decay": 0.1},
         **{"Min Learning Rate": 6e-5, "Max Learning Rate": 1e-4, "Initial LR": 0.0},
     }
+
+
+def test_every_system_is_told_from_the_others():
+    for name, path in MODELS.items():
+        config = GPT2Config.from_json(path)
+        assert systems_of(config) == [name]
+        changed = dataclasses.replace(config, n_positions=77, resid_pdrop=0.3, embd_pdrop=0.0)
+        assert systems_of(changed) == [name], "its length and dropout do not matter"
+    assert systems_of(GPT2Config()) == ["gpt2"], "OpenAI's checkpoints say gelu_new"
+    assert systems_of(GPT2Config(n_layer=47)) == [] == systems_of(None)
+    assert systems_of(GPT2Config(n_layer=48, n_embd=1600, n_head=25)) == ["gpt2-xl"]
+
+
+def test_what_was_not_evaluated_to_the_end_is_not_kept(tmp_path):
+    from tasks import report
+    from tasks.protocols import Result
+
+    def one(protocol, complete):
+        return Result("PTB", protocol, ["data/ptb.test.txt"], "none", 8, 8, {"bpe": 9}, {"ppl": 2.0}, complete, "PTB")
+
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    lines = report.kept([one("token", True), one("adjusted", False)], str(tmp_path), GPT2Config(), fp16=True)
+    assert lines == [f"kept: 1 of 2 results in {tmp_path}/evaluations", "what was not evaluated to the end is not kept"]
+    (path,) = (tmp_path / "evaluations").iterdir()
+    content = json.loads(path.read_text(encoding="utf-8"))
+    assert content["precision"] == "half" and [one["protocol"] for one in content["results"]] == ["token"]
 
 
 @pytest.mark.parametrize(
