@@ -108,4 +108,7 @@ _OF_RESULT = {"task": str, "protocol": str, "files": list, "window": int, "count
 
 
 def _is_result(result: Any) -> bool:
-    return isinstance(result, dict) and all(isinstance(result.get(key), kind) for key, kind in _OF_RESULT.items())
+    if not isinstance(result, dict) or not all(isinstance(result.get(key), kind) for key, kind in _OF_RESULT.items()):
+        return False
+    numbers = [*result["counts"].values(), *result["values"].values()]
+    return all(isinstance(number, (int, float, type(None))) for number in numbers)

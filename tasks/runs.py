@@ -22,6 +22,17 @@ _OF_SYSTEM = (
     *("real_vocab_size", "n_embd", "n_layer", "n_head", "inner_size", "head_size", "layer_norm_epsilon"),
     *("tie_word_embeddings", *(name for name in VARIANT_FIELDS if name != "head_dim")),
 )
+_NONE, _NUMBER = type(None), (int, float)
+# What is read of a run.json, and its kinds.
+_OF_RUN = {"flags": dict, "checkpoints": list, "numerics": dict, "hardware": dict, "samples_an_epoch": int}
+_OF_FLAGS = {
+    **dict.fromkeys(("batch_size", "gradient_accumulation", "replication_factor", "device_iterations"), (int,)),
+    **dict.fromkeys(("max_len", "lr_warmup_steps", "lr_decay_steps", "sequence_warmup_steps"), (int,)),
+    **dict.fromkeys(("lr_warmup", "learning_rate", "min_learning_rate", "weight_decay"), _NUMBER),
+    **dict.fromkeys(("tensor_gradient_clipping", "gradient_clipping"), _NUMBER),
+    **dict.fromkeys(("sequence_warmup", "tfrecord_path", "data_prefix"), (list,)),
+    **dict.fromkeys(("optimizer", "config", "model", "train_path"), (str,)),
+}
 _ACTIVATIONS = {"relu": "ReLU", "gelu": "GELU", "gelu_new": "GELU"}
 _DEEPEST = 6  # folders below --runs
 
@@ -61,10 +72,8 @@ def _folders(top: Path) -> Iterator[Path]:
 
 
 def _run(path: Path, top: Path, told: list[str]) -> Run:
-    content = read_json_object(path / RUN_FILE) if (path / RUN_FILE).is_file() else {}
-    flags = content.get("flags", {})
-    if not isinstance(flags, dict):
-        raise ValueError(f'{path / RUN_FILE}: its "flags" are no object; remove the folder from --runs')
+    content = _content(path / RUN_FILE) if (path / RUN_FILE).is_file() else {}
+    flags = content.get("flags") or {}
     written = [name for name in content.get("checkpoints") or [] if isinstance(name, str)]
     evaluations = [one for one in read(path) if not _is_old(path, one, told)]
     order = {name: number for number, name in enumerate(written)}
@@ -81,6 +90,19 @@ def _run(path: Path, top: Path, told: list[str]) -> Run:
     facts["vocabulary"] = "own" if any((place / "tokenizer.json").is_file() for place in places) else "gpt2"
     name = path.relative_to(top).as_posix()
     return Run(path, path.resolve().name if name == "." else name, systems_of(config), facts, evaluations)
+
+
+def _content(path: Path) -> dict[str, Any]:
+    """A run.json. Raises ValueError naming it and what in it no run writes."""
+    content = read_json_object(path)
+    wrong = [key for key, kind in _OF_RUN.items() if not isinstance(content.get(key), (kind, type(None)))]
+    flags = content.get("flags") if not wrong else {}
+    wrong += [
+        f"flags.{key}" for key, kind in _OF_FLAGS.items() if not isinstance((flags or {}).get(key), (*kind, _NONE))
+    ]
+    if wrong:
+        raise ValueError(f"{path}: {', '.join(wrong)} is not what a run writes; remove the folder from --runs")
+    return content
 
 
 def _is_old(folder: Path, evaluation: Evaluation, told: list[str]) -> bool:

@@ -356,15 +356,21 @@ def test_flags_that_cannot_be_followed(words, said, capsys):
     assert end.value.code == 2 and said in captured.err and captured.out == "", captured.err
 
 
+BAD_RESULT = result("PTB", "token", 8, "f", counts={"bpe": "many"}, ppl=1.0)
+
+
 @pytest.mark.parametrize(
     ("file", "content", "said"),
     [
         ("run.json", '{"flags": ', "is not JSON"),
-        ("run.json", '{"flags": 3}', 'its "flags" are no object'),
+        ("run.json", '{"flags": 3}', "flags is not what a run writes"),
+        ("run.json", '{"flags": {"batch_size": "auto"}, "checkpoints": []}', "flags.batch_size is not what a run"),
+        ("run.json", '{"checkpoints": 3, "numerics": "x"}', "checkpoints, numerics is not what a run writes"),
         ("curves.csv", "step,loss\n1,many\n", "curves.csv:2: "),
         ("evaluations/a.json", "[]", "not an object"),
         ("evaluations/a.json", '{"checkpoint": "step_6", "results": [{"task": "PTB"}]}', "is no evaluation"),
         ("evaluations/a.json", '{"results": []}', "is no evaluation"),
+        ("evaluations/a.json", json.dumps({**BAD_RESULT, "checkpoint": "step_6"}), "is no evaluation"),
         ("step_6/config.json", '{"n_layer": "many"}', "n_layer"),
     ],
 )
