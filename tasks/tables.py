@@ -9,16 +9,18 @@ tasks/published_tables.json. A run that is not there, or has no such figure, is 
 
 from __future__ import annotations
 
-import math
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Sequence
+from typing import TYPE_CHECKING, Any, Sequence
 
-from corpora.program import ProgramParser
-from model.config import read_json_object
-from tasks import table_text
-from tasks.table_text import MISSING, Cell, Table
-from tasks.texts import unpacked_name
+if __package__ in (None, ""):  # started as a script: modules are found from the repository
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from corpora.program import ProgramParser  # noqa: E402
+from model.config import read_json_object  # noqa: E402
+from tasks import table_text  # noqa: E402
+from tasks.measures import matches, measured  # noqa: E402
+from tasks.table_text import MISSING, Cell, Table  # noqa: E402
 
 if TYPE_CHECKING:
     from tasks.records import Evaluation
@@ -26,15 +28,7 @@ if TYPE_CHECKING:
 
 PROGRAM = "tasks.tables"
 PUBLISHED = Path(__file__).with_name("published_tables.json")
-_ANY = "any"  # in the place of a system: a run of any model
 _SHORT = {"float32": "Off", "half": "On", "bfloat16": "On"}  # of mixed precision, as document 000 has it
-
-
-class Found(NamedTuple):
-    """A measured figure: its value, None if it is not finite, and what of a run it was computed of."""
-
-    value: Any
-    evaluation: Evaluation | None = None
 
 
 def tables(document: str, runs: Sequence[Run]) -> list[Table]:
@@ -53,7 +47,7 @@ def _table(document: str, table: dict[str, Any], measures: dict[str, Any], notes
     made = Table(document, table["name"], head, [], [notes[name] for name in table.get("notes", ())])
     for row in table["rows"]:
         where = {**table.get("where", {}), **row.get("where", {})}
-        matching = [run for run in runs if _matches(run, row.get("system"), where)]
+        matching = [run for run in runs if matches(run, row.get("system"), where)]
         for run in matching or [None]:
             made.rows.append(_row(row, columns, shown, measures, notes, run))
     return made
@@ -120,73 +114,6 @@ def setting_text(setting: str, system: str, run: Run) -> str:
     if setting == "learning_rate":
         return f"{value:g}" if value is not None else MISSING
     return str(value) if value is not None or setting == "clipnorm" else MISSING
-
-
-def _matches(run: Run, system: str | None, where: dict[str, Any]) -> bool:
-    """Whether a run is of this system and has these settings; of a list of values one of them."""
-    if system is None or (system != _ANY and system not in run.systems):
-        return False
-    return all(_is(name, run.facts.get(name), wanted) for name, wanted in where.items())
-
-
-def _is(name: str, value: Any, wanted: Any) -> bool:
-    if isinstance(wanted, list):
-        return any(_is(name, value, one) for one in wanted)
-    if name == "corpus":  # a path, in which separators are written in more than one way
-        return wanted in str(value or "").lower().replace("_", "-")
-    if isinstance(wanted, float) and isinstance(value, (int, float)):
-        return math.isclose(value, wanted, rel_tol=1e-9)
-    return value == wanted
-
-
-def measured(asked: Any, run: Run, window: int | None) -> Found | None:
-    """The figure that a measure of PUBLISHED asks for: of its alternatives the first that the run has."""
-    for one in asked if isinstance(asked, list) else [asked] if asked else []:
-        if "run" in one:
-            value = run.facts.get(one["run"])
-            found = Found(value) if value is not None else None
-        elif "harness" in one:
-            found = _of_harness(one, run)
-        else:
-            found = _of_evaluations(one, run, window)
-        if found is not None:
-            return found
-    return None
-
-
-def _of_harness(asked: dict[str, Any], run: Run) -> Found | None:
-    for evaluation in run.evaluations:
-        if evaluation.shots:  # published figures are without examples
-            continue
-        values = evaluation.harness.get(asked["harness"], {})
-        key = next((key for key in (asked["value"], f"{asked['value']},none") if key in values), None)
-        if key is not None:
-            return Found(values[key], evaluation)
-    return None
-
-
-def _of_evaluations(asked: dict[str, Any], run: Run, window: int | None) -> Found | None:
-    for evaluation in run.evaluations:
-        for result in evaluation.results:
-            if not result.get("complete", True) or (result["task"], result["protocol"]) != (
-                asked["task"],
-                asked["protocol"],
-            ):
-                continue
-            path = Path(str(result["files"][0])) if result["files"] else Path()
-            of_file = (
-                asked.get("file") in (None, unpacked_name(path)) and asked.get("folder", "") in path.parent.name.lower()
-            )
-            # LAMBADA's window only has to hold its passages.
-            of_window = window in (None, result["window"]) or asked["task"] == "LAMBADA"
-            # A protocol that drops what fills no batch has the batch that the run was trained with.
-            of_batch = not asked.get("batch_of_run") or result["counts"].get("batch") == run.facts.get("batch")
-            values = {**result["counts"], **result["values"]}
-            # Whole chunks of T - 1 tokens, as lm-finetuning counts its sequences.
-            values["sequences"] = result["counts"].get("bpe", 0) // max(1, result["window"] - 1)
-            if of_file and of_window and of_batch and asked["value"] in values:
-                return Found(values[asked["value"]], evaluation)
-    return None
 
 
 def measured_cell(asked: Any, run: Run | None, window: int | None) -> tuple[Cell, Evaluation | None]:
