@@ -17,7 +17,6 @@ from typing import Dict, Iterator, Optional, Sequence
 
 from command_line.checks import refuse
 from corpora.program import ProgramParser
-from training.run_file import RUN_FILE
 
 PROGRAM = "training.log.curves"
 CURVES_FILE = "curves.csv"
@@ -182,7 +181,7 @@ def summary_line(curve_file: Path) -> str:
         if row.get("validation_loss") is not None:
             held_out.append(row["validation_loss"])
     parts = [f"{step:,} steps"] + ([f"{tokens:,.0f} tokens"] if tokens else [])
-    length = _max_len(curve_file.with_name(RUN_FILE))
+    length = _max_len(curve_file.with_name("run.json"))
     if speeds and length:
         parts.append(f"{statistics.median(speeds) * length:,.0f} tokens/sec")
     if held_out:
