@@ -5,7 +5,7 @@ from __future__ import annotations
 from command_line.flags import BOOLEAN, PATH, TEXT, Flag, one_of, select, whole
 from command_line.generation_flags import GENERATION
 from command_line.training_flags import BATCH, CHECKPOINT, DATA, LOG, PLACEMENT
-from tasks.names import BATCHES, PROTOCOLS
+from tasks.names import PROTOCOLS
 
 EVALUATION = (
     Flag("--task", "WIKITEXT103", one_of(*PROTOCOLS), "what to evaluate on"),
@@ -14,12 +14,7 @@ EVALUATION = (
     Flag("--all", False, BOOLEAN, "every task whose file is there"),
     Flag("--data-dir", "data", PATH, "the folder of data/evaluation_download.sh"),
     Flag("--protocols", None, TEXT, "only these, of a task's protocols", True),
-    Flag(
-        "--protocol-batch",
-        None,
-        whole(1),
-        "windows in a batch, for " + " and ".join(map("{0[0]} ({0[1]})".format, BATCHES.items())),
-    ),
+    Flag("--protocol-batch", None, whole(1), "windows in a batch, for protocols whose figure depends on that"),
     Flag("--seq-length", 128, whole(0), "window T in tokens; 0: the checkpoint's n_positions"),
     Flag("--overlapping-eval", 32, whole(1), "tokens from one sliding window to the next"),
     Flag("--eod-mask-loss", False, BOOLEAN, "leave out what follows <|endoftext|> in the sliding windows"),
