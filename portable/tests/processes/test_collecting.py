@@ -134,6 +134,22 @@ def test_copies_are_in_memory_where_the_disk_has_no_room(monkeypatch):
         assert all(found[name].data_ptr() != tensor.data_ptr() for name, tensor in whole.items() if tensor.numel())
 
 
+@pytest.mark.parametrize("lacks", ["support", "the call"])
+def test_room_is_written_where_it_cannot_be_reserved(lacks, monkeypatch):
+    def unsupported(*arguments):
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    if lacks == "support":
+        monkeypatch.setattr(os, "posix_fallocate", unsupported)
+    else:
+        monkeypatch.delattr(os, "posix_fallocate")
+    monkeypatch.setattr(collecting, "_WINDOW", 100)  # bytes, in several parts
+    found = collecting.on_disk({"a": (torch.Size([7, 9]), torch.float32), "b": (torch.Size([3]), torch.int64)})
+    assert not any(tensor.any() for tensor in found.values())
+    found["a"].fill_(1.0)
+    assert found["a"].sum() == 63 and not found["b"].any()
+
+
 N = 4 << 20  # elements of a weight, 16 MiB in float32
 WEIGHTS = 6
 

@@ -7,12 +7,13 @@ keeps in memory what there is room for.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import math
 import mmap
 import os
 import tempfile
 from collections.abc import Mapping
-from typing import Any
+from typing import IO, Any
 
 import torch
 import torch.distributed as dist
@@ -22,6 +23,8 @@ from .reduction import exchange
 
 _WINDOW = 16 << 20  # bytes that travel at a time
 _ALIGNED = 64  # bytes: where a tensor may begin
+# What posix_fallocate says on a file system that cannot, where the C library does not write in its place.
+_NOT_SUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,6 +207,22 @@ def _travel(
             dist.recv(window, src=source, group=group)
 
 
+def _reserve(file: IO[bytes], size: int) -> None:
+    """Room that is really there: on a full disk the first write to mapped memory would be a signal."""
+    try:
+        os.posix_fallocate(file.fileno(), 0, size)
+        return
+    except AttributeError:  # macOS has no such call
+        pass
+    except OSError as error:
+        if error.errno not in _NOT_SUPPORTED:
+            raise
+    zeros = bytes(min(size, _WINDOW))
+    for written in range(0, size, len(zeros)):
+        file.write(zeros[: size - written])
+    file.flush()
+
+
 def on_disk(wanted: Mapping[str, tuple[torch.Size, torch.dtype]]) -> dict[str, torch.Tensor]:
     """Zeros of these shapes and types, in a file of the temporary folder (TMPDIR) that has no name.
 
@@ -216,9 +235,7 @@ def on_disk(wanted: Mapping[str, tuple[torch.Size, torch.dtype]]) -> dict[str, t
     if size == 0:
         return {name: torch.zeros(shape, dtype=dtype) for name, (shape, dtype) in wanted.items()}
     with tempfile.TemporaryFile() as file:
-        if hasattr(os, "posix_fallocate"):  # or else a full disk would be a signal, at the first write
-            os.posix_fallocate(file.fileno(), 0, size)
-        file.truncate(size)
+        _reserve(file, size)
         memory = mmap.mmap(file.fileno(), size)
     tensors = {}
     for name, (shape, dtype) in wanted.items():
