@@ -67,10 +67,25 @@ template <typename T> inline float dot(const T* w, int64_t k, const float* x) {
   return total;
 }
 
+// What is read ahead while the processor computes: the weights of the part after this one, evenly over all that is
+// computed with this one. Memory and arithmetic then take the time of the slower of the two, not of both.
+struct Ahead {
+  const char* next;
+  int64_t passes; // over each part
+
+  void fetch(int64_t bytes) { // as many bytes of weights are about to be used
+    const int64_t share = bytes / passes;
+    for (int64_t byte = 0; byte < share; byte += 64) {
+      _mm_prefetch(next + byte, _MM_HINT_T0);
+    }
+    next += share;
+  }
+};
+
 // R matrix rows times M input rows: R M sums, each over k in one order.
 template <int R, int M, typename T>
-inline void block(const T* w, int64_t k, const float* x, int64_t x_stride, float* out, int64_t out_stride) {
-  constexpr int64_t kWidth = R * sizeof(T); // bytes of a column
+inline void block(const T* w, int64_t k, const float* x, int64_t x_stride, float* out, int64_t out_stride,
+                  Ahead& ahead) {
   __m256 sum[R][M];
   for (int r = 0; r < R; ++r) {
     for (int m = 0; m < M; ++m) {
@@ -79,10 +94,7 @@ inline void block(const T* w, int64_t k, const float* x, int64_t x_stride, float
   }
   int64_t i = 0;
   for (; i + 8 <= k; i += 8) {
-    // As many bytes of the rows after these as are used here: memory is read as one stream, not as R short ones.
-    for (int64_t byte = i * kWidth; byte < (i + 8) * kWidth; byte += 64) {
-      _mm_prefetch(reinterpret_cast<const char*>(w + R * k) + byte, _MM_HINT_T0);
-    }
+    ahead.fetch(8 * R * sizeof(T));
     __m256 weights[R];
     for (int r = 0; r < R; ++r) {
       weights[r] = eight(w + r * k + i);
@@ -107,19 +119,19 @@ inline void block(const T* w, int64_t k, const float* x, int64_t x_stride, float
 
 template <int R, int M, typename T>
 inline int64_t blocks(const T* w, int64_t k, int64_t n, int64_t last, const float* x, int64_t x_stride, float* out,
-                      int64_t out_stride) {
+                      int64_t out_stride, Ahead& ahead) {
   for (; n + R <= last; n += R) {
-    block<R, M>(w + n * k, k, x, x_stride, out + n, out_stride);
+    block<R, M>(w + n * k, k, x, x_stride, out + n, out_stride, ahead);
   }
   return n;
 }
 
 template <int M, typename T>
 inline void rows(const T* w, int64_t k, int64_t first, int64_t last, const float* x, int64_t x_stride, float* out,
-                 int64_t out_stride) {
-  constexpr int R = M == 4 ? 3 : 4; // at most 12 sums in 16 registers
-  first = blocks<R, M>(w, k, first, last, x, x_stride, out, out_stride);
-  blocks<1, M>(w, k, first, last, x, x_stride, out, out_stride);
+                 int64_t out_stride, Ahead& ahead) {
+  constexpr int R = M < 3 ? 4 : 3; // sums, weights and an input in 16 registers
+  first = blocks<R, M>(w, k, first, last, x, x_stride, out, out_stride, ahead);
+  blocks<1, M>(w, k, first, last, x, x_stride, out, out_stride, ahead);
 }
 
 template <typename T>
@@ -131,26 +143,30 @@ void floating_product(const T* w, int64_t k, const Inputs& in, int64_t first, in
     }
     return;
   }
-  // A part of the matrix that stays in the cache while all rows of x go over it, four at a time.
+  // A part of the matrix that stays in the cache while all rows of x go over it, up to four at a time.
   const int64_t part = std::max<int64_t>(12, (128 << 10) / (k * static_cast<int64_t>(sizeof(T))) / 12 * 12);
+  const int64_t passes = (in.rows + 3) / 4;
   for (int64_t n = first; n < last; n += part) {
     const int64_t end = std::min(last, n + part);
-    for (int64_t m = 0; m < in.rows; m += 4) {
+    Ahead ahead{reinterpret_cast<const char*>(w + end * k), passes};
+    for (int64_t m = 0, pass = 0; pass < passes; ++pass) {
+      const int64_t count = (in.rows - m + passes - pass - 1) / (passes - pass); // as evenly as it goes
       const float* x = in.x + m * in.stride;
       float* to = out + m * out_stride;
-      switch (std::min<int64_t>(4, in.rows - m)) {
+      switch (count) {
       case 1:
-        rows<1>(w, k, n, end, x, in.stride, to, out_stride);
+        rows<1>(w, k, n, end, x, in.stride, to, out_stride, ahead);
         break;
       case 2:
-        rows<2>(w, k, n, end, x, in.stride, to, out_stride);
+        rows<2>(w, k, n, end, x, in.stride, to, out_stride, ahead);
         break;
       case 3:
-        rows<3>(w, k, n, end, x, in.stride, to, out_stride);
+        rows<3>(w, k, n, end, x, in.stride, to, out_stride, ahead);
         break;
       default:
-        rows<4>(w, k, n, end, x, in.stride, to, out_stride);
+        rows<4>(w, k, n, end, x, in.stride, to, out_stride, ahead);
       }
+      m += count;
     }
   }
 }
