@@ -85,9 +85,9 @@ def add_input_flags(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--json-key", default="text", help="member of a JSON line that holds the text (default: text)")
     what.add_argument(
         "--documents",
-        choices=("line", "passage", "file"),
-        default="line",
-        help="of plain text; a passage is 16 KB or more, up to a blank line (default: line)",
+        choices=("line", "passage", "file", "article"),
+        help="of plain text line (the default), passage (16 KB or more, up to a blank line) or file; of WikiText "
+        "article (the default), line, or file: the text as it is",
     )
     add_placeholder_flag(what)
 

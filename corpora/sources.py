@@ -34,11 +34,14 @@ def guess(inputs: list[Path]) -> str:
     return kinds[0]
 
 
-def open_source(kind: str, inputs: list[Path], documents: str = "line") -> tuple[Corpus, Corpus | None]:
+def open_source(kind: str, inputs: list[Path], documents: str | None = None) -> tuple[Corpus, Corpus | None]:
     """The corpus in files or folders, and the validation set that comes with it (WikiText) or None.
 
-    `documents`: of plain text, whether each line, passage or file is one. Raises ValueError naming what is missing.
+    `documents`: of plain text whether each line (None), passage or file is one, of WikiText each article (None), line
+    or file. Files of WikiText come in parts that begin with an article: GPT-2's tokenizer divides the text there
+    anyway. Raises ValueError naming what is missing.
     """
+    _check_documents(kind, documents)
     files: list[Path] = []
     for path in inputs:
         if not path.exists():
@@ -55,7 +58,7 @@ def open_source(kind: str, inputs: list[Path], documents: str = "line") -> tuple
             raise ValueError("--source wikipedia takes folders, the ones that wikipedia_extract.sh makes")
         return Corpus(files, lambda: wikipedia(folders)), None
     if kind == "wikitext":
-        return _wikitext(files)
+        return _wikitext(files, documents)
     if kind == "openwebtext":
         return Corpus(files, lambda: archives(files)), None
     if kind == "jsonl":
@@ -64,6 +67,12 @@ def open_source(kind: str, inputs: list[Path], documents: str = "line") -> tuple
         return Corpus(files, lambda: whole_files("file", files)), None
     reader = "passages" if documents == "passage" else "lines"
     return Corpus(files, lambda: running(reader, LINE, files)), None
+
+
+def _check_documents(kind: str, documents: str | None) -> None:
+    known = {"wikitext": ("article", "line", "file"), "text": ("line", "passage", "file")}.get(kind)
+    if documents is not None and known is not None and documents not in known:
+        raise ValueError(f"--documents {documents}: of {kind} they are {', '.join(known[:-1])} or {known[-1]}")
 
 
 def check_placeholders(dropped: bool, source: str) -> None:
@@ -97,7 +106,10 @@ def _matching(path: Path, kind: str) -> list[Path]:
     return []
 
 
-def _wikitext(files: list[Path]) -> tuple[Corpus, Corpus | None]:
+def _wikitext(files: list[Path], documents: str | None) -> tuple[Corpus, Corpus | None]:
+    reader = {"line": "lines", "file": "file"}.get(documents or "", "wikitext")
+    boundary = LINE if reader == "lines" else HEADING
+
     def corpus(part: str) -> Corpus | None:
         chosen = []
         for path in files:
@@ -113,7 +125,7 @@ def _wikitext(files: list[Path]) -> tuple[Corpus, Corpus | None]:
                 chosen.append(beside)
         if not chosen:
             return None
-        return Corpus(chosen, lambda: running("wikitext", HEADING, chosen, f"wiki.{part}.*"))
+        return Corpus(chosen, lambda: running(reader, boundary, chosen, f"wiki.{part}.*"))
 
     train = corpus("train")
     if train is None:

@@ -46,6 +46,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     which = parser.add_argument_group("documents")
     which.add_argument("--min-length", type=int, default=2, help="shorter ones (ids and <|endoftext|>) are dropped (2)")
     which.add_argument(
+        "--document-ends",
+        choices=("end", "both", "none"),
+        default="end",
+        help="<|endoftext|> behind each, before and behind each, or nowhere: they run into each other (default: end)",
+    )
+    which.add_argument(
         "--deduplicate",
         choices=("none", "exact", "near"),
         default="none",
@@ -96,9 +102,13 @@ def prepare(args: argparse.Namespace, stream: TextIO) -> None:
     if args.fix_text:
         importlib.import_module("ftfy")  # missing, it is said before anything is done
     source = args.source or guess(args.input)
-    if args.detokenize and source != "wikitext":
-        raise ValueError(f"--detokenize is for WikiText, and this is {source}; leave it out")
+    if args.detokenize and source != "wikitext" and (source, args.documents) != ("text", "file"):
+        raise ValueError(
+            f"--detokenize is for WikiText, and this is {source}; leave it out, or for a file of it as a whole add "
+            "--source text --documents file"
+        )
     check_placeholders(args.drop_placeholders, source)
+    check_parts(args, source)
     corpus, own_validation = open_source(source, args.input, args.documents)
     tokenizer = chosen_tokenizer(args)
     encoder = "native" if tokenizer.is_native else "of the tokenizers library (`make` builds the native one)"
@@ -113,6 +123,8 @@ def prepare(args: argparse.Namespace, stream: TextIO) -> None:
         args.fix_text,
         args.detokenize,
         args.drop_placeholders,
+        args.document_ends,
+        args.documents,
         digests=args.deduplicate != "none" or args.validation_fraction > 0,
         signatures=args.deduplicate == "near",
     )
@@ -129,6 +141,20 @@ def prepare(args: argparse.Namespace, stream: TextIO) -> None:
             own_validation, tokenizer, recipe, keep_all, args.output, f"valid.{name}", workers, validation, None, stream
         )
     stream.write(f"{TRAIN_ON_IT} {training.train_flags()}\n")
+
+
+def check_parts(args: argparse.Namespace, source: str) -> None:
+    """Raise ValueError for flags that WikiText as it is, which comes in parts, does not go with."""
+    if source != "wikitext" or args.documents != "file":
+        return
+    if args.document_ends != "none":
+        raise ValueError("--documents file of WikiText is one text without ends in it: add --document-ends none")
+    if args.detokenize or args.deduplicate != "none" or args.validation_fraction:
+        flag = "--deduplicate" if args.deduplicate != "none" else "--validation-fraction"
+        remedy = "leave one of them out"
+        if args.detokenize:
+            flag, remedy = "--detokenize", "for one file as a whole add --source text --document-ends none"
+        raise ValueError(f"{flag} is about articles, and --documents file of WikiText has none; {remedy}")
 
 
 def chosen_tokenizer(args: argparse.Namespace) -> Tokenizer:

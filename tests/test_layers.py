@@ -11,7 +11,7 @@ from import_graph import Module, circles, edges, modules_in
 ROOT = Path(__file__).resolve().parent.parent
 # The floors of the application, from the top. A room imports rooms below it, and on its own floor rooms to its right.
 FLOORS = (
-    ("train_gpt2", "text_generate_gpt2", "inference_gpt2"),
+    ("train_gpt2", "text_generate_gpt2", "inference_gpt2", "get_wikitext"),
     ("arguments",),
     ("tasks", "serving", "training", "generation"),
     ("command_line",),

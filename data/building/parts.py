@@ -23,6 +23,7 @@ from tokenizer import Tokenizer
 from tokenizer.bpe import to_utf8
 
 _BATCH = 1 << 20  # characters tokenized at once
+ENDS = ("end", "both", "none")
 COUNTS = ("documents", "short", "broken", "size")
 
 
@@ -35,6 +36,8 @@ class Recipe:
     fix_text: bool = False  # ftfy
     detokenize: bool = False  # WikiText's words back to ordinary text, as evaluation does it
     drop_placeholders: bool = False  # formula_1 and codice_1 of extracted Wikipedia
+    ends: str = "end"  # where a document gets `<|endoftext|>`, one of ENDS
+    documents: str | None = None  # as for corpora.sources.open_source: pieces depend on it
     digests: bool = False
     signatures: bool = False
 
@@ -43,7 +46,7 @@ class Recipe:
 class Part:
     """Documents of a piece, those of fewer than min_length ids left out.
 
-    `ids` uint16, or int32 for vocabularies over 65,536: the documents end to end, each with `<|endoftext|>`.
+    `ids` uint16, or int32 for vocabularies over 65,536: the documents end to end, each with its `<|endoftext|>`s.
     `lengths` int64 (documents,). `digests` uint64 of the texts and `signatures` uint32 (documents, permutations) for
     finding duplicates, or empty. `counts`: documents read, too short ones, those that were not UTF-8, input bytes.
     """
@@ -119,12 +122,13 @@ def encode(piece: Piece, recipe: Recipe, encoder: Encoder) -> Part:
         if not keep.all():
             all_ids, texts = all_ids[np.repeat(keep, counts)], [text for text, kept in zip(texts, keep) if kept]
             counts = counts[keep]
-        ids.append(all_ids.astype(dtype))
-        lengths.append(counts)
         if recipe.digests:
             digests.append(np.array([_digest(text) for text in texts], dtype=np.uint64))
         if recipe.signatures:
             signatures.append(minhash_signatures(all_ids, counts))
+        all_ids, counts = with_ends(all_ids, counts, recipe.ends)
+        ids.append(all_ids.astype(dtype))
+        lengths.append(counts)
     kept = sum(map(len, lengths))
     return Part(
         np.concatenate(ids),
@@ -135,12 +139,26 @@ def encode(piece: Piece, recipe: Recipe, encoder: Encoder) -> Part:
     )
 
 
+def with_ends(ids: np.ndarray, counts: np.ndarray, ends: str) -> tuple[np.ndarray, np.ndarray]:
+    """Documents end to end, (n,), and their lengths (documents,), each with `<|endoftext|>` behind it; as `ends` says.
+
+    `none` leaves it out, `both` puts one before each document as well.
+    """
+    if ends == "end" or not len(counts):
+        return ids, counts
+    last = np.cumsum(counts) - 1
+    if ends == "none":
+        return np.delete(ids, last), counts - 1
+    return np.insert(ids, last - counts + 1, ids[last]), counts + 1
+
+
 def _batches(reader: DocumentReader, recipe: Recipe) -> Iterator[list[str]]:
-    """Texts that are not blank, in groups of a megabyte or so."""
+    """Texts that are not blank, in groups of a megabyte or so. Of a text as it is, in parts, blank ones count."""
+    as_it_is = recipe.documents == "file" and recipe.ends == "none"
     texts: list[str] = []
     size = 0
     for text in map(_cleaner(recipe), reader):
-        if not text or text.isspace():
+        if not text or (text.isspace() and not as_it_is):
             continue
         texts.append(text)
         size += len(text)

@@ -23,7 +23,7 @@ WIKITEXT = " = Town = \n \n A town 's market . \n \n = River = \n \n It flows . 
 ROWS = "".join(json.dumps({"text": text}) + "\n" for text in ("one\r\ntwo", "three", "four"))
 
 
-def texts_in(kind, path, documents="line"):
+def texts_in(kind, path, documents=None):
     corpus = open_source(kind, [path], documents)[0]
     return [text for piece in corpus.pieces() for text in DocumentReader(piece) if text.strip()]
 

@@ -1,0 +1,113 @@
+"""data.prepare as the published recipes prepare their text, against transformers' tokenizer on the same text."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+import transformers
+
+from corpora import pieces
+from data import prepare
+from data.building.parts import with_ends
+from tokenizer import train_bpe
+
+WIKITEXT = (
+    " \n = A river = \n \n The river 's source flows ( to the sea ) . \n It is wet . \n \n = = Course = = \n \n"
+    " Five towns . \n \n = A town = \n \n A market \n \n"
+)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "small").mkdir()
+    path = tmp_path / "small" / "tokenizer.json"
+    path.write_text(train_bpe([WIKITEXT] * 3, 300).to_json(), encoding="utf-8")
+    (tmp_path / "wiki.train.raw").write_text(WIKITEXT, encoding="utf-8")
+    (tmp_path / "wiki.valid.raw").write_text(WIKITEXT[:40], encoding="utf-8")
+    return tmp_path
+
+
+def run(folder, *flags):
+    words = ["--tokenizer", folder / "small" / "tokenizer.json", "--output", folder / "out", "--workers", 1, *flags]
+    try:
+        return prepare.main([str(word) for word in words])
+    except SystemExit as error:
+        return error.code
+
+
+def written(folder, name="corpus.pkl"):
+    with (folder / "out" / name).open("rb") as file:
+        return [list(ids) for ids in pickle.load(file)]
+
+
+def reference(folder):
+    return transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "small" / "tokenizer.json"))
+
+
+def test_lines_by_themselves_with_nothing_between_them(folder):
+    assert run(folder, "--input", folder, "--documents", "line", "--document-ends", "none") == 0
+    lines = [line for line in WIKITEXT.split("\n") if line.strip()]
+    assert written(folder) == [reference(folder).encode(line) for line in lines]
+    assert len(written(folder, "corpus-valid.pkl")) == 2
+
+
+@pytest.mark.parametrize("piece", [20, 1 << 20])
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_text_as_it_is_with_its_newlines(folder, monkeypatch, piece, packed):
+    monkeypatch.setattr(pieces, "PIECE_BYTES", piece)
+    source = folder / "wiki.train.raw"
+    if packed:
+        source = folder / "wikitext-2-raw-v1.zip"
+        with zipfile.ZipFile(str(source), "w") as archive:
+            archive.writestr("wikitext-2-raw/wiki.train.raw", WIKITEXT)
+    assert run(folder, "--input", source, "--documents", "file", "--document-ends", "none") == 0
+    parts = written(folder)
+    assert sum(parts, []) == reference(folder).encode(WIKITEXT)
+    assert len(parts) > 1 or piece > 1000
+
+
+@pytest.mark.parametrize(("ends", "before", "behind"), [("end", 0, 1), ("both", 1, 1), ("none", 0, 0)])
+def test_ends_of_documents(folder, ends, before, behind):
+    (folder / "two.txt").write_text("A river flows\n\nThe sea\n", encoding="utf-8")
+    assert run(folder, "--input", folder / "two.txt", "--document-ends", ends) == 0
+    end = [reference(folder).convert_tokens_to_ids("<|endoftext|>")]
+    texts = [reference(folder).encode(text) for text in ("A river flows", "The sea")]
+    assert written(folder) == [end * before + ids + end * behind for ids in texts]
+
+
+def test_ends_by_hand():
+    ids, counts = np.array([5, 6, 0, 7, 0]), np.array([3, 2])
+    assert [each.tolist() for each in with_ends(ids, counts, "both")] == [[0, 5, 6, 0, 0, 7, 0], [4, 3]]
+    assert [each.tolist() for each in with_ends(ids, counts, "none")] == [[5, 6, 7], [2, 1]]
+
+
+def test_a_whole_file_detokenized(folder):
+    flags = ("--source", "text", "--documents", "file", "--document-ends", "none", "--detokenize")
+    assert run(folder, "--input", folder / "wiki.train.raw", *flags) == 0
+    (ids,) = written(folder)
+    text = reference(folder).decode(ids)
+    assert "\n= A town =\n" in text and "(to the sea)" in text and "river's" in text
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--documents", "file"], "add --document-ends none"),
+        (["--documents", "passage"], "--documents passage: of wikitext they are article, line or file"),
+        (["--documents", "file", "--document-ends", "none", "--detokenize"], "--detokenize is about articles"),
+        (["--documents", "file", "--document-ends", "none", "--deduplicate", "exact"], "--deduplicate is about"),
+        (["--document-ends", "start"], "--document-ends: 'start' must be one of end, both, none"),
+    ],
+)
+def test_flags_that_do_not_go_together(folder, capsys, flags, told):
+    assert run(folder, "--input", folder, *flags) == 2
+    assert told in capsys.readouterr().err and not (folder / "out").exists()
+
+
+def test_articles_are_of_wikitext_only(folder, capsys):
+    (folder / "two.txt").write_text("A river\n", encoding="utf-8")
+    assert run(folder, "--input", folder / "two.txt", "--documents", "article") == 2
+    assert "--documents article: of text they are line, passage or file" in capsys.readouterr().err
