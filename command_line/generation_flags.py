@@ -17,6 +17,12 @@ GENERATION = (
     ),
     Flag("--input-len", 64, whole(1), "longest prompt in tokens"),
     Flag("--output-len", 128, whole(1), "tokens to generate"),
+    Flag(
+        "--keep-last",
+        None,
+        whole(1),
+        "tokens that a text beyond the model's context goes on from (default: half of it)",
+    ),
     Flag("--num-samples", 1, whole(1), "texts for each prompt"),
     Flag("--save-samples-path", None, PATH, "file the texts are written to"),
     Flag("--log-probabilities", False, BOOLEAN, "also the logarithm of each token's probability"),
@@ -32,6 +38,7 @@ SAMPLING = (
     Flag("--top-p", 1.0, real(0, 1, above=True), "draw from the likeliest tokens that make up this probability"),
     Flag("--min-p", 0.0, real(0, 1), "only tokens with this fraction of the largest probability"),
     Flag("--typical-p", 1.0, real(0, 1, above=True), "draw from the most typical tokens that make up this probability"),
+    Flag("--eta-cutoff", 0.0, real(0, 1), "only tokens of this probability, or less where the choice is open; 0: all"),
     Flag("--stop-token", ["<|endoftext|>"], TEXT, "entries a text ends at; not given: eos_token_id", True),
     Flag("--stop-string", [], TEXT, "a text ends before any of these", True),
 )
@@ -66,6 +73,8 @@ def check_generation(problems: Problems) -> None:
     check_precision(problems)
     if args.poptorch_loop and not args.single_ipu:
         problems.add("poptorch_loop", "needs --single-ipu true")
+    if args.poptorch_loop and args.keep_last is not None and problems.sound("keep_last"):
+        problems.add("keep_last", "a text cannot go beyond the model's context with --poptorch-loop; leave one out")
     if not args.poptorch_loop and problems.sound("device_iterations") and args.device_iterations > 1:
         remedy = "there is one cache: raise --batch-size instead, or add --poptorch-loop true --single-ipu true"
         problems.add("device_iterations", remedy)

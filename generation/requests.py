@@ -82,11 +82,12 @@ def generate(
     vocab_size: int | None = None,
     stop_ids: Sequence[int] = (),
     overflowed: Callable[[], None] = lambda: None,
+    kept: int | None = None,
 ) -> Iterator[Text]:
     """Yield a text whenever it has got a token or has ended; a reader may set its `ended`.
 
     Up to `width` tokens of each row go into a call. A text that has outgrown the context of `n_positions` tokens goes
-    on from its last n_positions / 2, encoded again from position 0; `overflowed` is called then.
+    on from its last `kept` (None: n_positions / 2), encoded again from position 0; `overflowed` is called then.
 
     Raises NonFiniteScores.
 
@@ -94,6 +95,7 @@ def generate(
         texts: at most `batch`.
         vocab_size: V if `step` wants to know the tokens of each text.
     """
+    kept = max(1, n_positions // 2) if kept is None else kept
     rows = [_Row(text, list(text.prompt)) for text in texts]
     seen = torch.zeros(batch, vocab_size, dtype=torch.bool) if vocab_size else None
     told = () if seen is None else (seen,)
@@ -109,7 +111,7 @@ def generate(
             if row.text.ended:
                 continue
             if row.start + len(row.pending) > n_positions:
-                row.pending, row.start = (row.text.prompt + row.text.tokens)[-max(1, n_positions // 2) :], 0
+                row.pending, row.start = (row.text.prompt + row.text.tokens)[-kept:], 0
                 overflowed()
             part = row.pending[:width]
             ids[number, : len(part)] = torch.tensor(part, dtype=torch.int32)

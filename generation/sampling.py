@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from typing import Callable, Sequence
 
 import torch
@@ -32,6 +33,8 @@ class Sampling:
         min_p: tokens with at least this fraction of the largest probability (Nguyen et al. 2024).
         typical_p: the tokens whose information is nearest to the entropy, up to this probability (Meister et al. 2022,
             locally typical sampling).
+        eta_cutoff: tokens of a probability of at least min(this, the root of this / exp(entropy)), and the likeliest;
+            0: all of them (Hewitt et al. 2022, eta sampling).
     """
 
     repetition_penalty: float = 1.0
@@ -40,6 +43,7 @@ class Sampling:
     top_p: float = 1.0
     min_p: float = 0.0
     typical_p: float = 1.0
+    eta_cutoff: float = 0.0
 
     @property
     def greedy(self) -> bool:
@@ -77,15 +81,24 @@ def candidates(scores: Tensor, sampling: Sampling) -> Tensor:
         probs = torch.softmax(scores, -1)
         scores = torch.where(probs >= sampling.min_p * probs.amax(-1, keepdim=True), scores, NEVER)
     if sampling.typical_p < 1.0:
-        probs = torch.softmax(scores, -1)
-        information = torch.where(probs > 0, -torch.log_softmax(scores, -1), 0.0)
-        entropy = (probs * information).sum(-1, keepdim=True)
+        probs, information, entropy = _information(scores)
         distance = torch.where(probs > 0, (information - entropy).abs(), -NEVER)
         order = distance.argsort(dim=-1)
         sorted_probs = probs.gather(-1, order)
         kept = sorted_probs.cumsum(-1) - sorted_probs < sampling.typical_p
         scores = torch.where(torch.zeros_like(kept).scatter(-1, order, kept), scores, NEVER)
+    if sampling.eta_cutoff > 0.0:
+        probs, _, entropy = _information(scores)
+        least = (math.sqrt(sampling.eta_cutoff) * torch.exp(-entropy)).clamp(max=sampling.eta_cutoff)
+        scores = torch.where((probs >= least) | (probs == probs.amax(-1, keepdim=True)), scores, NEVER)
     return scores
+
+
+def _information(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Probabilities (B, K), information in nats (B, K), 0 where nothing can come, and its mean, the entropy (B, 1)."""
+    probs = torch.softmax(scores, -1)
+    information = torch.where(probs > 0, -torch.log_softmax(scores, -1), 0.0)
+    return probs, information, (probs * information).sum(-1, keepdim=True)
 
 
 def draw(scores: Tensor, uniform: Tensor) -> Tensor:

@@ -137,7 +137,13 @@ class TextGenerator:
         self.stop_ids = self._stop_ids()
         self.beginning = end_ids(config, self.tokenizer)[0]
         self.sampling = Sampling(
-            args.repetition_penalty, args.topk, args.temperature, args.top_p, args.min_p, args.typical_p
+            args.repetition_penalty,
+            args.topk,
+            args.temperature,
+            args.top_p,
+            args.min_p,
+            args.typical_p,
+            args.eta_cutoff,
         )
         self.batch = args.batch_size * args.device_iterations  # texts in a call
         self.slots = min(config.n_positions, args.input_len + args.output_len)
@@ -154,6 +160,11 @@ class TextGenerator:
                 f"--input-len {args.input_len} + --output-len {args.output_len} is more than the {n_positions} "
                 "positions of the checkpoint, which --poptorch-loop cannot exceed: lower one of them, or leave "
                 "--poptorch-loop out"
+            )
+        if args.keep_last is not None and args.keep_last >= n_positions:
+            raise ValueError(
+                f"--keep-last {args.keep_last}: nothing can follow as many tokens in the checkpoint's {n_positions} "
+                "positions; lower it"
             )
 
     def _layers_per_ipu(self) -> list[int]:
@@ -291,13 +302,13 @@ class TextGenerator:
             return generate_at_once(self.executor, texts, self.batch, self.width, self.stop_ids)
         vocab_size = self.config.real_vocab_size if self.sampling.needs_text else None
         shape = (self.batch, self.width, self.config.n_positions, vocab_size)
-        return generate(self.executor, texts, *shape, self.stop_ids, self._say_overflow)
+        return generate(self.executor, texts, *shape, self.stop_ids, self._say_overflow, self.args.keep_last)
 
     def _say_overflow(self) -> None:
         if not self._overflow_said and is_first():
-            half = self.config.n_positions // 2
+            kept = self.args.keep_last or self.config.n_positions // 2
             print(
-                f"\n[the context of {self.config.n_positions} tokens is full: the text goes on from its last {half}]",
+                f"\n[the context of {self.config.n_positions} tokens is full: the text goes on from its last {kept}]",
                 file=sys.stderr,
                 flush=True,
             )

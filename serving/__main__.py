@@ -51,13 +51,15 @@ def run(args: argparse.Namespace, key: str | None) -> int:
     with no_collection():
         import asyncio
 
+        from generation.sampling import Sampling
         from serving.model import ServedModel
         from serving.server import serve
         from serving.service import Limits, Service
     with listening(args.host, args.port) as listener:
         model = ServedModel(args)
         limits = Limits(min(args.prompt_len or model.positions, model.positions), args.request_time, args.body_size)
-        service = Service(model, args.served_name, args.queue_len, limits)
+        sampling = Sampling(typical_p=args.typical_p, eta_cutoff=args.eta_cutoff)
+        service = Service(model, args.served_name, args.queue_len, limits, sampling)
         return asyncio.run(serve(service, listener, key, args.drain_time))
 
 

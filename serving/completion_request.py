@@ -15,6 +15,7 @@ from serving.errors import bad
 
 MOST_TEXTS, MOST_STOPS, MOST_ALTERNATIVES, MOST_BIASES = 128, 4, 5, 1024
 COLDEST = 1e-5  # a temperature below this one is greedy: logits divided by it need not be finite
+NO_OWN = Sampling()
 FIELDS = {
     *("model", "prompt", "best_of", "echo", "frequency_penalty", "logit_bias", "logprobs", "max_tokens", "n"),
     *("presence_penalty", "seed", "stop", "stream", "stream_options", "suffix", "temperature", "top_p", "user"),
@@ -46,8 +47,11 @@ class CompletionRequest:
     sampling: Sampling
 
 
-def read_request(body: bytes) -> CompletionRequest:
-    """Raises ApiError with status 400 for what is no JSON object, for an unknown field and for a value out of range."""
+def read_request(body: bytes, own: Sampling = NO_OWN) -> CompletionRequest:
+    """A request; of `own`, the server's way to draw, what no field says counts, unless the request is greedy.
+
+    Raises ApiError with status 400 for what is no JSON object, for an unknown field and for a value out of range.
+    """
     fields = _Fields(_json_object(body))
     n = fields.whole("n", 1, 1, MOST_TEXTS)
     temperature, top_p = fields.real("temperature", 1, 0, 2), fields.real("top_p", 1, 0, 1)
@@ -67,7 +71,7 @@ def read_request(body: bytes) -> CompletionRequest:
         stop=fields.stops(),
         stream=stream,
         include_usage=fields.include_usage(stream),
-        sampling=Sampling(top_k=1) if greedy else Sampling(temperature=temperature, top_p=top_p),
+        sampling=Sampling(top_k=1) if greedy else dataclasses.replace(own, temperature=temperature, top_p=top_p),
     )
     if fields.whole("best_of", n, 1, MOST_TEXTS) != n:
         raise bad("best_of", f"best_of must be n ({n}) or left out: texts are not ranked here")

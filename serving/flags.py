@@ -7,7 +7,7 @@ from typing import Sequence
 
 from command_line.checks import check_checkpoint_source
 from command_line.flags import DURATION, PATH, TEXT, Flag, select, whole
-from command_line.generation_flags import GENERATION, check_precision
+from command_line.generation_flags import GENERATION, SAMPLING, check_precision
 from command_line.parser import Parser
 from command_line.training_flags import PLACEMENT
 
@@ -23,6 +23,7 @@ GROUPS = {
         *select(GENERATION, "fp16", "int8"),
         *select(PLACEMENT, "custom_ops"),
     ),
+    "sampling": select(SAMPLING, "typical_p", "eta_cutoff"),
     "address": (
         Flag("--host", "127.0.0.1", TEXT, "address to listen at; 0.0.0.0: other machines can connect, too"),
         Flag("--port", 8000, whole(0, 65535), "0: a free one, which is printed"),

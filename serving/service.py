@@ -10,8 +10,9 @@ import time
 import traceback
 from typing import Any, Callable
 
+from generation.sampling import Sampling
 from serving.answers import Choice, Piece, closed, usage
-from serving.completion_request import CompletionRequest, read_request
+from serving.completion_request import NO_OWN, CompletionRequest, read_request
 from serving.engine import Closed, Engine, Full
 from serving.errors import ApiError, bad
 from serving.metrics import Metrics
@@ -76,12 +77,14 @@ class Service:
 
     Args:
         name: what clients call the model.
+        sampling: how texts are drawn, beside what requests say of it.
 
     Attributes:
         failed: called on the engine's thread if that has failed; every request has been told.
     """
 
-    def __init__(self, model: ServedModel, name: str, queue: int, limits: Limits) -> None:
+    def __init__(self, model: ServedModel, name: str, queue: int, limits: Limits, sampling: Sampling = NO_OWN) -> None:
+        self._sampling = sampling
         self.model, self.name, self.limits, self.metrics = model, name, limits, Metrics()
         self.failed: Callable[[], None] = lambda: None
         self.engine = Engine(model.step, model.slots, model.width, queue, together=model.together)
@@ -122,7 +125,7 @@ class Service:
 
     def prepare(self, exchange: Exchange, body: bytes) -> None:
         """Reads the request and encodes its prompts, on any thread; takes the tokenizer's time. Raises ApiError."""
-        exchange.request = request = read_request(body)
+        exchange.request = request = read_request(body, self._sampling)
         if request.model != self.name:
             shown = request.model.encode("utf-8", "backslashreplace").decode("utf-8")[:60]
             raise ApiError(

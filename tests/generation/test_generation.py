@@ -32,7 +32,9 @@ CONFIG = GPT2Config(
 )
 PROMPTS = [[7, 3, 11], [5, 9, 5, 9, 5, 1, 2, 8, 40, 41], [1]]
 GREEDY = Sampling(top_k=1)
-WILD = Sampling(repetition_penalty=1.3, top_k=20, temperature=0.9, top_p=0.95, min_p=0.01, typical_p=0.95)
+WILD = Sampling(
+    repetition_penalty=1.3, top_k=20, temperature=0.9, top_p=0.95, min_p=0.01, typical_p=0.95, eta_cutoff=0.01
+)
 
 
 def fresh_model(config=CONFIG):
@@ -63,12 +65,14 @@ def one_step(kind, sampling, layers=(3,), batch=1):
     return poptorch.inferenceModel(OneStep(steps(kind, layers), batch, POSITIONS, sampling).eval(), options())
 
 
-def texts_of(kind, sampling, layers=(3,), batch=1, prompts=PROMPTS, length=LENGTH, stop_ids=(), said=lambda: None):
+def texts_of(
+    kind, sampling, layers=(3,), batch=1, prompts=PROMPTS, length=LENGTH, stop_ids=(), said=lambda: None, kept=None
+):
     executor, done = one_step(kind, sampling, layers, batch), []
     vocab_size = VOCABULARY if sampling.needs_text else None
     for first in range(0, len(prompts), batch):
         texts = [new_text(prompt, length, seed=1) for prompt in prompts[first : first + batch]]
-        for _ in generate(executor, texts, batch, WIDTH, POSITIONS, vocab_size, stop_ids, said):
+        for _ in generate(executor, texts, batch, WIDTH, POSITIONS, vocab_size, stop_ids, said, kept):
             pass
         done += texts
     return done
@@ -172,19 +176,21 @@ def test_penalised_greedy_text_equals_that_of_transformers(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["modules", "native"])
-def test_a_full_context_goes_on_from_its_last_half(kind):
+@pytest.mark.parametrize("kept", [None, POSITIONS - 3])
+def test_a_full_context_goes_on_from_its_last_half_or_as_many_tokens_as_asked(kind, kept):
     said = []
     length = POSITIONS + 5
-    (tokens,) = tokens_of(kind, GREEDY, prompts=[PROMPTS[0]], length=length, said=lambda: said.append(1))
+    prompts = [PROMPTS[0]]
+    (tokens,) = tokens_of(kind, GREEDY, prompts=prompts, length=length, said=lambda: said.append(1), kept=kept)
     text, model = PROMPTS[0] + tokens, fresh_model()
     context = text[:3]
     for token in tokens:
         if len(context) > POSITIONS:
-            context = context[-POSITIONS // 2 :]
+            context = context[-(kept or POSITIONS // 2) :]
         with torch.no_grad():
             assert token == int(model(torch.tensor([context]))[0, -1, :VOCABULARY].argmax())
         context.append(token)
-    assert len(tokens) == length and len(said) == 1
+    assert len(tokens) == length and len(said) == (1 if kept is None else 2)
 
 
 def test_rows_of_a_batch_overflow_each_in_its_time():

@@ -38,6 +38,8 @@ def reference(logits, sampling, text):
         chain.append(processors.MinPLogitsWarper(sampling.min_p))
     if sampling.typical_p < 1:
         chain.append(processors.TypicalLogitsWarper(sampling.typical_p))
+    if sampling.eta_cutoff > 0:
+        chain.append(processors.EtaLogitsWarper(sampling.eta_cutoff))
     scores = logits.clone()
     for step in chain:
         scores = step(text, scores)
@@ -53,16 +55,46 @@ def reference(logits, sampling, text):
     top_p=st.sampled_from([1.0, 0.9, 0.3]),
     min_p=st.sampled_from([0.0, 0.1]),
     typical_p=st.sampled_from([1.0, 0.8, 0.2]),
+    eta_cutoff=st.sampled_from([0.0, 0.002, 0.3]),
 )
-def test_distributions_equal_those_of_transformers(seed, penalty, top_k, temperature, top_p, min_p, typical_p):
+def test_distributions_equal_those_of_transformers(
+    seed, penalty, top_k, temperature, top_p, min_p, typical_p, eta_cutoff
+):
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(3, 23, generator=generator) * 3
     text = torch.randint(0, 23, (3, 5), generator=generator)
     seen = torch.zeros(3, 23, dtype=torch.bool).scatter(1, text, True)
-    sampling = Sampling(penalty, top_k, temperature, top_p, min_p, typical_p)
+    sampling = Sampling(penalty, top_k, temperature, top_p, min_p, typical_p, eta_cutoff)
     torch.testing.assert_close(
         distribution(logits, sampling, seen), reference(logits, sampling, text), atol=1e-6, rtol=1e-5
     )
+
+
+@pytest.mark.parametrize(
+    ("sampling", "processor"),
+    [
+        (Sampling(typical_p=0.2), processors.TypicalLogitsWarper(0.2)),
+        (Sampling(typical_p=0.95), processors.TypicalLogitsWarper(0.95)),
+        (Sampling(eta_cutoff=0.0003), processors.EtaLogitsWarper(0.0003)),
+        (Sampling(eta_cutoff=0.05), processors.EtaLogitsWarper(0.05)),
+        (Sampling(eta_cutoff=0.9), processors.EtaLogitsWarper(0.9)),
+    ],
+)
+def test_typical_and_eta_keep_what_transformers_keeps(sampling, processor):
+    """On flat, middling and peaked rows of GPT-2's width; in float64, because of a flat one much is close."""
+    scales = torch.tensor([[0.01], [1.0], [2.0], [4.0], [8.0], [20.0]])
+    logits = torch.randn(6, 50257, generator=torch.Generator().manual_seed(4)).double() * scales
+    kept = candidates(logits, sampling) > NEVER
+    assert torch.equal(kept, processor(None, logits) > NEVER)
+    assert 0 < kept.sum() < kept.numel()
+
+
+def test_eta_by_hand():
+    """Probabilities 1/2, 1/4, 1/8, 1/8: entropy 1.75 bits; of 0.2 the cut-off is min(0.2, 0.447 x 2^-1.75 = 0.133)."""
+    logits = torch.log(torch.tensor([[0.5, 0.25, 0.125, 0.125]]))
+    assert (candidates(logits, Sampling(eta_cutoff=0.2)) > NEVER).tolist() == [[True, True, False, False]]
+    assert (candidates(logits, Sampling(eta_cutoff=0.1)) > NEVER).tolist() == [[True] * 4]  # min(0.1, 0.094)
+    assert (candidates(logits, Sampling(eta_cutoff=1.0)) > NEVER).tolist() == [[True, False, False, False]]
 
 
 def test_frequencies_follow_the_tempered_softmax():

@@ -127,7 +127,11 @@ def test_loop_stages_and_modules_give_the_same_text(checkpoint):
 def test_stop_string_and_full_context(checkpoint):
     flags = ["--model-name-or-path", checkpoint, "--prompt", "Hello", "--output-len", 40, "--topk", 1]
     long = run_program(*flags)
-    assert long.stderr.count("the context of 24 tokens is full") == 1
+    assert long.stderr.count("the context of 24 tokens is full: the text goes on from its last 12") == 1
+    window = run_program(*flags, "--keep-last", 20)
+    assert "goes on from its last 20" in window.stderr and window.stdout[:20] == long.stdout[:20]
+    refused = run_program(*flags, "--keep-last", 24)
+    assert refused.returncode == 2 and "--keep-last 24: nothing can follow" in refused.stderr
     text = long.stdout.rsplit("\nlatency", 1)[0]
     stop = text[12:16]
     stopped = run_program(*flags, "--stop-string", stop)

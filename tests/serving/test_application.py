@@ -15,8 +15,10 @@ pytest.importorskip("starlette", reason="requirements-serving.txt is not install
 import tiny_server  # noqa: E402
 from starlette.testclient import TestClient  # noqa: E402
 
+from generation.sampling import Sampling  # noqa: E402
 from serving import application, service  # noqa: E402
 from serving.application import create_application  # noqa: E402
+from serving.completion_request import read_request  # noqa: E402
 
 PROMPT = "the river flows"
 
@@ -82,6 +84,14 @@ def test_the_default_is_16_tokens_and_a_seed_decides_them(client):
     texts = [choices(client, seed=seed)[0]["text"] for seed in (1, 1, 2)]
     assert texts[0] == texts[1] != texts[2]
     assert len({choices(client)[0]["text"] for _ in range(3)}) > 1
+
+
+def test_what_requests_say_nothing_of_is_drawn_as_the_server_does():
+    own = Sampling(typical_p=0.9, eta_cutoff=0.01)
+    body = {"model": "m", "temperature": 0.5, "top_p": 0.8}
+    drawn = read_request(json.dumps(body).encode(), own).sampling
+    assert drawn == Sampling(temperature=0.5, top_p=0.8, typical_p=0.9, eta_cutoff=0.01)
+    assert read_request(json.dumps({**body, "temperature": 0}).encode(), own).sampling == Sampling(top_k=1)
 
 
 def test_several_prompts_in_each_of_their_forms_and_several_texts_of_each(client):

@@ -104,7 +104,11 @@ def expected_text(number, length, sampling, seed):
     return alone(PROMPTS[number], length, sampling, seed)
 
 
-@pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=0.8, top_p=0.9)], ids=["greedy", "sampled"])
+@pytest.mark.parametrize(
+    "sampling",
+    [GREEDY, Sampling(temperature=0.8, top_p=0.9), Sampling(typical_p=0.7, eta_cutoff=0.02)],
+    ids=["greedy", "sampled", "typical"],
+)
 @pytest.mark.parametrize("native_ones", [True, False], ids=["native", "modules"])
 @pytest.mark.parametrize("slots", [1, 3, 20])
 def test_texts_are_those_of_text_generate_gpt2(sampling, native_ones, slots):
@@ -123,6 +127,7 @@ def generated(sampling):
     """By generation/text_generator.py, with the flags of text_generate_gpt2.py."""
     flags = ["--model-name-or-path", tiny_server.folder(), "--repetition-penalty", "1", "--input-len", "20"]
     flags += ["--output-len", "8", "--topk", str(sampling.top_k), "--temperature", str(sampling.temperature)]
+    flags += ["--typical-p", str(sampling.typical_p), "--eta-cutoff", str(sampling.eta_cutoff)]
     generator = TextGenerator(parse_generate_args([*flags, "--top-p", str(sampling.top_p), "--seed", "3"]))
     generator.stop_ids = ()
     found = []

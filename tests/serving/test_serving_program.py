@@ -143,3 +143,14 @@ def test_the_name_is_the_folders_if_none_is_given(tmp_path):
 def test_it_is_a_module_that_can_be_run():
     done = subprocess.run([sys.executable, "-m", "serving"], env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.startswith("python -m serving: 1 problem")
+
+
+def test_the_servers_own_sampling_reaches_the_texts():
+    """Of --typical-p next to nothing one token is left each time: seeds make no difference."""
+    server = Server("--typical-p", 1e-9)
+    texts = []
+    for seed in (1, 2):
+        answer = server.begin(max_tokens=12, seed=seed, temperature=2).getresponse()
+        texts.append(json.loads(answer.read())["choices"][0]["text"])
+    assert server.end(signal.SIGTERM)[0] == 0
+    assert texts[0] == texts[1] != ""
