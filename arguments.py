@@ -15,11 +15,11 @@ import argparse
 from typing import Sequence
 
 from command_line.checks import check_config, check_layers, check_proportions
+from command_line.data_checks import check_available, check_train_path
 from command_line.generation_flags import GENERATE_GROUPS, check_generation
 from command_line.optimizer_checks import check_optimizer, check_schedule, check_sequence_warmup
 from command_line.parser import Parser
 from command_line.training_checks import (
-    check_available,
     check_balance,
     check_boundaries,
     check_checkpoints,
@@ -28,7 +28,6 @@ from command_line.training_checks import (
     check_plan,
     check_recompute,
     check_serialization,
-    check_train_path,
     check_validation,
 )
 from command_line.training_flags import TRAIN_GROUPS
@@ -46,7 +45,7 @@ def parse_train_args(
     `notes` the lines to print at the start about flags without effect, `config` the json file of the model.
     `layers_per_ipu` and `matmul_proportion` (if given) have one entry an IPU, `ipus_per_replica` counts them,
     `recompute_checkpoint_layers` lists the blocks to recompute, `train_path` is "generated", "tfrecord",
-    "dynamic" or a .pkl file.
+    "dynamic" or a .pkl file, `further_paths` the .pkl files beside it.
 
     Raises SystemExit(2) after printing every problem to stderr.
     """
@@ -68,8 +67,8 @@ def parse_train_args(
     check_sequence_warmup(problems)
     check_schedule(problems)
     check_optimizer(problems)
-    check_validation(problems)
     check_train_path(problems)
+    check_validation(problems)
     check_checkpoints(problems)
     check_log(problems)
     return problems.finish()

@@ -34,12 +34,12 @@ PROGRAM = "train_gpt2.py"
 
 
 def validate(run: TrainingRun, log: RunLog, interruption: Interruption) -> None:
-    """Loss and perplexity of the samples held out by --val-num."""
+    """Loss and perplexity of the held-out samples, of several data sets the mean."""
     if run.validator is None:
         return
     with run.limit.timing("validation"):
         loss = run.validator.loss()
-    first = log.validation(run.position.step, loss)
+    first = log.validation(run.position.step, loss, run.validator.losses)
     run.check_finite(loss)
     if run.judges(first):
         with interruption.deferred():
@@ -155,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(run.done_already())
                 return 0
             counts = (run.calls, run.position.step, run.samples_a_call)
-            log = RunLog(args, run.model.gpt2.config, *counts, run.optimizer)
+            log = RunLog(args, run.model.gpt2.config, *counts, run.optimizer, run.approximate)
             if run.folder is not None:
                 run.folder.keep_list(log.checkpoints)
                 run.keep_numerics = log.numerics

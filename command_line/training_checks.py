@@ -2,96 +2,14 @@
 
 from __future__ import annotations
 
-import glob
 import importlib.util
 import os
 
 from command_line.checks import Problems, check_checkpoint_source, check_folder, check_profile
+from command_line.data_checks import validates
 from model.balance import balanced_layers
 from model.config import GPT2Config, padded_rows, read_json_object
 from model.layout import Layout
-
-
-def check_available(problems: Problems) -> None:
-    """The new spellings of --train-path become the old ones. Data flags of another kind of data are refused."""
-    args = problems.args
-    if args.train_path == "pickle" and problems.sound("data_prefix"):  # the new spelling of a .pkl path
-        if not args.data_prefix:
-            problems.add("train_path", "name the .pkl file with --input-files FILE")
-        elif len(args.data_prefix) > 1 or not args.data_prefix[0].endswith(".pkl"):
-            problems.add("data_prefix", "must be one .pkl file; data/wikipedia_preprocess.py makes one")
-        else:
-            args.train_path = args.data_prefix[0]
-    elif args.train_path == "tfrecord":
-        check_tfrecords(problems)
-    elif args.train_path in ("dynamic", "mmap"):
-        args.train_path = "dynamic"
-        check_prefix(problems)
-    elif args.data_prefix and args.data_prefix != [args.train_path]:  # equal: as run.json has --dataset pickle
-        problems.add("data_prefix", "is read with --train-path dynamic; add it, or leave this out")
-    if args.train_path != "dynamic" and "sample_order" in args.typed:
-        args.notes.append(f"{problems.shown('sample_order')} has no effect: it is for --train-path dynamic")
-    if args.tfrecord_path and args.train_path != "tfrecord":
-        problems.add("tfrecord_path", "these files are read with --train-path tfrecord; add it, or leave this out")
-
-
-def check_prefix(problems: Problems) -> None:
-    """args.data_prefix is the prefix of one .bin and its .idx."""
-    args = problems.args
-    if not problems.sound("data_prefix"):
-        return
-    if not args.data_prefix:
-        problems.add("train_path", "name the data with --data-prefix <path>/my-gpt2_text_document")
-        return
-    if len(args.data_prefix) > 1:
-        problems.add("data_prefix", "takes one prefix; data/preprocess_megatron.py makes one corpus of several files")
-        return
-    prefix = args.data_prefix[0]
-    for ending in (".bin", ".idx"):
-        if prefix.endswith(ending) and os.path.exists(prefix):
-            problems.add("data_prefix", f"leave the ending out: {prefix[: -len(ending)]}")
-            return
-    missing = [prefix + ending for ending in (".bin", ".idx") if not os.path.isfile(prefix + ending)]
-    if missing:
-        problems.add("data_prefix", f"there is no {' and no '.join(missing)}; data/preprocess_megatron.py makes them")
-    if "stride" in args.typed:
-        args.notes.append(f"{problems.shown('stride')} has no effect: samples follow one another without overlap")
-
-
-def check_tfrecords(problems: Problems) -> None:
-    """Afterwards args.tfrecord_path has the files and patterns, from either flag, and each of them names a file."""
-    args = problems.args
-    if not problems.sound("tfrecord_path", "data_prefix"):
-        return
-    if args.tfrecord_path and args.data_prefix:
-        problems.add("data_prefix", f"contradicts {problems.names['tfrecord_path']}; leave one of the two out")
-        return
-    dest = "data_prefix" if args.data_prefix else "tfrecord_path"
-    args.tfrecord_path = args.tfrecord_path or args.data_prefix
-    if not args.tfrecord_path:
-        problems.add("train_path", "name the files with --tfrecord-path '<path>/*.tfrecord'")
-    for pattern in args.tfrecord_path or ():
-        if not os.path.exists(pattern) and not glob.glob(pattern):
-            remedy = "data/write_into_tfrecord.py writes them"
-            problems.lines.append(f"{problems.names[dest]} {pattern}: there is no such file; {remedy}")
-    if "stride" in args.typed:
-        args.notes.append(f"{problems.shown('stride')} has no effect: the records were cut when they were written")
-
-
-def check_train_path(problems: Problems) -> None:
-    """args.train_path is "generated" or a .pkl or .txt file that can be read."""
-    path = problems.args.train_path
-    if path in ("generated", "pickle", "tfrecord", "dynamic", "mmap"):
-        return
-    dest = "data_prefix" if problems.args.data_prefix == [path] else "train_path"
-    if not path.endswith((".pkl", ".txt")):
-        problems.add(
-            dest, "neither generated nor a .pkl file, nor a .txt; python3 -m data.prepare makes a .pkl of others"
-        )
-    elif not os.path.exists(path):
-        problems.add(dest, "there is no such file; python3 -m data.prepare makes one of any text")
-    elif not os.path.isfile(path) or not os.access(path, os.R_OK):
-        problems.add(dest, "not a file that can be read; check the path and its permissions")
 
 
 def check_boundaries(problems: Problems, config: GPT2Config) -> None:
@@ -221,9 +139,9 @@ def check_validation(problems: Problems) -> None:
     """Validating needs samples to validate on. A run that validation may end keeps its best checkpoint."""
     args = problems.args
     for dest in ("eval_steps", "early_stopping"):
-        if getattr(args, dest) is not None and not args.val_num and problems.sound(dest, "val_num"):
-            problems.add(dest, "there is nothing to validate on without --val-num N; add it")
-    if args.early_stopping and args.val_num and args.save_model_path:
+        if getattr(args, dest) is not None and not validates(args) and problems.sound(dest, "val_num"):
+            problems.add(dest, "there is nothing to validate on without --val-num N or --validation-files; add one")
+    if args.early_stopping and validates(args) and args.save_model_path:
         args.keep_best = True
 
 
@@ -250,13 +168,13 @@ def check_checkpoints(problems: Problems) -> None:
             problems.add("resume_training_from_checkpoint", remedy)
         elif problems.doubts:  # a hub name: it cannot hold a training state
             problems.lines.append(problems.doubts.pop() + ", which holds no training state to resume")
-    if args.keep_best and not args.val_num and problems.sound("keep_best", "val_num"):
-        problems.add("keep_best", "there is no held-out loss without --val-num N; add it")
+    if args.keep_best and not validates(args) and problems.sound("keep_best", "val_num"):
+        problems.add("keep_best", "there is no held-out loss without --val-num N or --validation-files; add one")
     if args.save_model_path:
         return
     if args.resume == "latest":
         problems.add("resume", "looks in --save-model-path DIR, which is missing; add it")
-    elif args.keep_best and args.val_num:
+    elif args.keep_best and validates(args):
         problems.add("keep_best", "nothing is saved without --save-model-path DIR; add it")
     for dest in ("save_per_epochs", "save_per_steps", "keep_checkpoints", "on_save_error", "overwrite", "time_limit"):
         if dest in args.typed and problems.sound("save_model_path", dest):

@@ -42,8 +42,8 @@ DATA = (
         "--train-path --dataset",
         "generated",
         TEXT,
-        "generated, a .pkl or .txt file, tfrecord or dynamic (Megatron's mmap); new: pickle, tfrecord, mmap with "
-        "--input-files",
+        "generated, a .pkl or .txt file, tfrecord or dynamic (Megatron's mmap); new: pickle (also several), tfrecord, "
+        "mmap with --input-files",
     ),
     Flag("--tfrecord-path", None, PATH, "the TFRecord files: paths, or '*' patterns in quotes", True),
     Flag(
@@ -60,6 +60,22 @@ DATA = (
         "Megatron-LM's order of mmap samples, or the reference application's, which never keeps a last epoch apart",
     ),
     Flag("--stride", 128, whole(1), "step in tokens of the window over an article longer than --max-len"),
+    Flag(
+        "--windows",
+        "article",
+        one_of("article", "stream", "first"),
+        "samples of a .pkl or .txt: windows over each article; over all as one text (stream), each token once without "
+        "--stride; or the beginnings of articles (first), whose losses are approximate",
+    ),
+    Flag(
+        "--short-articles",
+        "half",
+        one_of("half", "pad", "skip"),
+        "articles below --max-len + 1: padded from half of it on, padded all, or left out",
+    ),
+    Flag("--last-window", "drop", one_of("drop", "pad"), "the rest behind the last whole window of --windows stream"),
+    Flag("--control-codes", None, TEXT, "an entry of the vocabulary for each data set, put before its samples", True),
+    Flag("--validation-files", None, PATH, "a .pkl or .txt for each data set, to validate on", True),
     Flag(
         "--document-boundaries",
         "stream",

@@ -22,6 +22,7 @@ class SampleDataset(torch.utils.data.Dataset):
 
     max_len: int
     uneven = False  # whether some samples have fewer labels than others
+    approximate = ""  # why losses on these samples are not the text's; empty: they are
 
     def __len__(self) -> int:
         raise NotImplementedError

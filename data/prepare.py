@@ -140,7 +140,15 @@ def prepare(args: argparse.Namespace, stream: TextIO) -> None:
         build(
             own_validation, tokenizer, recipe, keep_all, args.output, f"valid.{name}", workers, validation, None, stream
         )
-    stream.write(f"{TRAIN_ON_IT} {training.train_flags()}\n")
+    stream.write(f"{TRAIN_ON_IT} {training.train_flags()}{further_flags(args, validation)}\n")
+
+
+def further_flags(args: argparse.Namespace, validation: CorpusWriter | None) -> str:
+    """Flags of train_gpt2.py beside those of the writer: of a .pkl its validation file, and how it is cut."""
+    if args.format != "pkl":
+        return ""
+    flags = " --windows stream" if args.document_ends == "none" else ""
+    return flags + (f" --validation-files {validation.train_flags().split(' ', 1)[1]}" if validation else "")
 
 
 def check_parts(args: argparse.Namespace, source: str) -> None:

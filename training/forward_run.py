@@ -12,13 +12,13 @@ import custom_ops
 from command_line.checks import BadFlags
 from command_line.interruption import ignore_in_worker
 from data.loading.datasets import ResumableSampler, check_enough, collate, open_dataset
-from data.loading.text_file import prepared
 from model import placement
 from model.gpt2 import GPT2LMHeadModel
 from model.ipu_options import forward_options
 from training.arithmetic import arithmetic
-from training.inputs import load_or_make
+from training.inputs import corpus_arguments, load_or_make
 from training.sharing import join, samples_of_this_process
+from training.vocabulary import run_tokenizer
 
 
 class PredictionModel(nn.Module):
@@ -59,10 +59,10 @@ class ForwardRun:
         self.args, shard = args, samples_of_this_process(args)
         self.samples_a_call, self._own_samples_a_call = shard.group, shard.own
         gpt2 = load_or_make(args)
+        tokenizer = run_tokenizer(args) if args.control_codes else None
         samples, _ = open_dataset(
-            prepared(args.train_path, args.pretrained_checkpoint, args.max_len),
+            **corpus_arguments(args, tokenizer, gpt2.config.real_vocab_size),
             max_len=args.max_len,
-            stride=args.stride,
             seed=args.seed,
             val_num=0,
             real_vocab_size=gpt2.config.real_vocab_size,

@@ -12,7 +12,7 @@ from typing import Any, Callable, Sequence
 import torch
 
 from data.batches import SampleDataset
-from data.loading.datasets import check_enough, open_dataset
+from data.loading.datasets import Cut, check_enough, open_dataset
 from data.loading.text_file import prepared
 from model.checkpoint import load_pretrained, recover_interrupted
 from model.config import VARIANT_FIELDS, VOCAB_MULTIPLE
@@ -22,7 +22,7 @@ from model.non_finite import first_non_finite_weight
 from tokenizer.entries import Entries
 from training import state as training_state
 from training.arithmetic import arithmetic, samples_per_call
-from training.vocabulary import check_ids, check_tokenizer, model_config, run_tokenizer
+from training.vocabulary import check_ids, check_same, check_tokenizer, control_ids, model_config, run_tokenizer
 
 # Dimensions in which a checkpoint and the model of the flags must agree. The checkpoint's own activation and dropouts
 # are used: released checkpoints have gelu_new where config/*.json say gelu.
@@ -96,11 +96,9 @@ def open_samples(
     Raises ValueError for unusable data, or fewer than one call takes.
     """
     samples_a_call = samples_per_call(args)
-    args.train_path = prepared(args.train_path, args.pretrained_checkpoint, args.max_len)
     samples, held_out = open_dataset(
-        args.train_path,
+        **corpus_arguments(args, tokenizer, real_vocab_size),
         max_len=args.max_len,
-        stride=args.stride,
         seed=args.seed,
         val_num=args.val_num,
         real_vocab_size=real_vocab_size,
@@ -116,6 +114,31 @@ def open_samples(
     if args.train_path != "generated":
         check_ids(tokenizer, samples, f"--train-path {args.train_path}")
     return samples, held_out
+
+
+def corpus_arguments(args: argparse.Namespace, tokenizer: Entries | None, real_vocab_size: int) -> dict[str, Any]:
+    """What open_dataset is told of corpora and how they are cut; text files among them are prepared.
+
+    Raises ValueError naming flag and file.
+    """
+    args.train_path = prepared(args.train_path, args.pretrained_checkpoint, args.max_len)
+    beside = args.pretrained_checkpoint or ("" if tokenizer is None else str(tokenizer.folder))
+    further = [prepared(path, beside, args.max_len) for path in args.further_paths]
+    validation = []
+    for path in args.validation_files or ():
+        try:
+            validation.append(prepared(path, beside, args.max_len))
+        except ValueError as error:
+            raise ValueError(str(error).replace("--train-path", "--validation-files")) from error
+    for path in (*further, *validation):
+        check_same(tokenizer, path)
+    return {
+        "train_path": args.train_path,
+        "further_paths": further,
+        "validation_paths": validation,
+        "codes": control_ids(args.control_codes or (), tokenizer, real_vocab_size),
+        "cut": Cut(args.windows, args.stride, args.short_articles, args.last_window),
+    }
 
 
 def read_inputs(

@@ -79,6 +79,7 @@ class TrainingRun:
                 claim(Path(args.save_model_path))
             find_latest(args)
             state, tokenizer, gpt2, self.samples, held_out = read_inputs(args)
+        self.approximate = self.samples.approximate or (held_out.approximate if held_out is not None else "")
         self.sampler = make_sampler(self.samples, args.seed, samples_of_this_process(args))
         self.samples_a_step = self.sampler.shard.group  # of all processes
         self.calls_an_epoch = self.sampler.samples_an_epoch // self.samples_a_step
@@ -104,6 +105,8 @@ class TrainingRun:
         if args.document_boundaries == "isolated":
             self.samples.check_document_ends(gpt2.config.end_of_text())
         print(self.samples.summary())
+        if self.approximate:
+            print(f"APPROXIMATE: {self.approximate}. No figure of this run stands beside those of other runs")
         self.lengths = SequenceWarmup.of(args)
         for line in self.lengths.table(self.calls, self.samples_a_call):
             print(line)
@@ -411,6 +414,8 @@ class TrainingRun:
             further["ordered_parts"] = list(self.samples.parts)
         directory = self.folder.writes(name)
         further["schedule_calls"] = self._schedule_calls
+        if self.approximate:
+            further["approximate"] = self.approximate
         rng_state = self.executor.rng_state if self.executor.isCompiled() else self._rng_state
         parts = (self.model.gpt2, self.executor, rng_state, self.optimizer, self.schedule)
         try:

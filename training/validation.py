@@ -8,6 +8,7 @@ import numpy as np
 import poptorch
 
 from data.batches import SampleDataset
+from data.loading.datasets import SeveralDatasets
 from model import ranks
 from model.pretraining import IGNORED, PretrainingModel
 from model.scoring import Item, Scorer
@@ -38,9 +39,12 @@ class HeldOut(Sequence[Item]):
 class Validator:
     """Runs the model that is being trained over held-out samples.
 
+    Attributes:
+        losses: of the last call of `loss`, (name, mean loss) of each data set; empty if there is but one.
+
     Args:
         model: the module of the training executor.
-        samples: the held-out samples, at least one.
+        samples: the held-out samples, at least one; of several data sets a SeveralDatasets.
         make_options: gives the options of a forward-only model; batch_size: its micro-batch.
         trained: the training executor, which has the newest weights; None: `model` has them.
         part: (i, n): this is process i of n, which share the samples.
@@ -55,7 +59,11 @@ class Validator:
         trained: poptorch.PoplarExecutor | None = None,
         part: tuple[int, int] = (0, 1),
     ) -> None:
+        several = isinstance(samples, SeveralDatasets)
         self.items = HeldOut(samples, model)
+        self._parts = [HeldOut(part, model) for part in samples.parts] if several else [self.items]
+        self._names = samples.names if several else []
+        self.losses: list[tuple[str, float]] = []
         self._length, self._trained = samples.max_len, trained
         self._scorer = Scorer(model.gpt2, make_options, batch_size, part, model.end_id)
 
@@ -64,9 +72,16 @@ class Validator:
         self._trained = executor
 
     def loss(self) -> float:
-        """Mean cross-entropy in nats over all labels of all samples. Every process must call it."""
+        """Mean cross-entropy in nats over all labels of all samples; of several data sets the mean of theirs.
+
+        Every process must call it.
+        """
         if self._trained is not None and self._trained.isCompiled():
             self._trained.copyWeightsToHostIfNeeded()
         self._scorer.load_weights()
-        loss, labels = ranks.combine(self._scorer.score(self.items, self._length, None)).total()
-        return loss / labels
+        means = []
+        for items in self._parts:
+            loss, labels = ranks.combine(self._scorer.score(items, self._length, None)).total()
+            means.append(loss / labels)
+        self.losses = list(zip(self._names, means))
+        return sum(means) / len(means)

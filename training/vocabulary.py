@@ -5,18 +5,55 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from pathlib import Path
+from typing import Sequence
 
 from data.batches import SampleDataset
 from data.loading.corpus_tokenizer import corpus_tokenizer
 from model.checkpoint import read_config
 from model.config import GPT2Config, padded_rows, read_json_object
-from tokenizer.entries import Entries
+from tokenizer import open_tokenizer
+from tokenizer.entries import Entries, read_entries
 
 
 def run_tokenizer(args: argparse.Namespace) -> Entries | None:
     """The tokenizer of the run's data or checkpoint; None if there is none. Raises ValueError if two contradict."""
     prefix = args.data_prefix[0] if args.train_path == "dynamic" else ""
     return corpus_tokenizer(args.train_path, args.tfrecord_path or (), prefix, args.pretrained_checkpoint)
+
+
+def check_same(tokenizer: Entries | None, path: str) -> None:
+    """Raises ValueError if the tokenizer beside a further corpus has other tokens than the run's under the same ids."""
+    other = read_entries(Path(path).parent)
+    if tokenizer is None or other is None:
+        return
+    small, large = sorted((tokenizer, other), key=lambda found: len(found.ids))
+    foreign = [token for token, number in small.ids.items() if large.ids.get(token) != number]
+    if foreign:
+        raise ValueError(
+            f"{path}: the tokenizer beside it is not that of {tokenizer.folder}; {len(foreign):,} tokens have other "
+            f"ids or are missing, such as {foreign[0]!r}. Prepare all data sets of a run with one tokenizer"
+        )
+
+
+def control_ids(codes: Sequence[str], tokenizer: Entries | None, real_vocab_size: int) -> list[int]:
+    """The ids of --control-codes. Raises ValueError for one that is no single entry of the vocabulary."""
+    if not codes:
+        return []
+    opened = open_tokenizer(folder=None if tokenizer is None else tokenizer.folder)
+    ids = []
+    for code in codes:
+        found = opened.token_id(code)
+        if found is None:
+            raise ValueError(
+                f"--control-codes {code}: {len(opened.encode(code))} tokens and no entry of the vocabulary; give a "
+                "single one, such as <|endoftext|>, or add it to the tokenizer"
+            )
+        if found >= real_vocab_size:
+            raise ValueError(
+                f"--control-codes {code}: its id {found} is not among the model's {real_vocab_size:,} rows"
+            )
+        ids.append(found)
+    return ids
 
 
 def model_config(args: argparse.Namespace, tokenizer: Entries | None) -> GPT2Config:

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 from typing import Sequence
 
-from data.articles.corpus import open_corpus
 from data.batches import SampleDataset, collate
+from data.loading.corpus_files import Cut, open_corpora
 from data.loading.generated import GeneratedDataset
 from data.loading.sampler import ALONE, OrderedSampler, ResumableSampler, Shard
-from data.loading.windows import WindowDataset, split_by_article
+from data.loading.several import SeveralDatasets
+from data.loading.windows import WindowDataset
 from data.megatron.dataset import MmapDataset, open_mmap
 
 __all__ = [
+    "Cut",
     "GeneratedDataset",
     "MmapDataset",
     "ResumableSampler",
+    "SeveralDatasets",
     "Shard",
     "WindowDataset",
     "check_enough",
@@ -28,11 +31,15 @@ __all__ = [
 ]
 
 
+_REFERENCE = Cut()
+
+
 def open_dataset(
     train_path: str,
     *,
     max_len: int,
-    stride: int,
+    stride: int | None = None,
+    cut: Cut = _REFERENCE,
     seed: int,
     val_num: int,
     real_vocab_size: int,
@@ -43,9 +50,15 @@ def open_dataset(
     ordered_samples: int | None = None,
     separate_last_epoch: bool = True,
     ordered_parts: Sequence[int] = (),
+    further_paths: Sequence[str] = (),
+    validation_paths: Sequence[str] = (),
+    codes: Sequence[int] = (),
 ) -> tuple[SampleDataset, SampleDataset | None]:
     """Training and validation samples (None if `val_num` is 0) for --train-path: `generated`, `tfrecord` (the files
     of `tfrecord_path`), `dynamic` (Megatron's `data_prefix`) or a corpus `.pkl`.
+
+    How a .pkl is cut `cut` says, and in its place `stride`; `further_paths`, `validation_paths` and `codes` are as for
+    open_corpora (data/loading/corpus_files.py).
 
     `num_samples` is the size of the generated set, which a corpus ignores; `epochs`, `ordered_samples` (None: as many
     as the epochs have), `separate_last_epoch` and `ordered_parts` (MmapDataset.parts of the run that is resumed) shape
@@ -77,10 +90,16 @@ def open_dataset(
             separate_last_epoch=separate_last_epoch,
             parts=ordered_parts,
         )
-    corpus = open_corpus(train_path, real_vocab_size)
-    if val_num == 0:
-        return WindowDataset(corpus, max_len, stride), None
-    return split_by_article(corpus, max_len, stride, val_num, seed)
+    return open_corpora(
+        [train_path, *further_paths],
+        cut if stride is None else cut._replace(stride=stride),
+        max_len=max_len,
+        val_num=val_num,
+        seed=seed,
+        real_vocab_size=real_vocab_size,
+        codes=codes,
+        validation_paths=validation_paths,
+    )
 
 
 def make_sampler(dataset: SampleDataset, seed: int, shard: Shard = ALONE) -> ResumableSampler:

@@ -10,15 +10,17 @@ from data.articles.corpus import PickleCorpus
 from data.batches import NOTHING, SampleDataset
 
 
-def windows_per_article(lengths: np.ndarray, max_len: int, stride: int) -> np.ndarray:
+def windows_per_article(lengths: np.ndarray, max_len: int, stride: int, short: str = "half") -> np.ndarray:
     """Number of samples of articles of these lengths, int64.
 
     A sample is W = max_len + 1 ids. Articles of W ids or more give the starts 0, stride, 2 stride ... below
-    length - W, then length - W; articles of W / 2 to W - 1 ids give one padded sample; shorter ones none.
+    length - W, then length - W. Of shorter ones those of W / 2 ids or more give one padded sample with `short` half,
+    those of two ids or more with pad, and none with skip.
     """
     window = max_len + 1
     full = -((window - lengths) // stride) + 1  # ceil((length - W) / stride) + 1
-    return np.where(lengths >= window, full, (2 * lengths >= window).astype(np.int64))
+    padded = {"half": 2 * lengths >= window, "pad": lengths >= 2, "skip": lengths < 0}[short]
+    return np.where(lengths >= window, full, padded.astype(np.int64))
 
 
 class WindowDataset(SampleDataset):
@@ -30,14 +32,21 @@ class WindowDataset(SampleDataset):
     `padded_ids` (their `NOTHING`s), `uneven` (some are padded).
     """
 
-    def __init__(self, corpus: PickleCorpus, max_len: int, stride: int, articles: np.ndarray | None = None) -> None:
+    def __init__(
+        self,
+        corpus: PickleCorpus,
+        max_len: int,
+        stride: int,
+        articles: np.ndarray | None = None,
+        short: str = "half",
+    ) -> None:
         """Cut the given articles (int64 indices, default all). Raises ValueError if there is not one window."""
         if max_len < 1 or stride < 1:
             raise ValueError(f"--max-len and --stride must be 1 or more, not {max_len} and {stride}")
         self.corpus, self.max_len, self.stride = corpus, max_len, stride
         self.articles = np.arange(len(corpus), dtype=np.int64) if articles is None else articles
         lengths = (corpus.offsets[1:] - corpus.offsets[:-1])[self.articles]
-        counts = windows_per_article(lengths, max_len, stride)
+        counts = windows_per_article(lengths, max_len, stride, short)
         self._ends = np.cumsum(counts)  # samples up to and with each article
         self.dropped_articles = int((counts == 0).sum())
         self.dropped_tokens = int(lengths[counts == 0].sum())
@@ -46,9 +55,13 @@ class WindowDataset(SampleDataset):
         self.padded_ids = int((max_len + 1 - lengths[padded]).sum())
         self.uneven = self.padded_samples > 0
         if len(self) == 0:
+            least = {"half": f"{max_len // 2 + 1} ids, half of", "pad": "2 ids of", "skip": f"{max_len + 1} ids,"}[
+                short
+            ]
+            remedy = "" if short == "half" else ", or take a shorter one with another --short-articles"
             raise ValueError(
-                f"--train-path {corpus.path}: none of its {len(self.articles):,} articles has "
-                f"{max_len // 2 + 1} ids, half of --max-len {max_len} + 1; lower --max-len"
+                f"--train-path {corpus.path}: none of its {len(self.articles):,} articles has {least} --max-len "
+                f"{max_len} + 1; lower --max-len{remedy}"
             )
 
     def largest_id(self) -> int:
@@ -98,17 +111,24 @@ class WindowDataset(SampleDataset):
 
 
 def split_by_article(
-    corpus: PickleCorpus, max_len: int, stride: int, val_num: int, seed: int
+    corpus: PickleCorpus,
+    max_len: int,
+    stride: int,
+    val_num: int,
+    seed: int,
+    short: str = "half",
+    val_stride: int | None = None,
 ) -> tuple[WindowDataset, WindowDataset]:
     """Training and validation samples that share no article.
 
     Whole articles, in an order drawn from the seed, are held out until they give `val_num` windows or more. Their
-    windows are cut with stride max_len: each id is predicted once (the last window of an article reaches back over
-    the one before it), so that the validation loss is a mean over text and not over overlaps. Raises ValueError
-    if that leaves nothing to train on.
+    windows are cut with stride `val_stride`, max_len if not given: each id is predicted once (the last window of an
+    article reaches back over the one before it), so that the validation loss is a mean over text and not over overlaps.
+    Raises ValueError if that leaves nothing to train on.
     """
     lengths = corpus.offsets[1:] - corpus.offsets[:-1]
-    counts = windows_per_article(lengths, max_len, max_len)
+    val_stride = val_stride or max_len
+    counts = windows_per_article(lengths, max_len, val_stride, short)
     candidates = np.flatnonzero(counts)
     order = candidates[seeded_order(len(candidates), seed, 0)]
     totals = np.cumsum(counts[order])
@@ -127,8 +147,8 @@ def split_by_article(
         )
     held_out = np.zeros(len(corpus), dtype=bool)
     held_out[order[:taken]] = True
-    train = WindowDataset(corpus, max_len, stride, np.flatnonzero(~held_out))
-    return train, WindowDataset(corpus, max_len, max_len, np.flatnonzero(held_out))
+    train = WindowDataset(corpus, max_len, stride, np.flatnonzero(~held_out), short)
+    return train, WindowDataset(corpus, max_len, val_stride, np.flatnonzero(held_out), short)
 
 
 def seeded_order(count: int, seed: int, epoch: int) -> np.ndarray:

@@ -185,6 +185,9 @@ def test_the_parser_has_these_flags_and_no_others() -> None:
     expected = {flag[0]: set(flag[1].split()) for flag in FLAGS}
     expected.update(config={"--config"}, tfrecord_path={"--tfrecord-path"}, flags={"--flags"})
     expected.update(data_prefix={"--data-prefix", "--input-files"})
+    # test_data_flags.py has those that need a file
+    for dest in ("windows", "short_articles", "last_window", "control_codes", "validation_files"):
+        expected[dest] = {"--" + dest.replace("_", "-")}
     assert known == expected
 
 

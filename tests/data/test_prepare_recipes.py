@@ -47,11 +47,15 @@ def reference(folder):
     return transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "small" / "tokenizer.json"))
 
 
-def test_lines_by_themselves_with_nothing_between_them(folder):
+def test_lines_by_themselves_with_nothing_between_them(folder, capsys):
     assert run(folder, "--input", folder, "--documents", "line", "--document-ends", "none") == 0
     lines = [line for line in WIKITEXT.split("\n") if line.strip()]
     assert written(folder) == [reference(folder).encode(line) for line in lines]
     assert len(written(folder, "corpus-valid.pkl")) == 2
+    flags = "--train-path {0}/corpus.pkl --windows stream --validation-files {0}/corpus-valid.pkl".format(
+        folder / "out"
+    )
+    assert capsys.readouterr().err.splitlines()[-1] == f"train on it: python3 train_gpt2.py {flags}"
 
 
 @pytest.mark.parametrize("piece", [20, 1 << 20])

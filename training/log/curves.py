@@ -123,7 +123,14 @@ class ReferenceCurve:
     Raises ValueError if the file cannot be used.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, approximate: str = "") -> None:
+        """`approximate`: why this run's own losses are, which is then not comparable with one whose are not."""
+        other = approximation(path)
+        if bool(other) != bool(approximate):
+            raise ValueError(
+                f"{path}: {'its' if other else 'this run'}'s losses are approximate ({other or approximate}) "
+                "and the other's are not: they say nothing about each other"
+            )
         rows = [row for row in read_rows(path) if row["loss"] is not None]
         if not rows:
             raise ValueError(f"{path}: has no loss in it")
@@ -180,13 +187,25 @@ def summary_line(curve_file: Path) -> str:
             speeds.append(row["samples_per_second"])
         if row.get("validation_loss") is not None:
             held_out.append(row["validation_loss"])
-    parts = [f"{step:,} steps"] + ([f"{tokens:,.0f} tokens"] if tokens else [])
+    why = approximation(curve_file)
+    parts = [f"APPROXIMATE ({why})"] * bool(why) + [f"{step:,} steps"] + ([f"{tokens:,.0f} tokens"] if tokens else [])
     length = _max_len(curve_file.with_name("run.json"))
     if speeds and length:
         parts.append(f"{statistics.median(speeds) * length:,.0f} tokens/sec")
     if held_out:
         parts.append(f"held-out loss {held_out[0]:.4f} before, {held_out[-1]:.4f} after")
     return ", ".join(parts)
+
+
+def approximation(curve_file: Path) -> str:
+    """Why the losses of a run are approximate, by the run.json beside its curves; empty: they are not, as far as known.
+
+    Who prints a figure of a run asks first, and prints the answer with it.
+    """
+    try:
+        return str(json.loads(curve_file.with_name("run.json").read_text(encoding="utf-8")).get("approximate", ""))
+    except (OSError, ValueError, AttributeError):
+        return ""
 
 
 def _max_len(run_file: Path) -> int | None:
@@ -213,6 +232,7 @@ def draw(curve_files: Sequence[Path], picture: Path, lines: Sequence[tuple[str, 
     names = _names(curve_files)
     for number, path in enumerate(curve_files):
         rows, run = _thinned(path), names[number] + ", " if len(names) > 1 else ""
+        run += "APPROXIMATE, " * bool(approximation(path))
         for name, label in (("loss", "training"), ("validation_loss", "held out")):
             points = [(row["step"], row[name]) for row in rows if row[name] is not None]
             dots = "." if name == "validation_loss" or len(points) < 50 else None

@@ -12,7 +12,7 @@ import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any, Iterator, Sequence
 
 from command_line.checks import BadFlags
 from corpora.strict_json import json_text
@@ -43,6 +43,7 @@ class RunLog:
     Args:
         args: the flags. config: the model's. calls, first_step: the calls planned, and those done before this start.
         samples_a_call: samples of a call. optimizer: for the loss scale and the gradient norm.
+        approximate: why losses are not those of the text; they are not told without that mark.
 
     Used in `with`; what ends it is noted. Of the processes of one run only the first writes files, sends figures and
     compares; what the others print goes nowhere (`first_speaks`). Raises BadFlags for flags about the log that cannot
@@ -57,10 +58,11 @@ class RunLog:
         first_step: int,
         samples_a_call: int,
         optimizer: Any,
+        approximate: str = "",
     ) -> None:
         self.clock = Clock()
         self._args, self._calls, self._samples, self._optimizer = args, calls, samples_a_call, optimizer
-        self.ended_early = False  # by --early-stopping
+        self.ended_early, self._approximate = False, approximate  # by --early-stopping; the loader
         index, processes = launched()
         # What is measured is the first process's to tell, and the others would take the processors that it is about.
         self._peak, self._measured = machine.device_peak(args.peak_tflops) if index == 0 else None, 1
@@ -69,7 +71,7 @@ class RunLog:
         folder = args.save_model_path or args.log_dir
         self._folder = Path(folder) if folder and self._writes else None
         curve = args.reference_curve if self._writes else None
-        self._reference = self._use(ReferenceCurve, "--reference-curve", curve)
+        self._reference = self._use(lambda path: ReferenceCurve(path, approximate), "--reference-curve", curve)
         self._curves: CurveFile | None = None
         self._sinks: list[TensorBoard | WeightsAndBiases] = []
         self._norm = GradientNorm(optimizer, args.device_iterations) if args.log_gradient_norm else None
@@ -83,6 +85,7 @@ class RunLog:
             "command": [sys.executable, *sys.argv],
             "flags": _plain(args),
             "launch": launch(),
+            **({"approximate": approximate} if approximate else {}),
             **machine.describe(),
         }
         self._open_succeeded, self._unwritten = False, set()
@@ -142,17 +145,23 @@ class RunLog:
         with self.clock.paused():
             self._record(step, calls, share)
 
-    def validation(self, step: int, loss: float) -> bool:
-        """The held-out loss after a step, in nats a token, and its perplexity. Whether the log had none for it yet."""
+    def validation(self, step: int, loss: float, parts: Sequence[tuple[str, float]] = ()) -> bool:
+        """The held-out loss after a step, in nats a token, and its perplexity. Whether the log had none for it yet.
+
+        `parts`: the names and losses of several data sets, whose mean `loss` is.
+        """
+        for name, own in parts:
+            self._print(f"  {name}: held-out perplexity {perplexity(own):.2f}, held-out loss {own:.4f}")
+        what = f", mean of {len(parts)} data sets" * bool(parts)
+        what += f", APPROXIMATE ({self._approximate})" * bool(self._approximate)
         # The loss stands last: benchmarks read `loss: …,` of the training steps.
-        self._print(
-            f"validation after step {step}, held-out perplexity: {perplexity(loss):.2f}, held-out loss: {loss:.4f}"
-        )
+        shown = f"held-out perplexity: {perplexity(loss):.2f}, held-out loss: {loss:.4f}"
+        self._print(f"validation after step {step}{what}, {shown}")
         if self._curves is not None and step in self._curves.validated:
             return False  # a resumed run begins with the validation that its checkpoint was followed by
         self._add({"step": step, "tokens": self._tokens(step), "validation_loss": loss})
         for sink in self._sinks:
-            sink.record(step, {"validation/loss": loss})
+            sink.record(step, {"validation/loss": loss, **{f"validation/{name}/loss": own for name, own in parts}})
         return True
 
     def checkpoints(self, names: list[str]) -> None:
