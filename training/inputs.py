@@ -121,13 +121,15 @@ def corpus_arguments(args: argparse.Namespace, tokenizer: Entries | None, real_v
 
     Raises ValueError naming flag and file.
     """
-    args.train_path = prepared(args.train_path, args.pretrained_checkpoint, args.max_len)
+    shorter = args.windows != "article" or args.short_articles != "half"  # than half a sample is long enough
+    least = 1 if shorter else args.max_len
+    args.train_path = prepared(args.train_path, args.pretrained_checkpoint, least)
     beside = args.pretrained_checkpoint or ("" if tokenizer is None else str(tokenizer.folder))
-    further = [prepared(path, beside, args.max_len) for path in args.further_paths]
+    further = [prepared(path, beside, least) for path in args.further_paths]
     validation = []
     for path in args.validation_files or ():
         try:
-            validation.append(prepared(path, beside, args.max_len))
+            validation.append(prepared(path, beside, least))
         except ValueError as error:
             raise ValueError(str(error).replace("--train-path", "--validation-files")) from error
     for path in (*further, *validation):
