@@ -28,6 +28,8 @@ def check_available(problems: Problems) -> None:
             args.train_path, *args.further_paths = args.data_prefix
     elif args.train_path == "tfrecord":
         check_tfrecords(problems)
+    elif args.train_path == "webdataset":
+        check_tars(problems)
     elif args.train_path in ("dynamic", "mmap"):
         args.train_path = "dynamic"
         check_prefix(problems)
@@ -84,10 +86,25 @@ def check_tfrecords(problems: Problems) -> None:
         args.notes.append(f"{problems.shown('stride')} has no effect: the records were cut when they were written")
 
 
+def check_tars(problems: Problems) -> None:
+    """The files and patterns of --input-files each name a file."""
+    args = problems.args
+    if not problems.sound("data_prefix"):
+        return
+    if not args.data_prefix:
+        problems.add("train_path", "name the files with --input-files '<path>/*.tar'")
+    for pattern in args.data_prefix or ():
+        if not os.path.exists(pattern) and not glob.glob(pattern):
+            remedy = "python3 -m data.prepare --format webdataset writes them"
+            problems.lines.append(f"{problems.names['data_prefix']} {pattern}: there is no such file; {remedy}")
+    if "stride" in args.typed:
+        args.notes.append(f"{problems.shown('stride')} has no effect: the rows were cut when they were written")
+
+
 def check_train_path(problems: Problems) -> None:
     """args.train_path is "generated" or a .pkl or .txt file that can be read, as are those of the flags beside it."""
     args = problems.args
-    if args.train_path in ("generated", "pickle", "tfrecord", "dynamic", "mmap"):
+    if args.train_path in ("generated", "pickle", "tfrecord", "webdataset", "dynamic", "mmap"):
         for dest in _OF_CORPORA:
             if dest in args.typed and problems.sound(dest):
                 problems.add(dest, f"is for --train-path with a .pkl or .txt file, not {args.train_path}; leave it out")

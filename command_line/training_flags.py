@@ -43,7 +43,7 @@ DATA = (
         "generated",
         TEXT,
         "generated, a .pkl or .txt file, tfrecord or dynamic (Megatron's mmap); new: pickle (also several), tfrecord, "
-        "mmap with --input-files",
+        "webdataset, mmap with --input-files",
     ),
     Flag("--tfrecord-path", None, PATH, "the TFRecord files: paths, or '*' patterns in quotes", True),
     Flag(

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from data.building.corpus_formats import CorpusWriter
     from tokenizer import Tokenizer
 
-FORMATS = ("pkl", "tfrecord", "mmap")
+FORMATS = ("pkl", "tfrecord", "mmap", "webdataset")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -40,8 +40,21 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     out.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for the files")
     out.add_argument("--name", default="corpus", help="beginning of their names (default: corpus)")
     out.add_argument("--format", choices=FORMATS, default="pkl", help="default: pkl; beyond a few GB: mmap")
-    out.add_argument("--seq-length", type=int, default=1025, help="tfrecord: ids a record, --max-len + 1 (1025)")
+    out.add_argument("--seq-length", type=int, help="ids a record: tfrecord --max-len + 1 (1025), webdataset (1024)")
     out.add_argument("--stride", type=int, default=128, help="tfrecord: step of the window over a document (128)")
+    out.add_argument(
+        "--records",
+        choices=("windows", "stream", "first"),
+        help="tfrecord: windows over each document (the default); all documents joined and cut, each id once (of "
+        "webdataset the default); the beginnings of long documents without their rest, and short ones joined",
+    )
+    out.add_argument(
+        "--features",
+        choices=("input_ids", "inputs-labels"),
+        default="input_ids",
+        help="tfrecord: one list of ids, or inputs and labels, the ids shifted by one (default: input_ids)",
+    )
+    out.add_argument("--control-code", metavar="ENTRY", help="entry of the vocabulary before each of these records")
     out.add_argument("--num-output", type=int, default=4, help="tfrecord: number of files (4)")
     which = parser.add_argument_group("documents")
     which.add_argument("--min-length", type=int, default=2, help="shorter ones (ids and <|endoftext|>) are dropped (2)")
@@ -70,6 +83,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     how.add_argument("--workers", type=int, default=0, help="processes (default: 0, one a core)")
     args = parser.parse_args(argv)
     args.tokenizer_type = int(args.tokenizer_type)
+    if args.seq_length is None:
+        args.seq_length = 1024 if args.format == "webdataset" else 1025
+    if args.records is None:
+        args.records = "stream" if args.format == "webdataset" else "windows"
     problems = [
         f"--{name.replace('_', '-')} must be {least} or more, not {getattr(args, name)}"
         for name, least in (("min_length", 0), ("workers", 0), ("seq_length", 3), ("stride", 1), ("num_output", 1))
@@ -83,9 +100,29 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         problems.append(f"--name {args.name!r}: letters, digits, . _ and - only")
     if args.output.exists() and not args.output.is_dir():
         problems.append(f"--output {args.output}: not a folder")
+    problems += record_problems(args)
     if problems:
         parser.refuse(problems)
     return args
+
+
+def record_problems(args: argparse.Namespace) -> list[str]:
+    """What is wrong with the flags about records."""
+    problems = []
+    if args.format == "webdataset" and args.records == "windows":
+        problems.append("--records windows is for --format tfrecord; webdataset has stream or first")
+    if args.format in ("pkl", "mmap"):
+        given = {"--records": args.records != "windows", "--control-code": args.control_code is not None}
+        problems += [
+            f"{flag} is for --format tfrecord or webdataset, not {args.format}" for flag in given if given[flag]
+        ]
+    elif args.records == "windows" and args.control_code is not None:
+        problems.append("--control-code needs --records stream or first")
+    if args.features != "input_ids" and args.format != "tfrecord":
+        problems.append(f"--features {args.features} is for --format tfrecord, not {args.format}")
+    elif args.features != "input_ids" and args.records == "windows":
+        problems.append(f"--features {args.features} has no padding: add --records stream or first")
+    return problems
 
 
 def prepare(args: argparse.Namespace, stream: TextIO) -> None:
@@ -177,16 +214,28 @@ def chosen_tokenizer(args: argparse.Namespace) -> Tokenizer:
 def writer(args: argparse.Namespace, suffix: str, tokenizer: Tokenizer) -> CorpusWriter:
     """The writer of --format, of files called NAME + suffix."""
     from data.building import corpus_formats
+    from data.building.rows import RowWriter
 
     name = args.name + suffix
     if args.format == "pkl":
         return corpus_formats.PickleWriter(args.output / f"{name}.pkl", tokenizer.vocab_size)
     if args.format == "mmap":
         return corpus_formats.MegatronWriter(args.output / name, tokenizer.vocab_size)
+    code = None
+    if args.control_code is not None:
+        code = tokenizer.token_id(args.control_code)
+        if code is None:
+            raise ValueError(f"--control-code {args.control_code}: no entry of the vocabulary; give a single one")
+    if args.format == "webdataset":
+        from data.webdataset.writer import TarWriter
+
+        return RowWriter(TarWriter(args.output / name, name), args.seq_length, args.records, code)
     from data.tfrecord.writer import TFRecordWriter  # needs a checksum library that the others do not
 
     shards = 1 if suffix else args.num_output  # a validation set is small
-    return TFRecordWriter(args.output / name, name, args.seq_length, args.stride, shards)
+    pairs = args.features == "inputs-labels"
+    tfrecords = TFRecordWriter(args.output / name, name, args.seq_length, args.stride, shards, pairs=pairs)
+    return tfrecords if args.records == "windows" else RowWriter(tfrecords, args.seq_length, args.records, code)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -139,6 +139,7 @@ def corpus_arguments(args: argparse.Namespace, tokenizer: Entries | None, real_v
         "further_paths": further,
         "validation_paths": validation,
         "codes": control_ids(args.control_codes or (), tokenizer, real_vocab_size),
+        "tar_paths": args.data_prefix if args.train_path == "webdataset" else (),
         "cut": Cut(args.windows, args.stride, args.short_articles, args.last_window),
     }
 

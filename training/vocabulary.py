@@ -17,7 +17,7 @@ from tokenizer.entries import Entries, read_entries
 
 def run_tokenizer(args: argparse.Namespace) -> Entries | None:
     """The tokenizer of the run's data or checkpoint; None if there is none. Raises ValueError if two contradict."""
-    prefix = args.data_prefix[0] if args.train_path == "dynamic" else ""
+    prefix = args.data_prefix[0] if args.train_path in ("dynamic", "webdataset") else ""
     return corpus_tokenizer(args.train_path, args.tfrecord_path or (), prefix, args.pretrained_checkpoint)
 
 

@@ -22,6 +22,8 @@ def corpus_tokenizer(
     if train_path == "tfrecord":
         first = Path(tfrecord_path[0]) if tfrecord_path else Path()
         folders = [first.parent, first.parent.parent]
+    elif train_path == "webdataset":
+        folders = [Path(data_prefix).parent, Path(data_prefix).parent.parent]
     elif train_path == "dynamic":
         folders = [Path(data_prefix).parent]
     elif train_path != "generated":

@@ -45,6 +45,7 @@ def open_dataset(
     real_vocab_size: int,
     num_samples: int,
     tfrecord_path: Sequence[str] = (),
+    tar_paths: Sequence[str] = (),
     data_prefix: str = "",
     epochs: int = 1,
     ordered_samples: int | None = None,
@@ -55,7 +56,7 @@ def open_dataset(
     codes: Sequence[int] = (),
 ) -> tuple[SampleDataset, SampleDataset | None]:
     """Training and validation samples (None if `val_num` is 0) for --train-path: `generated`, `tfrecord` (the files
-    of `tfrecord_path`), `dynamic` (Megatron's `data_prefix`) or a corpus `.pkl`.
+    of `tfrecord_path`), `webdataset` (of `tar_paths`), `dynamic` (Megatron's `data_prefix`) or a corpus `.pkl`.
 
     How a .pkl is cut `cut` says, and in its place `stride`; `further_paths`, `validation_paths` and `codes` are as for
     open_corpora (data/loading/corpus_files.py).
@@ -78,6 +79,10 @@ def open_dataset(
         return open_tfrecords(
             tfrecord_path, max_len=max_len, real_vocab_size=real_vocab_size, val_num=val_num, seed=seed
         )
+    if train_path == "webdataset":
+        from data.webdataset.rows import open_rows
+
+        return open_rows(tar_paths, max_len=max_len, real_vocab_size=real_vocab_size, val_num=val_num, seed=seed)
     if train_path == "dynamic":
         return open_mmap(
             data_prefix,

@@ -2,42 +2,15 @@
 
 from __future__ import annotations
 
-import glob
-import os
-from pathlib import Path
 from typing import Iterator, Sequence
 
 import numpy as np
 
 from data.batches import SampleDataset
+from data.file_patterns import matching_files
 from data.tfrecord.files import TFRecordFiles
 
 _NEIGHBOURS = 64  # records read at once in search of the ends of an article
-
-
-def matching_files(patterns: Sequence[str]) -> list[Path]:
-    """The files that paths, `*` patterns and folders name, in the order of their names.
-
-    The order does not depend on who expanded a pattern, the shell or this. Raises ValueError for what names no file,
-    and for a file named twice, whose samples would be seen twice.
-    """
-    found: dict[str, str] = {}
-    for pattern in patterns:
-        if os.path.isdir(pattern):
-            names = glob.glob(os.path.join(glob.escape(pattern), "*.tfrecord"))
-        else:
-            names = [pattern] if os.path.exists(pattern) else glob.glob(pattern)
-        names = [name for name in names if os.path.isfile(name)]
-        if not names:
-            raise ValueError(f"--tfrecord-path {pattern}: no such file; give '<path>/*.tfrecord'")
-        for name in names:
-            if name.endswith((".index", ".tfindex")):
-                raise ValueError(f"--tfrecord-path {name}: an index, which is found by itself; give '*.tfrecord'")
-            real = os.path.realpath(name)
-            if real in found:
-                raise ValueError(f"--tfrecord-path {name}: named twice ({found[real]}); its samples would count double")
-            found[real] = name
-    return [Path(name) for name in sorted(found.values())]
 
 
 class TFRecordDataset(SampleDataset):

@@ -20,6 +20,7 @@ import numpy as np
 from data.tfrecord import varint
 
 FEATURE = b"input_ids"
+PAIR = (b"inputs", b"labels")  # of lm-training-research-project: labels are the inputs, shifted by one
 HEAD = 12  # bytes of length and CRC before the data
 FRAME = 16  # bytes of a record that are not data
 PADDING_BYTES = b"\x9c" + b"\xff" * 8 + b"\x01"  # the varint -100, which stands for no id, at the end of a record
@@ -74,6 +75,20 @@ def usual_start(length: int) -> bytes:
     return record_head(length) + (usual_head(length) or b"")
 
 
+def pair_example(inputs: bytes, labels: bytes) -> bytes:
+    """An Example of the two features `inputs` and `labels`, from their packed ids."""
+    features = b""
+    for name, payload in zip(PAIR, (inputs, labels)):
+        # Int64List.value, Feature.int64_list; the map entry's key and value; Features.feature
+        feature = _field(b"\x1a", _field(b"\x0a", payload))
+        features += _field(b"\x0a", _field(b"\x0a", name) + _field(b"\x12", feature))
+    return _field(b"\x0a", features)
+
+
+def _field(tag: bytes, content: bytes) -> bytes:
+    return tag + _size(len(content)) + content
+
+
 def _size(number: int) -> bytes:
     """One varint."""
     data = bytearray()
@@ -88,26 +103,38 @@ def _size(number: int) -> bytes:
 
 
 def int64_feature(example: bytes) -> np.ndarray:
-    """The int64 list `input_ids` of a serialized Example, int64 (n,).
+    """The ids of a serialized Example, int64 (n,): its list `input_ids`, or those of `inputs` and `labels` together.
 
-    Whatever the format allows: fields in any order and in pieces, other features, ids packed or one by one. Raises
-    ValueError saying what is wrong with the Example.
+    The labels are the inputs shifted by one, so that n is one more than either has. Whatever the format allows: fields
+    in any order and in pieces, other features, ids packed or one by one. Raises ValueError saying what is wrong with
+    the Example.
     """
-    found, names = None, []
+    found = {}  # of several with one name the last one counts
     for entry in _messages(b"".join(_messages(example, 1)), 1):
-        key = b"".join(_messages(entry, 1)[-1:])
-        names.append(key.decode("utf-8", "replace"))
-        if key == FEATURE:  # of several with one name the last one counts
-            found = b"".join(_messages(entry, 2))
-    if found is None:
+        found[b"".join(_messages(entry, 1)[-1:])] = b"".join(_messages(entry, 2))
+    if FEATURE in found:
+        return _int64_list(found[FEATURE], FEATURE)
+    if not set(PAIR) <= set(found):
+        names = [key.decode("utf-8", "replace") for key in found]
         has = f"; it has {', '.join(repr(name) for name in names[:5])}" if names else ""
-        raise ValueError(f"not an Example with a feature 'input_ids'{has}")
+        raise ValueError(f"not an Example with a feature 'input_ids', or with 'inputs' and 'labels'{has}")
+    inputs, labels = (_int64_list(found[name], name) for name in PAIR)
+    if len(inputs) != len(labels) or not len(inputs):
+        raise ValueError(f"{len(inputs):,} 'inputs' and {len(labels):,} 'labels', where as many of each are expected")
+    wrong = np.flatnonzero(inputs[1:] != labels[:-1])
+    if len(wrong):
+        raise ValueError(f"its 'labels' are not its 'inputs' shifted by one: they differ at position {wrong[0]}")
+    return np.append(inputs, labels[-1])
+
+
+def _int64_list(found: bytes, name: bytes) -> np.ndarray:
+    """The values of a serialized Feature, which must be int64."""
     values = None
     for number, _, value in _fields(found):
         if number in (1, 2, 3) and isinstance(value, bytes):  # one of the three: the last one counts
             values = (values or b"") + value if number == 3 else None
     if values is None:
-        raise ValueError("the feature 'input_ids' is not a list of int64")
+        raise ValueError(f"the feature {name.decode()!r} is not a list of int64")
     return _values(values)
 
 

@@ -40,8 +40,14 @@ class TFRecordWriter:
         stride: int,
         shards: int,
         report: Callable[[], object] = lambda: None,
+        pairs: bool = False,
     ) -> None:
-        """`window` ids a record; `report` is called now and then. ValueError if there are other files in `folder`."""
+        """`window` ids a record; `report` is called now and then. ValueError if there are other files in `folder`.
+
+        `pairs`: features `inputs` and `labels` of window - 1 ids each in place of `input_ids`; for articles that are
+        not shorter than a window.
+        """
+        self.pairs = pairs
         self.folder, self.window, self.stride, self._report = folder, window, stride, report
         self.names = [f"{stem}-{shard:05d}-of-{shards:05d}" for shard in range(shards)]
         self.records = self.bytes = self.articles = self.padded_articles = self.padded_ids = 0
@@ -155,6 +161,11 @@ class TFRecordWriter:
         """The Examples of windows at `starts` into ids whose varints are at `bounds`; the article goes to `end`."""
         ends = np.minimum(starts + self.window, end)
         padding = records.PADDING_BYTES * int(self.window - (ends[0] - starts[0]))
+        if self.pairs:
+            marks = (bounds[starts], bounds[starts + 1], bounds[ends - 1], bounds[ends])
+            for low, second, last, high in zip(*(mark.tolist() for mark in marks)):
+                yield records.pair_example(encoded[low:last], encoded[second:high])
+            return
         for low, high in zip(bounds[starts].tolist(), bounds[ends].tolist()):
             payload = encoded[low:high] + padding
             yield records.example_head(len(payload)) + payload

@@ -63,6 +63,12 @@ def test_the_stride_of_a_stream_is_left_to_the_data_set(corpora, line, stride):
         ("--train-path a.pkl --validation-files x.json", "--validation-files x.json: neither generated nor a .pkl"),
         ("--dataset pickle --input-files a.pkl gone.pkl", "--input-files gone.pkl: there is no such file"),
         ("--dataset pickle --input-files a.pkl x.json", "must be .pkl files"),
+        ("--dataset webdataset", "--dataset webdataset: name the files with --input-files"),
+        ("--dataset webdataset --input-files gone.tar", "--input-files gone.tar: there is no such file"),
+        (
+            "--dataset webdataset --input-files a.pkl --windows first",
+            "--windows first: is for --train-path with a .pkl",
+        ),
         ("--train-path a.pkl --eval-steps 3", "without --val-num N or --validation-files"),
     ],
 )

@@ -131,6 +131,21 @@ def test_wikitext_line_by_line_to_a_run(texts, tmp_path):
     assert f"{(len(ids) - 1) // 16} samples of 17 ids (stride 16) from a stream of {len(ids)} ids" in done.out
 
 
+def test_rows_in_tars_to_a_run(texts, tmp_path):
+    """Little-GPT's rows: prepared with the end on both sides, halved for training, held out in whole rows."""
+    (tmp_path / "t.txt").write_text(TEXT * 40, encoding="utf-8")
+    words = ["--input", tmp_path / "t.txt", "--output", tmp_path / "out", "--tokenizer", texts / "tokenizer.json"]
+    words += ["--workers", 1, "--format", "webdataset", "--document-ends", "both", "--seq-length", 32]
+    assert prepare.main([str(word) for word in words]) == 0
+    files = str(tmp_path / "out" / "corpus" / "*.tar")
+    done = run_here(flags(texts, dataset="webdataset", input_files=files, val_num=6, epochs=1, training_steps=20))
+    assert done.status == 0, done.err
+    before, after = (float(loss) for loss in re.findall(r"held-out loss: ([\d.]+)$", done.out, re.MULTILINE))
+    assert after < before - 0.5 and "rows of 32 ids in 1 tar file" in done.out
+    bad = run_here(flags(texts, dataset="webdataset", input_files=files, max_len=13))
+    assert bad.status == 2 and "--max-len 13: the rows of" in bad.err and "Traceback" not in bad.err, bad.err
+
+
 def test_an_approximate_loader_marks_its_run_and_its_figures(texts, tmp_path, capsys):
     write_config(tmp_path)
     corpus = write_corpus(tmp_path / "c.pkl", articles=30)
