@@ -15,7 +15,7 @@ PATTERNS: dict[str, tuple[str, ...]] = {
     "wikitext": ("wiki.train.tokens", "wiki.train.raw", "wikitext-*.zip"),
     "openwebtext": ("*.tar", "*.tar.xz", "*.tar.gz", "*.tar.bz2", "*.xz"),
     "jsonl": tuple(f"*.{ending}{packed}" for ending in ("jsonl", "ndjson", "json") for packed in PACKED),
-    "text": tuple(f"*.txt{packed}" for packed in PACKED),
+    "text": (*(f"*.txt{packed}" for packed in PACKED), "*.story"),  # the latter are CNN's and the Daily Mail's
 }
 _ORDER = ("wikipedia", "wikitext", "jsonl", "text", "openwebtext")  # a .txt.xz is no archive
 

@@ -74,6 +74,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--near-threshold", type=float, default=0.8, help="Jaccard similarity of near duplicates, 5-grams of ids (0.8)"
     )
     which.add_argument("--validation-fraction", type=float, default=0.0, help="share of the documents held out (0)")
+    which.add_argument(
+        "--validation-first", type=int, default=0, metavar="N", help="the first N documents are held out instead (0)"
+    )
     which.add_argument("--seed", type=int, default=1234, help="which ones (1234)")
     how = parser.add_argument_group("tokenizer and processes")
     how.add_argument("--tokenizer", type=Path, metavar="PATH", help="tokenizer.json or a folder (default: GPT-2's)")
@@ -89,11 +92,20 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         args.records = "stream" if args.format == "webdataset" else "windows"
     problems = [
         f"--{name.replace('_', '-')} must be {least} or more, not {getattr(args, name)}"
-        for name, least in (("min_length", 0), ("workers", 0), ("seq_length", 3), ("stride", 1), ("num_output", 1))
+        for name, least in (
+            ("min_length", 0),
+            ("workers", 0),
+            ("validation_first", 0),
+            ("seq_length", 3),
+            ("stride", 1),
+            ("num_output", 1),
+        )
         if getattr(args, name) < least
     ]
     if not 0 <= args.validation_fraction < 1:
         problems.append(f"--validation-fraction must be in [0, 1), not {args.validation_fraction}")
+    if args.validation_first and args.validation_fraction:
+        problems.append("--validation-first contradicts --validation-fraction; leave one of the two out")
     if not 0 < args.near_threshold < 1:
         problems.append(f"--near-threshold must be between 0 and 1, not {args.near_threshold}")
     if not re.fullmatch(r"\w[\w.-]*", args.name):
@@ -153,7 +165,8 @@ def prepare(args: argparse.Namespace, stream: TextIO) -> None:
         f"{source}: {len(corpus.files):,} files, {corpus.size() / 1e6:,.1f} MB; vocabulary of "
         f"{tokenizer.vocab_size:,}, encoder {encoder}\n"
     )
-    selector = Selector(args.deduplicate, args.near_threshold, args.validation_fraction, args.seed)
+    held_out = (args.validation_fraction, args.seed, args.validation_first)
+    selector = Selector(args.deduplicate, args.near_threshold, *held_out)
     recipe = Recipe(
         args.min_length,
         args.json_key,
@@ -165,7 +178,9 @@ def prepare(args: argparse.Namespace, stream: TextIO) -> None:
         digests=args.deduplicate != "none" or args.validation_fraction > 0,
         signatures=args.deduplicate == "near",
     )
-    validation = writer(args, "-valid", tokenizer) if args.validation_fraction else None
+    validation = None
+    if args.validation_fraction or args.validation_first:
+        validation = writer(args, "-valid", tokenizer)
     workers = worker_count(args.workers)
     name = f"{args.name}.{args.format}"
     training = writer(args, "", tokenizer)
@@ -194,8 +209,9 @@ def check_parts(args: argparse.Namespace, source: str) -> None:
         return
     if args.document_ends != "none":
         raise ValueError("--documents file of WikiText is one text without ends in it: add --document-ends none")
-    if args.detokenize or args.deduplicate != "none" or args.validation_fraction:
-        flag = "--deduplicate" if args.deduplicate != "none" else "--validation-fraction"
+    if args.detokenize or args.deduplicate != "none" or args.validation_fraction or args.validation_first:
+        flag = "--validation-first" if args.validation_first else "--validation-fraction"
+        flag = "--deduplicate" if args.deduplicate != "none" else flag
         remedy = "leave one of them out"
         if args.detokenize:
             flag, remedy = "--detokenize", "for one file as a whole add --source text --document-ends none"

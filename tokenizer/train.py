@@ -4,7 +4,8 @@ config.json of a model for it, with the dimensions of --config.
 
     python3 -m tokenizer.train --input corpus.txt --vocab-size 30522 --output my-tokenizer
 
-The corpus is read as data/prepare.py reads it. Of more than 128 MB a part is used, spread evenly over it.
+The corpus is read as data/prepare.py reads it. Of more than 128 MB a part is used, spread evenly over it; --first-…
+takes its beginning instead, all of that.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Iterator, TextIO
+from typing import TYPE_CHECKING, Any, Iterator, NamedTuple, TextIO
 
 if __package__ in (None, ""):
     # Started as a script: the repository and not tokenizer/ is where modules are found.
@@ -50,7 +51,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="FILE",
         help="a model's config.json, for all but the vocabulary (GPT-2 small's)",
     )
+    first = parser.add_argument_group("the part that is learnt from, in the corpus's order")
+    first.add_argument("--first-documents", type=int, metavar="N", help="its first N documents")
+    first.add_argument("--first-bytes", type=int, metavar="N", help="documents up to N bytes of text")
+    first.add_argument("--first-share", type=float, metavar="X", help="this share of the input, between 0 and 1")
     args = parser.parse_args(argv)
+    check_first(parser, args)
     if args.vocab_size < SMALLEST_VOCAB:
         parser.error(f"--vocab-size must be {SMALLEST_VOCAB} or more (256 bytes and the end), not {args.vocab_size}")
     args.config_output = None
@@ -66,24 +72,76 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def check_first(parser: ProgramParser, args: argparse.Namespace) -> None:
+    """At most one of the flags about the beginning is given, and its value is a part. Ends the program otherwise."""
+    given = [name for name in ("first_documents", "first_bytes", "first_share") if getattr(args, name) is not None]
+    flags = ["--" + name.replace("_", "-") for name in given]
+    if len(given) > 1:
+        parser.error(f"{' and '.join(flags)}: each says how much of the corpus is learnt from; give one")
+    for name, flag in zip(given, flags):
+        value = getattr(args, name)
+        if name == "first_share" and not 0 < value <= 1:
+            parser.error(f"{flag} must be above 0 and at most 1, not {value}")
+        if name != "first_share" and value < 1:
+            parser.error(f"{flag} must be 1 or more, not {value}")
+
+
+class Part(NamedTuple):
+    """How much of a corpus is learnt from, from its beginning on; None: no such limit.
+
+    Attributes:
+        documents: that many, blank ones not counted. text_bytes: as many as fit into so much UTF-8, but one at least.
+        share: of the input's bytes, in whole pieces.
+    """
+
+    documents: int | None = None
+    text_bytes: int | None = None
+    share: float | None = None
+
+
 def learn_vocabulary(
-    corpus: Corpus, json_key: str, vocab_size: int, stream: TextIO, drop_placeholders: bool = False
+    corpus: Corpus,
+    json_key: str,
+    vocab_size: int,
+    stream: TextIO,
+    drop_placeholders: bool = False,
+    part: Part | None = None,
 ) -> Tokenizer:
-    """A byte-level BPE trained on the corpus, on pieces spread evenly over it if it is larger than LEARNING_BYTES.
+    """A byte-level BPE trained on a `part` of the corpus; None: on pieces spread evenly if it has over LEARNING_BYTES.
 
     `json_key` and `drop_placeholders`: as for DocumentReader.
     """
-    step = -(-corpus.size() // LEARNING_BYTES)
+    step = -(-corpus.size() // LEARNING_BYTES) if part is None else 1
+    documents = size = 0
 
     def texts() -> Iterator[str]:
-        for number, piece in enumerate(corpus.pieces()):
-            if number % step == 0:
-                yield from DocumentReader(piece, json_key, drop_placeholders)
+        nonlocal documents, size
+        for text in _beginning(corpus, json_key, drop_placeholders, step, part or Part()):
+            documents, size = documents + bool(text.strip()), size + len(text.encode("utf-8", "surrogatepass"))
+            yield text
 
     tokenizer = train_bpe(texts(), vocab_size)
     share = f" on every {step}th piece of the text" if step > 1 else ""
+    if part is not None:
+        share = f" on the first {documents:,} documents, {size:,} bytes of text"
     stream.write(f"trained a byte-level BPE of {tokenizer.vocab_size:,} entries{share}\n")
     return tokenizer
+
+
+def _beginning(corpus: Corpus, json_key: str, drop_placeholders: bool, step: int, part: Part) -> Iterator[str]:
+    """The texts of every step-th piece that are within the part."""
+    documents = size = done = 0
+    for number, piece in enumerate(corpus.pieces()):
+        if part.share is not None and done >= part.share * corpus.size():
+            return
+        done += piece.size
+        for text in DocumentReader(piece, json_key, drop_placeholders) if number % step == 0 else ():
+            documents, size = documents + bool(text.strip()), size + len(text.encode("utf-8", "surrogatepass"))
+            if part.documents is not None and documents > part.documents:
+                return
+            if part.text_bytes is not None and size > part.text_bytes and documents > 1:
+                return
+            yield text
 
 
 def train(args: argparse.Namespace, stream: TextIO) -> None:
@@ -94,7 +152,9 @@ def train(args: argparse.Namespace, stream: TextIO) -> None:
     source = args.source or guess(args.input)
     check_placeholders(args.drop_placeholders, source)
     corpus, _ = open_source(source, args.input, args.documents)
-    tokenizer = learn_vocabulary(corpus, args.json_key, args.vocab_size, stream, args.drop_placeholders)
+    limits = Part(args.first_documents, args.first_bytes, args.first_share)
+    part = None if limits == Part() else limits
+    tokenizer = learn_vocabulary(corpus, args.json_key, args.vocab_size, stream, args.drop_placeholders, part)
     if tokenizer.vocab_size < args.vocab_size:
         stream.write(f"note: the text has words for {tokenizer.vocab_size:,} entries only, not {args.vocab_size:,}\n")
     contents = {args.output: tokenizer.to_json()}

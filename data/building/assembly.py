@@ -136,6 +136,10 @@ class Assembly:
             progress.tokens += sum(map(len, documents))
             progress.add(part, there_already)
             yield from documents
+        if progress.kept == 0 and self._held_out:
+            raise ValueError(
+                f"{progress.documents:,} documents, all held out for validation; hold out fewer. Nothing written"
+            )
         if progress.kept == 0:
             raise ValueError(
                 f"{progress.documents:,} documents, none of --min-length {self.recipe.min_length} ids or more is left "

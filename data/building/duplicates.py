@@ -36,9 +36,13 @@ class DigestSet:
 class Selector:
     """Decides for each document, in their order: dropped as a duplicate, for training, or for validation."""
 
-    def __init__(self, duplicates: str, threshold: float, validation: float, seed: int) -> None:
-        """`duplicates`: none, exact or near; `validation`: share of the documents, drawn by digest and seed."""
-        self.duplicates, self.validation, self.seed = duplicates, validation, seed
+    def __init__(self, duplicates: str, threshold: float, validation: float, seed: int, first: int = 0) -> None:
+        """`duplicates`: none, exact or near; `validation`: share of the documents, drawn by digest and seed.
+
+        `first`: that many documents, from the beginning on, are for validation as well.
+        """
+        self.duplicates, self.validation, self.seed, self.first = duplicates, validation, seed, first
+        self._seen = 0  # documents before the next part
         self.exact = self.near = self.held_out = 0
         self._digests = DigestSet()
         self._index = SimilarityIndex(threshold) if duplicates == "near" else None
@@ -51,6 +55,8 @@ class Selector:
             draw = (part.digests ^ np.uint64(self.seed & 0xFFFFFFFFFFFFFFFF)) * _FACTOR
             draw = ((draw ^ draw >> np.uint64(29)) * np.uint64(0xBF58476D1CE4E5B9)) >> np.uint64(11)
             verdicts[draw < np.uint64(int(self.validation * (1 << 53)))] = VALIDATION
+        verdicts[: max(0, self.first - self._seen)] = VALIDATION
+        self._seen += len(verdicts)
         if self.duplicates != "none":
             repeated = ~self._digests.add(part.digests)
             verdicts[repeated] = DROPPED

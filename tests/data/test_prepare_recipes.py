@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import shlex
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -115,3 +117,70 @@ def test_articles_are_of_wikitext_only(folder, capsys):
     (folder / "two.txt").write_text("A river\n", encoding="utf-8")
     assert run(folder, "--input", folder / "two.txt", "--documents", "article") == 2
     assert "--documents article: of text they are line, passage or file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("piece", [40, 1 << 20])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_first_documents_are_held_out(folder, monkeypatch, capsys, piece, workers):
+    monkeypatch.setattr(pieces, "PIECE_BYTES", piece)
+    texts = [f"the river {'flows ' * (n % 4 + 1)}" for n in range(20)]
+    (folder / "t.txt").write_text("\n".join(texts), encoding="utf-8")
+    assert run(folder, "--input", folder / "t.txt", "--validation-first", 7, "--workers", workers) == 0
+    end = [reference(folder).convert_tokens_to_ids("<|endoftext|>")]
+    ids = [reference(folder).encode(text) + end for text in texts]
+    assert (written(folder, "corpus-valid.pkl"), written(folder)) == (ids[:7], ids[7:])
+    assert "held out 7 documents" in capsys.readouterr().err
+    for flags, told in (
+        (["--validation-first", 20], "all held out for validation"),
+        (["--validation-first", -1], "--validation-first must be 0 or more"),
+        (["--validation-first", 2, "--validation-fraction", 0.5], "--validation-first contradicts"),
+    ):
+        assert run(folder, "--input", folder / "t.txt", *flags) == 2
+        assert told in capsys.readouterr().err
+
+
+# What is downloaded, in small: path -> content. The commands are those of docs/data.md, word for word.
+PUBLISHED = {
+    "writingPrompts/train.wp_target": "A story <newline> of a river .\nAnother story .\n",
+    "writingPrompts/valid.wp_target": "A third one .\n",
+    "pg19/train/1.txt": "A book\n\nof two lines\n",
+    "pg19/train/2.txt": "A book\n",
+    "pg19/validation/3.txt": "The sea\n",
+    "aclImdb/train/pos/0_9.txt": "It flows well .",
+    "aclImdb/train/neg/0_1.txt": "It flows .",
+    "cnn/stories/a.story": "The river flows .\n\n@highlight\n\nA river\n",
+    "dailymail/stories/b.story": "The sea .\n\n@highlight\n\nA town\n",
+    "imdb.jsonl": '{"text": "It is wet .", "label": 1}\n',
+    "cnn_dailymail.jsonl": '{"article": "A market .", "highlights": "A", "id": "1"}\n',
+}
+DOCUMENTS = {
+    "prompts/corpus": ["A story <newline> of a river .", "Another story ."],
+    "prompts/valid": ["A third one ."],
+    "books/corpus": ["A book\n\nof two lines\n", "A book\n"],
+    "books/valid": ["The sea\n"],
+    "reviews/corpus": ["It flows well .", "It flows ."],
+    "news/corpus": ["The river flows .\n\n@highlight\n\nA river\n", "The sea .\n\n@highlight\n\nA town\n"],
+    "reviews-jsonl/corpus": ["It is wet ."],
+    "news-jsonl/corpus": ["A market ."],
+}
+
+
+def test_the_commands_for_published_corpora(folder, monkeypatch):
+    page = (Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    section = page.split("### WritingPrompts, PG-19, IMDB, CNN and the Daily Mail")[1].split("\n### ")[0]
+    commands = [line for line in section.splitlines() if line.startswith("python3 -m data.prepare ")]
+    assert len(commands) == 8
+    for name, content in PUBLISHED.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content, encoding="utf-8")
+    monkeypatch.chdir(folder)
+    for command in commands:
+        words = shlex.split(command)[3:]
+        if "--validation-fraction" in words:  # two documents are too few for a share of a hundredth
+            at = words.index("--validation-fraction")
+            del words[at : at + 2]
+        assert prepare.main([*words, "--tokenizer", "small", "--workers", "1"]) == 0, command
+    end = [reference(folder).convert_tokens_to_ids("<|endoftext|>")]
+    for name, texts in DOCUMENTS.items():
+        found = [list(ids) for ids in pickle.loads((folder / f"{name}.pkl").read_bytes())]
+        assert found == [reference(folder).encode(text) + end for text in texts], name

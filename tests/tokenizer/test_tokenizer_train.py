@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -68,8 +69,42 @@ def test_of_a_large_corpus_every_nth_piece(tmp_path, text, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
+    ("flags_", "documents"),
+    [
+        (["--first-documents", 7], 7),
+        (["--first-documents", 10**6], None),
+        (["--first-bytes", sum(len(each.encode()) for each in TEXTS[:5]) + 3], 5),
+        (["--first-bytes", 1], 1),
+        (["--first-share", 1], None),
+    ],
+)
+def test_the_beginning_of_a_corpus(tmp_path, text, monkeypatch, capsys, flags_, documents):
+    """As a recipe has it: the words of the first part, all of them, and of nothing behind it."""
+    monkeypatch.setattr(pieces, "PIECE_BYTES", 100)
+    monkeypatch.setattr(tokenizer_train, "LEARNING_BYTES", 200)
+    some = TEXTS[:documents]
+    assert run("--input", text, "--vocab-size", 290, "--output", tmp_path / "a.json", *flags_) == 0
+    assert (tmp_path / "a.json").read_text(encoding="utf-8") == train_bpe(some, 290).to_json()
+    size = sum(len(each.encode()) for each in some)
+    assert f"on the first {len(some):,} documents, {size:,} bytes of text" in capsys.readouterr().err
+
+
+def test_a_share_of_the_input(tmp_path, text, monkeypatch, capsys):
+    monkeypatch.setattr(pieces, "PIECE_BYTES", 100)
+    assert run("--input", text, "--vocab-size", 270, "--output", tmp_path / "a.json", "--first-share", 0.4) == 0
+    size = int(re.search(r"documents, ([\d,]+) bytes", capsys.readouterr().err)[1].replace(",", ""))
+    whole = text.stat().st_size
+    longest = max(len(each.encode()) for each in TEXTS) + 1
+    assert 0.4 * whole - longest <= size <= 0.4 * whole + 100 + longest
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--first-documents", "0"], "--first-documents must be 1 or more, not 0"),
+        (["--first-share", "1.5"], "--first-share must be above 0 and at most 1, not 1.5"),
+        (["--first-bytes", "many"], "--first-bytes: 'many' must be a whole number"),
+        (["--first-bytes", "9", "--first-share", "0.5"], "--first-bytes and --first-share: each says how much"),
         (["--vocab-size", "256"], "--vocab-size must be 257 or more"),
         (["--input", "none.txt"], "none.txt: no such file"),
         (["--output", "corpus.txt"], "neither a folder nor a name ending in .json"),
