@@ -20,6 +20,7 @@ from data.bad_data import BadData
 
 BLOCK = 512  # of a tar file, which ends in blocks of zeros
 NPY, PTH = 0, 1
+_ZEROS = bytes(BLOCK)
 _KINDS = {".npy": NPY, ".pth": PTH, ".pt": PTH}
 
 
@@ -40,6 +41,9 @@ def row_places(path: Path) -> RowPlaces:
     last, key, behind = "its beginning", "", 0
     try:
         end = path.stat().st_size
+        usual = _usual_rows(path, end)
+        if usual is not None:
+            return RowPlaces(*usual)
         with tarfile.open(str(path), "r:") as tar:
             for member in tar:
                 last, behind = member.name, member.offset_data + -(-member.size // BLOCK) * BLOCK
@@ -64,6 +68,37 @@ def row_places(path: Path) -> RowPlaces:
     if not rows:
         raise ValueError(f"{path}: no member NAME.npy or NAME.pth in it; rows of token ids are expected")
     return RowPlaces(*np.array(rows, np.int64).T)
+
+
+def _usual_rows(path: Path, end: int) -> np.ndarray | None:
+    """The rows of a tar whose members are all files with short names, one a key, int64 (3, rows); else None.
+
+    What tarfile does, in a tenth of its time, for files of millions of rows. What is not whole is left to tarfile too.
+    """
+    rows: list[tuple[int, int, int]] = []
+    place, key = 0, b""
+    with path.open("rb") as file:
+        while place + BLOCK <= end:
+            file.seek(place)
+            head = file.read(BLOCK)
+            if head == _ZEROS:
+                return np.array(rows, np.int64).T if rows else None
+            name, before = head[:100].rstrip(b"\0"), key
+            suffix = name[name.rfind(b".") :].decode("ascii", "replace")
+            key = _key(name.decode("utf-8", "replace")).encode()
+            if head[156:157] not in b"0\0" or head[345:500].strip(b"\0") or key == before:
+                return None
+            try:
+                size, told = (int(field.strip(b" \0"), 8) for field in (head[124:136], head[148:156]))
+            except ValueError:
+                return None
+            # The checksum is of the header with blanks in its own place.
+            if told != sum(head) - sum(head[148:156]) + 8 * 32 or place + BLOCK + size > end:
+                return None
+            if suffix in _KINDS:
+                rows.append((place + BLOCK, size, _KINDS[suffix]))
+            place += BLOCK + -(-size // BLOCK) * BLOCK
+    return None
 
 
 def _key(name: str) -> str:

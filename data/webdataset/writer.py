@@ -18,6 +18,13 @@ from corpora.termination import undivided
 ROWS_A_TAR = 10_000
 
 
+def _npy_head(row: np.ndarray) -> bytes:
+    """What NumPy's format has before the values of such a row."""
+    content = io.BytesIO()
+    np.save(content, np.ascontiguousarray(row), allow_pickle=False)
+    return content.getvalue()[: -row.nbytes]
+
+
 class TarWriter:
     """Rows as members `000000000.input_id.npy`, int32 or uint16 as they come, in tars `<stem>-000000.tar`.
 
@@ -55,6 +62,8 @@ class TarWriter:
     def _write(self, rows: Iterable[np.ndarray], work: Path) -> list[str]:
         names: list[str] = []
         tar: tarfile.TarFile | None = None
+        shape: tuple[int, np.dtype] | None = None  # of the rows that `head` is for
+        head = b""
         try:
             for number, row in enumerate(rows):
                 if number % self.rows_a_tar == 0:
@@ -62,13 +71,13 @@ class TarWriter:
                         tar.close()
                     names.append(f"{self.stem}-{len(names):06d}.tar")
                     tar = tarfile.open(str(work / names[-1]), "w", format=tarfile.USTAR_FORMAT)
-                self.length = len(row)
-                content = io.BytesIO()
-                np.save(content, np.ascontiguousarray(row), allow_pickle=False)
+                if (len(row), row.dtype) != shape:
+                    shape, head = (len(row), row.dtype), _npy_head(row)
                 member = tarfile.TarInfo(f"{number:09d}.input_id.npy")
-                member.size = content.tell()
-                content.seek(0)
-                tar.addfile(member, content)
+                content = head + row.tobytes()
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+                self.length = len(row)
         finally:
             if tar is not None:
                 tar.close()

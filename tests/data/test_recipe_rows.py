@@ -276,6 +276,23 @@ def test_a_packed_tar_and_one_without_rows(tmp_path):
         open_rows([path], max_len=5, real_vocab_size=VOCAB, val_num=0, seed=1)
 
 
+def test_long_names_and_folders_are_read_as_short_ones(tmp_path):
+    """GNU's and pax's ways to write a long name, and members that are no files: by tarfile, with the same rows."""
+    rows = [npy(range(n, n + 8)) for n in range(3)]
+    names = ["a/" + "long" * 40 + f"/{n}.input_id.npy" for n in range(3)]
+    for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT):
+        with tarfile.open(str(tmp_path / "a.tar"), "w", format=form) as file:
+            folder = tarfile.TarInfo("a")
+            folder.type = tarfile.DIRTYPE
+            file.addfile(folder)
+            for name, content in zip(names if form != tarfile.USTAR_FORMAT else ["0.npy", "1.npy", "2.npy"], rows):
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                file.addfile(member, io.BytesIO(content))
+        train, _ = open_rows([str(tmp_path / "a.tar")], max_len=7, real_vocab_size=VOCAB, val_num=0, seed=1)
+        assert samples_of(train) == [list(range(n, n + 8)) for n in range(3)]
+
+
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_any_change_of_a_tar_is_read_or_refused(tmp_path_factory, data):
