@@ -80,12 +80,21 @@ def _once(own: int, codes: Sequence[int]) -> int:
 
 
 def _together(parts: Sequence[SampleDataset], paths: Sequence[str]) -> SampleDataset:
-    return parts[0] if len(parts) == 1 else SeveralDatasets(parts, [_name(path) for path in paths])
+    return parts[0] if len(parts) == 1 else SeveralDatasets(parts, names_of(paths))
 
 
-def _name(path: str) -> str:
-    """What a corpus is called in a message; the .pkl of a text file by the text's name."""
-    return Path(path).stem
+def names_of(paths: Sequence[str]) -> list[str]:
+    """What corpora are called in messages: the ends of their paths, as long as they must be to differ.
+
+    The .pkl of a text file has the text's name (data/loading/text_file.py).
+    """
+    parts = []
+    for path in map(Path, paths):
+        text = path.parent.name.split(".prepared-")[0].lstrip(".")
+        of_text = ".prepared-" in path.parent.name
+        parts.append((*path.parent.parent.parts, Path(text).stem) if of_text else (*path.parent.parts, path.stem))
+    depth = next((n for n in range(1, 100) if len({part[-n:] for part in parts}) == len(parts)), 100)
+    return ["/".join(part[-depth:]) for part in parts]
 
 
 def _whole(corpus: PickleCorpus, max_len: int, cut: Cut, once: int) -> SampleDataset:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.articles.corpus import open_corpus
-from data.loading.corpus_files import Cut, open_corpora
+from data.loading.corpus_files import Cut, names_of, open_corpora
 from data.loading.datasets import open_dataset
 from data.loading.stream import StreamDataset
 from data.loading.windows import WindowDataset
@@ -125,6 +125,19 @@ def test_several_data_sets_share_nothing_but_the_order(tmp_path):
     assert mixed[:, 0].tolist() == [8, 7, 8]
     held = opened([a, b], 2, val_num=1)[1]
     assert held.names == ["a", "b"] and [len(part) for part in held.parts] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["x/a.pkl", "x/b.pkl"], ["a", "b"]),
+        (["wiki/corpus.pkl", "imdb/corpus.pkl"], ["wiki/corpus", "imdb/corpus"]),
+        (["x/my.txt.prepared-12ab-v2-1-2/corpus.pkl", "x/corpus.pkl"], ["my", "corpus"]),
+        (["x/corpus.pkl", "x/corpus.pkl"], ["x/corpus", "x/corpus"]),
+    ],
+)
+def test_names_of_data_sets_differ(paths, names):
+    assert names_of(paths) == names
 
 
 def test_a_streams_end_is_held_out(tmp_path):
