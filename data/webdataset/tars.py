@@ -49,7 +49,7 @@ def row_places(path: Path) -> RowPlaces:
                 last, behind = member.name, member.offset_data + -(-member.size // BLOCK) * BLOCK
                 if member.isfile() and member.offset_data + member.size > end:
                     raise ValueError(f"{path}, member {last}: the file ends in it: cut off; copy it again")
-                kind = _KINDS.get(Path(member.name).suffix)
+                kind = _kind(member.name)
                 if not member.isfile() or kind is None:
                     continue
                 before, key = key, _key(member.name)
@@ -57,8 +57,14 @@ def row_places(path: Path) -> RowPlaces:
                     raise ValueError(f"{path}, member {last}: a second row under the key {key}; one is expected")
                 rows.append((member.offset_data, member.size, kind))
                 tar.members = []  # of a tar with millions of rows tarfile would keep them all
-        if rows and behind + BLOCK > end:
-            raise ValueError(f"{path}: ends behind member {last} without the mark of the end: cut off; copy it again")
+        with path.open("rb") as file:  # tarfile takes a header that is damaged, but for the first one, for the end
+            file.seek(behind)
+            mark = file.read(BLOCK)
+        if mark != _ZEROS:
+            what = "cut off" if len(mark) < BLOCK else "damaged"
+            raise ValueError(
+                f"{path}, behind member {last}: no mark of the end and no further member: {what}; copy it again"
+            )
     except tarfile.TarError as error:
         packed = path.suffix in (".gz", ".bz2", ".xz") or ".tar." in path.name
         remedy = "unpack it first" if packed else "damaged, or no tar file; copy it again"
@@ -76,29 +82,35 @@ def _usual_rows(path: Path, end: int) -> np.ndarray | None:
     What tarfile does, in a tenth of its time, for files of millions of rows. What is not whole is left to tarfile too.
     """
     rows: list[tuple[int, int, int]] = []
-    place, key = 0, b""
+    place, key = 0, ""
     with path.open("rb") as file:
         while place + BLOCK <= end:
             file.seek(place)
             head = file.read(BLOCK)
             if head == _ZEROS:
                 return np.array(rows, np.int64).T if rows else None
-            name, before = head[:100].rstrip(b"\0"), key
-            suffix = name[name.rfind(b".") :].decode("ascii", "replace")
-            key = _key(name.decode("utf-8", "replace")).encode()
-            if head[156:157] not in b"0\0" or head[345:500].strip(b"\0") or key == before:
+            name = head[:100].split(b"\0", 1)[0].decode("utf-8", "replace")
+            kind = _kind(name)
+            if head[156:157] not in b"0\0" or head[345]:  # no plain file, or a name in two parts
                 return None
             try:
-                size, told = (int(field.strip(b" \0"), 8) for field in (head[124:136], head[148:156]))
+                size, told = (int(field.split(b"\0", 1)[0].strip(), 8) for field in (head[124:136], head[148:156]))
             except ValueError:
                 return None
             # The checksum is of the header with blanks in its own place.
             if told != sum(head) - sum(head[148:156]) + 8 * 32 or place + BLOCK + size > end:
                 return None
-            if suffix in _KINDS:
-                rows.append((place + BLOCK, size, _KINDS[suffix]))
+            if kind is not None:
+                before, key = key, _key(name)
+                if key == before:
+                    return None
+                rows.append((place + BLOCK, size, kind))
             place += BLOCK + -(-size // BLOCK) * BLOCK
     return None
+
+
+def _kind(name: str) -> int | None:
+    return _KINDS.get(name[name.rfind(".") :])
 
 
 def _key(name: str) -> str:
@@ -162,7 +174,7 @@ def bad_row(path: Path, number: int, problem: str) -> BadData:
     name, row, key = "", -1, ""
     with tarfile.open(str(path), "r:") as tar:
         for member in tar:
-            if member.isfile() and Path(member.name).suffix in _KINDS:
+            if member.isfile() and _kind(member.name) is not None:
                 key, row = _key(member.name), row + 1
                 if row == number:
                     name = member.name

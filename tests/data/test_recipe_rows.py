@@ -227,7 +227,7 @@ GOOD = ("0.npy", npy([1, 2, 3, 4]))
         (("1.pth", pth(torch.ones(4))), "a tensor of torch.float32"),
         (("1.pth", pth([1, 2, 3, 4])), "a list, where a tensor of token ids is expected"),
         (("1.pth", pth(torch.arange(4))[:-40]), "not a tensor that torch.load reads"),
-        (("1.pth", pickle.dumps(Harmless())), "not a tensor that torch.load reads without running code"),
+        (("1.pth", pickle.dumps(Harmless(), protocol=2)), "not a tensor that torch.load reads without running code"),
         (("1.pth", pth({"a": Harmless()})), "not a tensor that torch.load reads without running code"),
     ],
 )
@@ -241,7 +241,11 @@ def test_a_bad_member_is_refused_with_file_and_member(tmp_path, member, told):
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (lambda whole: whole[: len(whole) // 2], "without the mark of the end: cut off"),  # at the end of a member
+        (
+            lambda whole: whole[: len(whole) // 2],
+            "behind member 11.npy: no mark of the end and no further member: cut off",
+        ),
+        (lambda whole: whole[:7680] + b"\xff" * 20 + whole[7700:], "behind member 2.npy: no mark of the end"),
         (lambda whole: whole[: len(whole) // 2 - 600], "member 11.npy: the file ends in it: cut off"),
         (lambda whole: whole[:700], "member "),
         (lambda whole: whole[:512] + b"\xff" * 200 + whole[712:], "member "),
