@@ -21,7 +21,7 @@ STAMP := $(VENV)/.stamp-$(shell cat $(REQUIREMENTS) 2>/dev/null | cksum | tr ' '
 DEV_STAMP := $(VENV)/.stamp-dev-$(shell cat $(REQUIREMENTS) $(sort $(wildcard requirements-*.txt)) 2>/dev/null | cksum | tr ' ' '-')
 PLOTS_STAMP := $(VENV)/.stamp-plots-$(shell cat $(REQUIREMENTS) requirements-plots.txt 2>/dev/null | cksum | tr ' ' '-')
 
-.PHONY: build setup setup-dev demo test test-gpu test-long test-harness test-programs test-checkpoints test-browser lint clean help bench-compare
+.PHONY: build setup setup-dev demo seeds test test-gpu test-long test-harness test-programs test-checkpoints test-browser lint clean help bench-compare
 .DEFAULT_GOAL := build
 
 build: ## custom_ops.so for what the host has, and the C++ of tokenizer/, data/ and portable/ (the default)
@@ -67,6 +67,11 @@ $(PLOTS_STAMP): $(STAMP)
 demo: setup $(PLOTS_STAMP) ## a small GPT-2 learns Wikipedia text, in a few minutes, and its curves are drawn
 	-@$(MAKE) --no-print-directory build
 	bash run/demo.sh
+
+# PARTS: of sharing, postln, alibi, speed and warmup; all of them without it
+seeds: setup ## what the systems beside GPT-2 show at a small scale: docs/seeds.md, in under an hour
+	-@$(MAKE) --no-print-directory build
+	$(VENV_PYTHON) -m benchmarks.seeds $(if $(PARTS),--parts $(PARTS))
 
 test: setup-dev ## the tests that need no GPU
 	@$(MAKE) --no-print-directory build

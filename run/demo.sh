@@ -3,7 +3,7 @@
 # It takes no flags. Everything is written to ./demo, and what is there already is kept: interrupted, it goes on from the
 # last checkpoint; delete a folder to make it anew.
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-export PYTHON=$python # for the scripts in data/
+export PYTHON=$python # for run/demo_corpus.sh
 demo=demo
 corpus=$demo/corpus/wikicorpus_en_one_article_per_line.pkl
 checkpoints=$demo/checkpoints
@@ -16,14 +16,7 @@ if [ "$#" -gt 0 ]; then
 fi
 step() { printf '\n== %s\n' "$*"; }
 
-if [ ! -f "$corpus" ]; then
-    step "1/4 The excerpt of the Wikipedia dump: $demo/dump/wikidump.xml"
-    bash data/wikipedia_download.sh "$demo/dump" --sample
-    step "2/4 Extraction with WikiExtractor: $demo/extracted"
-    bash data/wikipedia_extract.sh "$demo/dump/wikidump.xml" "$demo/extracted"
-    step "3/4 Preprocessing: $corpus"
-    "$python" data/wikipedia_preprocess.py --input-file-path "$demo/extracted" --output-file-path "$demo/corpus"
-fi
+bash run/demo_corpus.sh # steps 1 to 3
 
 if [ ! -d "$trained" ]; then
     step "4/4 Training (config/config_tiny.json, held-out articles; loss in nats a token)"

@@ -4,3 +4,5 @@ import os
 
 # Numbers that tests compare are those of any CPU; the tests of products in 16 bits ask for them.
 os.environ.setdefault("POPTORCH_PORTABLE_HALF", "float32")
+
+from stubbed_checkout import checkout  # noqa: E402, F401  a fixture of several files

@@ -219,6 +219,7 @@ def test_setup_refuses_an_old_python(tree, tmp_path):
     "target, commands",
     [
         ("demo", ["-r requirements.txt", "-r requirements-plots.txt", "custom_ops.build", "bash run/demo.sh"]),
+        ("seeds", ["-r requirements.txt", "custom_ops.build", "-m benchmarks.seeds"]),
         ("test", ["-r requirements.txt", "-r requirements-dev.txt", "custom_ops.build", "-m pytest"]),
         ("lint", ["-r requirements-dev.txt", "ruff format --check", "ruff check", "clang-format --dry-run --Werror"]),
     ],
@@ -235,8 +236,8 @@ def test_help_lists_the_targets(tree):
     status, output = make(tree, "help")
     assert status == 0
     targets = (
-        "build setup setup-dev demo test test-gpu test-harness test-browser test-programs test-checkpoints test-long "
-        "bench-compare lint clean help"
+        "build setup setup-dev demo seeds test test-gpu test-harness test-browser test-programs test-checkpoints "
+        "test-long bench-compare lint clean help"
     )
     assert [line.split()[1] for line in output.splitlines()] == targets.split()
 

@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# Fine-tuning as in "Best practices for finetuning": a GPT-2 of Hugging Face's on WikiText-2, 1 epoch, batch 8, rate 5e-5 after a
+# warm-up over the first tenth and linearly to 0, Adafactor without first moment.
+#
+#   CHECKPOINT_PATH=FOLDER bash run/finetune.sh [--row ROW] [--sample] [flags of train_gpt2.py]
+#
+#   --row           the published code
+#   tf (default)    TensorFlow's: Adafactor that does not scale by the parameter's size, gradients as they are
+#   pt              PyTorch's: Adafactor that does, and the gradient's norm at most 1
+#   adamw           AdamW, epsilon 1e-8, no weight decay, the norm at most 1: 1 to 2 of perplexity better, more memory
+#   sgd             SGD with momentum 0.9: similar results after many more epochs; --learning-rate 1e-3 here
+#
+#   --sample        the model of `make demo` (which is made first if it is not there) once more over its excerpt, at the rates of
+#                   a model of that size
+#   CHECKPOINT_PATH the model to start from, a folder; its n_positions or --max-len is the context (256, 512, 1,024 published)
+#   INPUT           the archive of WikiText-2 raw, its folder, or any text that data.prepare takes (wikitext-2-raw-v1.zip)
+#   DATA, OUTPUT    folders of the token ids and of the checkpoints (prepared/wikitext-2-raw, runs/finetune/ROW)
+#
+# Without a counterpart: --fast, --efficient, --n_batches and --n_tokens of the published code, whose losses its author calls
+# wrong; Adafactor's beta1, which was 0 there and is absent here; Apex's levels, for the program trains in half.
+source "$(dirname "${BASH_SOURCE[0]}")/recipe.sh"
+take_flags "$@"
+no_counterpart --fast --efficient --n-batches --n-tokens -- "its losses are not those of the data set; leave it out"
+[ -z "$model" ] || refuse "--model: the model is the one of CHECKPOINT_PATH=FOLDER or --pretrained-checkpoint FOLDER"
+row=${row:-tf}
+input=${INPUT:-wikitext-2-raw-v1.zip} data=${DATA:-prepared/wikitext-2-raw} output=${OUTPUT:-runs/finetune/$row${sample:+-sample}}
+
+rate=5e-5 sample_rate=3e-4
+case $row in
+    tf) optimizer=(--optimizer AdafactorNoScaling) ;;
+    pt) optimizer=(--optimizer Adafactor --gradient-clipping 1.0) sample_rate=3e-3 ;;
+    adamw) optimizer=(--optimizer AdamW --adam-epsilon 1e-8 --weight-decay 0 --gradient-clipping 1.0) ;;
+    sgd) optimizer=(--optimizer SGD --sgd-momentum 0.9 --gradient-clipping 1.0) rate=1e-3 sample_rate=0.03 ;;
+    *) refuse "--row $row: there is no such row; --help lists them" ;;
+esac
+recipe=(
+    "${optimizer[@]}"
+    --learning-rate "$rate"
+    --lr-schedule linear
+    --lr-warmup 0.1
+    --loss-scaling 1024
+    --epochs 1
+)
+if [ -n "$sample" ]; then
+    start=demo/checkpoints/epoch_0
+    [ -d "$start" ] || bash run/demo.sh
+    train_sample "$start/config.json" --pretrained-checkpoint "$start" "${recipe[@]}" --learning-rate "$sample_rate" \
+        --training-steps 60
+    exit
+fi
+checkpoint=${CHECKPOINT_PATH:-}
+[ -n "$checkpoint" ] || given --pretrained-checkpoint --checkpoint-input-dir --resume ||
+    refuse "no model to start from; name its folder with CHECKPOINT_PATH=FOLDER or --pretrained-checkpoint FOLDER"
+published 8 1024 299 2391 "row $row; 9,563 samples of 256 tokens are 2,391 of 1,024"
+prepared "$data/corpus.pkl" "$input" "$python" -m data.prepare --input "$input" --output "$data"
+train ${checkpoint:+--pretrained-checkpoint "$checkpoint"} \
+    --train-path "$data/corpus.pkl" \
+    --max-len 1024 \
+    --stride 1024 \
+    --val-num 64 \
+    --batch-size 1 \
+    --global-batch-size 8 \
+    --device-iterations 1 \
+    --training-steps 1000000 \
+    "${recipe[@]}"
