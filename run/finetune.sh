@@ -5,32 +5,34 @@
 #   CHECKPOINT_PATH=FOLDER bash run/finetune.sh [--row ROW] [--sample] [flags of train_gpt2.py]
 #
 #   --row           the published code
-#   tf (default)    TensorFlow's: Adafactor that does not scale by the parameter's size, gradients as they are
-#   pt              PyTorch's: Adafactor that does, and the gradient's norm at most 1
+#   tf (default)    TensorFlow's: Adafactor that does not scale by the parameter's size, the last partial sample dropped
+#   pt              PyTorch's: Adafactor that does, the gradient's norm at most 1, the last sample padded
 #   adamw           AdamW, epsilon 1e-8, no weight decay, the norm at most 1: 1 to 2 of perplexity better, more memory
 #   sgd             SGD with momentum 0.9: similar results after many more epochs; --learning-rate 1e-3 here
 #
 #   --sample        the model of `make demo` (which is made first if it is not there) once more over its excerpt, at the rates of
 #                   a model of that size
 #   CHECKPOINT_PATH the model to start from, a folder; its n_positions or --max-len is the context (256, 512, 1,024 published)
-#   INPUT           the archive of WikiText-2 raw, its folder, or any text that data.prepare takes (wikitext-2-raw-v1.zip)
+#   INPUT           the archive of WikiText-2 raw, its folder, or a file of text (wikitext-2-raw-v1.zip)
 #   DATA, OUTPUT    folders of the token ids and of the checkpoints (prepared/wikitext-2-raw, runs/finetune/ROW)
 #
-# Without a counterpart: --fast, --efficient, --n_batches and --n_tokens of the published code, whose losses its author calls
-# wrong; Adafactor's beta1, which was 0 there and is absent here; Apex's levels, for the program trains in half.
+# Control codes of the published code are --control-codes, its --fast is --windows first, whose figures are marked. Without a
+# counterpart: --efficient, --n_batches and --n_tokens, whose losses its author calls wrong; Adafactor's beta1, which was 0 there
+# and is absent here; Apex's levels, for the program trains in half.
 source "$(dirname "${BASH_SOURCE[0]}")/recipe.sh"
 take_flags "$@"
-no_counterpart --fast --efficient --n-batches --n-tokens -- "its losses are not those of the data set; leave it out"
+no_counterpart --efficient --n-batches --n-tokens -- "its losses are not those of the data set; leave it out"
+! given --fast || refuse "--fast of the document is --windows first here, and approximate"
 [ -z "$model" ] || refuse "--model: the model is the one of CHECKPOINT_PATH=FOLDER or --pretrained-checkpoint FOLDER"
 row=${row:-tf}
 input=${INPUT:-wikitext-2-raw-v1.zip} data=${DATA:-prepared/wikitext-2-raw} output=${OUTPUT:-runs/finetune/$row${sample:+-sample}}
 
-rate=5e-5 sample_rate=3e-4
+rate=5e-5 sample_rate=3e-4 rest=drop
 case $row in
     tf) optimizer=(--optimizer AdafactorNoScaling) ;;
-    pt) optimizer=(--optimizer Adafactor --gradient-clipping 1.0) sample_rate=3e-3 ;;
-    adamw) optimizer=(--optimizer AdamW --adam-epsilon 1e-8 --weight-decay 0 --gradient-clipping 1.0) ;;
-    sgd) optimizer=(--optimizer SGD --sgd-momentum 0.9 --gradient-clipping 1.0) rate=1e-3 sample_rate=0.03 ;;
+    pt) optimizer=(--optimizer Adafactor --gradient-clipping 1.0) sample_rate=3e-3 rest=pad ;;
+    adamw) optimizer=(--optimizer AdamW --adam-epsilon 1e-8 --weight-decay 0 --gradient-clipping 1.0) rest=pad ;;
+    sgd) optimizer=(--optimizer SGD --sgd-momentum 0.9 --gradient-clipping 1.0) rate=1e-3 sample_rate=0.03 rest=pad ;;
     *) refuse "--row $row: there is no such row; --help lists them" ;;
 esac
 recipe=(
@@ -52,12 +54,16 @@ checkpoint=${CHECKPOINT_PATH:-}
 [ -n "$checkpoint" ] || given --pretrained-checkpoint --checkpoint-input-dir --resume ||
     refuse "no model to start from; name its folder with CHECKPOINT_PATH=FOLDER or --pretrained-checkpoint FOLDER"
 published 8 1024 299 2391 "row $row; 9,563 samples of 256 tokens are 2,391 of 1,024"
-prepared "$data/corpus.pkl" "$input" "$python" -m data.prepare --input "$input" --output "$data"
+prepared "$data/corpus.pkl" "$input" \
+    "$python" -m data.prepare --input "$input" --documents file --document-ends none --output "$data"
+held_out=(--val-num 64) # of a text that comes without a validation set
+if [ -e "$data/corpus-valid.pkl" ]; then held_out=(--validation-files "$data/corpus-valid.pkl"); fi
 train ${checkpoint:+--pretrained-checkpoint "$checkpoint"} \
     --train-path "$data/corpus.pkl" \
     --max-len 1024 \
-    --stride 1024 \
-    --val-num 64 \
+    --windows stream \
+    --last-window "$rest" \
+    "${held_out[@]}" \
     --batch-size 1 \
     --global-batch-size 8 \
     --device-iterations 1 \

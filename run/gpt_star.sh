@@ -59,7 +59,7 @@ if [ -n "$sample" ]; then
 fi
 published "$batch" "$length" "$updates" 0 "--model $model, rate $rate to $least${note:+; $note}"
 prepared "$data/corpus_text_document.bin" "$input" \
-    "$python" -m data.prepare --input "$input" --source jsonl --fix-text --format mmap --output "$data"
+    "$python" -m data.prepare --input "$input" --source jsonl --fix-text --document-ends both --format mmap --output "$data"
 train --model "$model" \
     --train-path dynamic \
     --data-prefix "$data/corpus_text_document" \

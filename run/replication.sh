@@ -10,8 +10,9 @@
 #   INPUT           OpenWebText: openwebtext.tar.xz or the folder of its archives (openwebtext)
 #   DATA, OUTPUT    folders of vocabulary and token ids, and of the checkpoints (prepared/openwebtext, runs/replication)
 #
-# No epsilon of Adam was published; 1e-7 is Keras's. Without a counterpart: the shuffle buffer of 1,024 samples, for all of them
-# are shuffled; the callback that saved weights alone, for a checkpoint here has the optimizer's state and the run goes on.
+# No epsilon of Adam was published; 1e-7 is Keras's. Without a counterpart: documents cut at 1,024 tokens with the rest dropped,
+# for here they follow one another; the shuffle buffer of 1,024 samples, for all of them are shuffled; the callback that saved
+# weights alone, for a checkpoint here has the optimizer's state and the run goes on.
 source "$(dirname "${BASH_SOURCE[0]}")/recipe.sh"
 take_flags "$@"
 [ -z "$row" ] || refuse "--row: this recipe has one; --model NAME names another model"

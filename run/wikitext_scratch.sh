@@ -14,13 +14,14 @@
 #   preln-noclip         2   19.98  PreLN, gelu, no clipnorm
 #   preln-noclip-fp16    2   20.09  the same with mixed precision
 #   preln-noclip-fp16-4  2   20.35  the same with batch 4
+#   preln-fp16-4         -   20.56  the same with clipnorm 1.0, the run of release 0.2.0
 #   preliminary-1e-3     -       -  transformers' run_language_modeling, AdamW, newlines in the text: it diverged
 #   preliminary-1e-4     -   18.25  the same at 1e-4
 #   preliminary-1e-5     -   18.91  the same at 1e-5
 #
 #   --sample             4 layers of 128 on the excerpt of `make demo`, minutes on two cores: 8 x 128 tokens, rate 3e-3
-#   INPUT                the archive of WikiText-103 raw, or its folder (wikitext-103-raw-v1.zip)
-#   DATA, OUTPUT         folders of the token ids and of the checkpoints (prepared/wikitext-103-raw, runs/wikitext_scratch/ROW)
+#   INPUT                the archive of WikiText-103 raw, or its folder; without it get_wikitext.py fetches it
+#   DATA, OUTPUT         folders of the token ids and of the checkpoints (wikitext-103-raw/prepared, runs/wikitext_scratch/ROW)
 #
 # Of the notebooks' parameters model_type, clipnorm, batch_size and save_model_dir are --row, --tensor-gradient-clipping,
 # --batch-size and --save-model-path. Without a counterpart: fp16 False on a CUDA device or an IPU, where the program always
@@ -30,7 +31,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/recipe.sh"
 take_flags "$@"
 [ -z "$model" ] || refuse "--model: it is --row that says which model; --help lists the rows"
 row=${row:-preln}
-input=${INPUT:-wikitext-103-raw-v1.zip} data=${DATA:-prepared/wikitext-103-raw}
+input=${INPUT:-get_wikitext.py} data=${DATA:-wikitext-103-raw/prepared} lines=line
 output=${OUTPUT:-runs/wikitext_scratch/$row${sample:+-sample}}
 
 batch=2 rate=1e-4 optimizer=(--optimizer Adam --tensor-gradient-clipping 1.0) scaling=(--loss-scaling 1024)
@@ -45,9 +46,11 @@ case $row in
     preln-noclip) model=tfchat-preln optimizer=(--optimizer Adam) ;;
     preln-noclip-fp16) model=tfchat-preln optimizer=(--optimizer Adam) scaling=(--auto-loss-scaling True) ;;
     preln-noclip-fp16-4) model=tfchat-preln optimizer=(--optimizer Adam) scaling=(--auto-loss-scaling True) batch=4 ;;
+    preln-fp16-4) model=tfchat-preln scaling=(--auto-loss-scaling True) batch=4 ;;
     preliminary-1e-[345])
         model=gpt2 rate=${row#preliminary-} samples=116400 # 58,200 updates an epoch
-        optimizer=(--optimizer AdamW --weight-decay 0 --gradient-clipping 1.0) data=${DATA:-prepared/wikitext-103-raw-newlines}
+        optimizer=(--optimizer AdamW --weight-decay 0 --gradient-clipping 1.0)
+        input=${INPUT:-wikitext-103-raw} data=${DATA:-prepared/wikitext-103-raw-newlines} lines=file
         ;;
     *) refuse "--row $row: there is no such row; --help lists them" ;;
 esac
@@ -68,12 +71,14 @@ if [ -n "$sample" ]; then
     exit
 fi
 published "$batch" 1024 $((samples / batch * 10)) "$samples" "row $row: --model $model, rate $rate"
-prepared "$data/corpus.pkl" "$input" "$python" -m data.prepare --input "$input" --source wikitext --output "$data"
+prepare=("$python" -m data.prepare --input "$input" --documents "$lines" --document-ends none --output "$data")
+if [ "$input" = get_wikitext.py ]; then prepare=("$python" get_wikitext.py 103_raw); fi # the same command, and the text
+prepared "$data/corpus.pkl" "$input" "${prepare[@]}"
 train --model "$model" \
     --train-path "$data/corpus.pkl" \
     --max-len 1024 \
-    --stride 1024 \
-    --val-num 238 \
+    --windows stream \
+    --validation-files "$data/corpus-valid.pkl" \
     --batch-size "$batch" \
     --gradient-accumulation 1 \
     --device-iterations 1 \

@@ -18,16 +18,17 @@ ROOT = Path(__file__).resolve().parent.parent
 RECIPES = ("wikitext_scratch", "finetune", "replication", "algpt2", "gpt_star")
 CLIPNORM = {"optimizer": "Adam", "tensor_gradient_clipping": 1.0, "gradient_clipping": None}
 TFCHAT = {
-    **CLIPNORM, "batch_size": 2, "gradient_accumulation": 1, "device_iterations": 1, "max_len": 1024, "stride": 1024,
-    "epochs": 10, "learning_rate": 1e-4, "lr_schedule": "linear", "lr_warmup_steps": 0, "min_learning_rate": 0.0,
-    "adam_betas": [0.9, 0.999], "adam_epsilon": 1e-8, "weight_decay": 0.0, "early_stopping": 1, "dropout": None,
+    **CLIPNORM, "batch_size": 2, "gradient_accumulation": 1, "device_iterations": 1, "max_len": 1024, "epochs": 10,
+    "windows": "stream", "validation_files": ["corpus-valid.pkl"], "learning_rate": 1e-4, "lr_schedule": "linear",
+    "lr_warmup_steps": 0, "min_learning_rate": 0.0, "adam_betas": [0.9, 0.999], "adam_epsilon": 1e-8,
+    "weight_decay": 0.0, "early_stopping": 1, "dropout": None,
 }  # fmt: skip
 NO_CLIP = {**TFCHAT, "tensor_gradient_clipping": None}
 PRELIMINARY = {**NO_CLIP, "optimizer": "AdamW", "gradient_clipping": 1.0}
 FINETUNE = {
     "batch_size": 1, "gradient_accumulation": 8, "device_iterations": 1, "max_len": 1024, "epochs": 1,
     "learning_rate": 5e-5, "lr_schedule": "linear", "lr_warmup": 0.1, "lr_warmup_steps": None, "lr_decay_steps": None,
-    "pretrained_checkpoint": "gpt2-folder",
+    "pretrained_checkpoint": "gpt2-folder", "windows": "stream", "validation_files": ["corpus-valid.pkl"],
 }  # fmt: skip
 OPENWEBTEXT = {
     "optimizer": "AdamW", "weight_decay": 0.0, "adam_betas": [0.9, 0.999], "learning_rate": 1e-3, "max_len": 1024,
@@ -52,11 +53,12 @@ ROWS = [
     ("wikitext_scratch", "--row preln-noclip", {**NO_CLIP, "model": "tfchat-preln", "auto_loss_scaling": False}),
     ("wikitext_scratch", "--row preln-noclip-fp16", {**NO_CLIP, "model": "tfchat-preln", "auto_loss_scaling": True}),
     ("wikitext_scratch", "--row preln-noclip-fp16-4", {**NO_CLIP, "batch_size": 4, "auto_loss_scaling": True}),
+    ("wikitext_scratch", "--row preln-fp16-4", {**TFCHAT, "batch_size": 4, "auto_loss_scaling": True}),
     ("wikitext_scratch", "--row preliminary-1e-3", {**PRELIMINARY, "model": "gpt2", "learning_rate": 1e-3}),
     ("wikitext_scratch", "--row preliminary-1e-4", {**PRELIMINARY, "model": "gpt2", "learning_rate": 1e-4}),
     ("wikitext_scratch", "--row preliminary-1e-5", {**PRELIMINARY, "model": "gpt2", "learning_rate": 1e-5}),
-    ("finetune", "", {**FINETUNE, "optimizer": "AdafactorNoScaling", "gradient_clipping": None}),
-    ("finetune", "--row pt", {**FINETUNE, "optimizer": "Adafactor", "gradient_clipping": 1.0}),
+    ("finetune", "", {**FINETUNE, "optimizer": "AdafactorNoScaling", "last_window": "drop"}),
+    ("finetune", "--row pt", {**FINETUNE, "optimizer": "Adafactor", "last_window": "pad", "gradient_clipping": 1.0}),
     ("finetune", "--row adamw", {**FINETUNE, "optimizer": "AdamW", "adam_epsilon": 1e-8, "weight_decay": 0.0}),
     ("finetune", "--row sgd", {**FINETUNE, "optimizer": "SGD", "sgd_momentum": 0.9, "learning_rate": 1e-3}),
     ("replication", "", {**OPENWEBTEXT, "model": "gpt2"}),
@@ -72,7 +74,7 @@ ROWS = [
          "sequence_warmup": [128, 192, 256, 384], "sequence_warmup_steps": 3750},
     ),
 ]  # fmt: skip
-DATA = {"wikitext_scratch": "corpus.pkl", "finetune": "corpus.pkl"}
+DATA = dict.fromkeys(("wikitext_scratch", "finetune"), ("corpus.pkl", "corpus-valid.pkl"))
 
 
 def with_data(root: Path, recipe: str) -> dict[str, str]:
@@ -80,7 +82,8 @@ def with_data(root: Path, recipe: str) -> dict[str, str]:
     folder = root / "ready"
     (folder / "tokenizer").mkdir(parents=True)
     (folder / "tokenizer" / "tokenizer.json").touch()
-    (folder / DATA.get(recipe, "corpus_text_document.bin")).touch()
+    for name in DATA.get(recipe, ("corpus_text_document.bin", "corpus_text_document.idx")):
+        (folder / name).touch()
     (folder / "gpt2-folder").mkdir()
     return {"DATA": str(folder), "CHECKPOINT_PATH": "gpt2-folder", "OUTPUT": str(root / "out")}
 
@@ -101,18 +104,10 @@ def test_every_row_is_the_documents(recipe: str, flags: str, expected: dict, che
         place, printed = words.index("--config"), done.stdout.splitlines()
         words[place : place + 2] = ["--model", printed[printed.index("--model") + 1]]
     monkeypatch.chdir(checkout / "ready")
-    args = arguments.parse_train_args(without(words, "--train-path", "--data-prefix"))
+    words = [word.replace(environment["DATA"] + "/", "") for word in words]
+    args = arguments.parse_train_args(words)
     assert {name: getattr(args, name) for name in expected} == expected
     assert args.save_model_path == environment["OUTPUT"] and args.resume == "latest"
-
-
-def without(words: list[str], *flags: str) -> list[str]:
-    """The words without these flags and their values: the data are not there."""
-    for flag in flags:
-        if flag in words:
-            place = words.index(flag)
-            words = words[:place] + words[place + 2 :]
-    return words
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -140,13 +135,13 @@ def test_the_arithmetic_comes_first(recipe: str, told: str, checkout: Path) -> N
 @pytest.mark.parametrize(
     ("recipe", "flags", "told"),
     [
-        ("wikitext_scratch", "", "no training data prepared/wikitext-103-raw/corpus.pkl"),
+        ("wikitext_scratch", "", "no training data wikitext-103-raw/prepared/corpus.pkl"),
         ("wikitext_scratch", "--row prel", "--row prel: there is no such row; --help lists them"),
         ("wikitext_scratch", "--row", "--row: a name is missing after it"),
         ("wikitext_scratch", "--model gpt2", "--model: it is --row that says which model"),
         ("finetune", "", "no model to start from; name its folder with CHECKPOINT_PATH=FOLDER"),
         ("finetune", "--n_batches 3", "--n-batches of the document has no counterpart here"),
-        ("finetune", "--fast", "--fast of the document has no counterpart here"),
+        ("finetune", "--fast", "--fast of the document is --windows first here"),
         ("replication", "--row x", "--row: this recipe has one"),
         ("algpt2", "", "run/algpt2.sh: no training data prepared/openwebtext/tokenizer/tokenizer.json"),
         ("gpt_star", "--model gpt2", "--model gpt2: not one of this recipe"),
@@ -169,7 +164,9 @@ def test_data_are_made_by_the_command_that_is_shown(checkout: Path) -> None:
     (checkout / "web.jsonl").touch()
     output = run(checkout, "gpt_star", INPUT="web.jsonl", DATA="new").stdout.splitlines()
     shown = next(line for line in output if line.startswith("== "))
-    assert shown.endswith("-m data.prepare --input web.jsonl --source jsonl --fix-text --format mmap --output new")
+    assert shown.endswith(
+        "-m data.prepare --input web.jsonl --source jsonl --fix-text --document-ends both --format mmap --output new"
+    )
     called = output[output.index("data.prepare") + 1 : output.index("train_gpt2.py") - 3]
     assert called == shown.split("data.prepare ")[1].split()
 
