@@ -6,7 +6,7 @@
 #   bash run/replication.sh [--model NAME] [--sample] [flags of train_gpt2.py]
 #
 #   --model NAME    another model of docs/systems.md (gpt2)
-#   --sample        4 layers on the excerpt of `make demo`, minutes on two cores: 8 x 128 tokens, rate 3e-3
+#   --sample        4 layers of 128 on the excerpt of `make demo`, minutes on two cores: 300 updates of 8 x 128 tokens, rate 3e-3
 #   INPUT           OpenWebText: openwebtext.tar.xz or the folder of its archives (openwebtext)
 #   DATA, OUTPUT    folders of vocabulary and token ids, and of the checkpoints (prepared/openwebtext, runs/replication)
 #
@@ -33,7 +33,7 @@ recipe=(
     --seed "$seed"
 )
 if [ -n "$sample" ]; then
-    updates=${SAMPLE_UPDATES:-200}
+    updates=${SAMPLE_UPDATES:-300}
     train_sample "${SAMPLE_SIZE:-4 128 4}" "${recipe[@]}" --learning-rate "${SAMPLE_RATE:-0.003}" --lr-warmup-steps 20 \
         --lr-decay-steps "$updates" --training-steps "$updates" --epochs 1
     exit

@@ -197,7 +197,8 @@ def sample(root: Path, recipe: str, *words: str) -> subprocess.CompletedProcess[
 
 def test_a_sample_ends_below_the_unigram_model(copy: Path) -> None:
     config = write_config(copy / "tiny")
-    done = sample(copy, "gpt_star", "--config", str(config), "--training-steps", "12", "--lr-decay-steps", "12")
+    course = ["--training-steps", "12", "--lr-warmup-steps", "2", "--lr-decay-steps", "12"]
+    done = sample(copy, "gpt_star", "--config", str(config), *course)
     assert (done.returncode, done.stdout.count("\n== Summary\n")) == (0, 1), done.stderr
     unigram, mine = (
         float(line.split()[-1]) for line in done.stdout.split("== Summary")[1].splitlines() if "held-out" in line
