@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import textwrap
 import time
 from pathlib import Path
 from typing import Any, Iterator
@@ -59,12 +60,12 @@ def page(results: dict[str, Any]) -> str:
     lines = [
         "# What the systems show at a small scale",
         "",
-        "The published comparisons of [the systems beside GPT-2](systems.md), repeated with small models on the text",
+        "The published comparisons of [the systems beside GPT-2](systems.md), repeated with small models on the text "
         "of `make demo`. [Back to the front page](../README.md)",
         "",
-        "`make seeds` wrote this page, from runs of the programs as anyone would start them, and",
-        "[the figures](../benchmarks/records/seeds_cpu.json) beside it. The text is an excerpt of Wikipedia, in",
-        f"{VOCABULARY_NOTE}; perplexities are of held-out articles, a token of",
+        "`make seeds` wrote this page, from runs of the programs as anyone would start them, and "
+        "[the figures](../benchmarks/records/seeds_cpu.json) beside it. The text is an excerpt of Wikipedia, in "
+        f"{VOCABULARY_NOTE}; perplexities are of held-out articles, a token of "
         f"that vocabulary, in samples of {LENGTH} tokens where nothing else is said.",
     ]
     for name, part in PARTS.items():
@@ -80,7 +81,12 @@ def page(results: dict[str, Any]) -> str:
             f"{len(runs)} runs, {minutes:.0f} minutes, {', '.join(dates)}, {'; '.join(machines)}, load average "
             f"{min(loads):.1f} to {max(loads):.1f}."
         )
-    return "\n".join(lines) + "\n"
+    return "\n".join(wrapped for line in lines for wrapped in _wrapped(line)) + "\n"
+
+
+def _wrapped(line: str) -> list[str]:
+    """A paragraph as lines; rows of a table and titles stay whole."""
+    return [line] if not line or line[0] in "|#" else textwrap.wrap(line, 124, break_on_hyphens=False)
 
 
 def measure(args: argparse.Namespace, argv: list[str]) -> None:

@@ -138,7 +138,7 @@ class Runs:
                 status = program.wait()
         text = path.read_text(encoding="utf-8", errors="replace")
         if status == 2:
-            raise Refused(text.strip().splitlines()[-1] if text.strip() else "")
+            raise Refused(text.strip().splitlines()[-1].strip() if text.strip() else "")
         if status:
             raise RuntimeError(
                 f"{' '.join(command)}\nended with exit status {status}, {path} has its output:\n{text[-2000:]}"

@@ -27,10 +27,10 @@ no_counterpart --efficient --n-batches --n-tokens -- "its losses are not those o
 row=${row:-tf}
 input=${INPUT:-wikitext-2-raw-v1.zip} data=${DATA:-prepared/wikitext-2-raw} output=${OUTPUT:-runs/finetune/$row${sample:+-sample}}
 
-rate=5e-5 sample_rate=3e-4 rest=drop
+rate=5e-5 sample_rate=1e-3 rest=drop
 case $row in
     tf) optimizer=(--optimizer AdafactorNoScaling) ;;
-    pt) optimizer=(--optimizer Adafactor --gradient-clipping 1.0) sample_rate=3e-3 rest=pad ;;
+    pt) optimizer=(--optimizer Adafactor --gradient-clipping 1.0) sample_rate=0.01 rest=pad ;;
     adamw) optimizer=(--optimizer AdamW --adam-epsilon 1e-8 --weight-decay 0 --gradient-clipping 1.0) rest=pad ;;
     sgd) optimizer=(--optimizer SGD --sgd-momentum 0.9 --gradient-clipping 1.0) rate=1e-3 sample_rate=0.03 rest=pad ;;
     *) refuse "--row $row: there is no such row; --help lists them" ;;
@@ -47,7 +47,7 @@ if [ -n "$sample" ]; then
     start=demo/checkpoints/epoch_0
     [ -d "$start" ] || bash run/demo.sh
     train_sample "$start/config.json" --pretrained-checkpoint "$start" "${recipe[@]}" --learning-rate "$sample_rate" \
-        --training-steps 60
+        --training-steps 200
     exit
 fi
 checkpoint=${CHECKPOINT_PATH:-}
@@ -58,12 +58,10 @@ prepared "$data/corpus.pkl" "$input" \
     "$python" -m data.prepare --input "$input" --documents file --document-ends none --output "$data"
 held_out=(--val-num 64) # of a text that comes without a validation set
 if [ -e "$data/corpus-valid.pkl" ]; then held_out=(--validation-files "$data/corpus-valid.pkl"); fi
+train_on --train-path "$data/corpus.pkl" --windows stream --last-window "$rest" "${held_out[@]}"
 train ${checkpoint:+--pretrained-checkpoint "$checkpoint"} \
-    --train-path "$data/corpus.pkl" \
+    "${source[@]}" \
     --max-len 1024 \
-    --windows stream \
-    --last-window "$rest" \
-    "${held_out[@]}" \
     --batch-size 1 \
     --global-batch-size 8 \
     --device-iterations 1 \

@@ -60,9 +60,9 @@ fi
 published "$batch" "$length" "$updates" 0 "--model $model, rate $rate to $least${note:+; $note}"
 prepared "$data/corpus_text_document.bin" "$input" \
     "$python" -m data.prepare --input "$input" --source jsonl --fix-text --document-ends both --format mmap --output "$data"
+train_on --train-path dynamic --data-prefix "$data/corpus_text_document"
 train --model "$model" \
-    --train-path dynamic \
-    --data-prefix "$data/corpus_text_document" \
+    "${source[@]}" \
     --max-len "$length" \
     --val-num 1024 \
     --eval-steps 1000 \

@@ -95,6 +95,13 @@ or prepared data with --train-path FILE. --sample needs none of them"
     "$@"
 }
 
+# train_on FLAG...: the prepared data, and how they are cut, as `source`; not where further flags name others, which come with
+# theirs.
+train_on() {
+    source=("$@")
+    ! given --train-path --dataset || source=()
+}
+
 # train FLAG...: the recipe, then the further flags. An interrupted run goes on from its last checkpoint.
 train() {
     local keep=(--save-model-path "$output" --keep-checkpoints 1)

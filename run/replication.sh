@@ -48,9 +48,9 @@ if [ -e "$data/tokenizer/tokenizer.json" ]; then # its <|endoftext|> has another
     config=(--config "$output/config.json")
     "$python" -m model.derived_config --model "$model" --tokenizer "$data/tokenizer" --output "$output/config.json"
 fi
+train_on --train-path dynamic --data-prefix "$data/corpus_text_document"
 train "${config[@]}" \
-    --train-path dynamic \
-    --data-prefix "$data/corpus_text_document" \
+    "${source[@]}" \
     --max-len 1024 \
     --val-num 1024 \
     --eval-steps 1000 \

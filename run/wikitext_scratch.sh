@@ -74,11 +74,10 @@ published "$batch" 1024 $((samples / batch * 10)) "$samples" "row $row: --model 
 prepare=("$python" -m data.prepare --input "$input" --documents "$lines" --document-ends none --output "$data")
 if [ "$input" = get_wikitext.py ]; then prepare=("$python" get_wikitext.py 103_raw); fi # the same command, and the text
 prepared "$data/corpus.pkl" "$input" "${prepare[@]}"
+train_on --train-path "$data/corpus.pkl" --windows stream --validation-files "$data/corpus-valid.pkl"
 train --model "$model" \
-    --train-path "$data/corpus.pkl" \
+    "${source[@]}" \
     --max-len 1024 \
-    --windows stream \
-    --validation-files "$data/corpus-valid.pkl" \
     --batch-size "$batch" \
     --gradient-accumulation 1 \
     --device-iterations 1 \

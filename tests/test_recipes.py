@@ -117,6 +117,16 @@ def test_further_flags_come_last(recipe: str, checkout: Path) -> None:
     assert flags[-4:] == further
 
 
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_generated_data_take_the_place_of_the_recipes(recipe: str, checkout: Path) -> None:
+    """Nothing is prepared, and no flag about the recipe's own data is left over."""
+    (checkout / "elsewhere" / "gpt2-folder").mkdir()
+    further = ["--train-path", "generated", "--val-num", "8"]
+    words = command(run(checkout, recipe, *further, CHECKPOINT_PATH=str(checkout / "elsewhere" / "gpt2-folder")))
+    args = arguments.parse_train_args(words)
+    assert (args.train_path, args.val_num, args.validation_files, args.windows) == ("generated", 8, None, "article")
+
+
 @pytest.mark.parametrize(
     ("recipe", "told"),
     [
