@@ -58,9 +58,9 @@ if [ -n "$sample" ]; then
     exit
 fi
 published "$batch" "$length" "$updates" 0 "--model $model, rate $rate to $least${note:+; $note}"
-prepared "$data/corpus_text_document.bin" "$input" \
-    "$python" -m data.prepare --input "$input" --source jsonl --fix-text --document-ends both --format mmap --output "$data"
-train_on --train-path dynamic --data-prefix "$data/corpus_text_document"
+prepared "$data/corpus" "$input" \
+    "$python" -m data.prepare --input "$input" --source jsonl --fix-text --document-ends both --format webdataset --output "$data"
+train_on --dataset webdataset --input-files "$data/corpus/*.tar"
 train --model "$model" \
     "${source[@]}" \
     --max-len "$length" \

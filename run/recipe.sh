@@ -91,7 +91,7 @@ prepared() {
     if [ -e "$file" ] || given --train-path --dataset --plan-processes --plan-device; then return; fi
     [ -e "$input" ] || refuse "no training data $file, and no $input to make them from; name the corpus with INPUT=PATH, \
 or prepared data with --train-path FILE. --sample needs none of them"
-    printf '== %s\n' "$*"
+    printf '==%s\n' "$(printf ' %q' "$@")"
     "$@"
 }
 

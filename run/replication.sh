@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # GPT-2 124M from scratch on OpenWebText with a vocabulary of its own, as in "How I (almost) replicated OpenAI's GPT-2":
-# 512 x 1,024 tokens an update, AdamW without weight decay, rate 1e-3 after 10,000 updates and linearly to 0 at the 60th epoch;
+# 512 x 1,023 tokens an update, AdamW without weight decay, rate 1e-3 after 10,000 updates and linearly to 0 at the 60th epoch;
 # the published run was ended after about 90,000 updates. run/algpt2.sh has the same recipe for ALGPT2.
 #
 #   bash run/replication.sh [--model NAME] [--sample] [flags of train_gpt2.py]
@@ -10,9 +10,8 @@
 #   INPUT           OpenWebText: openwebtext.tar.xz or the folder of its archives (openwebtext)
 #   DATA, OUTPUT    folders of vocabulary and token ids, and of the checkpoints (prepared/openwebtext, runs/replication)
 #
-# No epsilon of Adam was published; 1e-7 is Keras's. Without a counterpart: documents cut at 1,024 tokens with the rest dropped,
-# for here they follow one another; the shuffle buffer of 1,024 samples, for all of them are shuffled; the callback that saved
-# weights alone, for a checkpoint here has the optimizer's state and the run goes on.
+# No epsilon of Adam was published; 1e-7 is Keras's. Without a counterpart: the shuffle buffer of 1,024 samples, for all of them
+# are shuffled; the callback that saved weights alone, for a checkpoint here has the optimizer's state and the run goes on.
 source "$(dirname "${BASH_SOURCE[0]}")/recipe.sh"
 take_flags "$@"
 [ -z "$row" ] || refuse "--row: this recipe has one; --model NAME names another model"
@@ -38,20 +37,21 @@ if [ -n "$sample" ]; then
         --lr-decay-steps "$updates" --training-steps "$updates" --epochs 1
     exit
 fi
-published 512 1024 90000 6885495 "--model $model; 806,880 updates are the 60 epochs that the schedule spans"
+published 512 1023 90000 6885495 "--model $model; 806,880 updates are the 60 epochs that the schedule spans"
 prepared "$data/tokenizer/tokenizer.json" "$input" \
     "$python" -m tokenizer.train --input "$input" --vocab-size 50257 --output "$data/tokenizer"
-prepared "$data/corpus_text_document.bin" "$input" \
-    "$python" -m data.prepare --input "$input" --tokenizer "$data/tokenizer" --format mmap --validation-fraction 0.0125 --output "$data"
+prepared "$data/corpus" "$input" \
+    "$python" -m data.prepare --input "$input" --tokenizer "$data/tokenizer" --format tfrecord --records first \
+    --features inputs-labels --control-code '<|endoftext|>' --seq-length 1024 --num-output 16 --output "$data"
 config=(--model "$model")
 if [ -e "$data/tokenizer/tokenizer.json" ]; then # its <|endoftext|> has another id than GPT-2's
     config=(--config "$output/config.json")
     "$python" -m model.derived_config --model "$model" --tokenizer "$data/tokenizer" --output "$output/config.json"
 fi
-train_on --train-path dynamic --data-prefix "$data/corpus_text_document"
+train_on --train-path tfrecord --tfrecord-path "$data/corpus/*.tfrecord"
 train "${config[@]}" \
     "${source[@]}" \
-    --max-len 1024 \
+    --max-len 1023 \
     --val-num 1024 \
     --eval-steps 1000 \
     --batch-size 8 \

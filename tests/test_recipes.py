@@ -31,7 +31,7 @@ FINETUNE = {
     "pretrained_checkpoint": "gpt2-folder", "windows": "stream", "validation_files": ["corpus-valid.pkl"],
 }  # fmt: skip
 OPENWEBTEXT = {
-    "optimizer": "AdamW", "weight_decay": 0.0, "adam_betas": [0.9, 0.999], "learning_rate": 1e-3, "max_len": 1024,
+    "optimizer": "AdamW", "weight_decay": 0.0, "adam_betas": [0.9, 0.999], "learning_rate": 1e-3, "max_len": 1023,
     "lr_schedule": "linear", "lr_warmup_steps": 10000, "lr_decay_steps": 806880, "training_steps": 90000, "seed": 42,
     "batch_size": 8, "gradient_accumulation": 64, "device_iterations": 1, "gradient_clipping": None, "dropout": None,
 }  # fmt: skip
@@ -82,7 +82,8 @@ def with_data(root: Path, recipe: str) -> dict[str, str]:
     folder = root / "ready"
     (folder / "tokenizer").mkdir(parents=True)
     (folder / "tokenizer" / "tokenizer.json").touch()
-    for name in DATA.get(recipe, ("corpus_text_document.bin", "corpus_text_document.idx")):
+    for name in DATA.get(recipe, ("corpus/1.tar", "corpus/1.tfrecord")):
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).touch()
     (folder / "gpt2-folder").mkdir()
     return {"DATA": str(folder), "CHECKPOINT_PATH": "gpt2-folder", "OUTPUT": str(root / "out")}
@@ -132,7 +133,7 @@ def test_generated_data_take_the_place_of_the_recipes(recipe: str, checkout: Pat
     [
         ("wikitext_scratch", "batch 2 x 1,024 tokens = 2,048 tokens an update; 570,090 updates = 1.17 G tokens; "
          "114,018 samples: 57,009 updates an epoch, 10 epochs"),
-        ("replication", "524,288 tokens an update; 90,000 updates = 47.2 G tokens; 6,885,495 samples: "
+        ("replication", "523,776 tokens an update; 90,000 updates = 47.1 G tokens; 6,885,495 samples: "
          "13,448 updates an epoch, 6.69 epochs"),
         ("gpt_star", "batch 1,024 x 512 tokens = 524,288 tokens an update; 51,000 updates = 26.7 G tokens\n"),
     ],
@@ -174,11 +175,10 @@ def test_data_are_made_by_the_command_that_is_shown(checkout: Path) -> None:
     (checkout / "web.jsonl").touch()
     output = run(checkout, "gpt_star", INPUT="web.jsonl", DATA="new").stdout.splitlines()
     shown = next(line for line in output if line.startswith("== "))
-    assert shown.endswith(
-        "-m data.prepare --input web.jsonl --source jsonl --fix-text --document-ends both --format mmap --output new"
-    )
+    flags = "--input web.jsonl --source jsonl --fix-text --document-ends both --format webdataset --output new"
+    assert shown.endswith(f"-m data.prepare {flags}")
     called = output[output.index("data.prepare") + 1 : output.index("train_gpt2.py") - 3]
-    assert called == shown.split("data.prepare ")[1].split()
+    assert called == flags.split()
 
 
 @pytest.fixture()
