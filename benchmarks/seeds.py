@@ -1,6 +1,6 @@
 """What the systems of docs/systems.md show on two cores and the text of `make demo`, a question a part: docs/seeds.md.
 
-    make seeds                                  # all parts, under an hour on two quiet cores
+    make seeds                                  # all parts; planned for an hour on two quiet cores
     make seeds PARTS="speed warmup"             # these alone; the others' sections stay what they are
     python -m benchmarks.seeds --steps 16 --parts postln --folder /tmp/try --page /tmp/try.md --json /tmp/try.json
 
@@ -77,10 +77,11 @@ def page(results: dict[str, Any]) -> str:
         runs = list(made(results[name]))
         dates, machines = (sorted({run[key] for run in runs}) for key in ("date", "hardware"))
         loads, minutes = [run["load"] for run in runs], sum(run["seconds"] for run in runs) / 60
-        lines.append(
+        lines += [
+            "",
             f"{len(runs)} runs, {minutes:.0f} minutes, {', '.join(dates)}, {'; '.join(machines)}, load average "
-            f"{min(loads):.1f} to {max(loads):.1f}."
-        )
+            f"{min(loads):.1f} to {max(loads):.1f}.",
+        ]
     return "\n".join(wrapped for line in lines for wrapped in _wrapped(line)) + "\n"
 
 
