@@ -225,3 +225,24 @@ def test_a_sample_that_learns_nothing_fails(copy: Path) -> None:
     assert done.stderr.splitlines()[-1].startswith("run/algpt2.sh: the model has not learned more than a unigram model")
     small = GPT2Config.from_json(copy / "runs" / "algpt2" / "algpt2-sample" / "small.json")
     assert small.share_layers and (small.n_embd, small.embedding_size) == (192, 32)
+
+
+def test_the_demos_corpus_is_made_once(checkout: Path) -> None:
+    corpus = checkout / "demo" / "corpus" / "wikicorpus_en_one_article_per_line.pkl"
+    for name in ("wikipedia_download", "wikipedia_extract"):
+        script = checkout / "data" / f"{name}.sh"
+        script.parent.mkdir(exist_ok=True)
+        script.write_text(f'echo {name} "$PYTHON" "$@"\n')
+    output = run(checkout, "demo_corpus").stdout
+    steps = [line for line in output.splitlines() if line.startswith(("==", "wikipedia", "data/wikipedia"))]
+    assert [line.split()[0] for line in steps] == [
+        "==", "wikipedia_download", "==", "wikipedia_extract", "==", "data/wikipedia_preprocess.py"
+    ]  # fmt: skip
+    assert "wikipedia_download python3 demo/dump --sample" in steps
+    assert output.splitlines()[-4:] == ["--input-file-path", "demo/extracted", "--output-file-path", "demo/corpus"]
+    corpus.parent.mkdir(parents=True)
+    corpus.touch()
+    again = run(checkout, "demo_corpus")
+    assert (again.returncode, again.stdout) == (0, "")
+    refused = run(checkout, "demo_corpus", "--sample")
+    assert refused.returncode == 2 and "it takes no flags, but got: --sample" in refused.stderr
