@@ -20,7 +20,7 @@ SHARING = {
     "ALGPT2, E 1/3": "algpt2-256",
     "ALGPT2, E 1/6": "algpt2",
 }
-SHARING_BATCH = 4  # half of the other parts', for twice as many updates: what is shared shows late
+SMALL_BATCH = 4  # for twice as many updates where what is compared shows late
 POSTLN = {"PreLN": "tfchat-preln", "PostLN": "tfchat-postln"}
 POSTLN_RATES = ("0.0003", "0.001", "0.003")
 ALIBI = {"ALiBi": "gpt-127-star", "learned positions": "gpt-star-124m"}
@@ -54,11 +54,11 @@ def sharing(runs: Runs, settings: Settings) -> dict[str, Any]:
     """Perplexity of GPT-2 and ALGPT2 by E, after equally many steps."""
     from model.config import parameter_count
 
-    rows, steps = [], settings.steps * BATCH // SHARING_BATCH
+    rows, steps = [], settings.steps * BATCH // SMALL_BATCH
     for label, model in SHARING.items():
         config = runs.config(model, *SCALE)
         figures = [
-            runs.train(f"sharing/{model}-{seed}", config, _flags(steps, seed, SHARING_BATCH)) for seed in settings.seeds
+            runs.train(f"sharing/{model}-{seed}", config, _flags(steps, seed, SMALL_BATCH)) for seed in settings.seeds
         ]
         row = {"model": label, "E": config.embedding_size, "parameters": parameter_count(config)}
         rows.append({**row, "perplexity": [_perplexity(each) for each in figures], "runs": figures})
@@ -69,7 +69,7 @@ def sharing_lines(found: dict[str, Any]) -> list[str]:
     """The order in one sentence below the table."""
     seeds = found["seeds"]
     lines = [
-        f"{found['scale']}, {found['steps']} updates of {SHARING_BATCH} x {LENGTH} tokens, AdamW at {RATE}. Published: "
+        f"{found['scale']}, {found['steps']} updates of {SMALL_BATCH} x {LENGTH} tokens, AdamW at {RATE}. Published: "
         "21.5 for GPT-2, 31, 31, 34 and 38 for ALGPT2 (training text).",
         "",
         _row(["model", "E", "parameters", *(f"perplexity, seed {seed}" for seed in seeds), "mean"]),
@@ -93,18 +93,18 @@ def sharing_lines(found: dict[str, Any]) -> list[str]:
 
 def postln(runs: Runs, settings: Settings) -> dict[str, Any]:
     """Held-out loss of PreLN and PostLN by the peak rate: Adam, clipnorm 1, linear to 0, no warm-up, as published."""
-    seed = settings.seeds[0]
+    seed, steps = settings.seeds[0], settings.steps * BATCH // SMALL_BATCH
     rows = []
     for rate in POSTLN_RATES:
         row: dict[str, Any] = {"rate": rate}
         for label, model in POSTLN.items():
             config = runs.config(model, *DEEP)
-            words = [*_flags(settings.steps, seed), "--optimizer", "Adam", "--tensor-gradient-clipping", "1.0"]
+            words = [*_flags(steps, seed, SMALL_BATCH), "--optimizer", "Adam", "--tensor-gradient-clipping", "1.0"]
             words += ["--learning-rate", rate, "--lr-schedule", "linear", "--lr-warmup-steps", "0"]
             row[label] = runs.train(f"postln/{model}-{rate}", config, words)
         rows.append(row)
     return {
-        **{"scale": _scale(config), "steps": settings.steps, "seeds": [seed]},
+        **{"scale": _scale(config), "steps": steps, "seeds": [seed]},
         **{"unigram_loss": runs.unigram(seed), "rows": rows},
     }
 
@@ -113,8 +113,8 @@ def postln_lines(found: dict[str, Any]) -> list[str]:
     """A model fails where it ends no better than a unigram model: the published PostLN ended at 7.46."""
     unigram = found["unigram_loss"]
     lines = [
-        f"{found['scale']}, {found['steps']} updates of {BATCH} x {LENGTH} tokens, Adam, clipnorm 1.0, linear to 0 "
-        f"without warm-up, seed {found['seeds'][0]}. Published: PreLN 20.13, PostLN 1730.9 at 1e-4, 12 layers of 768.",
+        f"{found['scale']}, {found['steps']} updates of {SMALL_BATCH} x {LENGTH} tokens, Adam, clipnorm 1.0, linear to "
+        f"0 without warm-up, seed {found['seeds'][0]}. Published: PreLN 20.13, PostLN 1730.9 at 1e-4, 12 layers of 768.",
         "",
         _row(["rate", *(f"held-out loss, {label}" for label in POSTLN), "unigram model"]),
         _rule(2 + len(POSTLN)),

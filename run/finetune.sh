@@ -12,7 +12,8 @@
 #
 #   --sample        the model of `make demo` (which is made first if it is not there) once more over its excerpt, at the rates of
 #                   a model of that size
-#   CHECKPOINT_PATH the model to start from, a folder; its n_positions or --max-len is the context (256, 512, 1,024 published)
+#   CHECKPOINT_PATH the model to start from, a folder, or a name of the hub with --model; --max-len is the context (1,024; 256
+#                   and 512 were published too)
 #   INPUT           the archive of WikiText-2 raw, its folder, or a file of text (wikitext-2-raw-v1.zip)
 #   DATA, OUTPUT    folders of the token ids and of the checkpoints (prepared/wikitext-2-raw, runs/finetune/ROW)
 #
@@ -23,7 +24,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/recipe.sh"
 take_flags "$@"
 no_counterpart --efficient --n-batches --n-tokens -- "its losses are not those of the data set; leave it out"
 ! given --fast || refuse "--fast of the document is --windows first here, and approximate"
-[ -z "$model" ] || refuse "--model: the model is the one of CHECKPOINT_PATH=FOLDER or --pretrained-checkpoint FOLDER"
 row=${row:-tf}
 input=${INPUT:-wikitext-2-raw-v1.zip} data=${DATA:-prepared/wikitext-2-raw} output=${OUTPUT:-runs/finetune/$row${sample:+-sample}}
 
@@ -50,16 +50,20 @@ if [ -n "$sample" ]; then
         --training-steps 200
     exit
 fi
-checkpoint=${CHECKPOINT_PATH:-}
-[ -n "$checkpoint" ] || given --pretrained-checkpoint --checkpoint-input-dir --resume ||
+checkpoint=$(last --pretrained-checkpoint "${CHECKPOINT_PATH:-}")
+[ -n "$checkpoint" ] ||
     refuse "no model to start from; name its folder with CHECKPOINT_PATH=FOLDER or --pretrained-checkpoint FOLDER"
+kind=(--model "${model:-gpt2}")
+if [ -f "$checkpoint/config.json" ]; then kind=(--config "$checkpoint/config.json"); fi
 published 8 1024 299 2391 "row $row; 9,563 samples of 256 tokens are 2,391 of 1,024"
+case $input in *.txt) documents=passage ;; *) documents=file ;; esac # of which some can be held out
 prepared "$data/corpus.pkl" "$input" \
-    "$python" -m data.prepare --input "$input" --documents file --document-ends none --output "$data"
+    "$python" -m data.prepare --input "$input" --documents "$documents" --document-ends none --output "$data"
 held_out=(--val-num 64) # of a text that comes without a validation set
 if [ -e "$data/corpus-valid.pkl" ]; then held_out=(--validation-files "$data/corpus-valid.pkl"); fi
 train_on --train-path "$data/corpus.pkl" --windows stream --last-window "$rest" "${held_out[@]}"
-train ${checkpoint:+--pretrained-checkpoint "$checkpoint"} \
+train "${kind[@]}" \
+    --pretrained-checkpoint "$checkpoint" \
     "${source[@]}" \
     --max-len 1024 \
     --batch-size 1 \
