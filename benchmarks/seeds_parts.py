@@ -114,7 +114,8 @@ def postln_lines(found: dict[str, Any]) -> list[str]:
     unigram = found["unigram_loss"]
     lines = [
         f"{found['scale']}, {found['steps']} updates of {SMALL_BATCH} x {LENGTH} tokens, Adam, clipnorm 1.0, linear to "
-        f"0 without warm-up, seed {found['seeds'][0]}. Published: PreLN 20.13, PostLN 1730.9 at 1e-4, 12 layers of 768.",
+        f"0 without warm-up, seed {found['seeds'][0]}. Published, with 12 layers of 768: PreLN 20.13, PostLN 1730.9, "
+        "both at 1e-4.",
         "",
         _row(["rate", *(f"held-out loss, {label}" for label in POSTLN), "unigram model"]),
         _rule(2 + len(POSTLN)),
