@@ -22,8 +22,8 @@ from typing import Any, Iterator
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import record  # noqa: E402
-from benchmarks.seeds_parts import PARTS, VOCABULARY_NOTE  # noqa: E402
-from benchmarks.seeds_runs import LENGTH, Runs, Settings  # noqa: E402
+from benchmarks.seeds_parts import PARTS  # noqa: E402
+from benchmarks.seeds_runs import LENGTH, VOCABULARY, Runs, Settings  # noqa: E402
 from corpora.program import ProgramParser, reported  # noqa: E402
 
 LEAST_STEPS = 16  # the warm-up's short samples must be fewer tokens than the run has
@@ -65,8 +65,8 @@ def page(results: dict[str, Any]) -> str:
         "",
         "`make seeds` wrote this page, from runs of the programs as anyone would start them, and "
         "[the figures](../benchmarks/records/seeds_cpu.json) beside it. The text is an excerpt of Wikipedia, in "
-        f"{VOCABULARY_NOTE}; perplexities are of held-out articles, a token of "
-        f"that vocabulary, in samples of {LENGTH} tokens where nothing else is said.",
+        f"a byte-level BPE of {VOCABULARY:,} entries that is trained on the same text; perplexities are of held-out "
+        f"articles, a token of that vocabulary, in samples of {LENGTH} tokens where nothing else is said.",
     ]
     for name, part in PARTS.items():
         lines += ["", f"## {part.title}", ""]

@@ -76,7 +76,7 @@ class Runs:
         return float(self._run([sys.executable, "-m", "data.baseline", *split], f"unigram-{seed}").split()[-1])
 
     def train(self, name: str, config: GPT2Config, flags: Sequence[str], keep: bool = False) -> dict[str, Any]:
-        """The figures of a run: steps, tokens, held-out loss and perplexity, tokens a second.
+        """The figures of a run: steps, tokens, held-out loss (None if it diverged), samples a second.
 
         Args:
             name: its folder in the folder. flags: beside those of the data. keep: leave the checkpoint there.
@@ -101,8 +101,12 @@ class Runs:
         began = time.monotonic()
         safe = ["--save-per-steps", "100", "--keep-checkpoints", "1"]
         start = ["--resume", "latest"] if goes_on else ["--overwrite"]
-        self._run([sys.executable, "train_gpt2.py", *words, *safe, *start], f"runs/{name}/log")
-        figures = {**figures_of(folder), "seconds": round(time.monotonic() - began, 1), **_where()}
+        diverged: dict[str, Any] = {}
+        try:
+            self._run([sys.executable, "train_gpt2.py", *words, *safe, *start], f"runs/{name}/log")
+        except Diverged:
+            diverged = {"held_out_loss": None}
+        figures = {**figures_of(folder), **diverged, "seconds": round(time.monotonic() - began, 1), **_where()}
         (folder / "done.json").write_text(json_text({"run": this, "figures": figures}, indent=2), encoding="utf-8")
         if not keep:
             for saved in folder.glob("*/training_state.pt"):
@@ -139,6 +143,8 @@ class Runs:
         text = path.read_text(encoding="utf-8", errors="replace")
         if status == 2:
             raise Refused(text.strip().splitlines()[-1].strip() if text.strip() else "")
+        if status == 1 and "no longer finite" in text:
+            raise Diverged(text.strip().splitlines()[-1])
         if status:
             raise RuntimeError(
                 f"{' '.join(command)}\nended with exit status {status}, {path} has its output:\n{text[-2000:]}"
@@ -148,6 +154,10 @@ class Runs:
 
 class Refused(RuntimeError):
     """A program that ended with exit status 2; the message is its last line."""
+
+
+class Diverged(RuntimeError):
+    """A run whose loss or weights are no longer finite."""
 
 
 @contextlib.contextmanager

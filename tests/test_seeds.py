@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import seeds, seeds_runs
 from benchmarks.seeds_parts import PARTS
-from benchmarks.seeds_runs import Refused, Runs, Settings
+from benchmarks.seeds_runs import Diverged, Refused, Runs, Settings
 
 SETTINGS = Settings(80, [1, 2])
 WHERE = {"date": "2000-01-01", "hardware": "a CPU, 2 cores", "load": 0.5, "seconds": 60.0}
@@ -134,8 +134,26 @@ def test_another_configuration_is_another_run(made):
     assert len(commands) == 2
 
 
+def test_a_run_that_diverges_has_no_loss(made, monkeypatch):
+    runs, commands = made
+    program = runs._run
+
+    def diverging(command, log):
+        program(command, log)
+        raise Diverged("no longer finite")
+
+    monkeypatch.setattr(runs, "_run", diverging)
+    config = runs.config("gpt2", 2, 64, 2)
+    assert runs.train("x/y", config, [])["held_out_loss"] is None
+    assert runs.train("x/y", config, [])["held_out_loss"] is None and len(commands) == 1
+    table = section("sharing", Known({**ORDER, "/algpt2-": None}))
+    assert any(line.endswith("| inf | inf | inf |") for line in table) and table[-1].endswith("shows in the means.")
+
+
 def test_programs_that_end_badly(tmp_path):
     runs = Runs(tmp_path, 1)
+    with pytest.raises(Diverged):
+        runs._run(["sh", "-c", "echo the loss is no longer finite; exit 1"], "b")
     assert runs._run(["sh", "-c", "echo fine"], "a/log") == "fine\n"
     with pytest.raises(Refused, match="^no such length$"):
         runs._run(["sh", "-c", "echo more; echo no such length >&2; exit 2"], "b")
