@@ -7,6 +7,7 @@
 #
 #   --model NAME    another model of docs/systems.md (gpt2)
 #   --sample        4 layers of 128 on the excerpt of `make demo`, minutes on two cores: 300 updates of 8 x 128 tokens, rate 3e-3
+#   The vocabulary is that of the first 1,000,000 documents; the first 100,000 are held out, as DATA/corpus-valid.
 #   INPUT           OpenWebText: openwebtext.tar.xz or the folder of its archives (openwebtext)
 #   DATA, OUTPUT    folders of vocabulary and token ids, and of the checkpoints (prepared/openwebtext, runs/replication)
 #
@@ -39,10 +40,10 @@ if [ -n "$sample" ]; then
 fi
 published 512 1023 90000 6885495 "--model $model; 806,880 updates are the 60 epochs that the schedule spans"
 prepared "$data/tokenizer/tokenizer.json" "$input" \
-    "$python" -m tokenizer.train --input "$input" --vocab-size 50257 --output "$data/tokenizer"
+    "$python" -m tokenizer.train --input "$input" --first-documents 1000000 --vocab-size 50257 --output "$data/tokenizer"
 prepared "$data/corpus" "$input" \
     "$python" -m data.prepare --input "$input" --tokenizer "$data/tokenizer" --format tfrecord --records first \
-    --features inputs-labels --control-code '<|endoftext|>' --seq-length 1024 --num-output 16 --output "$data"
+    --features inputs-labels --control-code '<|endoftext|>' --seq-length 1024 --num-output 16 --validation-first 100000 --output "$data"
 config=(--model "$model")
 if [ -e "$data/tokenizer/tokenizer.json" ]; then # its <|endoftext|> has another id than GPT-2's
     config=(--config "$output/config.json")
