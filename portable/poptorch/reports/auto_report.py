@@ -103,10 +103,10 @@ class AutoReport(Probe):
         if (iteration, index) not in self._begun:  # a pipeline begins it once for each span of stages
             self._begun.add((iteration, index))
             self._micro_batches += together
+            self._trace.micro_batch(self._calls, index, count, together)
         self._current, self._together = (iteration, index), together
         if self._measures_memory:
             self._memory.begin(together)
-        self._trace.micro_batch(self._calls, index, count, together)
 
     @contextlib.contextmanager
     def forward(self, stage: Any, values: dict[str, Any]) -> Iterator[None]:

@@ -35,7 +35,8 @@ class MemoryMeter:
         self._stages = stages
         self._held: dict[int, dict[str, int]] = {}  # by stage, kind
         self._passing: dict[int, dict[str, int]] = {}
-        self._first: dict[tuple[str, int], int] = {}  # stage that a storage was first seen in
+        # Stage that a storage was first seen in. Such a reference keeps the key from being used again.
+        self._first: dict[int, tuple[int, StorageWeakRef | None]] = {}
         self._flying: dict[int, int] = {}  # micro-batches of a stage that have not come back
         self._most_flying: dict[int, int] = {}
         self.together = 1  # micro-batches that the activations are of
@@ -54,13 +55,13 @@ class MemoryMeter:
         if stage.index in self._measured:  # they did not run as one after all
             self.together = 1
         self._measured.add(stage.index)
-        found: dict[tuple[str, int], int] = {}
+        found: dict[int, tuple[int, StorageWeakRef | None]] = {}  # bytes
         others = {_place(tensor) for tensor in known}
         self._passing[stage.index] = kinds = {"activations": 0, "recomputed": 0}
 
         def pack(tensor: torch.Tensor) -> torch.Tensor:
             if _place(tensor) not in others:
-                found[_place(tensor)] = _bytes(tensor)
+                found[_place(tensor)] = _bytes(tensor), _weak(tensor)
             return tensor
 
         def again() -> _Made:
@@ -74,14 +75,10 @@ class MemoryMeter:
             for name in stage.outputs:
                 for tensor in pytree.tree_leaves(values.get(name)):
                     if isinstance(tensor, torch.Tensor) and _place(tensor) not in others:
-                        found[_place(tensor)] = _bytes(tensor)
-        for place, size in found.items():
-            if self._first.setdefault(place, stage.index) == stage.index:
+                        found[_place(tensor)] = _bytes(tensor), _weak(tensor)
+        for place, (size, reference) in found.items():
+            if self._first.setdefault(place, (stage.index, reference))[0] == stage.index:
                 kinds["activations"] += size
-
-    def ended(self) -> None:
-        """The measured micro-batch is over; its memory may become another tensor's."""
-        self._first.clear()
 
     def sent(self, stage: int) -> None:
         """A micro-batch has gone through `stage`, in training."""
@@ -96,6 +93,7 @@ class MemoryMeter:
     def call_ended(self) -> None:
         """What was under way is not any more, even if the call was broken off."""
         self._flying.clear()
+        self._first.clear()
 
     # -- what stays ------------------------------------------------------------------------------------------------
 
@@ -183,10 +181,12 @@ def _cdata(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def _place(tensor: torch.Tensor) -> tuple[str, int]:
-    if not _has_storage(tensor):
-        return "", id(tensor)
-    return str(tensor.device), tensor.untyped_storage().data_ptr()
+def _place(tensor: torch.Tensor) -> int:
+    return _cdata(tensor) if _has_storage(tensor) else id(tensor)
+
+
+def _weak(tensor: torch.Tensor) -> StorageWeakRef | None:
+    return StorageWeakRef(tensor.untyped_storage()) if _has_storage(tensor) else None
 
 
 def _bytes(tensor: torch.Tensor) -> int:

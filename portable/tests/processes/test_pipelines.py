@@ -367,6 +367,7 @@ def test_one_report_says_what_all_processes_did_on_one_clock(tmp_path):
     for rank in record["ranks"]:
         assert sum(row["seconds"] for row in rank["phases"]) == pytest.approx(rank["wall_seconds"], rel=0.02, abs=0.01)
         assert rank["micro_batches"] == A and rank["calls"] == 1
+        assert rank["operators"]["micro_batches"] == A  # once, though rank 0 has two spans of stages
         assert [row["stage"] for row in rank["memory"]["stages"]] == list(stages[rank["rank"]])
         for row in rank["memory"]["stages"]:  # as many as had gone through and not come back
             passes = [e for e in events if row["stage"] in e.get("stages", ()) and e["rank"] == rank["rank"]]

@@ -162,6 +162,21 @@ def test_of_an_inference_program(folder):  # noqa: F811
     assert not [row for row in record["comparison"] if "measured" not in row]
 
 
+class Doubling(torch.nn.Module):
+    def forward(self, x):
+        for ipu in range(8):
+            with poptorch.Block(ipu_id=ipu):
+                x = x * 2.0
+        return x
+
+
+def test_what_a_stage_hands_on_counts_where_freed_memory_is_used_again(folder):  # noqa: F811
+    size = 512 * 1024 * 4  # large enough that the allocator gives back and takes the same addresses
+    poptorch.inferenceModel(Doubling(), options())(torch.zeros(512, 1024))
+    record, _ = read(folder / "inference")
+    assert [row["activations"] for row in record["ranks"][0]["memory"]["stages"]] == [size] * 8
+
+
 def test_waiting_for_data_and_the_backward_pass_of_each_stage_are_drawn(folder):  # noqa: F811
     opts = options(accumulation=4)
     executor = poptorch.trainingModel(Model(), opts)
