@@ -159,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if run.folder is not None:
                 run.folder.keep_list(log.checkpoints)
                 run.keep_numerics = log.numerics
-            log.data(run.sampler.samples_an_epoch)
+            log.lengths(run.sampler.samples_an_epoch, run.warmup_steps)
             with Interruption(at_once=True, quiet=not is_first_process()) as interruption, log:
                 train(run, log, interruption)
     except KeyboardInterrupt as stop:

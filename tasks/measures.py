@@ -35,11 +35,16 @@ def matches(run: Run, system: str | None, where: dict[str, Any]) -> bool:
 def _is(name: str, value: Any, wanted: Any) -> bool:
     if isinstance(wanted, list):
         return any(_is(name, value, one) for one in wanted)
-    if name == "corpus":  # a path, in which separators are written in more than one way
-        return wanted in str(value or "").lower().replace("_", "-")
+    if name == "corpus":
+        return wanted in _of_path(value or "")
     if isinstance(wanted, float) and isinstance(value, (int, float)):
         return math.isclose(value, wanted, rel_tol=1e-9)
     return value == wanted
+
+
+def _of_path(path: Any) -> str:
+    """A path in which names are looked for: their separators are written in more than one way."""
+    return str(path).lower().replace("_", "-")
 
 
 def measured(asked: Any, run: Run, window: int | None) -> Found | None:
@@ -77,8 +82,8 @@ def _of_evaluations(asked: dict[str, Any], run: Run, window: int | None) -> Foun
             ):
                 continue
             path = Path(str(result["files"][0])) if result["files"] else Path()
-            of_file = (
-                asked.get("file") in (None, unpacked_name(path)) and asked.get("folder", "") in path.parent.name.lower()
+            of_file = asked.get("file") in (None, unpacked_name(path)) and asked.get("folder", "") in _of_path(
+                path.parent.name
             )
             # LAMBADA's window only has to hold its passages.
             of_window = window in (None, result["window"]) or asked["task"] == "LAMBADA"

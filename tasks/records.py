@@ -80,9 +80,14 @@ def fingerprint(checkpoint: Path) -> str | None:
     return digest.hexdigest()[:16] if files else None
 
 
+def kept_in(folder: Path) -> list[Path]:
+    """The files of evaluations in the folder of a run, by name."""
+    return sorted((folder / EVALUATIONS).glob("*.json"))
+
+
 def read(folder: Path) -> list[Evaluation]:
     """The evaluations kept in the folder of a run, by name. Raises ValueError naming a file that is none."""
-    return [_read(path) for path in sorted((folder / EVALUATIONS).glob("*.json"))]
+    return [_read(path) for path in kept_in(folder)]
 
 
 def _read(path: Path) -> Evaluation:

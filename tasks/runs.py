@@ -11,7 +11,7 @@ from typing import Any, Iterator, NamedTuple, Sequence
 
 from model.config import MODELS, VARIANT_FIELDS, GPT2Config, parameter_count, read_json_object
 from model.scoring import perplexity
-from tasks.records import EVALUATIONS, Evaluation, fingerprint, read
+from tasks.records import EVALUATIONS, Evaluation, fingerprint, kept_in, read
 from training.log.curves import CURVES_FILE, Row, read_rows
 from training.run_file import RUN_FILE
 from training.save_folder import BEST
@@ -24,11 +24,14 @@ _OF_SYSTEM = (
 )
 _NONE, _NUMBER = type(None), (int, float)
 # What is read of a run.json, and its kinds.
-_OF_RUN = {"flags": dict, "checkpoints": list, "numerics": dict, "hardware": dict, "samples_an_epoch": int}
+_OF_RUN = {
+    **{"flags": dict, "checkpoints": list, "numerics": dict, "hardware": dict},
+    **dict.fromkeys(("samples_an_epoch", "warmup_steps"), int),
+}
 _OF_FLAGS = {
     **dict.fromkeys(("batch_size", "gradient_accumulation", "replication_factor", "device_iterations"), (int,)),
-    **dict.fromkeys(("max_len", "lr_warmup_steps", "lr_decay_steps", "sequence_warmup_steps"), (int,)),
-    **dict.fromkeys(("lr_warmup", "learning_rate", "min_learning_rate", "weight_decay"), _NUMBER),
+    **dict.fromkeys(("max_len", "lr_warmup_steps", "sequence_warmup_steps"), (int,)),
+    **dict.fromkeys(("learning_rate", "min_learning_rate", "weight_decay"), _NUMBER),
     **dict.fromkeys(("tensor_gradient_clipping", "gradient_clipping"), _NUMBER),
     **dict.fromkeys(("sequence_warmup", "tfrecord_path", "data_prefix"), (list,)),
     **dict.fromkeys(("optimizer", "config", "model", "train_path"), (str,)),
@@ -63,7 +66,7 @@ def _folders(top: Path) -> Iterator[Path]:
     seen = set()
     for name, folders, files in os.walk(str(top), followlinks=True):
         path, real = Path(name), os.path.realpath(name)
-        is_run = RUN_FILE in files or EVALUATIONS in folders
+        is_run = RUN_FILE in files or (EVALUATIONS in folders and bool(kept_in(path)))
         if is_run and real not in seen:
             yield path
         deep = len(path.relative_to(top).parts) >= _DEEPEST
@@ -130,7 +133,10 @@ def _config(
             except ValueError as error:
                 raise ValueError(f"{evaluation.path}: {' '.join(str(error).split())}") from error
     path = flags.get("config") or MODELS.get(str(flags.get("model")))
-    return GPT2Config.from_json(path) if path and Path(path).is_file() else None
+    if not path or not Path(path).is_file():
+        return None
+    config = GPT2Config.from_json(path)
+    return replace(config, n_positions=flags.get("max_len") or config.n_positions)  # as training has it
 
 
 def systems_of(config: GPT2Config | None) -> list[str]:
@@ -155,9 +161,7 @@ def _is_system(name: str, system: GPT2Config, config: GPT2Config) -> bool:
 def _facts(content: dict[str, Any], flags: dict[str, Any], folder: Path) -> dict[str, Any]:
     get = flags.get
     samples = math.prod(get(name) or 1 for name in ("batch_size", "gradient_accumulation", "replication_factor"))
-    warmup, schedule = get("lr_warmup_steps"), get("lr_schedule")
-    if warmup is None and get("lr_decay_steps") is not None and schedule != "constant":
-        warmup = round((get("lr_warmup") or 0.0) * get("lr_decay_steps"))
+    warmup = content.get("warmup_steps", get("lr_warmup_steps"))  # in calls
     resumed = get("resume_training_from_checkpoint") or get("resume")
     began = content.get("started_from", None if resumed else get("pretrained_checkpoint"))
     facts: dict[str, Any] = {
@@ -167,8 +171,9 @@ def _facts(content: dict[str, Any], flags: dict[str, Any], folder: Path) -> dict
         "precision": _precision(content),
         "batch": samples,
         "context": get("max_len"),
-        "warmup_steps": warmup,
-        "initial_learning_rate": 0.0 if warmup else get("learning_rate"),
+        "warmup_steps": None if warmup is None else warmup * (get("device_iterations") or 1),  # weight updates
+        # what a warm-up rises from
+        "initial_learning_rate": None if warmup is None else 0.0 if warmup else get("learning_rate"),
         "corpus": _corpus(flags),
         "samples_an_epoch": content.get("samples_an_epoch"),
         "mark": content.get("approximate"),

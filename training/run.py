@@ -86,8 +86,8 @@ class TrainingRun:
         self.calls = min(self._planned_calls(), args.training_steps)
         self._schedule_calls = self._calls_of_schedule(state)
         decay_steps = args.lr_decay_steps or self._schedule_calls
-        warmup_steps = warmup_length(args.lr_warmup, args.lr_warmup_steps, decay_steps)
-        self._facts = training_state.run_facts(args, gpt2.config, self.samples, warmup_steps, decay_steps)
+        self.warmup_steps = warmup_length(args.lr_warmup, args.lr_warmup_steps, decay_steps)  # in calls
+        self._facts = training_state.run_facts(args, gpt2.config, self.samples, self.warmup_steps, decay_steps)
         self._tokenizer = None if tokenizer is None else tokenizer_json(tokenizer)
         resumed = Path(args.pretrained_checkpoint) if state is not None else None
         if state is not None:
@@ -113,7 +113,7 @@ class TrainingRun:
         self.model = place_model(gpt2, args)
         self.optimizer = self._make_optimizer()
         floor = args.min_learning_rate / args.learning_rate if args.min_learning_rate else 0.0
-        self.schedule = make_schedule(self.optimizer, args.lr_schedule, warmup_steps, decay_steps, floor)
+        self.schedule = make_schedule(self.optimizer, args.lr_schedule, self.warmup_steps, decay_steps, floor)
         begun = time.monotonic() if started is None else started
         self.limit = TimeLimit(args.time_limit, begun, parameter_count(gpt2.config))
         self.position = training_state.Position()

@@ -13,7 +13,7 @@ import tiny_run
 from test_evaluate_program import run as evaluate
 
 from model.checkpoint import save_pretrained
-from model.config import MODELS, GPT2Config
+from model.config import MODELS, GPT2Config, parameter_count
 from tasks import tables
 from tasks.runs import systems_of
 
@@ -160,6 +160,51 @@ def test_every_system_is_told_from_the_others():
     assert systems_of(GPT2Config(n_layer=48, n_embd=1600, n_head=25)) == ["gpt2-xl"]
 
 
+def test_sequences_of_one_corpus_are_not_those_of_the_other(tmp_path, capsys):
+    def counted(folder, tokens):
+        return result("WIKITEXT103", "token", 256, f"/x/{folder}/wiki.valid.tokens", counts={"bpe": tokens}, ppl=2.0)
+
+    both = [counted("WikiText_2", 255 * 11 + 3), counted("wikitext-103", 255 * 7)]
+    write_run(tmp_path / "two", "gpt2", both, max_len=256, train_path="/home/pgreen/wikitext_2/train")
+    write_run(tmp_path / "large", "gpt2", both, max_len=256, train_path="/home/pgreen/wikitext-103/train")
+    rows = shown(capsys, "004", tmp_path)["Sequences of 256 tokens, GPT-2's tokenizer"]["rows"]
+    found = {(row["Data set"], row["Run"]): row["valid, measured"] for row in rows}
+    assert found == {
+        ("WikiText-2", "two (step_6)"): 11,
+        ("WikiText-103", "large (step_6)"): 7,
+        ("PG-19", None): None,  # no run is of it, whatever letters are in its path
+        ("WritingPrompts", None): None,
+    }
+
+
+def test_the_warm_up_is_what_training_made_of_the_flags(tmp_path, capsys):
+    flags = {"device_iterations": 4, "learning_rate": 6e-4, "max_len": 512, "lr_warmup": 0.1, "lr_warmup_steps": None}
+    folder = write_run(tmp_path / "run", "gpt-127-star", **flags)
+    content = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+
+    def measured():
+        rows = shown(capsys, "002", tmp_path)["Training details"]["rows"]
+        found = {row["Hyperparameter"]: row["Value, measured"] for row in rows}
+        return found["Warmup Steps"], found["Initial LR"]
+
+    assert measured() == (None, None), "a tenth, of how many steps the file does not say"
+    (folder / "run.json").write_text(json.dumps({**content, "warmup_steps": 11}), encoding="utf-8")
+    assert measured() == (44, 0.0)  # 11 calls of 4 updates
+    (folder / "run.json").write_text(json.dumps({**content, "warmup_steps": 0}), encoding="utf-8")
+    assert measured() == (0, 6e-4)
+
+
+def test_a_folder_is_a_run_by_what_is_in_it(tmp_path, capsys):
+    """A folder that is only called evaluations hides no run; a run without a checkpoint has its own positions."""
+    (tmp_path / "evaluations").mkdir()
+    folder = write_run(tmp_path / "run", "gpt2-tiny", model="gpt2-tiny", max_len=48)
+    shutil.rmtree(str(folder / "step_6"))
+    (row,) = shown(capsys, "000", tmp_path)["All runs"]["rows"]
+    config = dataclasses.replace(GPT2Config.from_json(MODELS["gpt2-tiny"]), n_positions=48)
+    config = dataclasses.replace(config, vocab_size=config.real_vocab_size)
+    assert row["Run"] == "run" and row["Parameters"] == parameter_count(config)
+
+
 def test_what_was_not_evaluated_to_the_end_is_not_kept(tmp_path):
     from tasks import report
     from tasks.protocols import Result
@@ -281,6 +326,7 @@ def test_a_run_of_the_programs_themselves(tmp_path, capsys):
     assert row["Start"] == "fine-tuned" and content["started_from"] == str(first / "step_3")
     assert (row["Run"], row["Context"], row["Batch"], row["Steps"], row["Precision"]) == ("fine", 16, 2, 6, "float32")
     assert row["Tokens trained"] == 6 * 2 * 16 and row["Epochs"] == 6 / (content["samples_an_epoch"] // 2)
+    assert content["warmup_steps"] == 0  # a tenth of 4 calls, which a resumed run keeps
     assert row["Seconds an epoch"] > 0 and row["Held-out PPL"] > 1
 
 

@@ -176,9 +176,9 @@ class RunLog:
             self._run["numerics"] = chosen
             self._write_run()
 
-    def data(self, samples_an_epoch: int) -> None:
-        """How long an epoch is: kept in run.json."""
-        self._run["samples_an_epoch"] = samples_an_epoch
+    def lengths(self, samples_an_epoch: int, warmup_steps: int) -> None:
+        """How long an epoch is, and in calls the warm-up of the learning rate: kept in run.json."""
+        self._run.update(samples_an_epoch=samples_an_epoch, warmup_steps=warmup_steps)
         if self._folder is not None:
             self._write_run()
 
