@@ -67,16 +67,22 @@ def keep(checkpoint: str, name: str, content: dict[str, Any], fp16: bool) -> Pat
 
 
 def fingerprint(checkpoint: Path) -> str | None:
-    """What tells the weights in a folder from others: a hash of pieces of their files. None if there are none."""
+    """What tells the weights in a folder from others: a hash of pieces of their files. None if there are none.
+
+    Raises ValueError naming a file that cannot be read.
+    """
     files = sorted(file for pattern in _WEIGHTS for file in checkpoint.glob(pattern))
     digest = hashlib.sha256()
     for path in files:
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}\n".encode())
-        with path.open("rb") as file:
-            for number in range(_PIECES):
-                file.seek(size * number // _PIECES)
-                digest.update(file.read(_PIECE))
+        try:
+            size = path.stat().st_size
+            digest.update(f"{path.name} {size}\n".encode())
+            with path.open("rb") as file:
+                for number in range(_PIECES):
+                    file.seek(size * number // _PIECES)
+                    digest.update(file.read(_PIECE))
+        except OSError as error:
+            raise ValueError(f"{path}: cannot be read ({error.strerror}); put the file there, or remove it") from error
     return digest.hexdigest()[:16] if files else None
 
 

@@ -20,6 +20,7 @@ from model.config import MODELS, GPT2Config
 from model.layout import Layout
 from model.pipeline import bubble, has_position_embedding, pipeline_stages, stage_operations
 from model.schedule import Event, in_order, in_step, stage_passes
+from training.plan import off_chip
 from training.plan_request import planned_config, planned_layout
 from training.stage_memory import CPU, IPU, Device, Memory, block_activations, stage_memory
 
@@ -66,18 +67,15 @@ def estimate(config: GPT2Config, args: argparse.Namespace, layout: Layout, devic
     stages = pipeline_stages(args.layers_per_ipu, positions=has_position_embedding(config))
     again = args.recompute_checkpoint_layers
     work = [stage_operations(stage, config, args.max_len, again) for stage in stages]
-    rows = []
+    rows, elsewhere = [], 0
     for stage, own in zip(stages, work):
         memory = stage_memory(stage, stages, config, args, layout, device)
         repeated = block_activations(config, args, device) if set(stage.layers) & set(again) else 0
-        rows.append(
-            {
-                "stage": stage.index,
-                "work": own / sum(work),
-                "memory": _kinds(memory, min(repeated, memory.working)),
-            }
-        )
-    found: dict[str, Any] = {"assumptions": _assumptions(args, device), "stages": rows}
+        kinds = _kinds(memory, min(repeated, memory.working))
+        if off_chip(args, device) and (device is IPU or args.compile_only):  # nothing is measured beside it
+            elsewhere += kinds.pop("optimizer")
+        rows.append({"stage": stage.index, "work": own / sum(work), "memory": kinds})
+    found: dict[str, Any] = {"assumptions": _assumptions(args, device, elsewhere), "stages": rows}
     steps = len(stages) if device is IPU else layout.ranks_a_replica  # as the plan's table says it
     if steps > 1:
         found["bubble"] = bubble(steps, args.gradient_accumulation)
@@ -91,7 +89,8 @@ def _kinds(memory: Memory, recomputed: int) -> dict[str, int]:
     return {**memory._asdict(), "recomputed": recomputed, "working": memory.working - recomputed}
 
 
-def _assumptions(args: argparse.Namespace, device: Device) -> list[str]:
+def _assumptions(args: argparse.Namespace, device: Device, elsewhere: int) -> list[str]:
+    """`elsewhere`: bytes of an optimizer's state that the memory of the stages is without."""
     found = [
         "Work is the multiplications and additions of matrix products; a backward pass is two forward ones, what is "
         "recomputed one more. Weight updates, messages and data are not in it.",
@@ -103,13 +102,18 @@ def _assumptions(args: argparse.Namespace, device: Device) -> list[str]:
             "On a CPU weights are counted with the program's own copy in half, and gradients with those on their way, "
             "which the runtime does not count."
         )
+    if elsewhere:
+        where = "streaming memory, off chip" if device is IPU else "the host's memory"
+        found.append(
+            f"The optimizer's state, {elsewhere / 2**20:,.0f} MiB of a replica, is in {where} and not in the totals."
+        )
     if device is IPU:
         found.append(
             "All IPUs go on to the next micro-batch together (PopART's pipeline): each step lasts as long as the IPU "
             "that has the most to do in it. A backward pass runs where its forward pass did."
         )
-        where = "in streaming memory, off chip" if args.optimizer_state_offchip else "on chip"
-        found.append(f"The optimizer's state is {where}.")
+        if not args.optimizer_state_offchip:
+            found.append("The optimizer's state is on chip.")
         found.append(
             f"At most: every product at the peak of half, {IPU_PEAK / 1e12:.0f} TFLOP/s an IPU (data sheet of the "
             "IPU-M2000). Published: fine-tuning on WikiText-103 at T 1,024 on a POD16; the layout is not published, "
@@ -190,7 +194,11 @@ def _figures(config: GPT2Config, args: argparse.Namespace) -> list[dict[str, Any
             "what": f"this plan, T {args.max_len:,}: at most",
             "unit": "samples/s",
             "estimated": mine,
-            "note": f"{low:,.4g} to {high:,.4g} if it came as near to its peak as the published ones",
+            "note": f"{_few_digits(low)} to {_few_digits(high)} if it came as near to its peak as the published ones",
         }
     )
     return found
+
+
+def _few_digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"

@@ -73,7 +73,7 @@ def plan_lines(config: GPT2Config, args: argparse.Namespace, layout: Layout, dev
         f"{parameter_count(config):,} parameters in {config.n_layer} layers",
         f"a step: {samples:,} samples, {samples * args.max_len:,} tokens, {args.device_iterations} weight updates on "
         f"{args.ipus_per_replica} IPUs x {args.replication_factor} replicas",
-        *table(rows, layout, device, off_chip=_off_chip(args, device)),
+        *table(rows, layout, device, off_chip=off_chip(args, device)),
         *_places(args, layout, device),
         *_pace(rows, args, layout, device),
     ]
@@ -113,7 +113,7 @@ def _contents(stages: Sequence[Stage]) -> str:
     return ", ".join(found + ["head"] * any(stage.head for stage in stages)) or "-"
 
 
-def _off_chip(args: argparse.Namespace, device: Device) -> bool:
+def off_chip(args: argparse.Namespace, device: Device) -> bool:
     """Whether the optimizer's state is not in the device's own memory."""
     return device is not CPU and args.optimizer_state_offchip
 
@@ -131,7 +131,7 @@ def _places(args: argparse.Namespace, layout: Layout, device: Device) -> list[st
         lines = [f"memory in MiB of each IPU, estimated; {where}"]
     else:
         data = f"{data_bytes(args, layout) / 2**20:,.0f} MiB of data"
-        where = "; optimizer in the host's memory, not in the total" if _off_chip(args, device) else ""
+        where = "; optimizer in the host's memory, not in the total" if off_chip(args, device) else ""
         lines = [f"memory in MiB of {device.name}s, estimated{where}; beside it the program itself and {data}"]
     ranks, processes = layout.ranks_a_replica, layout.processes
     if ranks > 1 and layout.replicas > 1:

@@ -430,6 +430,16 @@ def test_files_that_cannot_be_used_are_named(tmp_path, file, content, said, caps
     assert captured.out == ""
 
 
+def test_weights_that_cannot_be_read_are_named(tmp_path, capsys):
+    folder = write_run(tmp_path / "run", "gpt2", [result("PTB", "token", 8, "f", ppl=1.0)])
+    weights = folder / "step_6" / "model.safetensors"
+    weights.unlink()
+    weights.symlink_to(tmp_path / "moved")
+    with pytest.raises(SystemExit) as end:
+        tables.main(["000", "--runs", str(tmp_path)])
+    assert end.value.code == 2 and f"{weights}: cannot be read" in capsys.readouterr().err
+
+
 def test_what_record_cannot_do_is_said_before_anything_is_computed(tmp_path, capsys):
     tiny_checkpoint.write(tmp_path)
     status, out, err = evaluate(tmp_path, "--record", checkpoint="absent")

@@ -18,7 +18,7 @@ from model.layout import Layout
 from model.pipeline import bubble, pipeline_stages
 from tasks import evaluation
 from training import estimate
-from training.stage_memory import CPU, IPU, stage_memory
+from training.stage_memory import CPU, GPU, IPU, stage_memory
 
 LINE = "--model gpt2 --max-len 1024 --layers-per-ipu 0 4 4 4 --gradient-accumulation 64 --replication-factor 4"
 
@@ -39,13 +39,25 @@ def test_it_is_the_plan(device, more):
     assert sum(row["work"] for row in found["stages"]) == pytest.approx(1)
     for row, stage in zip(found["stages"], stages):
         memory = stage_memory(stage, stages, config, args, layout, device)
-        assert sum(row["memory"].values()) == memory.total
+        # as the plan's table has it: without what is off chip
+        assert sum(row["memory"].values()) == memory.total - (memory.optimizer if device is IPU else 0)
         assert (row["memory"]["recomputed"] > 0) == (bool(more) and bool(stage.layers))
+    told = [text for text in found["assumptions"] if "off chip and not in the totals" in text]
+    size = sum(stage_memory(stage, stages, config, args, layout, device).optimizer for stage in stages) / 2**20
+    assert len(told) == (device is IPU) and all(f"state, {size:,.0f} MiB of a replica" in text for text in told)
     assert found.get("bubble") == (bubble(5, 64) if device is IPU else None)
     rows, events = found["timeline"]["rows"], found["timeline"]["events"]
     assert [row["name"] for row in rows] == ["IPU 0", "IPU 1", "IPU 2", "IPU 3"]
     assert {event["row"] for event in events} == {0, 1, 2, 3}
     assert "24 of its 64 micro-batches" in found["timeline"]["of"] and len(found["assumptions"]) >= 2
+
+
+@pytest.mark.parametrize("device", [IPU, GPU])
+def test_an_optimizer_elsewhere_is_in_no_total_of_a_plan(device):
+    for more, there in (("--optimizer-state-offchip False", True), ("--optimizer-state-offchip True", False)):
+        *_, found = estimated(f"{LINE} --compile-only {more}", device)
+        assert all(("optimizer" in row["memory"]) == there for row in found["stages"])
+        assert any("not in the totals" in text for text in found["assumptions"]) != there
 
 
 def test_the_layouts_assumed_are_those_of_the_scripts():

@@ -14,7 +14,7 @@ A JSON object. Everything in it may be left out:
 from __future__ import annotations
 
 import json
-import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ def checked(found: Any) -> dict[str, Any]:
     if "program" in found:
         known["program"] = _text(found["program"])
     if "bubble" in found:
-        known["bubble"] = _number(found["bubble"])
+        known["bubble"] = _amount(found["bubble"])
     if "timeline" in found:
         known["timeline"] = _timeline(_object(found["timeline"], "timeline"))
     known["figures"] = [_figure(_object(each, "figures")) for each in _list(found.get("figures", []))]
@@ -60,8 +60,8 @@ def _stage(found: Any) -> dict[str, Any]:
     found = _object(found, "stages")
     row: dict[str, Any] = {"stage": _whole(found.get("stage"))}
     if "work" in found:
-        row["work"] = _number(found["work"])
-    row["memory"] = {kind: _number(size) for kind, size in _object(found.get("memory", {}), "memory").items()}
+        row["work"] = _amount(found["work"])
+    row["memory"] = {kind: _amount(size) for kind, size in _object(found.get("memory", {}), "memory").items()}
     return row
 
 
@@ -106,8 +106,15 @@ def _text(value: Any) -> str:
 
 
 def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    # a whole number that no float holds is as little of use as infinity
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:
         raise ValueError(f"a number is expected, not {value!r:.60}")
+    return value
+
+
+def _amount(value: Any) -> float:
+    if _number(value) < 0:
+        raise ValueError(f"a number of 0 or more is expected, not {value!r:.60}")
     return value
 
 

@@ -272,4 +272,7 @@ def _estimates(record: Mapping[str, Any]) -> str:
 
 
 def _number(figure: Mapping[str, Any], name: str) -> str:
-    return f"{figure[name]:,.4g}" if name in figure else "–"
+    if name not in figure:
+        return "–"
+    value = figure[name]
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e15 else f"{value:.4g}"

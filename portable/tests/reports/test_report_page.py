@@ -262,6 +262,11 @@ def test_an_estimate_of_the_program_is_shown_beside(folder):  # noqa: F811
     assert "equal parts" in found.text and "another machine" in found.text and "261" in found.text
 
 
+@pytest.mark.parametrize("value, shown", [(101.84, "101.8"), (999.96, "1000"), (40469.1, "40,469"), (0.25, "0.25")])
+def test_figures_are_plain_numbers(value, shown):
+    assert page._number({"published": value}, "published") == shown
+
+
 def test_an_estimate_of_another_command_is_left_out(folder, monkeypatch):  # noqa: F811
     monkeypatch.setattr("sys.argv", ["train.py", "--size", "2 3"])
     folder.mkdir()
@@ -279,6 +284,8 @@ def test_an_estimate_of_another_command_is_left_out(folder, monkeypatch):  # noq
         ("[1]", "it must be an object"),
         ('{"stages": [{"stage": "0"}]}', "a whole number is expected, not '0'"),
         ('{"bubble": NaN}', "a number is expected, not nan"),
+        ('{"bubble": 1' + "0" * 400 + "}", "a number is expected, not 1000"),
+        ('{"stages": [{"stage": 0, "memory": {"weights": -1}}]}', "0 or more is expected, not -1"),
         ('{"timeline": {"rows": [], "events": [{"row": 0, "kind": "forward", "start": 0, "end": 1}]}}', "in no row"),
         ("[" * 100_000, "recursion"),
     ],
