@@ -1,9 +1,10 @@
 """What a program's tensors take, by kind and by stage: counted while it runs, not estimated.
 
-Weights, buffers, gradients and the optimizer's states are the tensors that the device has. Activations are what the
-backward pass of one micro-batch keeps (those that run as one count as one), multiplied by as many as were under way at
-the same time; in inference, what a stage hands on. Recomputed is what the largest segment that is computed again holds
-until its backward pass is done. A tensor that several stages use counts for the first of them.
+Weights, buffers (constants with them), gradients and the optimizer's states are the tensors that the device has.
+Activations are what the backward pass of one micro-batch keeps (those that run as one count as one), multiplied by as
+many as were under way at the same time; in inference, what a stage hands on. Recomputed is what the largest segment
+that is computed again holds until its backward pass is done. A tensor that several stages use counts for the first of
+them.
 """
 
 from __future__ import annotations
@@ -123,6 +124,11 @@ class MemoryMeter:
                 add("optimizer", stage, _bytes(tensor))
         for buffer, copies in state.all_buffers():
             add("buffers", stage_of.get(id(buffer), first), _bytes(buffer) * copies)
+        counted = {_place(tensor) for tensor in (*state.parameters.values(), *state.buffers.values())}
+        for tensor in state.values.values():  # constants: tensors that the model has, but did not register
+            if isinstance(tensor, torch.Tensor) and _place(tensor) not in counted:
+                counted.add(_place(tensor))
+                add("buffers", stage_of.get(id(tensor), first), _bytes(tensor))
 
     def record(self, stages: Sequence[int]) -> list[dict[str, int]]:
         """Bytes by kind of each of these stages, and their sum; `in_flight` counts micro-batches, `together` as one."""
