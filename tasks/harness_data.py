@@ -11,6 +11,10 @@ from typing import Any, Callable, Mapping, Sequence
 
 from tasks.texts import numbered_lines, unpacked_name
 
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
 # Task -> what a document must have, by name: those of the published tables. The files that the data sets' authors
 # released have these members, too.
 FORMS: dict[str, dict[str, Callable[[dict[str, Any]], bool]]] = {
@@ -21,8 +25,8 @@ FORMS: dict[str, dict[str, Callable[[dict[str, Any]], bool]]] = {
     },
     "hellaswag": {
         **{name: lambda d, name=name: isinstance(d[name], str) for name in ("activity_label", "ctx_a", "ctx_b")},
-        "endings": lambda d: isinstance(d["endings"], list) and all(isinstance(text, str) for text in d["endings"]),
-        "label": lambda d: str(d["label"]) in map(str, range(len(d["endings"]))),
+        "endings": lambda d: _is_texts(d["endings"]),
+        "label": lambda d: _is_texts(d["endings"]) and str(d["label"]) in map(str, range(len(d["endings"]))),
     },
     "winogrande": {
         "sentence": lambda d: isinstance(d["sentence"], str) and "_" in d["sentence"],

@@ -18,6 +18,7 @@ BAD = {
     ("piqa", "by its label"): {**GOOD["piqa"], "label": -1},
     ("piqa", "has no sol1, sol2"): {"goal": "a", "label": 1},
     ("hellaswag", "by its label"): {**GOOD["hellaswag"], "label": ""},
+    ("hellaswag", "by its endings, label"): {**GOOD["hellaswag"], "endings": 3},
     ("winogrande", "by its sentence"): {**GOOD["winogrande"], "sentence": "no gap"},
     ("winogrande", "by its answer"): {**GOOD["winogrande"], "answer": ""},
 }
