@@ -11,6 +11,7 @@ from typing import Any, Callable, Mapping, Sequence
 
 from tasks.texts import numbered_lines, unpacked_name
 
+
 def _is_texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(text, str) for text in value)
 

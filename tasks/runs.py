@@ -50,7 +50,7 @@ class Run(NamedTuple):
     name: str  # the folder below --runs
     systems: list[str]  # names of --model whose configuration it has
     facts: dict[str, Any]
-    evaluations: list[Evaluation]  # of its best checkpoint first, then of the newest
+    evaluations: list[Evaluation]  # of its best checkpoint first, then of the newest; float32 before half
 
 
 def find(folder: Path, told: list[str]) -> list[Run]:
@@ -80,7 +80,9 @@ def _run(path: Path, top: Path, told: list[str]) -> Run:
     written = [name for name in content.get("checkpoints") or [] if isinstance(name, str)]
     evaluations = [one for one in read(path) if not _is_old(path, one, told)]
     order = {name: number for number, name in enumerate(written)}
-    evaluations.sort(key=lambda one: (one.checkpoint != BEST, -order.get(one.checkpoint, -1)))
+    evaluations.sort(
+        key=lambda one: (one.checkpoint != BEST, -order.get(one.checkpoint, -1), one.precision != "float32")
+    )
     config = _config(path, written, evaluations, flags)
     facts = _facts(content, flags, path) if content else {"start": "none"}
     if config is not None:

@@ -177,6 +177,13 @@ def test_sequences_of_one_corpus_are_not_those_of_the_other(tmp_path, capsys):
     }
 
 
+def test_a_figure_in_float32_comes_before_one_in_half(tmp_path, capsys):
+    of = {"task": "WIKITEXT103", "protocol": "token-gpt-star", "window": 1024, "file": "x/wiki.test.raw"}
+    kept = [{**result(**of, ppl=3.0), "precision": "half"}, {**result(**of, ppl=2.0), "precision": "float32"}]
+    write_run(tmp_path / "run", "gpt-127-star", kept)
+    assert shown(capsys, "002", tmp_path)["GPT-127*"]["rows"][0]["WikiText (PPL), measured"] == 2.0
+
+
 def test_the_warm_up_is_what_training_made_of_the_flags(tmp_path, capsys):
     flags = {"device_iterations": 4, "learning_rate": 6e-4, "max_len": 512, "lr_warmup": 0.1, "lr_warmup_steps": None}
     folder = write_run(tmp_path / "run", "gpt-127-star", **flags)
