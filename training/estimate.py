@@ -44,7 +44,11 @@ def write(args: argparse.Namespace) -> None:
     layout, device = planned_layout(args)
     if not is_first_process():
         return
-    found = {"program": shlex.join(sys.argv), **estimate(planned_config(args), args, layout, device)}
+    found = {
+        "program": shlex.join(sys.argv),
+        "kind": "training",
+        **estimate(planned_config(args), args, layout, device),
+    }
     text = json.dumps(found, indent=1)
     target = Path(args.profile) / FILE
     part = target.with_name(f".{FILE}.part")

@@ -109,6 +109,7 @@ def test_a_run_has_its_plan_beside_what_was_measured(folder):
     assert done.status == 0, done.err
     profile = folder / "train_gpt2_profile"
     assert {path.name for path in profile.iterdir()} == {"estimate.json", "training"}
+    assert json.loads((profile / "estimate.json").read_text())["kind"] == "training"  # not of the validation
     found, text = record(profile / "training")
     rows = {row["what"]: row for row in found["comparison"] if row["by"] == "program"}
     for stage in range(3):

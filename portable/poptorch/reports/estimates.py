@@ -3,6 +3,7 @@
 A JSON object. Everything in it may be left out:
 
     program      the command line that it is for, as shlex.join(sys.argv): of another one's run the file is left out
+    kind         "training" or "inference": of the program's executors of the other kind it is left out as well
     assumptions  ["…"]: what the numbers rest on, for a reader
     stages       [{"stage": 0, "work": share of all work, "memory": {"weights": bytes, …}}]
     bubble       share of the time that the pipeline is not full
@@ -24,8 +25,8 @@ FILE = "estimate.json"
 _LARGEST = 64 << 20  # bytes
 
 
-def of_program(path: Path, program: str) -> dict[str, Any] | None:
-    """What the file at `path` says for the command line `program`; None if there is none.
+def of_program(path: Path, program: str, kind: str) -> dict[str, Any] | None:
+    """What the file at `path` says for an executor of this kind under the command line `program`; None if nothing.
 
     One that is no estimate is told once and left out.
     """
@@ -33,7 +34,7 @@ def of_program(path: Path, program: str) -> dict[str, Any] | None:
         if path.stat().st_size > _LARGEST:
             raise ValueError(f"has more than {_LARGEST >> 20} MiB")
         found = checked(json.loads(path.read_text(encoding="utf-8")))
-        return found if found.get("program", program) == program else None
+        return found if (found.get("program", program), found.get("kind", kind)) == (program, kind) else None
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
@@ -46,8 +47,7 @@ def checked(found: Any) -> dict[str, Any]:
     found = _object(found, "it")
     known: dict[str, Any] = {"assumptions": [_text(each) for each in _list(found.get("assumptions", []))]}
     known["stages"] = [_stage(each) for each in _list(found.get("stages", []))]
-    if "program" in found:
-        known["program"] = _text(found["program"])
+    known.update({name: _text(found[name]) for name in ("program", "kind") if name in found})
     if "bubble" in found:
         known["bubble"] = _amount(found["bubble"])
     if "timeline" in found:

@@ -82,7 +82,7 @@ class ReportFiles:
             "torch": torch.__version__,
             "written": _now(),
         }
-        estimate = estimates.of_program(self._shared.parent / estimates.FILE, about["program"])
+        estimate = estimates.of_program(self._shared.parent / estimates.FILE, about["program"], about["kind"])
         found = record.record(about, self._program, self._training, facts, self._picture, estimate)
         text = json.dumps(found, indent=1, ensure_ascii=False)
         return {"report.json": text, "report.html": page.html_of(found)}

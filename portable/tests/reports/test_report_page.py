@@ -295,6 +295,16 @@ def test_an_estimate_of_another_command_is_left_out(folder, monkeypatch):  # noq
         assert ("mine" in found.text) == shown and (record["estimate"] is not None) == shown
 
 
+def test_what_is_expected_of_training_is_not_shown_of_inference(folder):  # noqa: F811
+    folder.mkdir()
+    (folder / "estimate.json").write_text(json.dumps({"kind": "training", "assumptions": ["mine"], "bubble": 0.2}))
+    train(2)
+    poptorch.inferenceModel(Model(), options())(torch.zeros(1, 4))
+    for kind, shown in (("training", True), ("inference", False)):
+        record, found = read(folder / kind)
+        assert ("mine" in found.text) == (record["comparison"] != []) == shown
+
+
 @pytest.mark.parametrize(
     "text, told",
     [
