@@ -194,10 +194,10 @@ def _precision(content: dict[str, Any]) -> str | None:
     return "half" if products == "native" else products
 
 
-def _corpus(flags: dict[str, Any]) -> str:
-    """The paths that the samples came from."""
+def _corpus(flags: dict[str, Any]) -> str | None:
+    """The paths that the samples came from; None if that is not said."""
     names = [flags.get("train_path"), *(flags.get("tfrecord_path") or []), *(flags.get("data_prefix") or [])]
-    return " ".join(str(name) for name in names if name)
+    return " ".join(str(name) for name in names if name) or None
 
 
 def _course(path: Path, flags: dict[str, Any], samples_a_call: int, facts: dict[str, Any]) -> dict[str, Any]:

@@ -139,6 +139,7 @@ def number_text(value: Any, form: dict[str, Any]) -> str:
 _OF_RUNS = (  # columns of the table of all runs: name, fact, how a number is shown
     ("Parameters", "parameters", {"decimals": 0}),
     ("Start", "start", {}),
+    ("Corpus", "corpus", {}),
     ("Context", "context", {}),
     ("Optimizer", "optimizer", {}),
     ("Learning rate", "learning_rate", {}),

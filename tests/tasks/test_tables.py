@@ -85,6 +85,7 @@ def test_a_run_stands_beside_the_published_row_that_has_its_settings(tmp_path, c
         [result(**tfchat, counts={"batch": 2}, ppl=21.0), result(**tfchat, counts={"batch": 4}, ppl=99.0)],
         CURVES,
         tensor_gradient_clipping=1.0,
+        train_path="wiki/train.pkl",
     )
     write_run(tmp_path / "wide" / "four", "tfchat-preln", [], CURVES, gradient_accumulation=4)
     found = shown(capsys, "000", tmp_path)
@@ -103,6 +104,7 @@ def test_a_run_stands_beside_the_published_row_that_has_its_settings(tmp_path, c
     assert [losses[f"{n}, measured"] for n in (1, 2, 3, 5)] == [6.5, 5.5, 5.0, None]
     of_all = {row["Run"]: row for row in found["All runs"]["rows"]}
     assert of_all["wide/four"]["Parameters"] == 123_614_976, "padding of the vocabulary is none"
+    assert (of_all["clipped"]["Corpus"], of_all["wide/four"]["Corpus"]) == ("wiki/train.pkl", None)
     assert of_all["wide/four"]["Batch"] == 4 and of_all["wide/four"]["Model"] == ["tfchat-preln"]
     assert of_all["clipped"]["Tokens trained"] == 12288 and of_all["clipped"]["Epochs"] == 3.0
     assert of_all["clipped"]["Held-out PPL"] == pytest.approx(math.exp(5.0))
