@@ -18,6 +18,7 @@ from .memory import KINDS as MEMORY
 
 _STYLE = Path(__file__).with_name("page.css")
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"  # the browser fetches nothing, whatever is in a name
+_IN_TURN = " What is computed again is there for one stage of a process at a time: not all of its sum at once."
 Cells = Sequence[str]
 
 
@@ -190,7 +191,8 @@ def _memory(record: Mapping[str, Any]) -> str:
         together = max(rank["memory"]["together"] for rank in record["ranks"])
         parts.append(
             '<p class="soft">Tensors of the program; Python, libraries, inputs and gradients on their way are not in '
-            f"it. Activations are those of all micro-batches under way at a time, {together} as one.</p>"
+            f"it. Activations are those of all micro-batches under way at a time, {together} as one."
+            f"{_IN_TURN if sum(row['recomputed'] > 0 for _, row in rows) > 1 else ''}</p>"
         )
     expected = [stage for stage in (record["estimate"] or {}).get("stages", ()) if stage["memory"]]
     if expected and not rows:

@@ -148,6 +148,15 @@ def test_what_is_computed_again_is_measured_and_changes_nothing(folder, monkeypa
     assert losses == plain and torch.equal(weight, plain_weight)
 
 
+def test_a_sum_of_what_is_not_held_at_once_is_said_to_be_one(folder):  # noqa: F811
+    train(2)
+    record, _ = read(folder / "training")
+    for recomputed, said in (((0, 0), False), ((7, 0), False), ((7, 5), True)):
+        for row, size in zip(record["ranks"][0]["memory"]["stages"], recomputed, strict=True):
+            row["recomputed"] = size
+        assert ("not all of its sum at once" in Reader(page.html_of(record)).text) == said
+
+
 def test_of_an_inference_program(folder):  # noqa: F811
     executor = poptorch.inferenceModel(Model(), options(iterations=2))
     for _ in range(3):
