@@ -326,9 +326,10 @@ class Session:
         """Of several processes the first one's probe hears what all did in the call that has ended."""
         events = probe.events()
         if events is not None:
-            told = clock.gather(events, probe.facts())
-            if told is not None:
-                probe.told(*told)
+            with probe.telling():
+                told = clock.gather(events, probe.facts())
+                if told is not None:
+                    probe.told(*told)
 
     def close(self) -> None:
         """Free the device."""

@@ -221,10 +221,13 @@ class AutoReport(Probe):
             "operators": record.operators_of(self._trace.found),
         }
 
+    def telling(self) -> contextlib.AbstractContextManager:
+        """The others may still write their reports of the call."""
+        return self._ledger.during(REPORTING)
+
     def told(self, events: list[dict[str, Any]], facts: list[dict[str, Any]]) -> None:
         """Writes the timeline of all processes, and the page."""
-        with self._ledger.during(REPORTING):
-            self._files.shared(facts, events)
+        self._files.shared(facts, events)
 
     def offline(self) -> None:
         """Writes the page of what was estimated."""

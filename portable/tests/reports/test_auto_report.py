@@ -10,9 +10,10 @@ import pytest
 import torch
 
 import poptorch
+from poptorch.engine.processes import clock
 from poptorch.engine.running import ledger
 from poptorch.options import engine_options
-from poptorch.reports import auto_report
+from poptorch.reports import auto_report, phases
 from poptorch.reports.report_text import operator_rows
 
 
@@ -138,6 +139,17 @@ def test_the_sum_is_the_wall_time_of_an_independent_clock(folder, monkeypatch):
     assert found["wall time"] + left_out == pytest.approx(measured, abs=0.1)  # a busy machine
     assert phases["program between calls"] >= 0.4 and "5 calls after the first one" in text
     assert "4 micro-batches of the second call" in text and "20 micro-batches" in text
+
+
+def test_waiting_for_the_reports_of_other_processes_is_no_time_of_the_program(folder, monkeypatch):
+    executor, seen = train(2), []
+    report = executor._probe
+    monkeypatch.setattr(report, "_rank", 0)
+    monkeypatch.setattr(
+        clock, "gather", lambda events, facts: (seen.append(report._ledger.phase), (events, [facts]))[1]
+    )
+    executor._session.tell(report)
+    assert seen == [phases.REPORTING] and report._ledger.phase == phases.BETWEEN
 
 
 def test_waiting_for_data_counts(folder):

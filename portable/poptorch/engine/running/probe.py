@@ -50,6 +50,10 @@ class Probe:
         """What this process tells of itself together with events()."""
         return {}
 
+    def telling(self) -> AbstractContextManager:
+        """Around telling it, for which the processes wait for each other."""
+        return _NOTHING
+
     def told(self, events: list[dict[str, Any]], facts: list[dict[str, Any]]) -> None:
         """To the probe of the first process: the events of all, and the facts of each."""
 
