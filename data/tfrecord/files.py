@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import collections
-import os
 from pathlib import Path
-from typing import Any, NoReturn, Sequence
+from typing import NoReturn, Sequence
 
 import numpy as np
 
 from data.bad_data import BadData
 from data.batches import NOTHING
+from data.open_files import OpenFiles
 from data.tfrecord import varint
 from data.tfrecord.index import head_problem, record_bounds
 from data.tfrecord.records import FRAME, HEAD, PADDING_BYTES, int64_feature, masked_crc, usual_start
 
 _CHUNK = 1 << 15  # ids decoded at once: the arrays between the steps stay in the cache
-_OPEN_FILES = 64  # shards can be thousands, open files of a process often not
 
 
 class TFRecordFiles:
@@ -37,18 +35,10 @@ class TFRecordFiles:
             if not indexed:
                 self.scanned.append(path)
         self.ends = np.cumsum([len(bounds) - 1 for bounds in self.bounds], dtype=np.int64)
-        self._open: collections.OrderedDict[int, int] = collections.OrderedDict()  # file number: descriptor
+        self._files = OpenFiles(self.paths)
 
     def __len__(self) -> int:
         return int(self.ends[-1])
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A loader process that is spawned opens the files itself.
-        return {**self.__dict__, "_open": collections.OrderedDict()}
-
-    def __del__(self) -> None:
-        for descriptor in self.__dict__.pop("_open", {}).values():
-            os.close(descriptor)
 
     def read(self, records: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """The ids of these records, int64 (n,), as int32 (n, max_len + 1), -100 where a record has none.
@@ -88,7 +78,7 @@ class TFRecordFiles:
         payloads: list[bytes | memoryview] = []
         for first, last in zip(runs, runs[1:]):
             size = sum(lengths[first:last])
-            data = self._pread(int(files[first]), begins_list[first], size)
+            data = self._files.pread(int(files[first]), begins_list[first], size)
             view, place = memoryview(data), 0
             for row in range(first, last):
                 begin, place = place, place + lengths[row]
@@ -118,18 +108,6 @@ class TFRecordFiles:
         self._check(record, ids)
         real = ids[ids != NOTHING]
         return varint.encode(real)[0].tobytes() + PADDING_BYTES * (len(ids) - len(real))
-
-    def _pread(self, file: int, begin: int, size: int) -> bytes:
-        # Not mapped: a file that shrinks, or a disk that fails, is an error then and not the end of the process.
-        try:
-            if file not in self._open:
-                if len(self._open) >= _OPEN_FILES:
-                    os.close(self._open.popitem(last=False)[1])
-                self._open[file] = os.open(str(self.paths[file]), os.O_RDONLY)
-            self._open.move_to_end(file)
-            return os.pread(self._open[file], size, begin)
-        except OSError as error:
-            raise BadData(f"{self.paths[file]}: cannot be read: {error.strerror}") from error
 
     # ---- Ids -----------------------------------------------------------------------------------------------------
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import collections
-import os
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Sequence
 
 import numpy as np
 
 from data.batches import NOTHING, SampleDataset
 from data.file_patterns import matching_files
+from data.open_files import OpenFiles
 from data.webdataset.tars import bad_row, row_ids, row_places
-
-_OPEN_FILES = 64
 
 
 class RowTars:
@@ -24,20 +21,12 @@ class RowTars:
         self.paths, self.real_vocab_size = list(paths), real_vocab_size
         self.places = [row_places(path) for path in self.paths]
         self.ends = np.cumsum([len(places.starts) for places in self.places], dtype=np.int64)
-        self._open: collections.OrderedDict[int, int] = collections.OrderedDict()  # file number: descriptor
+        self._files = OpenFiles(self.paths)
         self.length = 0  # what the first row has
         self.length = len(self.row(0))
 
     def __len__(self) -> int:
         return int(self.ends[-1])
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A loader process that is spawned opens the files itself.
-        return {**self.__dict__, "_open": collections.OrderedDict()}
-
-    def __del__(self) -> None:
-        for descriptor in self.__dict__.pop("_open", {}).values():
-            os.close(descriptor)
 
     def row(self, number: int) -> np.ndarray:
         """The ids of a row, int64 (length,).
@@ -47,7 +36,7 @@ class RowTars:
         file = int(np.searchsorted(self.ends, number, side="right"))
         inside = number - (int(self.ends[file - 1]) if file else 0)
         places = self.places[file]
-        raw = self._pread(file, int(places.starts[inside]), int(places.sizes[inside]))
+        raw = self._files.pread(file, int(places.starts[inside]), int(places.sizes[inside]))
         try:
             ids = row_ids(raw, int(places.kinds[inside]))
         except ValueError as error:
@@ -67,17 +56,6 @@ class RowTars:
         if problem:
             raise bad_row(self.paths[file], inside, problem)
         return ids
-
-    def _pread(self, file: int, begin: int, size: int) -> bytes:
-        try:
-            if file not in self._open:
-                if len(self._open) >= _OPEN_FILES:
-                    os.close(self._open.popitem(last=False)[1])
-                self._open[file] = os.open(str(self.paths[file]), os.O_RDONLY)
-            self._open.move_to_end(file)
-            return os.pread(self._open[file], size, begin)
-        except OSError as error:
-            raise ValueError(f"{self.paths[file]}: cannot be read: {error.strerror}") from error
 
 
 class RowDataset(SampleDataset):

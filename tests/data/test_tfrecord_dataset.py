@@ -88,7 +88,7 @@ def test_samples_in_any_order(tmp_path_factory, sizes, indexed, data):
 
 
 def test_many_records_and_more_files_than_may_be_open(tmp_path, monkeypatch):
-    monkeypatch.setattr("data.tfrecord.files._OPEN_FILES", 3)
+    monkeypatch.setattr("data.open_files._MOST", 3)
     monkeypatch.setattr("data.tfrecord.files._CHUNK", 50)
     rows = rows_of(200)
     for number in range(10):
@@ -184,7 +184,7 @@ def test_a_spawned_process_opens_the_files_itself(tmp_path):
     write(tmp_path / "a.tfrecord", rows_of(3))
     dataset, _ = open_all(tmp_path)
     copy = pickle.loads(pickle.dumps(dataset))
-    assert torch.equal(copy[2], dataset[2]) and not pickle.loads(pickle.dumps(dataset)).files._open
+    assert torch.equal(copy[2], dataset[2]) and not pickle.loads(pickle.dumps(dataset)).files._files._open
 
 
 # ---- Which files -------------------------------------------------------------------------------------------------
