@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Callable, Iterator
 
 from corpora.json_lines import text_in
-from corpora.pieces import HEADING, Piece, naming
+from corpora.pieces import HEADING, Piece, WholeHeader, naming
 from corpora.plain_text import plain
 from corpora.wikipedia import ArticleReader, is_wiki_file, resolve_entities, without_placeholders
 
@@ -119,7 +119,8 @@ class DocumentReader:
             yield self.decoded(raw)
 
     def _archive(self) -> Iterator[str]:
-        with naming(self.piece.name), tarfile.open(fileobj=io.BytesIO(self.piece.read()), mode="r|*") as tar:
+        packed = io.BytesIO(self.piece.read())
+        with naming(self.piece.name), tarfile.open(fileobj=packed, mode="r|*", tarinfo=WholeHeader) as tar:
             for member in tar:
                 file = tar.extractfile(member) if member.isfile() else None
                 if file is not None:

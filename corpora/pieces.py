@@ -131,6 +131,17 @@ def whole_files(kind: str, paths: list[Path]) -> Iterator[Piece]:
         yield Piece(kind, str(path), (str(path),), size=path.stat().st_size)
 
 
+class WholeHeader(tarfile.TarInfo):
+    """A header that is damaged or cut off is an error; tarfile takes all but the first for the end of the archive."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> tarfile.TarInfo:
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:
+            raise tarfile.ReadError(f"a header is damaged: {error}") from error
+
+
 def archives(paths: list[Path]) -> Iterator[Piece]:
     """OpenWebText: tars of texts, or of xz files that are tars of texts. Streamed: nothing is unpacked to the disk."""
     for path in paths:
@@ -144,7 +155,7 @@ def archives(paths: list[Path]) -> Iterator[Piece]:
 def _members(path: Path, packed: BinaryIO) -> Iterator[Piece]:
     texts: list[bytes] = []
     held = done = 0
-    with tarfile.open(fileobj=packed, mode="r|*") as tar:
+    with tarfile.open(fileobj=packed, mode="r|*", tarinfo=WholeHeader) as tar:
         for member in tar:
             file = tar.extractfile(member) if member.isfile() else None
             if file is None:

@@ -230,6 +230,25 @@ VALID = {
 }
 
 
+@pytest.mark.parametrize("inner", [False, True], ids=["a tar of texts", "one inside another"])
+@pytest.mark.parametrize("cut", [False, True], ids=["damaged", "cut off"])
+def test_a_tar_does_not_end_at_a_header_that_is_damaged(tmp_path, inner, cut):
+    """Nor in the middle of one: tarfile itself takes either for the end, and says nothing."""
+    texts = [(f"{i}.txt", text.encode()) for i, text in enumerate(documents(6))]
+    content = bytearray(tar_of(texts))
+    header = content.index(b"3.txt")  # its name is where it begins
+    if cut:
+        del content[header + 100 :]
+    else:
+        content[header] ^= 1
+    if inner:
+        content = tar_of([("a_data.xz", lzma.compress(bytes(content)))])
+    (tmp_path / "texts.tar").write_bytes(content)
+    corpus, _ = open_source("openwebtext", [tmp_path / "texts.tar"], None)
+    with pytest.raises(ValueError, match=r"texts\.tar.*: damaged, or not what its name says .* copy it again"):
+        texts_in(corpus)
+
+
 @pytest.mark.long
 @settings(max_examples=10_000, deadline=None)
 @given(data=st.data())
