@@ -96,3 +96,11 @@ def test_no_name_says_nothing_or_repeats_its_folder():
         if not parts[0].startswith("."):
             assert not {"utils", "tools", "helpers", "common", "misc"} & set(parts), path
             assert parts[-1] not in parts[:-1], path
+
+
+def test_no_two_test_files_have_one_name():
+    """pytest imports them by their name alone, and does not run one of two."""
+    found: dict[str, Path] = {}
+    for path in sorted([*ROOT.glob("tests/**/test_*.py"), *ROOT.glob("portable/tests/**/test_*.py")]):
+        assert path.name not in found, f"{path} and {found[path.name]}"
+        found[path.name] = path
