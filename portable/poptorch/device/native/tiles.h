@@ -51,7 +51,7 @@ ALWAYS_INLINE Ints lane_numbers() {
 
 // 2^x for x <= 0, 2^-126 below -126. The polynomial is Cephes' for [-1/2, 1/2], good to 2e-7.
 ALWAYS_INLINE Floats exp2_of(Floats x) {
-  x = largest(floats(-126.0f), x); // in this order NaN stays NaN
+  x = largest(floats(-126.0f), x);        // in this order NaN stays NaN
   const Floats shifted = x + 12582912.0f; // 1.5 * 2^23: the sum is a whole number
   const Floats r = x - (shifted - 12582912.0f);
   Floats p = floats(1.535336188319500e-4f);
