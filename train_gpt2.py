@@ -5,6 +5,7 @@ argv -> flags -> model -> placement -> executor -> the loop in `train`. --help l
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from typing import TYPE_CHECKING, Sequence
@@ -115,6 +116,21 @@ def save_at_last(run: TrainingRun) -> None:
             run.save_if_due(run.position.epoch, False, last=True)
 
 
+def plan(args: argparse.Namespace) -> bool:
+    """Print the plan of --compile-only and leave the estimate of --profile; whether that is all there is to do."""
+    if args.compile_only:
+        from training.plan_request import planned
+
+        print("\n".join(planned(args)), flush=True)
+        if (args.plan_processes or args.plan_device) and not args.profile:  # of machines that are not here
+            return True
+    if args.profile:
+        from training import estimate
+
+        estimate.write(args)
+    return False
+
+
 @interruptible
 @first_speaks()
 def main(argv: Sequence[str] | None = None) -> int:
@@ -135,16 +151,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             from training.log.run_log import RunLog
             from training.run import TrainingRun
         print(machine.device_line(), flush=True)
-        if args.compile_only:
-            from training.plan_request import planned
-
-            print("\n".join(planned(args)), flush=True)
-            if (args.plan_processes or args.plan_device) and not args.profile:  # of machines that are not here
-                return 0
-        if args.profile:
-            from training import estimate
-
-            estimate.write(args)
+        if plan(args):
+            return 0
         with memory.explained(args):
             run = TrainingRun(args, argv, started)
             if args.compile_only:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import glob
 import os
+from typing import Sequence
 
 from command_line.checks import Problems
 
@@ -76,29 +77,30 @@ def check_tfrecords(problems: Problems) -> None:
         return
     dest = "data_prefix" if args.data_prefix else "tfrecord_path"
     args.tfrecord_path = args.tfrecord_path or args.data_prefix
-    if not args.tfrecord_path:
-        problems.add("train_path", "name the files with --tfrecord-path '<path>/*.tfrecord'")
-    for pattern in args.tfrecord_path or ():
-        if not os.path.exists(pattern) and not glob.glob(pattern):
-            remedy = "data/write_into_tfrecord.py writes them"
-            problems.lines.append(f"{problems.names[dest]} {pattern}: there is no such file; {remedy}")
-    if "stride" in args.typed:
-        args.notes.append(f"{problems.shown('stride')} has no effect: the records were cut when they were written")
+    missing = "name the files with --tfrecord-path '<path>/*.tfrecord'"
+    _check_patterns(problems, dest, args.tfrecord_path, missing, "data/write_into_tfrecord.py", "records")
 
 
 def check_tars(problems: Problems) -> None:
     """The files and patterns of --input-files each name a file."""
-    args = problems.args
     if not problems.sound("data_prefix"):
         return
-    if not args.data_prefix:
-        problems.add("train_path", "name the files with --input-files '<path>/*.tar'")
-    for pattern in args.data_prefix or ():
+    missing, writer = "name the files with --input-files '<path>/*.tar'", "python3 -m data.prepare --format webdataset"
+    _check_patterns(problems, "data_prefix", problems.args.data_prefix, missing, writer, "rows")
+
+
+def _check_patterns(
+    problems: Problems, dest: str, patterns: Sequence[str] | None, missing: str, writer: str, what: str
+) -> None:
+    """Files and patterns of samples that are cut already; `missing` is told where there are none."""
+    if not patterns:
+        problems.add("train_path", missing)
+    for pattern in patterns or ():
         if not os.path.exists(pattern) and not glob.glob(pattern):
-            remedy = "python3 -m data.prepare --format webdataset writes them"
-            problems.lines.append(f"{problems.names['data_prefix']} {pattern}: there is no such file; {remedy}")
-    if "stride" in args.typed:
-        args.notes.append(f"{problems.shown('stride')} has no effect: the rows were cut when they were written")
+            problems.lines.append(f"{problems.names[dest]} {pattern}: there is no such file; {writer} writes them")
+    if "stride" in problems.args.typed:
+        note = f"{problems.shown('stride')} has no effect: the {what} were cut when they were written"
+        problems.args.notes.append(note)
 
 
 def check_train_path(problems: Problems) -> None:

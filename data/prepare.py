@@ -36,6 +36,28 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_input_flags(parser)
     parser.add_argument("--fix-text", action="store_true", help="repair broken characters with ftfy")
     parser.add_argument("--detokenize", action="store_true", help="WikiText to ordinary text, as it is evaluated")
+    add_output_flags(parser)
+    add_document_flags(parser)
+    how = parser.add_argument_group("tokenizer and processes")
+    how.add_argument("--tokenizer", type=Path, metavar="PATH", help="tokenizer.json or a folder (default: GPT-2's)")
+    how.add_argument("--tokenizer-type", choices=("0", "1"), default="0", help="1: Megatron's files in --tokenizer")
+    how.add_argument("--vocab-file", type=Path, metavar="PATH", help="vocabulary, with --merge-file")
+    how.add_argument("--merge-file", type=Path, metavar="PATH", help="merges, with --vocab-file")
+    how.add_argument("--workers", type=int, default=0, help="processes (default: 0, one a core)")
+    args = parser.parse_args(argv)
+    args.tokenizer_type = int(args.tokenizer_type)
+    if args.seq_length is None:
+        args.seq_length = 1024 if args.format == "webdataset" else 1025
+    if args.records is None:
+        args.records = "stream" if args.format == "webdataset" else "windows"
+    problems = range_problems(args) + record_problems(args)
+    if problems:
+        parser.refuse(problems)
+    return args
+
+
+def add_output_flags(parser: argparse.ArgumentParser) -> None:
+    """Which files are written, and what a record of them is."""
     out = parser.add_argument_group("output")
     out.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for the files")
     out.add_argument("--name", default="corpus", help="beginning of their names (default: corpus)")
@@ -56,6 +78,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     out.add_argument("--control-code", metavar="ENTRY", help="entry of the vocabulary before each of these records")
     out.add_argument("--num-output", type=int, default=4, help="tfrecord: number of files (4)")
+
+
+def add_document_flags(parser: argparse.ArgumentParser) -> None:
+    """Which documents go into them."""
     which = parser.add_argument_group("documents")
     which.add_argument("--min-length", type=int, default=2, help="shorter ones (ids and <|endoftext|>) are dropped (2)")
     which.add_argument(
@@ -78,18 +104,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--validation-first", type=int, default=0, metavar="N", help="the first N documents are held out instead (0)"
     )
     which.add_argument("--seed", type=int, default=1234, help="which ones (1234)")
-    how = parser.add_argument_group("tokenizer and processes")
-    how.add_argument("--tokenizer", type=Path, metavar="PATH", help="tokenizer.json or a folder (default: GPT-2's)")
-    how.add_argument("--tokenizer-type", choices=("0", "1"), default="0", help="1: Megatron's files in --tokenizer")
-    how.add_argument("--vocab-file", type=Path, metavar="PATH", help="vocabulary, with --merge-file")
-    how.add_argument("--merge-file", type=Path, metavar="PATH", help="merges, with --vocab-file")
-    how.add_argument("--workers", type=int, default=0, help="processes (default: 0, one a core)")
-    args = parser.parse_args(argv)
-    args.tokenizer_type = int(args.tokenizer_type)
-    if args.seq_length is None:
-        args.seq_length = 1024 if args.format == "webdataset" else 1025
-    if args.records is None:
-        args.records = "stream" if args.format == "webdataset" else "windows"
+
+
+def range_problems(args: argparse.Namespace) -> list[str]:
+    """What is wrong with single values, and with the output."""
     problems = [
         f"--{name.replace('_', '-')} must be {least} or more, not {getattr(args, name)}"
         for name, least in (
@@ -112,10 +130,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         problems.append(f"--name {args.name!r}: letters, digits, . _ and - only")
     if args.output.exists() and not args.output.is_dir():
         problems.append(f"--output {args.output}: not a folder")
-    problems += record_problems(args)
-    if problems:
-        parser.refuse(problems)
-    return args
+    return problems
 
 
 def record_problems(args: argparse.Namespace) -> list[str]:
