@@ -6,10 +6,15 @@ import signal
 
 import pytest
 import torch
+from hypothesis import settings
 
 # Shells start what runs in the background with Ctrl-C ignored, and processes that tests interrupt would inherit that.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# The same examples in every run: one that fails does so again.
+settings.register_profile("same examples", derandomize=True)
+settings.load_profile("same examples")
 
 # Numbers that tests compare are those of any CPU; the tests of products in 16 bits ask for them.
 os.environ.setdefault("POPTORCH_PORTABLE_HALF", "float32")

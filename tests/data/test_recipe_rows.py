@@ -297,7 +297,7 @@ def test_long_names_and_folders_are_read_as_short_ones(tmp_path):
         assert samples_of(train) == [list(range(n, n + 8)) for n in range(3)]
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_any_change_of_a_tar_is_read_or_refused(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("tar")

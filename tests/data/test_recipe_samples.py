@@ -47,7 +47,7 @@ def slow_stream(ids, window, stride, last):
     return found
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150, deadline=None)
 @given(
     articles=st.lists(st.lists(st.integers(0, VOCAB - 1), max_size=20), min_size=1, max_size=6),
     max_len=st.integers(1, 9),

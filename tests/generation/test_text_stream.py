@@ -19,7 +19,7 @@ def pieces(text, stop_strings=()):
     return stream, [*shown, stream.finish()]
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None)
 @given(st.text(max_size=30))
 def test_pieces_are_whole_characters_and_add_up(text):
     stream, shown = pieces(text)
@@ -39,7 +39,7 @@ def test_bytes_that_are_no_character_show_as_one_replacement():
     assert stream.finish() == "\ufffd"
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200, deadline=None)
 @given(st.text("abc", max_size=12), st.lists(st.text("abc", min_size=1, max_size=4), max_size=3))
 def test_text_ends_before_the_first_stop_string(text, stop_strings):
     stream = TextStream(by_bytes, stop_strings)

@@ -191,7 +191,7 @@ combinations = st.fixed_dictionaries(
 ).filter(lambda c: not (c["parallel_residual"] and c["norm_position"] == "post"))
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None)
 @given(combinations)
 def test_logits_loss_and_gradients_of_any_combination(changes):
     check_against_the_reference(variant(**changes))

@@ -93,7 +93,7 @@ def split(command: str) -> list[str]:
 
     Raises ValueError for an open quote, an empty command, and for what only a shell could do.
     """
-    line = command.replace("\\\n", " ")
+    line = _joined(command)
     try:
         words = shlex.split(line)
     except ValueError as error:
@@ -108,6 +108,20 @@ def split(command: str) -> list[str]:
     if re.match(r"[A-Za-z_]\w*=", words[0]):
         raise ValueError(f"{words[0]!r} in front of a command needs a shell: give variables under env")
     return words
+
+
+def _joined(command: str) -> str:
+    """Lines that end in a backslash as one: two words, within double quotes one. Within single quotes they stay."""
+
+    def part(match: re.Match[str]) -> str:
+        found = match[0]
+        if found == "\\\n":
+            return " "
+        if found[0] != '"':
+            return found
+        return re.sub(r"\\(.)", lambda pair: "" if pair[1] == "\n" else pair[0], found, flags=re.DOTALL)
+
+    return re.sub(r"""'[^']*'|"(?:\\.|[^"\\])*"|\\.""", part, command, flags=re.DOTALL)
 
 
 def _unquoted(line: str) -> Iterator[str]:

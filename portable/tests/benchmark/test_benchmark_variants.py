@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from examples_utils.benchmark.variants import combinations, expand, split, variant_name
@@ -42,6 +42,10 @@ def test_quoted_operators_are_characters():
     assert split("""grep 'a|b' "c;d" e\\&f --x='(>)'""") == ["grep", "a|b", "c;d", "e&f", "--x=(>)"]
 
 
+def test_lines_are_joined_outside_of_single_quotes():
+    assert split("p a \\\n b 'c\\\nd' \"e\\\nf\\\\\ng\"") == ["p", "a", "b", "c\\\nd", "ef\\\ng"]
+
+
 VALUES = st.text(st.characters(blacklist_characters="\0", blacklist_categories=["Cs"]))
 
 
@@ -52,6 +56,8 @@ def test_no_value_becomes_anything_but_one_word(parameter, variable):
 
 
 @given(st.lists(VALUES, min_size=1))
+@example(["\\\n"])
+@example(["\\", "\n", "'", '"\\\n"'])
 def test_split_is_the_shells(words):
     first = "p"
     assert split(shlex.join([first, *words])) == [first, *words]
