@@ -12,3 +12,8 @@ settings.load_profile("same examples")
 os.environ.setdefault("POPTORCH_PORTABLE_HALF", "float32")
 
 from stubbed_checkout import checkout  # noqa: E402, F401  a fixture of several files
+
+
+def pytest_make_parametrize_id(val, argname):
+    """Bytes are named after their argument: packed ones can hold the time, and the processes of a run must agree on names."""
+    return argname if isinstance(val, bytes) else None

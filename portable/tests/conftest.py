@@ -42,3 +42,8 @@ def running():
     for process in processes:
         with pytest.raises(ValueError, match="closed"):  # ended and waited for
             process.is_alive()
+
+
+def pytest_make_parametrize_id(val, argname):
+    """Bytes are named after their argument: packed ones can hold the time, and the processes of a run must agree on names."""
+    return argname if isinstance(val, bytes) else None
