@@ -15,5 +15,5 @@ from stubbed_checkout import checkout  # noqa: E402, F401  a fixture of several 
 
 
 def pytest_make_parametrize_id(val, argname):
-    """Bytes are named after their argument: packed ones can hold the time, and the processes of a run must agree on names."""
+    """Bytes are named after their argument: packed ones can hold the time, and all processes must agree on names."""
     return argname if isinstance(val, bytes) else None

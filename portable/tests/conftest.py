@@ -45,5 +45,5 @@ def running():
 
 
 def pytest_make_parametrize_id(val, argname):
-    """Bytes are named after their argument: packed ones can hold the time, and the processes of a run must agree on names."""
+    """Bytes are named after their argument: packed ones can hold the time, and all processes must agree on names."""
     return argname if isinstance(val, bytes) else None
