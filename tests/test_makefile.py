@@ -81,8 +81,8 @@ def interpreter(tmp_path):
     return script(tmp_path / "interpreter", INTERPRETER.format(log=log)), log
 
 
-def test_without_torch_names_the_next_command(tree, bare_python):
-    status, output = make(tree, PYTHON=str(bare_python))
+def test_without_torch_names_the_next_command(tree, bare_python, compiler):
+    status, output = make(tree, f"CXX={compiler[0]}", PYTHON=str(bare_python))
     assert status == 0, output
     assert "torch CPU operators: no (no torch in" in output
     assert "PopART operators: no (POPLAR_SDK_ENABLED is not set)" in output
