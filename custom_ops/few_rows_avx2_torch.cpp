@@ -41,34 +41,8 @@ inline float one(const uint16_t* weights) {
   return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(*weights)));
 }
 
-// One matrix row times one input row, in chains of additions that do not wait for each other.
-//
-// The memory is the limit here, and it is fastest when read as a single stream: the processor follows that by itself,
-// while several rows at a time, or instructions that prefetch, cost up to a third of the speed.
-template <typename T> inline float dot(const T* w, int64_t k, const float* x) {
-  constexpr int kChains = 4;
-  __m256 sum[kChains];
-  for (int chain = 0; chain < kChains; ++chain) {
-    sum[chain] = _mm256_setzero_ps();
-  }
-  int64_t i = 0;
-  for (; i + 8 * kChains <= k; i += 8 * kChains) {
-    for (int chain = 0; chain < kChains; ++chain) {
-      sum[chain] = _mm256_fmadd_ps(eight(w + i + 8 * chain), _mm256_loadu_ps(x + i + 8 * chain), sum[chain]);
-    }
-  }
-  for (; i + 8 <= k; i += 8) {
-    sum[0] = _mm256_fmadd_ps(eight(w + i), _mm256_loadu_ps(x + i), sum[0]);
-  }
-  float total = horizontal_sum(_mm256_add_ps(_mm256_add_ps(sum[0], sum[1]), _mm256_add_ps(sum[2], sum[3])));
-  for (; i < k; ++i) {
-    total += one(w + i) * x[i];
-  }
-  return total;
-}
-
-// What is read ahead while the processor computes: the weights of the part after this one, evenly over all that is
-// computed with this one. Memory and arithmetic then take the time of the slower of the two, not of both.
+// What is read ahead where the arithmetic takes as long as the memory: the weights of the part after this one, evenly
+// over all that is computed with this one. Both together then take the time of the slower of the two, not of both.
 struct Ahead {
   const char* next;
   int64_t passes; // over each part
@@ -82,10 +56,17 @@ struct Ahead {
   }
 };
 
-// R matrix rows times M input rows: R M sums, each over k in one order.
-template <int R, int M, typename T>
-inline void block(const T* w, int64_t k, const float* x, int64_t x_stride, float* out, int64_t out_stride,
-                  Ahead& ahead) {
+// Where memory is the limit the processor follows its streams by itself: instructions that prefetch cost up to a third
+// of the speed.
+struct NothingAhead {
+  void fetch(int64_t) {
+  }
+};
+
+// R matrix rows, `apart` from each other, times M input rows: R M sums, each over k in one order, whatever R and M.
+template <int R, int M, typename T, typename Reading>
+inline void block(const T* w, int64_t apart, int64_t k, const float* x, int64_t x_stride, float* out,
+                  int64_t out_stride, Reading& ahead) {
   __m256 sum[R][M];
   for (int r = 0; r < R; ++r) {
     for (int m = 0; m < M; ++m) {
@@ -97,7 +78,7 @@ inline void block(const T* w, int64_t k, const float* x, int64_t x_stride, float
     ahead.fetch(8 * R * sizeof(T));
     __m256 weights[R];
     for (int r = 0; r < R; ++r) {
-      weights[r] = eight(w + r * k + i);
+      weights[r] = eight(w + r * apart * k + i);
     }
     for (int m = 0; m < M; ++m) {
       const __m256 inputs = _mm256_loadu_ps(x + m * x_stride + i);
@@ -109,63 +90,63 @@ inline void block(const T* w, int64_t k, const float* x, int64_t x_stride, float
   for (int r = 0; r < R; ++r) {
     for (int m = 0; m < M; ++m) {
       float total = horizontal_sum(sum[r][m]);
-      for (int64_t rest = i; rest < k; ++rest) {
-        total += one(w + r * k + rest) * x[m * x_stride + rest];
+      for (int64_t rest = i; rest < k; ++rest) { // rounded once, as above: not for the compiler to choose in each R, M
+        total = std::fma(one(w + r * apart * k + rest), x[m * x_stride + rest], total);
       }
-      out[m * out_stride + r] = total;
+      out[m * out_stride + r * apart] = total;
     }
   }
 }
 
-template <int R, int M, typename T>
-inline int64_t blocks(const T* w, int64_t k, int64_t n, int64_t last, const float* x, int64_t x_stride, float* out,
-                      int64_t out_stride, Ahead& ahead) {
-  for (; n + R <= last; n += R) {
-    block<R, M>(w + n * k, k, x, x_stride, out + n, out_stride, ahead);
+// The matrix is read as a few streams, each of as many of its rows: the processor fetches them ahead by itself, and
+// faster than one stream, or than rows that lie side by side. Six give a single input row enough sums that do not wait
+// for each other; with four input rows, three matrix rows' sums, weights and an input fill the 16 registers.
+template <int M, typename T, typename Reading>
+inline void rows(const T* w, int64_t k, int64_t first, int64_t last, const float* x, int64_t x_stride, float* out,
+                 int64_t out_stride, Reading& ahead) {
+  constexpr int kStreams = M == 1 ? 6 : 3;
+  const int64_t apart = (last - first) / kStreams;
+  for (int64_t n = first; n < first + apart; ++n) {
+    block<kStreams, M>(w + n * k, apart, k, x, x_stride, out + n, out_stride, ahead);
   }
-  return n;
+  for (int64_t n = first + kStreams * apart; n < last; ++n) {
+    block<1, M>(w + n * k, 0, k, x, x_stride, out + n, out_stride, ahead);
+  }
 }
 
-template <int M, typename T>
-inline void rows(const T* w, int64_t k, int64_t first, int64_t last, const float* x, int64_t x_stride, float* out,
-                 int64_t out_stride, Ahead& ahead) {
-  constexpr int R = M < 3 ? 4 : 3; // sums, weights and an input in 16 registers
-  first = blocks<R, M>(w, k, first, last, x, x_stride, out, out_stride, ahead);
-  blocks<1, M>(w, k, first, last, x, x_stride, out, out_stride, ahead);
+// 1 to 4 input rows.
+template <typename T, typename Reading>
+inline void pass(int64_t count, const T* w, int64_t k, int64_t first, int64_t last, const float* x, int64_t x_stride,
+                 float* out, int64_t out_stride, Reading& ahead) {
+  switch (count) {
+  case 1:
+    return rows<1>(w, k, first, last, x, x_stride, out, out_stride, ahead);
+  case 2:
+    return rows<2>(w, k, first, last, x, x_stride, out, out_stride, ahead);
+  case 3:
+    return rows<3>(w, k, first, last, x, x_stride, out, out_stride, ahead);
+  default:
+    return rows<4>(w, k, first, last, x, x_stride, out, out_stride, ahead);
+  }
 }
 
 template <typename T>
 void floating_product(const T* w, int64_t k, const Inputs& in, int64_t first, int64_t last, float* out,
                       int64_t out_stride) {
-  if (in.rows == 1) {
-    for (int64_t n = first; n < last; ++n) {
-      out[n] = dot(w + n * k, k, in.x);
-    }
-    return;
+  constexpr int64_t kBoundByMemory = sizeof(T) == 4 ? 4 : 3; // input rows, at most
+  if (in.rows <= kBoundByMemory) {
+    NothingAhead nothing;
+    return pass(in.rows, w, k, first, last, in.x, in.stride, out, out_stride, nothing);
   }
   // A part of the matrix that stays in the cache while all rows of x go over it, up to four at a time.
-  const int64_t part = std::max<int64_t>(12, (128 << 10) / (k * static_cast<int64_t>(sizeof(T))) / 12 * 12);
   const int64_t passes = (in.rows + 3) / 4;
+  const int64_t part = std::max<int64_t>(12, (128 << 10) / (k * static_cast<int64_t>(sizeof(T))) / 12 * 12);
   for (int64_t n = first; n < last; n += part) {
     const int64_t end = std::min(last, n + part);
     Ahead ahead{reinterpret_cast<const char*>(w + end * k), passes};
-    for (int64_t m = 0, pass = 0; pass < passes; ++pass) {
-      const int64_t count = (in.rows - m + passes - pass - 1) / (passes - pass); // as evenly as it goes
-      const float* x = in.x + m * in.stride;
-      float* to = out + m * out_stride;
-      switch (count) {
-      case 1:
-        rows<1>(w, k, n, end, x, in.stride, to, out_stride, ahead);
-        break;
-      case 2:
-        rows<2>(w, k, n, end, x, in.stride, to, out_stride, ahead);
-        break;
-      case 3:
-        rows<3>(w, k, n, end, x, in.stride, to, out_stride, ahead);
-        break;
-      default:
-        rows<4>(w, k, n, end, x, in.stride, to, out_stride, ahead);
-      }
+    for (int64_t m = 0, number = 0; number < passes; ++number) {
+      const int64_t count = (in.rows - m + passes - number - 1) / (passes - number); // as evenly as it goes
+      pass(count, w, k, n, end, in.x + m * in.stride, in.stride, out + m * out_stride, out_stride, ahead);
       m += count;
     }
   }

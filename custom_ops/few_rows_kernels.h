@@ -1,9 +1,8 @@
 // The arithmetic of a decode step: products of a matrix with few rows, softmax, activations, layer norm.
 //
 // A product with a handful of rows is as fast as its weights can be read. They are stored (out, in), row after row, in
-// float32, float16 or int8 (groups of 32 weights with a float16 scale each). From two rows on, the sum of an output
-// runs over its inputs in one order, so that a row's result does not depend on the rows beside it; that of a single row
-// has an order of its own, which differs by rounding.
+// float32, float16 or int8 (groups of 32 weights with a float16 scale each). The sum of an output runs over its inputs
+// in one order, however many rows there are: a row's result does not depend on the rows beside it, to the last bit.
 #pragma once
 
 #include <cstddef>

@@ -43,8 +43,8 @@ public:
   // Takes part in the phase and returns when all of it is done. `prepare` runs before the first part that this thread
   // gets, if it gets one; what it returns is handed to work(prepared, first, last).
   //
-  // [0, total) falls into a stretch for each place. A thread takes the parts of its own one after the other, which
-  // makes a single stream of memory, and then what is left of the others'.
+  // [0, total) falls into a stretch for each place. A thread takes the parts of its own one after the other, in the
+  // order of memory, and then what is left of the others'.
   template <typename Prepare, typename Work>
   void share(Place place, int64_t total, int64_t size, const Prepare& prepare, const Work& work) {
     const int64_t count = std::min(place.count, kStretches);

@@ -1,9 +1,9 @@
 """Many texts at once: each has a slot of the key/value cache, joins the batch when one is free, leaves it at its end.
 
 A turn of the engine takes some prompts in, each in calls of its own, and then makes one token of every text. No text
-depends on the texts beside it: with the native operators in float32 its logits are the same to the last bit. For that,
-no call has a prompt beside anything else, and a call never makes the token of a single text if there are two slots: the
-product of a single row adds up in an order of its own (custom_ops/few_rows_kernels.h).
+depends on the texts beside it: with the native operators its logits are the same to the last bit. For that, no call has
+a prompt beside anything else, and the operators add up in one order whatever the number of rows
+(custom_ops/few_rows_kernels.h).
 """
 
 from __future__ import annotations
@@ -219,11 +219,7 @@ class Engine:
 
     def _next_tokens(self, rows: Sequence[_Row]) -> None:
         parts = [(row.number, row.start, row.pending) for row in rows]
-        if len(rows) == 1 and self.slots > 1:  # a second one, which is written where the next token will be
-            number = (rows[0].number + 1) % self.slots
-            other = self._rows[number]
-            parts.append((number, 0 if other is None else other.start, [0]))
-        logits = self._call(parts, [number * self._width for number, *_ in parts])
+        logits = self._call(parts, [row.number * self._width for row in rows])
         for row, own in zip(rows, logits):
             row.start += 1
             self._draw(row, own)

@@ -97,6 +97,73 @@ def check_a_row_does_not_depend_on_the_rows_beside_it():
     assert torch.equal(together[:5], first)
 
 
+ROWS = (1, 2, 3, 5, 8, 16)  # in one pass over the weights, and in several
+
+
+def check_the_sums_of_a_row_have_one_order_however_many_rows_there_are():
+    for precision in ATOL:
+        for vocabulary, width in ((7, 768), (131, 96), (40, 3072), (1, 64)):
+            same_logits_in_any_company(precision, vocabulary, width)
+        if precision != "int8":
+            for vocabulary, width in ((29, 75), (300, 42), (13, 5)):
+                same_logits_in_any_company(precision, vocabulary, width)
+
+
+def same_logits_in_any_company(precision, vocabulary, width):
+    """The head's product: bits of each row alone and among others, and the rows against float64."""
+    torch.manual_seed(width)
+    hidden, norm, bias = torch.randn(16, 1, width), torch.randn(width), torch.randn(width)
+    head = native.pack([torch.randn(vocabulary, width)], precision)
+    settings = dict(vocab_size=vocabulary, precision=native.PRECISIONS.index(precision), epsilon=1e-5)
+
+    def logits(rows):
+        return operators().NextLogits(rows, torch.ones(len(rows), dtype=torch.int32), norm, bias, head, **settings)
+
+    alone = torch.cat([logits(row.unsqueeze(0)) for row in hidden])
+    for rows in ROWS:
+        assert torch.equal(logits(hidden[:rows]), alone[:rows]), (precision, vocabulary, width, rows)
+    if precision != "int8":  # there the inputs are rounded, too
+        rows, stored = hidden[:, 0].double(), native._Unpacked(head, settings["precision"]).matrix(vocabulary, width)
+        normed = torch.nn.functional.layer_norm(rows, (width,), norm.double(), bias.double(), 1e-5)
+        difference = alone.double() - normed @ stored.double().t()
+        assert (difference.abs() <= 1e-6 * (normed.abs() @ stored.double().abs().t())).all()
+
+
+def check_a_step_has_the_same_bits_however_many_texts_share_it():
+    """Blocks over a cache with tokens in it, by one thread and by three."""
+    threads_before = torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            for precision in ATOL:
+                same_bits_in_any_company(precision, width=128, heads=4, inner=640)
+            same_bits_in_any_company("float32", width=42, heads=6, inner=75)
+            same_bits_in_any_company("float16", width=42, heads=6, inner=75)
+    finally:
+        torch.set_num_threads(threads_before)
+
+
+def same_bits_in_any_company(precision, **sizes):
+    case = Case(precision, batch=16, slots=24, activation="gelu_new", **sizes)
+    hidden, start = torch.randn(16, 1, sizes["width"]), torch.arange(16, dtype=torch.int32)
+    kept = [torch.randn(cache.shape) for cache in case.caches[:2]]
+    if precision != "float32":
+        kept = [cache.half().view(torch.int16) for cache in kept]
+
+    def step(texts):
+        """Output, keys and values of `texts`, (texts, ...) each, after a step of theirs together."""
+        count, caches = torch.zeros(16, dtype=torch.int32), [cache.clone() for cache in kept]
+        count[texts] = 1
+        shared = (hidden, start, count, case.weights, case.vectors, *caches)
+        output = operators().DecodeBlocks(*shared, **case.settings)
+        return [part[texts] for part in (output, *(cache.transpose(0, 1) for cache in caches))]
+
+    alone = [step([text]) for text in range(16)]
+    for rows in ROWS:
+        for parts, together in zip(zip(*alone[:rows]), step(list(range(rows)))):
+            assert torch.equal(together, torch.cat(parts)), (precision, sizes, rows, torch.get_num_threads())
+
+
 def check_threads():
     """Weights enough for three threads, which share every phase."""
     before = torch.get_num_threads()
@@ -104,7 +171,7 @@ def check_threads():
     try:
         case = Case("float32", width=256, inner=1024)
         for _ in range(4):
-            case.check(4, [4, 1, 2], 2e-5)
+            case.check(4, [4, 1, 2], 3e-5)  # from float64 the reference is up to 2.4e-5 away, the operator 1.1e-5
     finally:
         torch.set_num_threads(before)
 

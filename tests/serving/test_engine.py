@@ -99,6 +99,20 @@ def test_no_text_depends_on_those_beside_it(arrivals, cancelled):
             assert (text.tokens, text.log_probs, text.ends) == (expected.tokens, expected.log_probs, 1)
 
 
+def test_nor_does_it_in_float16():
+    served()  # or skips
+
+    def texts_of(*prompts):
+        model = tiny_server.model(4, fp16=True)
+        some = Engine(model.step, 4, model.width, 10, together=model.together)
+        heard = [Heard(prompt, 5) for prompt in prompts]
+        some.submit([each.job for each in heard])
+        finish(some)
+        return [(each.tokens, each.log_probs) for each in heard]
+
+    assert texts_of(*PROMPTS) == [text for prompt in PROMPTS for text in texts_of(prompt)]
+
+
 @functools.lru_cache(maxsize=None)
 def expected_text(number, length, sampling, seed):
     return alone(PROMPTS[number], length, sampling, seed)
@@ -319,6 +333,19 @@ def test_modules_compute_all_slots_in_one_call(native_ones):
     some.submit([Heard([5 + number], 2).job for number in range(20)])
     finish(some)
     assert rows == [1] * 20 + ([16, 4] if native_ones else [20])
+
+
+def test_the_token_of_a_single_text_is_computed_without_a_row_beside_it():
+    model, rows = served(4), []
+
+    def step(ids, start, count, wanted):
+        rows.append(int((count > 0).sum()))
+        return model.step(ids, start, count, wanted)
+
+    some, heard = Engine(step, 4, model.width, 20, together=model.together), Heard([5], 3)
+    some.submit([heard.job])
+    finish(some)
+    assert rows == [1] * 3
 
 
 def test_hundreds_of_texts_with_cancellations_lose_no_slot():

@@ -31,11 +31,11 @@ def folder():
 
 
 @functools.lru_cache(maxsize=None)
-def model(slots=4, custom_ops=True):
+def model(slots=4, custom_ops=True, fp16=False):
     """One for each number of slots, which tests share: what a slot held before must not matter."""
     from serving.model import ServedModel
 
-    flags = dict(model=folder(), context=None, slots=slots, fp16=False, int8=False, custom_ops=custom_ops)
+    flags = dict(model=folder(), context=None, slots=slots, fp16=fp16, int8=False, custom_ops=custom_ops)
     return ServedModel(SimpleNamespace(**flags))
 
 
