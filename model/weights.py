@@ -10,15 +10,17 @@ import re
 import warnings
 import zipfile
 from pathlib import Path
-from typing import Any, ContextManager, Mapping
+from typing import Any, ContextManager, Mapping, Sequence
 
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from model import safetensors_file
 from model.config import VARIANT_TYPE, GPT2Config, read_json_object
 from model.gpt2 import GPT2LMHeadModel
+from model.torch_archive import StandIn, check_parts, refuse_cut
 
 WEIGHTS_FILE = "model.safetensors"
 # In order of preference. An index is a JSON file whose weight_map names the shard of each tensor.
@@ -85,6 +87,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         try:
             return dict(safetensors.torch.load_file(path))  # mapped, not read, until a tensor is used
         except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+            safetensors_file.refuse_cut(path)
             raise ValueError(f"{path}: cannot be read ({_first_line(error)}); is the file complete?") from error
     return tensor_mapping(load_torch_file(path), path)
 
@@ -96,32 +99,23 @@ def tensor_mapping(content: Any, path: Path) -> dict[str, Tensor]:
     return content
 
 
-class StandIn:
-    """In the place of an object of another program: what it was made of, and none of its code."""
-
-    def __new__(cls, *arguments: Any, **named: Any) -> StandIn:
-        made = object.__new__(cls)
-        made.__dict__["arguments"] = arguments
-        return made
-
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        self.__dict__.update(state if isinstance(state, dict) else {"state": state})
-
-
-def load_torch_file(path: Path, passed_over: str | None = None) -> Any:
+def load_torch_file(path: Path, passed_over: str | None = None, within: Sequence[str] = ()) -> Any:
     """What torch.save has written, without running code; tensors are mapped where torch can do so (from 2.1 on).
 
-    Classes and functions whose full names match `passed_over` become a StandIn; that takes torch 2.6.
+    Args:
+        passed_over: classes and functions whose full names match become a StandIn; that takes torch 2.6.
+        within: keys of what is loaded; the bytes of other tensors are not compared with their CRCs.
 
-    Raises ValueError naming the file: it cannot be read, is damaged, or holds other objects than these, tensors,
-    numbers, texts, lists and mappings; or torch is too old to pass over them.
+    Raises ValueError naming the file, and the tensor at fault: it cannot be read, is damaged, or holds other objects
+    than these, tensors, numbers, texts, lists and mappings; or torch is too old to pass over them.
     """
+    # The format from before torch 1.6, which is no archive, cannot be mapped.
+    is_archive = zipfile.is_zipfile(path)
+    if is_archive:
+        check_parts(path, path, within)
+    else:
+        refuse_cut(path)
     try:
-        # The format from before torch 1.6, which is no archive, cannot be mapped.
-        is_archive = zipfile.is_zipfile(path)
         mapped = {"mmap": True} if is_archive and "mmap" in inspect.signature(torch.load).parameters else {}
         with _stand_ins(path, passed_over if is_archive else None):
             return torch.load(str(path), map_location="cpu", weights_only=True, **mapped)

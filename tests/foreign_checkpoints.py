@@ -288,7 +288,7 @@ def megatron(folder, tensors, dims=SMALL, ranks=1, stages=1, version=3.0, names=
     return folder
 
 
-def torch_dist(folder, tensors, dims=SMALL):
+def torch_dist(folder, tensors, dims=SMALL, **changes):
     """The same in the format torch_dist: each kind of tensor of all layers in one."""
     (folder / "iter_0000007").mkdir(parents=True)
     (folder / "latest_checkpointed_iteration.txt").write_text("7")
@@ -303,7 +303,7 @@ def torch_dist(folder, tensors, dims=SMALL):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that there is one process
         torch.distributed.checkpoint.save(state, checkpoint_id=folder / "iter_0000007", no_dist=True)
-    content = {"args": megatron_args(dims), "checkpoint_version": 3.0, "iteration": 7}
+    content = {"args": megatron_args(dims, **changes), "checkpoint_version": 3.0, "iteration": 7}
     torch.save(content, folder / "iter_0000007" / "common.pt")
     return folder
 

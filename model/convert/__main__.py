@@ -36,9 +36,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     says.add_argument("--config", type=Path, metavar="FILE", help="of Hugging Face, Megatron-LM: a config.json")
     says.add_argument("--real-vocab-size", type=int, metavar="N", help="rows of the vocabulary that are tokens")
     says.add_argument("--activation", choices=ACTIVATIONS, help="of nanoGPT, llm.c, Megatron-LM, GGUF")
-    says.add_argument("--tokenizer", type=Path, metavar="PATH", help="a tokenizer.json or a folder with one")
     says.add_argument(
-        "--vocab-multiple", type=int, metavar="N", help="of llm.c, megatron as OUT: padded to a multiple of (128)"
+        "--tokenizer", type=Path, metavar="PATH", help="for huggingface, gguf as OUT: a tokenizer.json, or its folder"
+    )
+    says.add_argument(
+        "--vocab-multiple", type=int, metavar="N", help="for llm.c, megatron as OUT: padded to a multiple of (128)"
     )
     args = parser.parse_args(argv)
     problems = [

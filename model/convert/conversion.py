@@ -25,6 +25,7 @@ _WRITERS: dict[str, Any] = {
 }
 _FOLDERS = ("huggingface", "megatron")
 _PADDED, _ROWS_MULTIPLE = ("llm.c", "megatron"), 128
+_WITH_TOKENIZER = ("huggingface", "gguf")
 # Which kinds of IN read these of the Wishes: the others would compute the same without them.
 _READ_BY = {
     "config": (huggingface.KIND, megatron.KIND),
@@ -37,10 +38,7 @@ def convert(args: argparse.Namespace) -> None:
     written.
     """
     _check_output(args.IN, args.OUT, args.to in _FOLDERS, args.overwrite)
-    if args.vocab_multiple is not None and args.to not in _PADDED:
-        raise ValueError(
-            f"--vocab-multiple: {args.to} has no padding of the vocabulary ({' and '.join(_PADDED)} have); leave it out"
-        )
+    _check_written(args)
     writer = _WRITERS[args.to]
     wishes = Wishes(args.config, args.real_vocab_size, args.activation, args.tokenizer)
     with warnings.catch_warnings(record=True) as told:
@@ -70,6 +68,18 @@ def as_folder(path: Path, folder: Path) -> Path:
     _check_room(folder, huggingface.size(source, target))
     huggingface.write(source, target)
     return folder
+
+
+def _check_written(args: argparse.Namespace) -> None:
+    """Raises ValueError for a flag that says nothing of the format to write."""
+    for name, what, formats in (
+        ("vocab_multiple", "padding of the vocabulary", _PADDED),
+        ("tokenizer", "tokenizer in it", _WITH_TOKENIZER),
+    ):
+        if getattr(args, name) is not None and args.to not in formats:
+            raise ValueError(
+                f"--{name.replace('_', '-')}: {args.to} has no {what} ({' and '.join(formats)} have); leave it out"
+            )
 
 
 def _check_read(wishes: Wishes, source: Source) -> None:

@@ -32,7 +32,8 @@ from model.convert.nanogpt import CONV1D, without_biases
 from model.convert.scratch import mapped_copies
 from model.convert.sink import DTYPES, Target, check_computes, kept_bytes
 from model.convert.source import Source, Weight, Wishes, make_source, weight_of
-from model.weights import HEAD, WTE, StandIn, load_torch_file
+from model.torch_archive import StandIn
+from model.weights import HEAD, WTE, load_torch_file
 
 ALLOWED = ("float32", "float16", "bfloat16")
 LATEST_FILE = "latest_checkpointed_iteration.txt"
@@ -72,7 +73,7 @@ def read(path: Path, wishes: Wishes) -> Source:
     ranks, stages = (1 + max(key[i] for key in files) for i in (0, 1))
     contents: dict[tuple[int, int], Mapping[str, Any]] = {}
     for key, file in sorted(files.items()):
-        contents[key] = _checked(load_torch_file(file, PASSED_OVER), file)
+        contents[key] = _checked(load_torch_file(file, PASSED_OVER, within=("model",)), file)
     first = min(files)
     args, file = arguments(contents[first]), files[first]
     ranks = max(ranks, args.get("tensor_model_parallel_size") or 1)

@@ -86,7 +86,7 @@ def _in_file(path: Path, wishes: Wishes) -> Source:
 def _in_torch_file(path: Path, wishes: Wishes) -> Source:
     if megatron.is_piece(path):
         raise ValueError(f"{path}: is a piece of Megatron-LM's; give the folder with its mp_rank folders")
-    content: Any = load_torch_file(path)
+    content: Any = load_torch_file(path, within=("model",))
     if nanogpt.is_nanogpt(content):
         return nanogpt.read(path, content, wishes)
     raise ValueError(

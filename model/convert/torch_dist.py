@@ -20,7 +20,8 @@ from model.convert.megatron import arguments, source_of
 from model.convert.megatron_model import PASSED_OVER, our_name
 from model.convert.raw_file import RawFile
 from model.convert.source import Source, Weight, Wishes
-from model.weights import StandIn, load_torch_file
+from model.torch_archive import StandIn, check_parts
+from model.weights import load_torch_file
 
 METADATA, COMMON = ".metadata", "common.pt"
 _MODULES = ("torch.distributed.checkpoint.", "torch.distributed._shard.", "megatron.core.")
@@ -161,9 +162,10 @@ def _weight(path: Path, name: str, entry: Entry, layer: int | None) -> Weight:
 
 
 def _read_part(path: Path, name: str, part: Part) -> Tensor:
-    raw = RawFile(path / part.file).bytes(name, part.place, part.length)
+    raw = RawFile(path / part.file).bytes(name, part.place, part.length).numpy().tobytes()
+    check_parts(io.BytesIO(raw), path / part.file, whole=name)
     try:
-        tensor = torch.load(io.BytesIO(raw.numpy().tobytes()), map_location="cpu", weights_only=True)
+        tensor = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
     except Exception as error:  # whatever damage makes of the unpickler
         raise ValueError(f"{path / part.file}: the part of {name} cannot be read; is the file complete?") from error
     if not isinstance(tensor, Tensor) or tensor.numel() != torch.Size(part.sizes).numel():

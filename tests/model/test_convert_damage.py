@@ -3,6 +3,8 @@
 import argparse
 import collections
 import errno
+import functools
+import io
 import json
 import os
 import pickle
@@ -76,6 +78,88 @@ def test_cut_short(tmp_path, capsys, kind, share):
     size = file.stat().st_size
     os.truncate(file, int(size * share))
     assert str(file) in refusal(capsys, source)
+
+
+# What ends within a tensor, or has another byte in one, at the half of the file, and the name that it has there.
+HALF = {
+    "huggingface": "transformer.",
+    "bin": "transformer.",
+    "nanogpt": "model.transformer.",
+    "llm.c": "transformer.",
+    "megatron": "model.decoder.",
+    "torch_dist": "transformer.",
+    "openai": "model/",
+    "gguf": "position_embd.weight",
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_cut_within_a_tensor(tmp_path, capsys, kind):
+    source, file = make(kind, tmp_path)
+    os.truncate(file, file.stat().st_size // 2)
+    said = refusal(capsys, source)
+    assert f"{file}: ends within " in said and HALF[kind] in said and "opy or download it again" in said
+
+
+@pytest.mark.parametrize("kind", ["bin", "nanogpt", "megatron"])
+def test_an_archive_without_its_end(tmp_path, capsys, kind):
+    source, file = make(kind, tmp_path)
+    content = file.read_bytes()
+    file.write_bytes(content[: content.index(b"PK\1\2") + 50])
+    assert f"{file}: ends before the list of its parts" in refusal(capsys, source)
+
+
+def middle_of(file, name):
+    """Where in a file of torch.save the bytes of a tensor are."""
+    content = torch.load(file, weights_only=False)
+    tensor = functools.reduce(lambda part, key: part[key], name, content)
+    return file.read_bytes().index(tensor.contiguous().numpy().tobytes()) + tensor.nbytes // 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("bin", ("transformer.h.1.attn.c_attn.weight",)),
+        ("nanogpt", ("model", "transformer.h.1.attn.c_attn.weight")),
+        ("megatron", ("model", "decoder.layers.0.self_attention.linear_qkv.weight")),
+    ],
+)
+def test_a_byte_that_changed_in_what_torch_wrote(tmp_path, capsys, kind, name):
+    source, file = make(kind, tmp_path)
+    flip(file, middle_of(file, name))
+    assert f"{file}: the bytes of {'.'.join(name)} are not those that were written" in refusal(capsys, source)
+
+
+def flip(file, place):
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1
+    file.write_bytes(content)
+
+
+def test_a_byte_that_changed_in_a_part_of_torch_dist(tmp_path, capsys):
+    dims = foreign.Dimensions(layers=2, heads=2, channels=16, positions=12, rows=64, tokens=64)
+    source = foreign.torch_dist(tmp_path / "in", foreign.weights(dims), dims)
+    file = source / "iter_0000007" / "__0_0.distcp"
+    metadata = pickle.loads(file.with_name(".metadata").read_bytes())
+    ((_, part),) = [(key, each) for key, each in metadata.storage_data.items() if key.fqn.endswith("linear_fc1.weight")]
+    tensor = torch.load(io.BytesIO(file.read_bytes()[part.offset :][: part.length]))
+    flip(file, file.read_bytes().index(tensor.numpy().tobytes()) + tensor.nbytes // 2)
+    assert f"{file}: the bytes of transformer.h.0.mlp.c_fc.weight are not those" in refusal(capsys, source)
+
+
+def test_what_is_not_converted_may_be_damaged_and_crcs_may_be_absent(tmp_path):
+    source, file = make("nanogpt", tmp_path)
+    assert main([str(source), str(tmp_path / "sound"), "--to", "llm.c"]) == 0
+    content = torch.load(file, weights_only=False)
+    content["optimizer"]["state"][0]["exp_avg"] = torch.full((100,), 7.5)
+    torch.save(content, file)
+    flip(file, middle_of(file, ("optimizer", "state", 0, "exp_avg")))
+    assert main([str(source), str(tmp_path / "one"), "--to", "llm.c"]) == 0
+    serialization = pytest.importorskip("torch.utils.serialization", reason="torch before 2.7 always writes CRCs")
+    with serialization.config.patch("save.compute_crc32", False):
+        torch.save(content, file)
+    assert main([str(source), str(tmp_path / "two"), "--to", "llm.c"]) == 0
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes() == (tmp_path / "sound").read_bytes()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -251,6 +335,19 @@ def test_a_padding_is_not_asked_of_a_format_without_one(tmp_path, capsys):
     assert torch.load(piece, weights_only=False)["args"].make_vocab_size_divisible_by == 128
 
 
+def test_a_tokenizer_is_not_given_to_a_format_without_one(tmp_path, capsys):
+    source, _ = make("huggingface", tmp_path)
+    (tmp_path / "tokenizer.json").write_text(tiny_checkpoint.tokenizer().to_json(), encoding="utf-8")
+    words = ["--tokenizer", str(tmp_path / "tokenizer.json")]
+    for to in ("nanogpt", "llm.c", "megatron"):
+        assert main([str(source), str(tmp_path / "out"), "--to", to, *words]) == 2
+        assert f"--tokenizer: {to} has no tokenizer in it (huggingface and gguf have)" in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+    for to in ("huggingface", "gguf"):
+        assert main([str(source), str(tmp_path / to), "--to", to, *words]) == 0
+    assert (tmp_path / "huggingface" / "tokenizer.json").is_file()
+
+
 def test_an_older_torch_is_named(tmp_path, capsys, monkeypatch):
     """It reads what holds nothing but tensors, and says of the rest what it takes."""
     foreign.megatron(tmp_path / "in", foreign.weights())
@@ -301,9 +398,7 @@ def test_an_index_of_openais(tmp_path, capsys):
 
 def test_a_byte_that_changed_in_a_tensor_of_openais(tmp_path, capsys):
     source, file = make("openai", tmp_path)
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
+    flip(file, file.stat().st_size // 2)
     assert f"{file}: the bytes of model/h" in refusal(capsys, source)
 
 
@@ -370,6 +465,12 @@ def test_a_shard_that_is_missing(tmp_path, capsys):
     assert main([str(source), str(tmp_path / "whole"), "--to", "huggingface"]) == 0
     (source / "model-1.safetensors").unlink()
     assert str(source / "model-1.safetensors") in refusal(capsys, source)
+
+
+def test_arguments_of_torch_dist_that_are_of_another_model(tmp_path, capsys):
+    foreign.torch_dist(tmp_path / "in", foreign.weights(), max_position_embeddings=13)
+    said = refusal(capsys, tmp_path / "in")
+    assert str(tmp_path / "in") in said and "its args" in said and "wpe.weight (12, 16) instead of (13, 16)" in said
 
 
 def test_shapes_that_differ_from_the_configuration_name_both(tmp_path, capsys):
