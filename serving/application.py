@@ -18,11 +18,11 @@ from corpora.strict_json import json_text
 from serving.answers import Piece
 from serving.errors import ApiError
 from serving.metrics import CONTENT_TYPE
+from serving.openapi import OPEN_PATHS, document
 from serving.service import Exchange, Service
 
 PAGE = Path(__file__).with_name("page.html")
 BODY_SECONDS = 30.0  # within which the body of a request must have come
-OPEN_PATHS = ("/", "/health")  # which need no key
 
 
 class Gone(Exception):
@@ -50,6 +50,9 @@ def create_application(service: Service, key: str | None = None) -> ASGIApp:
             raise ApiError(404, f"This model does not exist; {service.name} is served", "model", "model_not_found")
         return JSONResponse(_model(service))
 
+    async def openapi(request: Request) -> Response:
+        return JSONResponse(document(key is not None))
+
     async def completions(request: Request) -> Response:
         return await complete(service, request)
 
@@ -58,6 +61,7 @@ def create_application(service: Service, key: str | None = None) -> ASGIApp:
             Route("/", page),
             Route("/health", health),
             Route("/metrics", metrics),
+            Route("/openapi.json", openapi),
             Route("/v1/models", models),
             Route("/v1/models/{name:path}", model),
             Route("/v1/completions", completions, methods=["POST"]),

@@ -72,7 +72,8 @@ def spans(text: str) -> list[str]:
 def missing_paths(path: Path, text: str) -> list[str]:
     """Paths of the repository in backticks, in commands and as modules of `-m`, that do not exist.
 
-    Paths are those from the root; of the pages of portable/, also from there and from poptorch/.
+    Paths are those from the root; of the pages of portable/, also from there and from poptorch/. What begins with a
+    slash is none of them: an endpoint of the server.
     """
     rooms = {folder.name for folder in ROOT.iterdir() if folder.is_dir()}
     words = [span for span in spans(text) if not re.search(r"\s", span)]
@@ -83,7 +84,7 @@ def missing_paths(path: Path, text: str) -> list[str]:
         word = word[2:] if word.startswith("./") else word
         in_room = "/" in word and word.split("/")[0] in rooms
         is_file = re.fullmatch(rf"[\w./-]+\.{SUFFIXES}", word) and ("/" in word or word.startswith("requirements"))
-        if re.fullmatch(r"[\w./-]+", word) and (in_room or is_file) and not MADE.fullmatch(word):
+        if re.fullmatch(r"[\w.-][\w./-]*", word) and (in_room or is_file) and not MADE.fullmatch(word):
             if not any((base / word).exists() for base in bases):
                 found.append(f"{named(path)}: there is no {word}")
     for module in re.findall(r"-m ([\w.]+)(?!\S)", "\n".join([*spans(text), *code_blocks(text)])):

@@ -53,6 +53,8 @@ def error_of(answer, status, param, code):
     error = answer.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
     assert (error["param"], error["code"]) == (param, code)
+    kind = "rate_limit_error" if status == 429 else "server_error" if status >= 500 else "invalid_request_error"
+    assert error["type"] == kind
     return error["message"]
 
 
