@@ -61,6 +61,10 @@ SCHEMAS = {
         "required": ["model"],
         "properties": {field.name: _property(field) for field in FIELDS},
         "additionalProperties": False,
+        "anyOf": [
+            {"properties": {"stream_options": NULL}},
+            {"required": ["stream"], "properties": {"stream": {"const": True}}},
+        ],
     },
     "Completion": _completion("Choice", _named("Usage")),
     "CompletionChunk": _completion("ChunkChoice", _or_null(_named("Usage")), optional=("usage",)),

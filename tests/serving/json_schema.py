@@ -77,11 +77,12 @@ def conforms(value, schema, document):
 def values(schema, document):
     """What conforms: a strategy, of small values."""
     schema = resolved(schema, document)
-    if "anyOf" in schema:
+    if "anyOf" in schema and "type" not in schema:
         return st.one_of([values(each, document) for each in schema["anyOf"]])
     if "enum" in schema or "const" in schema:
         return st.sampled_from(schema.get("enum", [schema.get("const")]))
-    return st.one_of([_of_type(name, schema, document) for name in types_of(schema)])
+    found = st.one_of([_of_type(name, schema, document) for name in types_of(schema)])
+    return found.filter(lambda value: conforms(value, schema, document)) if "anyOf" in schema else found
 
 
 def _of_type(name, schema, document):
