@@ -195,7 +195,8 @@ def check_profile(problems: Problems) -> None:
     if args.profile is None or not problems.sound("profile"):
         return
     if not os.path.basename(os.path.abspath(args.profile)).endswith("_profile"):
-        program = os.path.splitext(os.path.basename(problems.program))[0]
+        name = problems.program.split()[-1]  # without "python -m"
+        program = os.path.splitext(os.path.basename(name))[0]
         args.profile = os.path.join(args.profile, f"{program}_profile")
     check_folder(problems, "profile")
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 from typing import Sequence
 
-from command_line.checks import check_checkpoint_source
+from command_line.checks import check_checkpoint_source, check_profile
 from command_line.flags import DURATION, PATH, TEXT, Flag, select, whole
 from command_line.generation_flags import GENERATION, SAMPLING, check_precision
 from command_line.parser import Parser
-from command_line.training_flags import PLACEMENT
+from command_line.training_flags import LOG, PLACEMENT
 
 PROGRAM = "python -m serving"
 KEY_VARIABLE = "GPT2_SERVING_KEY"
@@ -42,6 +42,7 @@ GROUPS = {
             "time for requests under way after SIGTERM or Ctrl-C, 1 s at least, in whole seconds",
         ),
     ),
+    "report": select(LOG, "profile"),
 }
 
 
@@ -53,6 +54,7 @@ def parse_serving_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     problems = Parser(PROGRAM, ABOUT, GROUPS).read(argv)
     args = problems.args
     check_precision(problems)
+    check_profile(problems)
     if args.context and args.prompt_len and args.prompt_len > args.context:
         problems.add("prompt_len", f"longer than {problems.shown('context')}; lower it, or leave it out")
     if not args.host:

@@ -54,16 +54,18 @@ class ServedModel:
         self.beginning = self.stop_ids[0]
         self.slots = args.slots
         self._token_texts: dict[int, str] = {}
-        self.step = self._compiled(gpt2, wanted_precision(args), args.custom_ops)
+        self.step = self._compiled(gpt2, wanted_precision(args), args)
 
-    def _compiled(self, gpt2: GPT2LMHeadModel, precision: str, custom_ops: bool) -> poptorch.PoplarExecutor:
-        steps = make_steps(gpt2, [self.config.n_layer], precision, custom_ops)
+    def _compiled(self, gpt2: GPT2LMHeadModel, precision: str, args: argparse.Namespace) -> poptorch.PoplarExecutor:
+        steps = make_steps(gpt2, [self.config.n_layer], precision, args.custom_ops)
         self.width = step_width(steps, min(WIDTH, self.positions))
         # Modules compute all slots in every call.
         self.together = self.slots if isinstance(steps, ModuleSteps) else TOGETHER
         options = poptorch.Options()
         options.autoRoundNumIPUs(True)
         options.setExecutionStrategy(poptorch.ShardedExecution(poptorch.AutoStage.AutoIncrement))
+        if args.profile:
+            options.enableProfiling(args.profile)
         executor = poptorch.inferenceModel(SlotStep(steps, self.slots, self.positions).eval(), options)
         one = torch.ones(self.slots, dtype=torch.int32)
         logits: Tensor = executor(torch.zeros(self.slots, self.width, dtype=torch.int32), one * 0, one, one * 0)

@@ -145,6 +145,19 @@ def test_it_is_a_module_that_can_be_run():
     assert done.returncode == 2 and done.stderr.startswith("python -m serving: 1 problem")
 
 
+def test_a_profile_is_left_behind(tmp_path):
+    assert parse_serving_args(["--model", str(tmp_path), "--profile", str(tmp_path)]).profile == str(
+        tmp_path / "serving_profile"
+    )
+    server = Server("--profile", tmp_path / "x_profile")
+    assert server.begin(max_tokens=3).getresponse().status == 200
+    status, err = server.end(signal.SIGTERM)
+    folder = tmp_path / "x_profile" / "inference"
+    assert status == 0 and f"poptorch: report in {folder}" in err and (folder / "report.html").is_file()
+    record = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    assert record["kind"] == "inference" and record["ranks"][0]["calls"] >= 3
+
+
 def test_the_servers_own_sampling_reaches_the_texts():
     """Of --typical-p next to nothing one token is left each time: seeds make no difference."""
     server = Server("--typical-p", 1e-9)

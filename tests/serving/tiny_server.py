@@ -35,7 +35,7 @@ def model(slots=4, custom_ops=True, fp16=False):
     """One for each number of slots, which tests share: what a slot held before must not matter."""
     from serving.model import ServedModel
 
-    flags = dict(model=folder(), context=None, slots=slots, fp16=fp16, int8=False, custom_ops=custom_ops)
+    flags = dict(model=folder(), context=None, slots=slots, fp16=fp16, int8=False, custom_ops=custom_ops, profile=None)
     return ServedModel(SimpleNamespace(**flags))
 
 
