@@ -21,11 +21,13 @@ RATE = 1e-4
 
 
 def our_model(settings: dict[str, Any]) -> Any:
-    """The application's model and loss, newly made."""
+    """The application's model and loss, newly made: of the config.json in the settings, or GPT-2 of their size."""
     from model.config import GPT2Config
     from model.gpt2 import GPT2LMHeadModel
     from model.pretraining import PretrainingModel
 
+    if "config" in settings:
+        return PretrainingModel(GPT2LMHeadModel(GPT2Config.from_dict(settings["config"]))).train()
     vocabulary = settings["vocabulary"]
     config = GPT2Config(
         vocab_size=-(-vocabulary // 16) * 16,
