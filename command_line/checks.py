@@ -17,7 +17,7 @@ import corpora.refusal
 from corpora.refusal import not_installed as not_installed
 from model.config import MODELS, GPT2Config, padding_note
 from model.layout import launched
-from model.pipeline import forward_stages, has_position_embedding, shared_on_several
+from model.pipeline import least_micro_batches, shared_on_several
 
 
 class Problems:
@@ -147,8 +147,8 @@ def check_layers(problems: Problems, config: GPT2Config, trains: bool) -> None:
     elif shared_on_several(config, layers):
         problems.add("layers_per_ipu", shared_on_several(config, layers))
     elif trains and count_fits and problems.sound("gradient_accumulation"):
-        stages = forward_stages(layers, has_position_embedding(config))
-        least, dest, samples = 2 * stages - 1, "gradient_accumulation", 1
+        least, dest, samples = least_micro_batches(config, layers), "gradient_accumulation", 1
+        stages = (least + 1) // 2
         if args.global_batch_size is not None:  # the accumulation follows from it
             dest, samples = "global_batch_size", args.global_batch_size // args.gradient_accumulation
         if args.gradient_accumulation < least:

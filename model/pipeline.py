@@ -81,6 +81,11 @@ def has_position_embedding(config: GPT2Config) -> bool:
     return config.position_embedding != "alibi"
 
 
+def least_micro_batches(config: GPT2Config, layers_per_ipu: Sequence[int]) -> int:
+    """Micro-batches that a weight update needs: 2 n - 1 fill a pipeline of n forward stages and their backward ones."""
+    return 2 * forward_stages(layers_per_ipu, has_position_embedding(config)) - 1
+
+
 def shared_on_several(config: GPT2Config, layers_per_ipu: Sequence[int]) -> str:
     """What is wrong with one block on several IPUs, each of which would need its weights; empty: nothing."""
     if not config.share_layers or sum(count > 0 for count in layers_per_ipu) < 2:

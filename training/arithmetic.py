@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from model.pipeline import forward_stages
+from model.config import GPT2Config
+from model.pipeline import least_micro_batches
 
 
 def samples_per_call(args: argparse.Namespace) -> int:
@@ -24,6 +25,6 @@ def arithmetic(args: argparse.Namespace) -> list[str]:
     flags = ("gradient_accumulation", "device_iterations", "replication_factor", "batch_size")
     shrink = sorted((f for f in flags if getattr(args, f) > 1), key=lambda f: -getattr(args, f))
     names = [f"--{name.replace('_', '-')} {getattr(args, name)}" for name in shrink]
-    least = 2 * forward_stages(args.layers_per_ipu) - 1
+    least = least_micro_batches(GPT2Config.from_json(args.config), args.layers_per_ipu)
     pipeline = f" (--gradient-accumulation at least {least} for this pipeline)" if least > 1 else ""
     return [first, "smaller calls: lower " + ", ".join(names + [f"--max-len {args.max_len}"]) + pipeline]

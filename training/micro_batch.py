@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from command_line.checks import BadFlags
-from model.pipeline import forward_stages
+from model.config import GPT2Config
+from model.pipeline import least_micro_batches
 
 ROOT = Path(__file__).resolve().parents[1]
 _MOST_TOKENS = 8192  # in a micro-batch: larger products are no faster, and a trial takes long
@@ -56,7 +57,7 @@ _OF_A_TRIAL: dict[str, Any] = {
 def candidates(args: argparse.Namespace) -> list[int]:
     """Micro-batches to try, the largest first: divisors of a replica's share that leave enough of them in an update.
 
-    Enough for the pipeline, that is: one of n stages needs 2 n - 1 micro-batches.
+    Enough for the pipeline, that is.
     """
     share = args.global_batch_size // args.replication_factor
     most = min(share // _least(args), max(1, _MOST_TOKENS // args.max_len))
@@ -64,7 +65,7 @@ def candidates(args: argparse.Namespace) -> list[int]:
 
 
 def _least(args: argparse.Namespace) -> int:
-    return 2 * forward_stages(args.layers_per_ipu) - 1
+    return least_micro_batches(GPT2Config.from_json(args.config), args.layers_per_ipu)
 
 
 def choose(args: argparse.Namespace) -> str:

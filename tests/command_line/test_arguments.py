@@ -19,6 +19,7 @@ import arguments
 from command_line import checks, training_checks
 from command_line.flags import select
 from command_line.training_flags import BATCH
+from model import pipeline
 from training import arithmetic
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -284,13 +285,13 @@ def test_data_and_checkpoint_paths(tmp_path: Path) -> None:
     ],
 )
 def test_forward_stages(layers: list[int], stages: int) -> None:
-    assert checks.forward_stages(layers) == stages
+    assert pipeline.forward_stages(layers) == stages
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=8))
 def test_forward_stages_are_the_runs_of_one_ipu(layers: list[int]) -> None:
     walk = "0" + ("1" if len(layers) > 1 else "") + "".join(str(i) * n for i, n in enumerate(layers)) + "0"
-    assert checks.forward_stages(layers) == sum(1 for _ in groupby(walk))
+    assert pipeline.forward_stages(layers) == sum(1 for _ in groupby(walk))
 
 
 def test_accumulation_must_fill_the_training_pipeline(capsys: pytest.CaptureFixture[str]) -> None:

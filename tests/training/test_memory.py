@@ -14,6 +14,7 @@ from tiny_run import environment, flags, run_here, write_config
 from arguments import parse_train_args
 from command_line.checks import BadFlags
 from training import memory, micro_batch
+from training.arithmetic import arithmetic
 
 WIDE = {"n_embd": 256, "n_head": 4, "n_positions": 512}  # 18 MB of activations a sample of 512 tokens, and more
 
@@ -105,6 +106,11 @@ def test_candidates_divide_the_share_of_a_replica_and_fill_the_pipeline(folder):
     pipeline = {"layers_per_ipu": "1 1", "ipus_per_replica": 2}  # IPUs 0 1 0 1 0: 5 stages, 9 micro-batches at least
     assert sizes(global_batch_size=36, **pipeline) == [4, 3, 2, 1]
     assert sizes(global_batch_size=4096) == [512, 256, 128, 64, 32, 16, 8, 4, 2, 1], "8,192 tokens"
+    alibi = {"model_type": "gpt2_variant", "variant": {"position_embedding": "alibi"}}
+    write_config(folder, **alibi)  # nothing between the token embedding and the first block: IPUs 0 1 0, 3 stages
+    assert sizes(global_batch_size=20, **pipeline) == [4, 2, 1]
+    args = parsed(folder, gradient_accumulation=5, **pipeline)
+    assert "--gradient-accumulation at least 5 for this pipeline" in arithmetic(args)[1]
 
 
 def auto(folder, monkeypatch, largest, **changes):
