@@ -43,7 +43,6 @@ DECIDED_BY = (
     (re.compile(r"transformer\.project_(in|out)\."), "embedding_size"),
     (re.compile(r"transformer\.h\.\d+\.ln_2\."), "parallel_residual"),
     (re.compile(r"transformer\.h\.\d+\.attn\.\w+\.bias"), "attention_bias"),
-    (re.compile(r"transformer\.h\.[1-9]\d*\."), "share_layers"),
     (re.compile(r"transformer\.ln_f\."), "final_norm"),
     (re.compile(r"lm_head\.weight"), "tie_word_embeddings"),
 )
@@ -201,7 +200,8 @@ def check_weights(
     # Before a model is built: a damaged configuration may ask for more layers than there is memory for.
     found = [int(match.group(1)) for match in map(_IN_LAYER.match, tensors) if match]
     if found and not config.share_layers and 1 + max(found) != config.n_layer:
-        raise ValueError(f"{wrong}\n  layers: {1 + max(found)}, and n_layer is {config.n_layer}")
+        shared = ", share_layers False" if max(found) == 0 else ""  # of a block that is all layers
+        raise ValueError(f"{wrong}\n  layers: {1 + max(found)}, and n_layer is {config.n_layer}{shared}")
     try:
         with torch.device("meta"):
             expected = dict(GPT2LMHeadModel(config, initialize=False).named_parameters())
@@ -221,10 +221,18 @@ def check_weights(
     if any(faults.values()):
         lines = [f"\n  {fault}: {_some(keys)}" for fault, keys in faults.items() if keys]
         told = [*faults["missing"], *faults["unexpected"]]
-        settings = [name for pattern, name in DECIDED_BY if any(map(pattern.match, told))]
+        settings = _deciding(told, config)
         lines += [f"\n  {name}, which decides on such tensors, is {getattr(config, name)!r} there" for name in settings]
         raise ValueError(wrong + "".join(lines))
     return list(expected)
+
+
+def _deciding(keys: list[str], config: GPT2Config) -> list[str]:
+    """The settings that decide on tensors which are missing, or unexpected."""
+    further = re.compile(r"transformer\.h\.[1-9]\d*\.")  # with share_layers nothing else is to be said of them
+    told = [key for key in keys if not (config.share_layers and further.match(key))]
+    settings = [name for pattern, name in DECIDED_BY if any(map(pattern.match, told))]
+    return settings + ["share_layers"] * (len(told) < len(keys))
 
 
 def _some(keys: list[str], limit: int = 8) -> str:

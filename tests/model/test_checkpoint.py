@@ -568,6 +568,7 @@ def test_a_separate_head_goes_to_transformers_and_back(tmp_path):
         ({}, {"share_layers": True}, "share_layers, .*True there"),
         ({"embedding_size": 4}, {"embedding_size": None}, "embedding_size, .*None there"),
         ({}, {"parallel_residual": True}, "parallel_residual, .*True there"),
+        ({"share_layers": True}, {"share_layers": False}, "layers: 1, and n_layer is 2, share_layers False"),
     ],
 )
 def test_weights_of_another_variant_are_named_with_the_setting(tmp_path, stored, told, setting):
@@ -577,6 +578,7 @@ def test_weights_of_another_variant_are_named_with_the_setting(tmp_path, stored,
     with pytest.raises(ValueError, match=setting) as caught:
         load_pretrained(tmp_path)
     assert "is not the GPT-2 that config.json beside it describes" in str(caught.value)
+    assert str(caught.value).count("which decides") <= 1, "settings that have nothing to do with it"
 
 
 def test_positions_that_are_not_learned_are_as_many_as_asked_for(tmp_path):
