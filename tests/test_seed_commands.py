@@ -134,22 +134,30 @@ def test_benchmark_is_a_table_of_what_the_evaluation_gives(tmp_path):
     done = benchmark("--data-dir", str(data), **variables)
     assert done.returncode == 1 and "cannot see further" in done.stderr, done.stderr
     rows = [re.split(r" *\| *", line)[1:-1] for line in done.stdout.splitlines()]
-    assert rows[0] == ["Context", "enwik8 (BPB)", "text8 (BPC)", "WikiText (PPL)"]
+    assert rows[0][:4] == ["Context", "enwik8 (BPB)", "text8 (BPC)", "WikiText (PPL)"]
     (found,) = json.loads((results / "TEXT8-16.json").read_text(encoding="utf-8"))["results"]
-    assert (found["window"], found["stride"]) == (16, 16)
-    (wiki,) = json.loads((results / "WIKITEXT103-16.json").read_text(encoding="utf-8"))["results"]
-    values = (found["values"]["bits per character"], wiki["values"]["ppl"])
-    enwik8 = "-" if not (data / "enwik8").exists() else rows[2][1]
-    assert rows[2:] == [["16", enwik8, f"{values[0]:.3f}", f"{values[1]:.2f}"], ["64", "-", "-", "-"]]
+    assert (found["window"], found["stride"], found["protocol"]) == (16, 16, "bits-per-character-disjoint")
+    wiki = json.loads((results / "WIKITEXT103-16.json").read_text(encoding="utf-8"))["results"]
+    ppl = {each["protocol"]: f"{each['values']['ppl']:.2f}" for each in wiki}
+    text8 = f"{found['values']['bits per character']:.3f}"
+    assert rows[2:] == [["16", "-", text8, ppl["token-gpt-star"], ppl["token-joined"]], ["64", "-", "-", "-", "-"]]
+
+    kept = sorted(path.name for path in (tmp_path / "checkpoint" / "evaluations").iterdir())
+    assert [name.split(".T16.")[0].split("checkpoint.")[-1] for name in kept] == [
+        "TEXT8.bits-per-character-disjoint", "WIKITEXT103.token-gpt-star", "WIKITEXT103.token-joined",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("variables", "told"),
+    ("words", "variables", "told"),
     [
-        ({"CHECKPOINT_PATH": ""}, "no checkpoint given"),
-        ({"CHECKPOINT_PATH": "x", "CONTEXTS": "1024 2k"}, "CONTEXTS: 2k is no length in tokens"),
+        ("", {}, "no checkpoint given"),
+        ("--batch-size 2", {}, "no checkpoint given"),
+        ("", {"CHECKPOINT_PATH": "x", "CONTEXTS": "1024 2k"}, "CONTEXTS: 2k is no length in tokens"),
+        ("--pretrained_checkpoint x", {"CONTEXTS": "0"}, "CONTEXTS: 0 is no length in tokens"),
+        ("--checkpoint-input-dir=x", {"CONTEXTS": "0"}, "CONTEXTS: 0 is no length in tokens"),
     ],
 )
-def test_benchmark_refuses_what_it_cannot_do(variables, told):
-    done = benchmark(**variables)
+def test_benchmark_refuses_what_it_cannot_do(words, variables, told):
+    done = benchmark(*words.split(), **{"CHECKPOINT_PATH": "", **variables})
     assert done.returncode == 2 and told in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
