@@ -10,35 +10,35 @@ import numpy as np
 from data.batches import NOTHING, SampleDataset
 from data.file_patterns import matching_files
 from data.open_files import OpenFiles
-from data.webdataset.tars import bad_row, row_ids, row_places
+from data.webdataset.index import row_index
+from data.webdataset.tars import bad_row, row_ids
 
 
 class RowTars:
-    """The rows of several tar files in a row, all of one `length`; `ends` counts those up to and with each file."""
+    """The rows of several tar files in a row, all of one `length`."""
 
     def __init__(self, paths: Sequence[Path], real_vocab_size: int) -> None:
         """Open the files. Raises ValueError naming file and member for what is damaged or holds no row."""
         self.paths, self.real_vocab_size = list(paths), real_vocab_size
-        self.places = [row_places(path) for path in self.paths]
-        self.ends = np.cumsum([len(places.starts) for places in self.places], dtype=np.int64)
+        self._index = row_index(self.paths)
         self._files = OpenFiles(self.paths)
         self.length = 0  # what the first row has
         self.length = len(self.row(0))
 
     def __len__(self) -> int:
-        return int(self.ends[-1])
+        return int(self._index.ends[-1])
 
     def row(self, number: int) -> np.ndarray:
         """The ids of a row, int64 (length,).
 
         Raises BadData naming file and member for one that is damaged, of another length or outside the vocabulary.
         """
-        file = int(np.searchsorted(self.ends, number, side="right"))
-        inside = number - (int(self.ends[file - 1]) if file else 0)
-        places = self.places[file]
-        raw = self._files.pread(file, int(places.starts[inside]), int(places.sizes[inside]))
+        index = self._index
+        file = int(np.searchsorted(index.ends, number, side="right"))
+        inside = number - (int(index.ends[file - 1]) if file else 0)
+        raw = self._files.pread(file, int(index.starts[number]), int(index.sizes[number]))
         try:
-            ids = row_ids(raw, int(places.kinds[inside]))
+            ids = row_ids(raw, int(index.kinds[number]))
         except ValueError as error:
             raise bad_row(self.paths[file], inside, str(error)) from error
         wrong = np.flatnonzero((ids < 0) | (ids >= self.real_vocab_size))
