@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Mapping, Sequence
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -22,22 +23,27 @@ from benchmarks import record  # noqa: E402
 from corpora.program import ProgramParser  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS, VARIABLE = ("float32", "bfloat16"), "POPTORCH_PORTABLE_HALF"
 # Those of run/demo.sh, but for the calls: one update each.
 FLAGS = """--model gpt2-tiny --max-len 128 --stride 128 --val-num 64 --optimizer AdamW --learning-rate 0.003
     --weight-decay 0.01 --loss-scaling 1024 --lr-schedule cosine --lr-warmup 0.1 --batch-size 8
     --gradient-accumulation 1 --device-iterations 1 --num-workers 0 --log-steps 10 --overwrite""".split()
 
 
-def parse(argv: list[str]) -> argparse.Namespace:
-    parser = ProgramParser("benchmarks/half_curves.py", __doc__.split("\n")[0])
+def parser_of(program: str, text: str) -> ProgramParser:
+    """The flags of benchmarks that train the demo's model in two ways."""
+    parser = ProgramParser(f"benchmarks/{program}.py", text.split("\n")[0])
     parser.add_argument("--corpus", default="demo/corpus/wikicorpus_en_one_article_per_line.pkl")
     parser.add_argument("--steps", type=int, default=200, help="weight updates of a run (default: 200)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1234, 1235, 1236], help="of a run each")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
-    parser.add_argument("--folder", type=Path, default=Path("demo/half_curves"), help="of the runs: %(default)s")
-    parser.add_argument("--picture", type=Path, default=Path("docs/half_curves.png"), help="default: %(default)s")
+    parser.add_argument("--folder", type=Path, default=Path("demo") / program, help="of the runs: %(default)s")
     parser.add_argument("--json", metavar="FILE", help="write the results there too")
+    return parser
+
+
+def parsed(parser: ProgramParser, argv: list[str]) -> argparse.Namespace:
+    """What they say. Exit status 2 for what cannot be done."""
     args = parser.parse_args(argv)
     problems = [f"--{name} must be at least 1" for name in ("steps", "threads") if getattr(args, name) < 1]
     if not Path(args.corpus).is_file():
@@ -47,22 +53,21 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return args
 
 
-def train(args: argparse.Namespace, seed: int, precision: str) -> Path:
-    """The folder of a run, which is made now. RuntimeError if it fails."""
-    folder = args.folder / f"seed_{seed}" / precision
-    variables = {"POPTORCH_PORTABLE_HALF": precision, "OMP_NUM_THREADS": str(args.threads)}
-    words = ["--train-path", args.corpus, "--seed", str(seed), "--training-steps", str(args.steps)]
-    words += ["--eval-steps", str(max(1, args.steps // 4)), "--lr-decay-steps", str(args.steps)]
+def train(
+    args: argparse.Namespace, seed: int, name: str, words: Sequence[str] = (), variables: Mapping[str, str] = {}
+) -> Path:
+    """The folder of a run with further flags or environment variables, which is made now. RuntimeError if it fails."""
+    folder = args.folder / f"seed_{seed}" / name
+    run = ["--train-path", args.corpus, "--seed", str(seed), "--training-steps", str(args.steps)]
+    run += ["--eval-steps", str(max(1, args.steps // 4)), "--lr-decay-steps", str(args.steps)]
     done = subprocess.run(
-        [sys.executable, str(ROOT / "train_gpt2.py"), *FLAGS, *words, "--save-model-path", str(folder)],
-        env={**os.environ, **variables},
+        [sys.executable, str(ROOT / "train_gpt2.py"), *FLAGS, *run, *words, "--save-model-path", str(folder)],
+        env={**os.environ, "OMP_NUM_THREADS": str(args.threads), **variables},
         capture_output=True,
         text=True,
     )
     if done.returncode:
-        raise RuntimeError(
-            f"the run with {precision} and seed {seed} failed:\n{done.stdout[-500:]}{done.stderr[-2000:]}"
-        )
+        raise RuntimeError(f"the run with {name} and seed {seed} failed:\n{done.stdout[-500:]}{done.stderr[-2000:]}")
     return folder
 
 
@@ -75,13 +80,15 @@ def held_out_loss(folder: Path) -> float:
 
 
 def main(argv: list[str]) -> int:
-    args = parse(argv)
+    parser = parser_of("half_curves", __doc__)
+    parser.add_argument("--picture", type=Path, default=Path("docs/half_curves.png"), help="default: %(default)s")
+    args = parsed(parser, argv)
     from training.log.curves import CURVES_FILE, draw
 
     results = []
     for seed in args.seeds:
         try:
-            folders = {precision: train(args, seed, precision) for precision in PRECISIONS}
+            folders = {name: train(args, seed, name, variables={VARIABLE: name}) for name in PRECISIONS}
         except RuntimeError as error:
             print(f"half_curves: {error}", file=sys.stderr)
             return 1
