@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from custom_ops import decode_blocks as native
 from generation.sampling import Sampling, best_scores, choose
+from model.attention import at_positions, padding_scores
 from model.config import GPT2Config
-from model.gpt2 import GPT2LMHeadModel, at_positions
+from model.gpt2 import GPT2LMHeadModel
 from model.kv_cache import layer_caches, token_positions
 from model.placement import place
 
@@ -57,15 +58,15 @@ class ModuleSteps(nn.Module):
     def hidden(self, input_ids: Tensor, start: Tensor, count: Tensor, caches: Sequence[Tensor]) -> Tensor:
         """(B, T, E): what `logits` takes."""
         config, half = self.gpt2.config, len(caches) // 2
-        unseen = None  # (B, S) bool
+        padding = None  # (B, 1, 1, S)
         positions = token_positions(start.long(), count.long(), input_ids.shape[1], caches[0].shape[2])  # (B, T)
         if config.padding_id is not None:
             caches[-1].scatter_(1, positions, (input_ids == config.padding_id).to(caches[-1].dtype))
-            unseen = caches[-1] > 0.5
+            padding = padding_scores(caches[-1] > 0.5, caches[0].dtype)
         return self.gpt2.transformer(
             input_ids,
             positions.clamp(max=config.n_positions - 1),
-            caches=layer_caches(caches[:half], caches[half : 2 * half], positions, unseen),
+            caches=layer_caches(caches[:half], caches[half : 2 * half], positions, padding),
         )
 
     def logits(self, hidden: Tensor, count: Tensor) -> Tensor:

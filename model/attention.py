@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import GPT2Config
-from model.kv_cache import LayerCache, not_padding
+from model.kv_cache import LayerCache
 from model.positions import alibi_bias, alibi_slopes
 
 # Score of a position that must not be seen, logit of a padding row. Softmax turns it into exactly 0
@@ -31,6 +31,15 @@ class Conv1D(nn.Module):
         return F.linear(x, self.weight.t(), self.bias)
 
 
+def padding_scores(padding: Tensor, dtype: torch.dtype) -> Tensor:
+    """(B, T) bool -> (B, 1, 1, T), to be added to the scores of the keys: those that are padding are not seen.
+
+    A query that sees nothing but padding sees that: its scores all fall alike. As a sum with what depends on the key
+    alone it is part of a fused attention, where a mask of every sample's own is not.
+    """
+    return (padding.to(dtype) * MASKED)[:, None, None, :]
+
+
 def at_positions(x: Tensor, positions: Tensor) -> Tensor:
     """(B, T, C), (B, P) int64 -> (B, P, C)"""
     return torch.gather(x, 1, positions.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
@@ -48,6 +57,7 @@ class Attention(nn.Module):
         self.n_head, self.head_size, self.size = config.n_head, config.head_size, config.attention_size
         self.scale = 1.0 / math.sqrt(self.head_size) / config.score_divisor(layer)
         self.upcast = config.reorder_and_upcast_attn
+        self.masked = MASKED if config.padding_id is None else 3 * MASKED  # below that of a key that is padding
         self.c_attn = Conv1D(config.n_embd, 3 * self.size, config.attention_bias)
         self.c_proj = Conv1D(self.size, config.n_embd, config.attention_bias)
         self.attn_dropout = nn.Dropout(config.attn_pdrop)
@@ -69,8 +79,8 @@ class Attention(nn.Module):
         """(B, T, C) -> (B, T, C), or (B, P, C) for P `positions` (B, P): their queries, every key and value.
 
         With a `cache` (and no `positions`) the queries see what it holds, these T tokens included. With `documents`
-        (B, T) (and no `cache`) they see the keys of the same number only. `padding` (B, T) bool are keys that no query
-        sees (with a `cache`, which of these T are), but its own where it would see none.
+        (B, T) (and no `cache`) they see the keys of the same number only. `padding` is what padding_scores gives of the
+        T keys (without a `cache`, which has its own).
         """
         B, T, _ = x.shape
         if positions is None:
@@ -84,17 +94,16 @@ class Attention(nn.Module):
             seen = seen & (askers[:, None, :, None] == documents[:, None, None, :])  # (B, 1, T or P, T)
         if cache is not None:
             k, v, seen = cache.extend(k, v)  # (B, H, S, D) twice, (B, 1, T, S)
-            positions = cache.positions
-        elif padding is not None:
-            queries = torch.arange(T, device=x.device) if positions is None else positions
-            seen = not_padding(seen, padding, queries)
+            positions, padding = cache.positions, cache.padding
         if self.upcast:
             q, k = q.float(), k.float()
         scores = torch.matmul(q, k.transpose(-1, -2)) * self.scale  # (B, H, T or P, T or S)
         if self.slopes is not None:
             queries = torch.arange(T, device=x.device) if positions is None else positions
             scores = scores + alibi_bias(self.slopes.to(scores.dtype), queries, scores.shape[-1])
-        scores = torch.where(seen, scores, MASKED)
+        if padding is not None:
+            scores = scores + padding
+        scores = torch.where(seen, scores, self.masked)
         probs = torch.softmax(scores, dim=-1)
         probs = self.attn_dropout(probs.to(v.dtype) if self.upcast else probs)
         context = torch.matmul(probs, v)  # (B, H, T or P, D)

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.attention import MASKED, Attention, Conv1D, at_positions
+from model.attention import MASKED, Attention, Conv1D, at_positions, padding_scores
 from model.config import GPT2Config
 from model.documents import positions_in_documents
 from model.initialization import initialize as draw_weights
@@ -142,8 +142,9 @@ class GPT2Model(nn.Module):
             position_ids = positions_in_documents(documents)  # (B, T)
         elif position_ids is None:
             position_ids = torch.arange(T, device=input_ids.device).unsqueeze(0)  # (1, T)
-        padding = None if self.config.padding_id is None else input_ids == self.config.padding_id  # (B, T)
-        x = self.embed(input_ids, position_ids)
+        x, padding = self.embed(input_ids, position_ids), None
+        if self.config.padding_id is not None and caches is None:  # which have their own
+            padding = padding_scores(input_ids == self.config.padding_id, x.dtype)  # (B, 1, 1, T)
         last = len(self.h) - 1
         for index, block in enumerate(self.h):
             positions = wanted if index == last else None

@@ -18,11 +18,11 @@ class LayerCache:
     Args:
         keys, values: (B, H, S, D), changed in place. The last slot is for padding: no token's position.
         positions: (B, T) int64, the slot of each token; S - 1 for padding.
-        hidden: (B, S) bool, the slots whose tokens are not seen (the model's padding_id); None: all are.
+        padding: (B, 1, 1, S), added to the scores of the slots (model/attention.py's padding_scores); None: nothing is.
     """
 
-    def __init__(self, keys: Tensor, values: Tensor, positions: Tensor, hidden: Tensor | None = None) -> None:
-        self.keys, self.values, self.positions, self.hidden = keys, values, positions, hidden
+    def __init__(self, keys: Tensor, values: Tensor, positions: Tensor, padding: Tensor | None = None) -> None:
+        self.keys, self.values, self.positions, self.padding = keys, values, positions, padding
 
     def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Take (B, H, T, D) new keys and values; all of them, and (B, 1, T, S): which slots each token may see."""
@@ -30,23 +30,7 @@ class LayerCache:
         self.keys.scatter_(2, slots, keys)
         self.values.scatter_(2, slots, values)
         every = torch.arange(self.keys.shape[2], device=keys.device)
-        seen = every <= self.positions[:, None, :, None]
-        if self.hidden is not None:
-            seen = not_padding(seen, self.hidden, self.positions)
-        return self.keys, self.values, seen
-
-
-def not_padding(seen: Tensor, padding: Tensor, queries: Tensor) -> Tensor:
-    """What is seen without the keys that are padding. A query that would see nothing sees itself.
-
-    Args:
-        seen: (B or 1, 1, T, S) bool.
-        padding: (B, S) bool.
-        queries: (T,) or (B, T), which of the S keys each query is itself.
-    """
-    seen = seen & ~padding[:, None, None, :]  # (B, 1, T, S)
-    itself = queries.unsqueeze(-1) == torch.arange(padding.shape[1], device=padding.device)  # ((B,) T, S)
-    return seen | (itself.unsqueeze(-3) & ~seen.any(dim=-1, keepdim=True))
+        return self.keys, self.values, every <= self.positions[:, None, :, None]
 
 
 def token_positions(start: Tensor, count: Tensor, width: int, slots: int) -> Tensor:
@@ -56,7 +40,7 @@ def token_positions(start: Tensor, count: Tensor, width: int, slots: int) -> Ten
 
 
 def layer_caches(
-    keys: Sequence[Tensor], values: Sequence[Tensor], positions: Tensor, hidden: Tensor | None = None
+    keys: Sequence[Tensor], values: Sequence[Tensor], positions: Tensor, padding: Tensor | None = None
 ) -> list[LayerCache]:
     """One cache a layer for the tokens at `positions`."""
-    return [LayerCache(k, v, positions, hidden) for k, v in zip(keys, values)]
+    return [LayerCache(k, v, positions, padding) for k, v in zip(keys, values)]

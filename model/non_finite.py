@@ -8,6 +8,7 @@ from typing import Any, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from model.attention import padding_scores
 from model.gpt2 import Block, GPT2LMHeadModel, GPT2Model
 
 # The largest number of what a device computes with and keeps: the decode step of int8 has float16 scales and caches.
@@ -81,7 +82,7 @@ def _outputs(gpt2: GPT2LMHeadModel, ids: Tensor) -> Iterator[tuple[str, Tensor]]
     x = ends.embed(ids, torch.arange(ids.shape[1]).unsqueeze(0))  # (1, T, C)
     yield from found
     yield "the sum of the embeddings", x
-    padding = None if config.padding_id is None else ids == config.padding_id
+    padding = None if config.padding_id is None else padding_scores(ids == config.padding_id, x.dtype)
     for index, block in enumerate(transformer.h):
         fresh = Block(config, index).eval()
         _fill(fresh, block.state_dict())

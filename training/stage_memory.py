@@ -143,7 +143,7 @@ def block_activations(config: GPT2Config, args: argparse.Namespace, device: Devi
     On IPUs B T C (34 + 5 H T / C) bytes: Korthikanti et al. 2022, "Reducing Activation Recomputation in Large
     Transformer Models", equation 1. Elsewhere attention is fused. Kept are the inputs of the layer norms, two or with a
     parallel residual one, of the four products and of the activation function, with queries, keys and values: of GPT-2
-    8 C + 2 I numbers a token. A padding mask, or isolated documents, keep attention in steps.
+    8 C + 2 I numbers a token. Isolated documents keep attention in steps.
     """
     width, length, heads = config.n_embd, args.max_len, config.attention_size
     tokens = args.batch_size * length
@@ -155,8 +155,7 @@ def block_activations(config: GPT2Config, args: argparse.Namespace, device: Devi
     masks = 0
     if config.resid_pdrop:  # a CPU keeps factors, a GPU bytes
         masks += 2 * width * (device.value if device is CPU else 1)
-    in_steps = args.document_boundaries == "isolated" or config.padding_id is not None
-    if in_steps:  # probabilities, factors of dropout and their product
+    if args.document_boundaries == "isolated":  # probabilities, factors of dropout and their product
         numbers += scores * (3 if config.attn_pdrop else 1)
         masks += length
     elif config.attn_pdrop and device is CPU:

@@ -82,7 +82,8 @@ def reference_attention(w, c, name, x, ids):
             part = slice(h * D, (h + 1) * D)
             outputs = []
             for i in range(x.shape[1]):
-                seen = [j for j in range(i + 1) if c.padding_id is None or ids[b, j] != c.padding_id] or [i]
+                before = list(range(i + 1))
+                seen = [j for j in before if c.padding_id is None or ids[b, j] != c.padding_id] or before
                 scores = k[seen, part] @ q[i, part] / math.sqrt(D)
                 if c.position_embedding == "alibi":
                     scores = scores - slopes[h] * torch.tensor([i - j for j in seen])

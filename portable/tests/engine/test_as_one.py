@@ -170,6 +170,28 @@ def test_attention_with_the_bias_of_alibi(dropout, monkeypatch):
     same(alone, together)
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_attention_with_a_bias_of_the_keys(dropout, monkeypatch):
+    """Each micro-batch has its own, as of a mask of padding."""
+    length, heads, size = 6, 2, 4
+
+    def forward(m, x):
+        q, k, v = m.project(x).view(x.shape[0], length, 3, heads, size).transpose(1, 3).unbind(2)
+        padding = (x[..., 0] > 0.5).to(x.dtype) * -1e4
+        scores = torch.matmul(q, k.transpose(-1, -2)) * 0.5 + padding[:, None, None, :]
+        probabilities = torch.softmax(torch.where(torch.ones(length, length).tril() > 0, scores, -3e4), dim=-1)
+        return poptorch.identity_loss(torch.matmul(F.dropout(probabilities, dropout), v).sin(), "mean")
+
+    def make():
+        return Body(forward, project=torch.nn.Linear(3, 3 * heads * size))
+
+    inputs = [torch.randn(16, length, 3, generator=torch.Generator().manual_seed(1))]
+    inputs[0][:, 0, 0] = 0.0
+    alone, together = both(monkeypatch, make, inputs, lambda: make_options(1, 8, mode=ALL).randomSeed(2))
+    assert together[2].number == 8, together[2].reason
+    same(alone, together)
+
+
 def test_losses_that_ignore_targets_keep_their_counts(monkeypatch):
     labels = torch.tensor([0, 1, -100, -100, 2, -100, 3, 4])
 

@@ -13,6 +13,7 @@ from test_recompute import LiveBytes
 import poptorch
 from poptorch.device.alibi import with_alibi
 from poptorch.device.dropout_attention import causal_attention, dropout_attention
+from poptorch.device.key_bias import with_key_bias
 from poptorch.engine.passes.attention import fuse_attention
 
 B, H, T, D, POSITIONS = 2, 3, 8, 4, 12
@@ -22,7 +23,7 @@ SDPA = torch.ops.aten.scaled_dot_product_attention.default
 
 
 class Attention(torch.nn.Module):
-    """One projection, attention, one scalar loss. `scores_to_probabilities(module, scores)` is what differs."""
+    """One projection, attention, one scalar loss. `scores_to_probabilities(module, scores[, x])` is what differs."""
 
     def __init__(self, scores_to_probabilities, positions: int = POSITIONS, dropout: float = 0.0):
         super().__init__()
@@ -32,13 +33,15 @@ class Attention(torch.nn.Module):
         self.register_buffer("slopes", torch.tensor(SLOPES))
         self.register_buffer("mask", torch.ones(positions, positions, dtype=torch.bool).tril()[None, None])
         self.scores_to_probabilities = scores_to_probabilities
+        self.asks_for_input = scores_to_probabilities.__code__.co_argcount == 3
 
     def forward(self, x):
         """(B, T, H D) -> context (B, H, T, D), loss"""
         length = x.shape[1]
         q, k, v = (part.view(x.shape[0], length, H, D).transpose(1, 2) for part in self.project(x).split(H * D, 2))
         scores = torch.matmul(q, k.transpose(-1, -2)) * (1.0 / math.sqrt(D))
-        context = torch.matmul(self.dropout(self.scores_to_probabilities(self, scores)), v)
+        given = (self, scores, x) if self.asks_for_input else (self, scores)
+        context = torch.matmul(self.dropout(self.scores_to_probabilities(*given)), v)
         return context, poptorch.identity_loss(context.sin(), "sum")
 
 
@@ -108,7 +111,40 @@ def bias_from_data(m, scores):
     return masked(m, scores + (places - places[:, None]) * scores.detach().amax())
 
 
+def of_keys(bias, low=3 * LOW):
+    """Causal attention to whose scores `bias(module, x)`, (B, T), is added, one for each key."""
+
+    def probabilities(m, scores, x):
+        length = scores.shape[-1]
+        scores = scores + bias(m, x).to(scores.dtype)[:, None, None, :]
+        return torch.softmax(torch.where(m.mask[..., :length, :length], scores, low), dim=-1)
+
+    return probabilities
+
+
+def alibi_bias(m, scores):
+    places = torch.arange(scores.shape[-1])
+    return (places - places[:, None]).to(scores.dtype) * m.slopes[:, None, None]
+
+
+def padding(m, x):
+    """Some of the first tokens and others; lowered by what softmax makes 0 of and float32 has the scores beside."""
+    places = torch.arange(x.shape[1])
+    return ((x[..., 0] > 0.2) | (places < 2)).to(x.dtype) * -40.0
+
+
+KEY_BIASES = {
+    "padding": of_keys(padding),
+    "one for all samples": of_keys(lambda m, x: torch.linspace(-3, 3, x.shape[1])[None]),
+    "learned": of_keys(lambda m, x: torch.matmul(x, m.project.weight[0])),
+    "beside ALiBi": lambda m, scores, x: KEY_BIASES["padding"](m, scores + alibi_bias(m, scores), x),
+}
+
+
 UNFUSED = {
+    "a bias for each query": lambda m, scores, x: masked(m, scores + x[..., 0].detach()[:, None, :, None]),
+    "two biases of keys": lambda m, scores, x: KEY_BIASES["padding"](m, scores + x[..., 1][:, None, None, :], x),
+    "a bias as low as what masks": of_keys(padding, LOW),
     "a bias that is no slope": biased(lambda queries, keys: -((keys - queries) ** 2)),
     "a bias by the place of the query alone": biased(lambda queries, keys: queries + 0 * keys),
     "a bias from data": bias_from_data,
@@ -171,6 +207,44 @@ def test_alibi_with_dropout_has_its_kernel_too():
     assert targets(executor).count(dropout_attention) == 1 and context.shape == (B, H, T, D)
     plain, _ = Attention(ALIBI)(sample())
     torch.testing.assert_close(context, plain.detach(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [1, T, POSITIONS])
+@pytest.mark.parametrize("case", KEY_BIASES)
+def test_a_bias_of_the_keys_goes_into_the_kernel(case, length):
+    """Padding at the beginning too: who sees nothing else sees that."""
+    executor = assert_like_eager(Attention(KEY_BIASES[case]), KEY_BIASES[case], sample(length), close=2e-5)
+    attentions = sum(target in (SDPA, causal_attention) for target in targets(executor))
+    if case != "beside ALiBi" or length > 1:
+        assert attentions == targets(executor).count(with_key_bias) == 1
+
+
+def test_padding_with_dropout_has_its_kernel_too():
+    executor = executor_of(Attention(KEY_BIASES["padding"], dropout=1e-12))
+    context, _ = executor(sample())
+    assert targets(executor).count(dropout_attention) == 1 and context.shape == (B, H, T, D)
+    plain, _ = Attention(KEY_BIASES["padding"])(sample())
+    torch.testing.assert_close(context, plain.detach(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_bias_of_the_keys_in_16_bits(dtype):
+    """Of operands rounded to them, as a kernel sees them: padding vanishes, and of -inf nothing becomes NaN."""
+    nothing = torch.zeros(1, H, 4, D)
+    for low in (-1e4, -1e9, -torch.inf):
+        bias = torch.tensor([low, low, 0.0, 1.25]).view(1, 1, 1, 4)
+        query, key, value = (
+            each.to(dtype).float() for each in with_key_bias(nothing, nothing, nothing, bias, 0.125, True)
+        )
+        scores = (query @ key.transpose(-1, -2) * 0.125).masked_fill(torch.ones(4, 4).tril() == 0, -torch.inf)
+        expected = [
+            [1, 0, 0, 0],
+            [0.5, 0.5, 0, 0],
+            [0, 0, 1, 0],
+            [0, 0, *torch.tensor([0.0, 1.25]).softmax(0).tolist()],
+        ]
+        torch.testing.assert_close(scores[0, 0].softmax(-1), torch.tensor(expected), rtol=1e-3, atol=1e-6)
+        assert not value.any()
 
 
 @pytest.mark.parametrize("dtype, exact", [(torch.float32, 1e-4), (torch.bfloat16, 0.05)])

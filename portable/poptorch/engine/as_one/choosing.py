@@ -11,6 +11,7 @@ import torch
 from ...device import half_products, serialized
 from ...device.alibi import with_alibi
 from ...device.dropout_attention import causal_attention, dropout_attention
+from ...device.key_bias import with_key_bias
 from ...device.linear_cross_entropy import linear_cross_entropy
 from ...device.packed_linear import packed_linear
 from ...device.residual_dropout import residual_dropout
@@ -41,6 +42,7 @@ _FUNCTIONS = _DRAWING_FUNCTIONS | {
     linear_cross_entropy,
     packed_linear,
     with_alibi,
+    with_key_bias,
     half_products.linear,
     half_products.matmul,
     half_products.addmm,
@@ -135,7 +137,7 @@ def _rule(node: torch.fx.Node) -> type[Rule]:
         return Product
     if node.target is half_products.addmm:
         return OneByOne
-    if node.target in (aten.layer_norm.default, aten.embedding.default, with_alibi):
+    if node.target in (aten.layer_norm.default, aten.embedding.default, with_alibi, with_key_bias):
         return Unchanged
     if node.target in _ATTENTIONS:
         return Samples
@@ -156,6 +158,8 @@ def _rule_fits(node: torch.fx.Node, stacked: Collection[str]) -> bool:
         return flags[0] and not any(flags[place] for place in flags if place)
     if rule is Unchanged and node.target is aten.embedding.default:
         return flags == {0: False, 1: True}
+    if node.target is with_key_bias:
+        return all(flags[place] for place in range(3))
     if rule is Samples:
         return len(flags) == 3 and all(flags.values())
     if rule is LinearCrossEntropy:

@@ -1,22 +1,25 @@
 """Attention written with plain operators, replaced by torch's fused kernel where that is exact.
 
 The pattern is softmax(where(mask, q k^T * scale, low)) v with an optional dropout. It is replaced when the mask is a
-constant of the program and causal. A bias of the scores that is ALiBi's, slope times distance, goes into the kernel as
-further columns (alibi.py). The (B, H, T, T) scores are then never held; with dropout on a CPU, where torch's
-kernel has none, dropout_attention.py takes its place and holds them once. What is left of torch's kernel in the end,
-the program's own calls of it among that, goes to ours where that is faster.
+constant of the program and causal. A bias of the scores goes into the kernel as further columns if it is ALiBi's, slope
+times distance (alibi.py), or depends on the key alone, as a mask of padding does (key_bias.py). The (B, H, T, T) scores
+are then never held; with dropout on a CPU, where torch's kernel has none, dropout_attention.py takes its place and
+holds them once. What is left of torch's kernel in the end, the program's own calls of it among that, goes to ours where
+that is faster.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import operator
+from collections.abc import Callable
 
 import torch
 
-from ...device import native
-from ...device.alibi import COLUMNS, LONGEST, with_alibi
+from ...device import alibi, key_bias, native
+from ...device.alibi import LONGEST, with_alibi
 from ...device.dropout_attention import causal_attention, dropout_attention
+from ...device.key_bias import with_key_bias
 from ..tracing.constants import constant_value
 from ..tracing.export import TracedGraph
 from ..tracing.writes import origins, written
@@ -37,6 +40,7 @@ class _Match:
     scale: float
     dropout: float
     slopes: tuple[float, ...] | None  # of ALiBi, one a head
+    of_keys: torch.fx.Node | None  # a bias of each key, (B or 1, 1, 1, T)
     first: torch.fx.Node  # the product of queries and keys
     replaced: set[torch.fx.Node]  # the nodes of the pattern before the last product
 
@@ -54,7 +58,11 @@ def fuse_attention(traced: TracedGraph, device: torch.device, philox: bool = Tru
         operands: tuple[torch.fx.Node, ...] = (match.query, match.key, match.value)
         with traced.graph.inserting_before(node):
             if match.slopes is not None:
-                operands = _biased(traced.graph, node, operands, match.slopes, match.scale)
+                further = (match.slopes, match.scale)
+                operands = _with_columns(traced.graph, node, with_alibi, alibi.COLUMNS, operands, further)
+            if match.of_keys is not None:
+                further = (match.of_keys, match.scale, is_half(match.first))
+                operands = _with_columns(traced.graph, node, with_key_bias, key_bias.COLUMNS, operands, further)
             if match.dropout and device.type == "cpu":
                 further = (match.dropout, match.scale, philox)
                 fused = traced.graph.call_function(dropout_attention, (*operands, *further))
@@ -66,7 +74,7 @@ def fuse_attention(traced: TracedGraph, device: torch.device, philox: bool = Tru
                 )
         fused.meta.update(node.meta)
         hand_on(match.first if is_half(node) else node, fused)  # it is half if both products are
-        result = fused if match.slopes is None else _without_columns(traced.graph, node, fused)
+        result = fused if operands[2] is match.value else _without_columns(traced.graph, node, fused, operands[2])
         node.replace_all_uses_with(result)
         origin[fused] = origin[result] = origin[node]  # what is a view of the one is now a view of the other
         replaced |= match.replaced | {node}
@@ -117,11 +125,13 @@ def _match(
     if masked is None:
         return None
     mask, scores, low = masked.args
-    biased = only_use(scores, aten.add.Tensor)
-    if biased is not None:
+    sums, biases = [], []
+    while (biased := only_use(scores, aten.add.Tensor)) is not None:
         if len(biased.args) != 2 or biased.kwargs:
             return None
         scores, bias = biased.args
+        sums.append(biased)
+        biases.append(bias)
     scaled = only_use(scores, aten.mul.Tensor, aten.div.Tensor)
     if scaled is None or not isinstance(scaled.args[1], (int, float)):
         return None
@@ -134,15 +144,29 @@ def _match(
     shapes = [node.meta["val"].shape for node in operands]
     if any(len(shape) != 4 for shape in shapes) or shapes[0] != shapes[1] or shapes[1][2] != shapes[2][2]:
         return None
-    if len({node.meta["val"].dtype for node in operands}) > 1 or overwritten(traced, operands, inner, product, origin):
+    of_keys = [bias for bias in biases if _is_of_keys(bias, query)]
+    slopes = [_alibi_slopes(traced, bias, shapes[0], changed) for bias in biases if bias not in of_keys]
+    if len(of_keys) > 1 or len(slopes) > 1 or None in slopes:
         return None
-    if not _vanishes(traced, low, changed) or not _is_causal(traced, mask, shapes[0][2], changed):
+    read = (*operands, *of_keys)
+    if len({node.meta["val"].dtype for node in read}) > 1 or overwritten(traced, read, inner, product, origin):
         return None
-    slopes = None if biased is None else _alibi_slopes(traced, bias, shapes[0], changed)
-    if biased is not None and slopes is None:
+    # A key may be lowered to what masks: what the future has must then be lower still.
+    if not _vanishes(traced, low, changed, 2 * _LOW if of_keys else _LOW):
         return None
-    replaced = {node for node in (dropped, softmax, masked, biased, scaled, inner) if node is not None}
-    return _Match(query, key, value, float(scale), dropout, slopes, inner, replaced)
+    if not _is_causal(traced, mask, shapes[0][2], changed):
+        return None
+    replaced = {node for node in (dropped, softmax, masked, *sums, scaled, inner) if node is not None}
+    only = [found[0] if found else None for found in (slopes, of_keys)]
+    return _Match(query, key, value, float(scale), dropout, *only, inner, replaced)
+
+
+def _is_of_keys(bias: object, query: torch.fx.Node) -> bool:
+    """Whether `bias` is one for each key, whatever the head and the query: (B or 1, 1, 1, T)."""
+    if not isinstance(bias, torch.fx.Node) or not isinstance(bias.meta.get("val"), torch.Tensor):
+        return False
+    shape, of_query = bias.meta["val"].shape, query.meta["val"].shape
+    return len(shape) == 4 and shape[0] in (1, of_query[0]) and tuple(shape[1:]) == (1, 1, of_query[2])
 
 
 def _alibi_slopes(
@@ -165,38 +189,42 @@ def _alibi_slopes(
     return tuple(slopes.tolist()) if torch.allclose(value.tril(), expected.tril(), rtol=exact, atol=0.0) else None
 
 
-def _biased(
+def _with_columns(
     graph: torch.fx.Graph,
     product: torch.fx.Node,
+    function: Callable[..., tuple[torch.Tensor, ...]],
+    columns: int,
     operands: tuple[torch.fx.Node, ...],
-    slopes: tuple[float, ...],
-    scale: float,
+    further: tuple[object, ...],
 ) -> tuple[torch.fx.Node, ...]:
-    """Queries, keys and values with the columns that make the bias; `product` is what they are for."""
-    together = graph.call_function(with_alibi, (*operands, slopes, scale))
+    """Queries, keys and values with the columns that make a bias; `product` is what they are for."""
+    together = graph.call_function(function, (*operands, *further))
     parts = tuple(graph.call_function(operator.getitem, (together, index)) for index in range(3))
     for part, operand in zip(parts, operands, strict=True):
         value = operand.meta["val"]
-        part.meta.update({**product.meta, "val": value.new_empty((*value.shape[:-1], value.shape[-1] + COLUMNS))})
+        part.meta.update({**product.meta, "val": value.new_empty((*value.shape[:-1], value.shape[-1] + columns))})
     together.meta.update({**product.meta, "val": tuple(part.meta["val"] for part in parts)})
     return parts
 
 
-def _without_columns(graph: torch.fx.Graph, product: torch.fx.Node, fused: torch.fx.Node) -> torch.fx.Node:
-    """What `product` gave, of a kernel whose values have the columns too."""
+def _without_columns(
+    graph: torch.fx.Graph, product: torch.fx.Node, fused: torch.fx.Node, values: torch.fx.Node
+) -> torch.fx.Node:
+    """What `product` gave, of a kernel whose `values` have the columns too."""
     value = product.meta["val"]
-    fused.meta["val"] = value.new_empty((*value.shape[:-1], value.shape[-1] + COLUMNS))
+    fused.meta["val"] = value.new_empty((*value.shape[:-1], values.meta["val"].shape[-1]))
     with graph.inserting_after(fused):
         result = graph.call_function(aten.slice.Tensor, (fused, -1, 0, value.shape[-1]))
     result.meta.update(product.meta)
     return result
 
 
-def _vanishes(traced: TracedGraph, low: object, changed: set[torch.fx.Node]) -> bool:
+def _vanishes(traced: TracedGraph, low: object, changed: set[torch.fx.Node], most: float) -> bool:
+    """Whether what masked scores are is `most` or less."""
     if isinstance(low, torch.fx.Node):
         value = constant_value(traced, low, changed)
-        return value is not None and bool((value <= _LOW).all())
-    return isinstance(low, (int, float)) and low <= _LOW
+        return value is not None and bool((value <= most).all())
+    return isinstance(low, (int, float)) and low <= most
 
 
 def _is_causal(traced: TracedGraph, mask: object, length: int, changed: set[torch.fx.Node]) -> bool:
