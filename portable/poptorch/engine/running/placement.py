@@ -41,7 +41,8 @@ class Placement:
 
     `local` is the program with the state that the stages of this process use. `shared` are parameters, by name in the
     module, that stages of several processes use, with the numbers of these. `owners` are the numbers of the processes
-    that use each parameter and buffer first. `passes`: how many of this process's spans use each parameter.
+    that use each parameter and buffer first; parameters that no stage uses are in process 0. `passes`: how many of this
+    process's spans use each parameter.
     """
 
     part: int
@@ -93,6 +94,8 @@ def place(program: Program, model: torch.nn.Module, part: int, parts: int, ipus:
             if name is not None and span not in users.setdefault(first[name], []):
                 users[first[name]].append(span)
     parameters = {first[name] for name in program.parameters.values()}
+    unused = parameters - users.keys()
+    mine += [value for value, name in program.parameters.items() if first[name] in unused and not part]
     where = {name: sorted({span.part for span in spans}) for name, spans in users.items()}
     for value in program.written_buffers | program.restored_buffers:
         _check_buffer(program.buffers[value], users[first[program.buffers[value]]])
@@ -102,7 +105,7 @@ def place(program: Program, model: torch.nn.Module, part: int, parts: int, ipus:
         tuple(spans),
         _local(program, [span for span in spans if span.part == part], mine),
         {name: tuple(found) for name, found in where.items() if len(found) > 1 and name in parameters},
-        {name: spans[0].part for name, spans in users.items()},
+        {**dict.fromkeys(sorted(unused), 0), **{name: spans[0].part for name, spans in users.items()}},
         {name: sum(span.part == part for span in spans) for name, spans in users.items() if name in parameters},
         next((span.index for span in spans if program.loss in span.makes), None),
     )
