@@ -27,6 +27,7 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any, Mapping, Sequence
+from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -77,6 +78,7 @@ CASES: dict[str, tuple[int, dict[str, Any], str]] = {
     ),
 }
 ACCUMULATION = 4
+AS_ONE = "POPTORCH_PORTABLE_MICRO_BATCHES_AS_ONE"
 NOTHING = {"n_embd": 64, "n_head": 1, "vocab_size": 1024}  # a model of next to nothing
 
 
@@ -121,13 +123,13 @@ def work(argv: list[str]) -> dict[str, float]:
     return {"build": build, "peak": status("VmHWM")}
 
 
-def measure(argv: list[str], processes: int) -> list[dict[str, float]]:
+def measure(argv: list[str], processes: int, as_one: str) -> list[dict[str, float]]:
     """The peaks of every rank of a run. RuntimeError if one of its processes fails."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = str(listener.getsockname()[1])
     common = {"OMP_NUM_THREADS": "1", "POPTORCH_LOG_LEVEL": "ERR", "POPTORCH_PORTABLE_DEVICE": "cpu"}
-    common["POPTORCH_PORTABLE_MICRO_BATCHES_AS_ONE"] = "1"  # as the plan has them
+    common[AS_ONE] = as_one
     if processes > 1:
         common.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, WORLD_SIZE=str(processes))
     words = [sys.executable, "-m", "benchmarks.plan_memory", "--work", json.dumps(argv)]
@@ -142,7 +144,7 @@ def measure(argv: list[str], processes: int) -> list[dict[str, float]]:
     return [json.loads(lines[-1]) for lines in answers]
 
 
-def planned(argv: list[str], processes: int) -> list[float]:
+def planned(argv: list[str], processes: int, as_one: str) -> list[float]:
     """What the plan says of each rank, the data included, in bytes."""
     from arguments import parse_train_args
     from model.layout import Layout
@@ -153,36 +155,38 @@ def planned(argv: list[str], processes: int) -> list[float]:
     args = parse_train_args(argv)
     config = planned_config(args)
     layout = Layout(processes, args.replication_factor, args.ipus_per_replica)
-    rows = plan_rows(config, args, layout, CPU)
+    with mock.patch.dict(os.environ, {AS_ONE: as_one}):
+        rows = plan_rows(config, args, layout, CPU)
     parts = [rank_memory(rows, rank).total + data_bytes(args, layout) for rank in range(layout.ranks_a_replica)]
     return [parts[rank % layout.ranks_a_replica] for rank in range(processes)]
 
 
-def compare(name: str, updates: int) -> list[dict[str, Any]]:
-    """A row for each rank of a case."""
+def compare(name: str, updates: int, as_one: str) -> list[dict[str, Any]]:
+    """A row for each rank of a case. `as_one`: as the environment variable has it, empty for the runtime's choice."""
     processes, changes, words = CASES[name]
     with tempfile.TemporaryDirectory() as folder:
         argv = flags_of(write_config(Path(folder), changes), words, updates)
-        peaks = measure(argv, processes)
+        peaks = measure(argv, processes, as_one)
         layers = changes.get("n_layer", 12) if "--layers-per-ipu" in words else 1
         small = write_config(Path(folder), {**NOTHING, "n_layer": layers})
-        programs = measure(flags_of(small, words, updates), processes)
+        programs = measure(flags_of(small, words, updates), processes, as_one)
     rows = []
     for rank, (peak, program) in enumerate(zip(peaks, programs)):
         row = {"case": name, "rank": rank, "measured_mib": round((peak["peak"] - program["peak"]) / MIB)}
         row["program_mib"] = round(program["peak"] / MIB)
         row["build_mib"] = round((peak["build"] - program["build"]) / MIB)
         rows.append(row)
-    return with_plan(rows, updates)
+    return with_plan(rows, updates, as_one)
 
 
-def with_plan(rows: Sequence[Mapping[str, Any]], updates: int) -> list[dict[str, Any]]:
+def with_plan(rows: Sequence[Mapping[str, Any]], updates: int, as_one: str) -> list[dict[str, Any]]:
     """Rows of measured figures with what the plan says and the quotients."""
     result = []
     for row in rows:
         processes, changes, words = CASES[row["case"]]
         with tempfile.TemporaryDirectory() as folder:
-            plan = planned(flags_of(write_config(Path(folder), changes), words, updates), processes)[row["rank"]] / MIB
+            argv = flags_of(write_config(Path(folder), changes), words, updates)
+            plan = planned(argv, processes, as_one)[row["rank"]] / MIB
         own, program = row["measured_mib"], row["program_mib"]
         result.append(
             {
@@ -199,6 +203,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", action="append", choices=list(CASES), help="only this one; or several")
     parser.add_argument("--updates", type=int, default=2, help="weight updates of a call")
+    parser.add_argument("--as-one", default="", metavar="N", help="micro-batches that run as one; the runtime's choice")
     parser.add_argument("--json", metavar="FILE", help="write the results there too")
     parser.add_argument("--again", metavar="FILE", help="the figures measured there beside the plan of today")
     parser.add_argument("--work", metavar="FLAGS", help=argparse.SUPPRESS)
@@ -212,17 +217,17 @@ def main(argv: list[str]) -> int:
         parser.error("--updates must be at least 1")
     if not Path("/proc/self/clear_refs").exists():
         parser.error("needs Linux, whose /proc/self/clear_refs sets a process's peak back")
-    settings = {"updates": args.updates, "accumulation": ACCUMULATION, "cases": CASES}
+    settings = {"updates": args.updates, "accumulation": ACCUMULATION, "as_one": args.as_one, "cases": CASES}
     head = record.head("plan_memory", argv)
     rows: list[dict[str, Any]] = []
     if args.again:
         written = json.loads(Path(args.again).read_text(encoding="utf-8"))
         head = {key: written[key] for key in written if key not in ("settings", "results")}
         settings = written["settings"]
-        rows = with_plan(written["results"], settings["updates"])
+        rows = with_plan(written["results"], settings["updates"], settings["as_one"])
         show(rows)
     for name in [] if args.again else args.case or CASES:
-        found = compare(name, args.updates)
+        found = compare(name, args.updates, args.as_one)
         show(found)
         rows += found
         if args.json:  # each as soon as it is there

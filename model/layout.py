@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from typing import Sequence
 
 _LAUNCHERS = (("RANK", "WORLD_SIZE"), ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"))  # torchrun's, PopRun's
 
@@ -60,6 +61,11 @@ class Layout:
     def rank(self, ipu: int) -> int:
         """The rank of the first replica that holds this IPU of it."""
         return ipu // (self.ipus // self.ranks_a_replica)
+
+    def spans(self, ipus: Sequence[int]) -> int:
+        """Of stages on these IPUs, in order: how many there are where neighbours of one rank count as one."""
+        ranks = [self.rank(ipu) for ipu in ipus]
+        return 1 + sum(here != there for here, there in zip(ranks, ranks[1:]))
 
 
 def fitting_processes(replicas: int, ipus: int) -> list[int]:

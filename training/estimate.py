@@ -20,6 +20,7 @@ from model.config import MODELS, GPT2Config
 from model.layout import Layout
 from model.pipeline import bubble, has_position_embedding, pipeline_stages, stage_operations
 from model.schedule import Event, in_order, in_step, stage_passes
+from training.as_one import micro_batches_as_one
 from training.plan import off_chip
 from training.plan_request import planned_config, planned_layout
 from training.stage_memory import CPU, IPU, Device, Memory, block_activations, stage_memory
@@ -69,21 +70,21 @@ def estimate(config: GPT2Config, args: argparse.Namespace, layout: Layout, devic
         config: with the positions and dropouts of the run. args: the checked flags of train_gpt2.py.
     """
     stages = pipeline_stages(args.layers_per_ipu, positions=has_position_embedding(config))
-    again = args.recompute_checkpoint_layers
+    again, as_one = args.recompute_checkpoint_layers, micro_batches_as_one(config, args, layout, device)
     work = [stage_operations(stage, config, args.max_len, again) for stage in stages]
     rows, elsewhere = [], 0
     for stage, own in zip(stages, work):
-        memory = stage_memory(stage, stages, config, args, layout, device)
-        repeated = block_activations(config, args, device) if set(stage.layers) & set(again) else 0
+        memory = stage_memory(stage, stages, config, args, layout, device, as_one)
+        repeated = as_one * block_activations(config, args, device) if set(stage.layers) & set(again) else 0
         kinds = _kinds(memory, min(repeated, memory.working))
         if off_chip(args, device) and (device is IPU or args.compile_only):  # nothing is measured beside it
             elsewhere += kinds.pop("optimizer")
         rows.append({"stage": stage.index, "work": own / sum(work), "memory": kinds})
-    found: dict[str, Any] = {"assumptions": _assumptions(args, device, elsewhere), "stages": rows}
+    found: dict[str, Any] = {"assumptions": _assumptions(args, device, elsewhere, as_one), "stages": rows}
     steps = len(stages) if device is IPU else layout.ranks_a_replica  # as the plan's table says it
     if steps > 1:
-        found["bubble"] = bubble(steps, args.gradient_accumulation)
-    found["timeline"] = _timeline(config, args, layout, device)
+        found["bubble"] = bubble(steps, args.gradient_accumulation // as_one)
+    found["timeline"] = _timeline(config, args, layout, device, as_one)
     found["figures"] = _figures(config, args) if device is IPU else []
     return found
 
@@ -93,7 +94,7 @@ def _kinds(memory: Memory, recomputed: int) -> dict[str, int]:
     return {**memory._asdict(), "recomputed": recomputed, "working": memory.working - recomputed}
 
 
-def _assumptions(args: argparse.Namespace, device: Device, elsewhere: int) -> list[str]:
+def _assumptions(args: argparse.Namespace, device: Device, elsewhere: int, as_one: int) -> list[str]:
     """`elsewhere`: bytes of an optimizer's state that the memory of the stages is without."""
     found = [
         "Work is the multiplications and additions of matrix products; a backward pass is two forward ones, what is "
@@ -106,6 +107,8 @@ def _assumptions(args: argparse.Namespace, device: Device, elsewhere: int) -> li
             "On a CPU weights are counted with the program's own copy in half, and gradients with those on their way, "
             "which the runtime does not count."
         )
+    if as_one > 1:
+        found.append(f"{as_one:,} micro-batches run as one: the pipeline is drawn, and filled, with so many at a time.")
     if elsewhere:
         where = "streaming memory, off chip" if device is IPU else "the host's memory"
         found.append(
@@ -126,26 +129,29 @@ def _assumptions(args: argparse.Namespace, device: Device, elsewhere: int) -> li
     return found
 
 
-def _timeline(config: GPT2Config, args: argparse.Namespace, layout: Layout, device: Device) -> dict[str, Any]:
+def _timeline(
+    config: GPT2Config, args: argparse.Namespace, layout: Layout, device: Device, as_one: int
+) -> dict[str, Any]:
     stages = pipeline_stages(args.layers_per_ipu, positions=has_position_embedding(config))
     passes = stage_passes(stages, config, args.max_len, args.recompute_checkpoint_layers)
-    drawn = min(args.gradient_accumulation, _MOST_DRAWN)
+    count = max(1, args.gradient_accumulation // as_one)
+    drawn = min(count, _MOST_DRAWN)
     if device is IPU:
         events, names = in_step(stages, passes, drawn), [f"IPU {ipu}" for ipu in range(args.ipus_per_replica)]
     else:
         ranks = layout.ranks_a_replica
-        owners = [layout.rank(stage.ipu) for stage in stages]
-        spans = 1 + sum(here != there for here, there in zip(owners, owners[1:]))
-        events = in_order(stages, passes, drawn, owners, spans)
+        ipus = [stage.ipu for stage in stages]
+        events = in_order(stages, passes, drawn, [layout.rank(ipu) for ipu in ipus], layout.spans(ipus))
         names = [f"rank {rank}" for rank in range(ranks)]
         if ranks == 1:  # a row for each IPU all the same, as in the measured picture
             names = [f"IPU {ipu}" for ipu in range(args.ipus_per_replica)]
             events = [event._replace(row=stages[event.stage].ipu) for event in events]
-    few = "" if drawn == args.gradient_accumulation else f" of its {args.gradient_accumulation:,}"
-    of = f"A weight update with {drawn}{few} micro-batches, by the work of its stages; the update itself is not drawn."
+    few = "" if drawn == count else f" of its {count:,}"
+    each = "micro-batches" if as_one == 1 else f"passes of {as_one:,} micro-batches"
+    of = f"A weight update with {drawn}{few} {each}, by the work of its stages; the update itself is not drawn."
     return {
         "of": of,
-        "unit": "times the work of a micro-batch",
+        "unit": "times the work of a micro-batch" if as_one == 1 else f"times the work of {as_one:,} micro-batches",
         "rows": [{"name": name} for name in names],
         "events": _dicts(events),
     }

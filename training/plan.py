@@ -24,6 +24,7 @@ from model.pipeline import (
     stage_parameters,
 )
 from training.arithmetic import samples_per_call
+from training.as_one import micro_batches_as_one
 from training.stage_memory import CPU, IPU, Device, Memory, stage_memory, together
 
 COLUMNS = ("rank", "IPU", "stage", "layers", "parameters", "weights", "gradients", "optimizer", "in flight")
@@ -51,10 +52,11 @@ def plan_rows(config: GPT2Config, args: argparse.Namespace, layout: Layout, devi
     """
     stages = pipeline_stages(args.layers_per_ipu, positions=has_position_embedding(config))
     work = ipu_operations(config, args.max_len, args.layers_per_ipu, args.recompute_checkpoint_layers)
+    as_one = micro_batches_as_one(config, args, layout, device)
     rows = []
     for ipu, own_work in enumerate(work):
         own = tuple(stage for stage in stages if stage.ipu == ipu)
-        memory = [stage_memory(stage, stages, config, args, layout, device) for stage in own] or [Memory()]
+        memory = [stage_memory(stage, stages, config, args, layout, device, as_one) for stage in own] or [Memory()]
         parameters = sum(stage_parameters(stage, config) for stage in own)
         rows.append(Row(layout.rank(ipu), ipu, own, parameters, together(memory), own_work / sum(work)))
     return rows
@@ -75,7 +77,7 @@ def plan_lines(config: GPT2Config, args: argparse.Namespace, layout: Layout, dev
         f"{args.ipus_per_replica} IPUs x {args.replication_factor} replicas",
         *table(rows, layout, device, off_chip=off_chip(args, device)),
         *_places(args, layout, device),
-        *_pace(rows, args, layout, device),
+        *_pace(rows, config, args, layout, device),
     ]
 
 
@@ -147,9 +149,16 @@ def data_bytes(args: argparse.Namespace, layout: Layout) -> int:
     return samples * args.max_len * 2 * 4
 
 
-def _pace(rows: Sequence[Row], args: argparse.Namespace, layout: Layout, device: Device) -> list[str]:
-    """The bubble, and how fast a replica is at best beside one device that does everything."""
-    micro_batches = args.gradient_accumulation
+def _pace(
+    rows: Sequence[Row], config: GPT2Config, args: argparse.Namespace, layout: Layout, device: Device
+) -> list[str]:
+    """The passes of an update, the bubble, and how fast a replica is at best beside one device that does everything."""
+    as_one = micro_batches_as_one(config, args, layout, device)
+    passes = args.gradient_accumulation * (1 if device is IPU else layout.replicas_a_rank) // as_one
+    lines = []
+    if as_one > 1:
+        of = _count(layout.replicas_a_rank, "replica") if layout.replicas_a_rank > 1 else "a replica"
+        lines = [f"{as_one:,} micro-batches of {of} run as one, {_count(passes, 'time')} a weight update"]
     if device is IPU:
         steps, what = sum(len(row.stages) for row in rows), "stages"
         shares = [row.work for row in rows]
@@ -157,24 +166,30 @@ def _pace(rows: Sequence[Row], args: argparse.Namespace, layout: Layout, device:
         steps, what = layout.ranks_a_replica, "ranks"
         shares = [sum(row.work for row in rows if row.rank == rank) for rank in range(steps)]
     if len(shares) == 1:
-        return _in_turn(rows, micro_batches)
+        return [*lines, *_in_turn(rows, config, args, layout, device)]
     slowest = max(range(len(shares)), key=shares.__getitem__)
     name = f"{'IPU' if device is IPU else 'rank'} {slowest}"
-    even, faster = 1 / len(shares), speed_up(shares, micro_batches)
+    even, faster = 1 / len(shares), speed_up(shares, passes)
+    each = "micro-batches" if as_one == 1 else f"times {as_one} micro-batches"
     return [
-        f"bubble: {bubble(steps, micro_batches):.2%} = ({steps} - 1) / ({micro_batches:,} + {steps} - 1): "
-        f"{micro_batches:,} micro-batches through {steps} {what}",
+        *lines,
+        f"bubble: {bubble(steps, passes):.2%} = ({steps} - 1) / ({passes:,} + {steps} - 1): {passes:,} {each} through "
+        f"{steps} {what}",
         f"slowest: {name} with {shares[slowest]:.1%} of the work, evenly it were {even:.1%}; a replica is at best "
         f"{faster:.2f} times as fast as one {device.name}",
     ]
 
 
-def _in_turn(rows: Sequence[Row], micro_batches: int) -> list[str]:
+def _in_turn(
+    rows: Sequence[Row], config: GPT2Config, args: argparse.Namespace, layout: Layout, device: Device
+) -> list[str]:
     """Of a process that has all stages of a replica: what a process an IPU would make of it."""
     line = "bubble: none, the stages of a replica are computed in turn"
     if len(rows) > 1:
-        pipeline = f"{len(rows)} a replica: {bubble(len(rows), micro_batches):.2%}"
-        faster = speed_up([row.work for row in rows], micro_batches)
+        spread = Layout(layout.replicas * len(rows), layout.replicas, len(rows))
+        passes = args.gradient_accumulation // micro_batches_as_one(config, args, spread, device)
+        pipeline = f"{len(rows)} a replica: {bubble(len(rows), passes):.2%}"
+        faster = speed_up([row.work for row in rows], passes)
         line += f"; by a process an IPU, {pipeline}, at best {faster:.2f} times as fast"
     return [line]
 

@@ -38,6 +38,10 @@ DEVICES = {"cpu": CPU, "cuda": GPU, "ipu": IPU}
 _IDLE_BLOCKS, _IDLE_IN_A_PIPELINE = 1.5, 2
 
 
+# Off-IPU a bias of the scores is in further columns of queries and keys, so many for each head.
+BIAS_COLUMNS = 8
+
+
 class Memory(NamedTuple):
     """Bytes by kind."""
 
@@ -68,29 +72,35 @@ def in_flight(stage: Stage, stages: Sequence[Stage], layout: Layout, micro_batch
     """
     if device is IPU:
         return 2 * (len(stages) - stage.index) - 1
-    ranks = [layout.rank(each.ipu) for each in stages]
-    switches = [here != there for here, there in zip(ranks, ranks[1:])]
-    behind = sum(switches[stage.index :])  # spans
-    return min(micro_batches, 1 + sum(switches), max(1, 3 * behind - 1))
+    ipus = [each.ipu for each in stages]
+    behind = layout.spans(ipus[stage.index :]) - 1
+    return min(micro_batches, layout.spans(ipus), max(1, 3 * behind - 1))
 
 
 def stage_memory(
-    stage: Stage, stages: Sequence[Stage], config: GPT2Config, args: argparse.Namespace, layout: Layout, device: Device
+    stage: Stage,
+    stages: Sequence[Stage],
+    config: GPT2Config,
+    args: argparse.Namespace,
+    layout: Layout,
+    device: Device,
+    as_one: int = 1,
 ) -> Memory:
     """What one of the forward `stages` takes in a process that holds it.
 
     Args:
         config: with the dropouts and the positions of the run.
         args: batch, length, recomputation, serialisation and optimizer placement are read.
+        as_one: micro-batches that run as one, which then is what is in flight.
     """
     parameters = stage_parameters(stage, config)
-    flight = in_flight(stage, stages, layout, args.gradient_accumulation, device)
+    flight = as_one * in_flight(stage, stages, layout, max(1, args.gradient_accumulation // as_one), device)
     return Memory(
         weights=parameters * device.weight,
         gradients=parameters * device.gradient + _fresh_matrix(stage, config, layout, device),
         optimizer=state_bytes(stage, config, args) // optimizer_shards(args, layout, device),
         activations=flight * (_kept(stage, config, args, device) + _sent(stage, stages, config, args, layout, device)),
-        working=_working(stage, config, args, device, sharded=optimizer_shards(args, layout, device) > 1),
+        working=_working(stage, config, args, device, as_one, sharded=optimizer_shards(args, layout, device) > 1),
     )
 
 
@@ -120,11 +130,11 @@ def _kept(stage: Stage, config: GPT2Config, args: argparse.Namespace, device: De
     kept = again * vector + (len(stage.layers) - again) * block_activations(config, args, device)
     if device is IPU:
         kept += len(stage.embeddings) * vector
-    elif last_embedding(config) in stage.embeddings and config.embd_pdrop:  # without dropout the ids are enough
-        kept += vector if device is CPU else tokens * config.n_embd
-    return kept + (
-        2 * vector if stage.head else 0
-    )  # what the last layer norm was given, and the gradient of its output
+    elif last_embedding(config) in stage.embeddings and config.embd_pdrop and device is not CPU:  # of tokens, the ids
+        kept += tokens * config.n_embd
+    if config.n_layer - 1 in stage.layers and config.final_norm and device is not IPU:  # what the last norm was given
+        kept += vector
+    return kept + (2 * vector if stage.head else 0)  # the head's input and its gradient
 
 
 def _sent(
@@ -153,19 +163,31 @@ def block_activations(config: GPT2Config, args: argparse.Namespace, device: Devi
     numbers = 2 * norms * width + 4 * heads + 2 * config.inner_size + 2 * norms
     scores = config.n_head * length  # of one token
     masks = 0
-    if config.resid_pdrop:  # a CPU keeps factors, a GPU bytes
-        masks += 2 * width * (device.value if device is CPU else 1)
-    if args.document_boundaries == "isolated":  # probabilities, factors of dropout and their product
-        numbers += scores * (3 if config.attn_pdrop else 1)
-        masks += length
-    elif config.attn_pdrop and device is CPU:
-        numbers += scores
+    if config.resid_pdrop and device is not CPU:
+        masks += 2 * width
+    if attends_in_steps(args):  # probabilities, and what dropout makes of them
+        numbers += scores * (2 if config.attn_pdrop else 1)
+        masks += length + (scores if config.attn_pdrop and device is not CPU else 0)
     else:
         masks += config.n_head * FLOAT  # logarithms of the sums
+        if biases(config):  # queries, keys, values and their product with the columns of biases
+            numbers += 4 * biases(config) * BIAS_COLUMNS * config.n_head + heads
     return tokens * (numbers * device.value + masks)
 
 
-def _working(stage: Stage, config: GPT2Config, args: argparse.Namespace, device: Device, sharded: bool) -> int:
+def attends_in_steps(args: argparse.Namespace) -> bool:
+    """Whether attention is not fused."""
+    return args.document_boundaries == "isolated"
+
+
+def biases(config: GPT2Config) -> int:
+    """How many biases of the scores go into fused attention: ALiBi's, and the mask of padding."""
+    return (config.position_embedding == "alibi") + (config.padding_id is not None)
+
+
+def _working(
+    stage: Stage, config: GPT2Config, args: argparse.Namespace, device: Device, as_one: int, sharded: bool
+) -> int:
     """What a stage holds for the time of a pass, or of an update, only."""
     # a product's gradient, which is made transposed and copied
     needs = [2 * config.n_embd * config.inner_size * device.fresh] if stage.layers else [0]
@@ -174,16 +196,16 @@ def _working(stage: Stage, config: GPT2Config, args: argparse.Namespace, device:
     if args.optimizer.startswith("Adafactor"):  # a whole parameter's gradient in float32, and its update
         needs.append(2 * largest_parameter(stage, config) * FLOAT)
     if any(layer in args.recompute_checkpoint_layers for layer in stage.layers):
-        needs[0] += block_activations(config, args, device)
+        needs[0] += as_one * block_activations(config, args, device)
     if stage.head:
-        needs.append(_head_working(config, args, device))
+        needs.append(_head_working(config, args, device, as_one))
     return max(needs)
 
 
-def _head_working(config: GPT2Config, args: argparse.Namespace, device: Device) -> int:
+def _head_working(config: GPT2Config, args: argparse.Namespace, device: Device, as_one: int) -> int:
     """The logits that are there at a time, and the gradient of the matrix that several blocks of positions add up."""
     blocks = args.max_len // args.serialized_seq_len if args.enable_sequence_serialized else 1
-    rows = args.batch_size * args.max_len // blocks
+    rows = as_one * args.batch_size * args.max_len // blocks
     if device is IPU:  # half logits and their float32 copy in the loss
         return rows * config.vocab_size * (HALF + FLOAT)
     row = config.vocab_size * (FLOAT if device is CPU else FLOAT + HALF)

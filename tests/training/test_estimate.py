@@ -18,6 +18,7 @@ from model.layout import Layout
 from model.pipeline import bubble, pipeline_stages
 from tasks import evaluation
 from training import estimate
+from training.as_one import micro_batches_as_one
 from training.stage_memory import CPU, GPU, IPU, stage_memory
 
 LINE = "--model gpt2 --max-len 1024 --layers-per-ipu 0 4 4 4 --gradient-accumulation 64 --replication-factor 4"
@@ -37,8 +38,10 @@ def test_it_is_the_plan(device, more):
     stages = pipeline_stages(args.layers_per_ipu)
     assert [row["stage"] for row in found["stages"]] == [stage.index for stage in stages]
     assert sum(row["work"] for row in found["stages"]) == pytest.approx(1)
+    as_one = micro_batches_as_one(config, args, layout, device)
+    assert as_one == (8 if more and device is CPU else 1)  # of 4 x 64, some 100 MiB each
     for row, stage in zip(found["stages"], stages):
-        memory = stage_memory(stage, stages, config, args, layout, device)
+        memory = stage_memory(stage, stages, config, args, layout, device, as_one)
         # as the plan's table has it: without what is off chip
         assert sum(row["memory"].values()) == memory.total - (memory.optimizer if device is IPU else 0)
         assert (row["memory"]["recomputed"] > 0) == (bool(more) and bool(stage.layers))
@@ -49,7 +52,9 @@ def test_it_is_the_plan(device, more):
     rows, events = found["timeline"]["rows"], found["timeline"]["events"]
     assert [row["name"] for row in rows] == ["IPU 0", "IPU 1", "IPU 2", "IPU 3"]
     assert {event["row"] for event in events} == {0, 1, 2, 3}
-    assert "24 of its 64 micro-batches" in found["timeline"]["of"] and len(found["assumptions"]) >= 2
+    passes = "8 passes of 8 micro-batches" if as_one > 1 else "24 of its 64 micro-batches"
+    assert passes in found["timeline"]["of"] and len(found["assumptions"]) >= 2
+    assert any("8 micro-batches run as one" in text for text in found["assumptions"]) == (as_one > 1)
 
 
 @pytest.mark.parametrize("device", [IPU, GPU])

@@ -22,7 +22,7 @@ def test_the_plan_is_within_15_percent_of_every_rank_that_was_measured(path):
     updates = written["settings"]["updates"]
     for name, case in written["settings"]["cases"].items():
         assert plan_memory.CASES[name] == (case[0], *case[1:]), "measured with other flags: measure again"
-    rows = plan_memory.with_plan(written["results"], updates)
+    rows = plan_memory.with_plan(written["results"], updates, written["settings"].get("as_one", "1"))
     assert len(rows) >= 2
     found = {f"{row['case']}, rank {row['rank']}": row["ratio"] for row in rows}
     assert {name: ratio for name, ratio in found.items() if abs(ratio - 1) > limits.get(name, 0.15)} == {}
@@ -37,4 +37,4 @@ def test_a_command_line_has_what_its_case_asks_for(tmp_path):
     assert json.loads(config.read_text())["real_vocab_size"] == 1023
     argv = plan_memory.flags_of(config, "--max-len 8 --gradient-accumulation 9", 2)
     assert argv.count("--gradient-accumulation") == 1 and argv[argv.index("--device-iterations") + 1] == "2"
-    assert plan_memory.planned(argv, 1)[0] > 0
+    assert plan_memory.planned(argv, 1, "")[0] > 0

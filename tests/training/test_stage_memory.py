@@ -63,7 +63,7 @@ def test_recomputed_blocks_keep_their_input_and_work_one_at_a_time():
     layout = Layout(1, 1, 3)
     block = block_activations(TINY, plain, CPU)
     vector = 2 * 3 * 2 * 4
-    for at, kept in ((1, 2 * vector), (2, vector + block)):
+    for at, kept in ((1, 2 * vector), (2, vector + block + vector)):  # behind the last block there is a layer norm
         before, after = (memory_of(args, layout, CPU)[at] for args in (plain, again))
         assert after.activations == kept and after.working == before.working + block
         assert after._replace(activations=0, working=0) == before._replace(activations=0, working=0)
@@ -74,16 +74,30 @@ def test_dropout_and_isolated_documents_keep_more():
     isolated.document_boundaries = "isolated"
     dropped = dataclasses.replace(TINY, resid_pdrop=0.1, attn_pdrop=0.1)
     embedded = dataclasses.replace(TINY, embd_pdrop=0.1)
-    for device, factor in ((CPU, 4), (GPU, 1)):
+    for device, factor in ((CPU, 0), (GPU, 1)):  # a CPU draws what it drops again
         plain, more = (memory_of(args, Layout(1, 1, 3), device, config)[1].activations for config in (TINY, embedded))
         assert more == plain + 2 * 3 * 2 * factor
     tokens, bare = 2 * 3, 2 * 3 * 36 * 4
     assert block_activations(TINY, args, CPU) == bare + tokens * 4
-    # factors for both residual sums; the probabilities, with a sign for the dropped ones
-    assert block_activations(dropped, args, CPU) == bare + tokens * (2 * 2 * 4 + 3 * 4)
+    assert block_activations(dropped, args, CPU) == bare + tokens * 4
+    # masks of both residual sums
     assert block_activations(dropped, args, GPU) == bare // 2 + tokens * (2 * 2 + 4)
+    # the probabilities, and with dropout what is left of them
     assert block_activations(TINY, isolated, CPU) == bare + tokens * (3 * 4 + 3)
-    assert block_activations(dropped, isolated, CPU) == bare + tokens * (2 * 2 * 4 + 3 * 3 * 4 + 3)
+    assert block_activations(dropped, isolated, CPU) == bare + tokens * (2 * 3 * 4 + 3)
+    assert block_activations(dropped, isolated, GPU) == bare // 2 + tokens * (2 * 2 + 2 * 3 * 2 + 3 + 3)
+
+
+def test_micro_batches_that_run_as_one_are_kept_together():
+    args, layout = arguments("--recompute-checkpoint-layers 0 1"), Layout(3, 1, 3)
+    stages = pipeline_stages(args.layers_per_ipu)
+    one, four = ([stage_memory(stage, stages, TINY, args, layout, CPU, n) for stage in stages] for n in (1, 4))
+    assert [after.activations for after in four] == [4 * before.activations for before in one]
+    assert [after[:3] for after in four] == [before[:3] for before in one]
+    block, logits = block_activations(TINY, args, CPU), 4 * 2 * 3 * 10
+    assert four[1].working - one[1].working == 3 * block and four[-1].working == 4 * one[-1].working == 4 * logits
+    # of 64 micro-batches 32 as one are two in flight
+    assert stage_memory(stages[0], stages, TINY, args, layout, CPU, 32).activations == 16 * one[0].activations
 
 
 def test_an_ipu_by_hand():
