@@ -92,8 +92,8 @@ class TrainingRun:
         resumed = Path(args.pretrained_checkpoint) if state is not None else None
         if state is not None:
             training_state.check_facts(state, self._facts, resumed)
-        what = {"--training-steps": self.calls, "the checkpoint to resume": str(resumed), "torch": torch.__version__}
-        ranks.check_same({**self._facts, **what})
+        what = {"--training-steps": self.calls, "the checkpoint to resume": str(resumed)}
+        ranks.check_same({**self._facts, **what, "torch": torch.__version__, "poptorch": poptorch.__version__})
         self.folder: SaveFolder | None = None
         if args.save_model_path and not args.compile_only:
             with ranks.first_before_others():

@@ -1,6 +1,7 @@
 """train_gpt2.py under torchrun: several processes share the replicas of one, and what happens when one of them dies."""
 
 import csv
+import os
 import random
 import re
 import shutil
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 
+import poptorch
 import psutil
 import pytest
 import safetensors.torch
@@ -137,20 +139,22 @@ def listens(port):
         return caller.connect_ex(("127.0.0.1", port)) == 0
 
 
-def test_sigterm_leaves_one_checkpoint_and_no_process(folder):
-    save, log = folder / "terminated", folder / "terminated.log"
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
+def test_a_signal_to_torchrun_leaves_one_checkpoint_and_no_process(folder, number):
+    save, log = folder / f"ended_{number.name}", folder / f"ended_{number.name}.log"
     launcher = started(run_flags(folder, save, epochs=5000, save_per_epochs=None), 2, log)
     wait_for(log, r"^step 3 ", launcher)
     left = workers(launcher)
     assert sorted(left) == [0, 1]
-    launcher.send_signal(signal.SIGTERM)
+    launcher.send_signal(number)
     assert launcher.wait(timeout=100) != 0
     psutil.wait_procs(left.values(), timeout=10)
     assert not any(process.is_running() for process in left.values())
     text = log.read_text()
     (name,) = saved_in(save)
     assert text.count("Stopped after step") == 1 and f"the last checkpoint is {save / name}, lost: nothing" in text
-    assert text.count("SIGTERM: the run ends after the current call") == 1
+    said = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
+    assert text.count(f"{said}: the run ends after the current call") == 1
     safetensors.torch.load_file(str(save / name / "model.safetensors"))
 
 
@@ -271,14 +275,25 @@ def test_data_that_one_process_cannot_read(machines, tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("what", ["data", "flags"])
-def test_a_process_with_other_data_or_flags_is_named(machines, what):
+@pytest.mark.parametrize("what", ["data", "flags", "checkpoint", "version"])
+def test_a_process_with_something_else_is_named(machines, what):
     folders, argv = machines
-    other = [*argv, "--seed", "5"] if what == "flags" else argv
+    other, named, variables = argv, "--train-path: process 1 has ", {}
     if what == "data":
         write_corpus(folders[1] / "corpus.pkl", articles=26, length=44)
-    status, errors = by_hand([argv, other], folders)
-    named = "--seed: process 1 has 5, process 0 1234" if what == "flags" else "--train-path: process 1 has "
+    elif what == "flags":
+        other, named = [*argv, "--seed", "5"], "--seed: process 1 has 5, process 0 1234"
+    elif what == "checkpoint":  # of one name, and other weights
+        for seed, there in enumerate(folders):
+            begun = ["--save-model-path", there, "--train-path", "generated", "--seed", seed, "--training-steps", 1]
+            assert run_here(list(map(str, [*argv, *begun]))).status == 0
+        argv = other = [*argv, "--pretrained-checkpoint", "step_1"]
+        named = "process 1 has another weight "
+    else:  # Python reads this file when it starts
+        (folders[1] / "sitecustomize.py").write_text("import poptorch\npoptorch.__version__ = '3.3.0'\n")
+        variables["PYTHONPATH"] = f".{os.pathsep}{environment()['PYTHONPATH']}"
+        named = f"poptorch: process 1 has 3.3.0, process 0 {poptorch.__version__};"
+    status, errors = by_hand([argv, other], folders, **variables)
     assert status == 2 and errors.count(named) == 1 and "Traceback" not in errors, errors
 
 

@@ -78,6 +78,7 @@ class Session:
         if rank_among_others(options, optimizer is not None) is not None:
             if optimizer is not None:
                 self._replicas = group.replicas(layout)
+            group.check_gpus(policy.device, layout)
             with hosting.plain(model):
                 group.agree_on(_facts(model, compiled, options), layout)
                 if layout.parts > 1:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 import time
+import types
 from datetime import timedelta
 
 import pytest
+import torch
 import torch.distributed as dist
 from launch import free_port, together
 
 import popdist
+import poptorch
+from poptorch.engine.processes import group
+from poptorch.engine.processes.layout import Layout
 
 
 def met(counts: str) -> float:
@@ -54,3 +59,24 @@ def test_nobody_answers_at_the_address():
     (text,) = together(1, alone, WORLD_SIZE="3", RANK="1", **agent)
     assert "process 1 of 3 cannot meet the others at 127.0.0.1:" in text and "start all of them" in text
     assert timedelta(seconds=time.monotonic() - begun) < timedelta(minutes=5)  # torch's own patience
+
+
+def with_gpus(*names: tuple[str, str]) -> list[str]:
+    """What a process is told whose GPU has that name, as far as torch knows: for each pair of names."""
+    rank, told = int(os.environ["RANK"]), []
+    popdist.init()
+    for pair in names:
+        torch.cuda.get_device_properties = lambda device, pair=pair: types.SimpleNamespace(uuid=pair[rank])
+        try:
+            group.check_gpus(torch.device("cuda", 0), Layout(rank, 2))
+            told.append("")
+        except poptorch.Error as error:
+            told.append(str(error))
+    return told
+
+
+def test_processes_that_would_share_a_gpu_are_named():
+    """On a machine with fewer GPUs than processes, or under POPTORCH_PORTABLE_DEVICE=cuda:0."""
+    for told in together(2, with_gpus, ("GPU-1", "GPU-1"), ("GPU-1", "GPU-2")):
+        assert "processes 0 and 1 have the same GPU" in told[0] and "POPTORCH_PORTABLE_DEVICE=cpu" in told[0]
+        assert told[1] == ""

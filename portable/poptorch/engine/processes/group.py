@@ -189,3 +189,16 @@ def agree_on(facts: Mapping[str, str], layout: Layout) -> None:
                     f"process {process} has another {name} than process 0: {other.get(name)} instead of {first[name]}. "
                     "Start all processes with the same program, flags, data and checkpoint."
                 )
+
+
+def check_gpus(device: torch.device, layout: Layout) -> None:
+    """Raises poptorch.Error in every process if two of them have the same GPU, between which NCCL carries nothing."""
+    told: list[str] = [""] * layout.ranks
+    dist.all_gather_object(told, str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else "")
+    first: dict[str, int] = {}
+    for process, gpu in enumerate(told):
+        if gpu and first.setdefault(gpu, process) != process:
+            raise createPoptorchError(
+                f"processes {first[gpu]} and {process} have the same GPU, and NCCL wants one for each: start no more "
+                "processes on a machine than it has GPUs, or all of them with POPTORCH_PORTABLE_DEVICE=cpu"
+            )
