@@ -31,7 +31,7 @@ def measure(run: ForwardRun) -> None:
     step, seconds = 0, 0.0
     while step < run.calls:
         start = time.perf_counter()
-        for input_ids, _ in run.loader:  # (samples a call, T), int32
+        for input_ids in run.batches():  # (samples a call, T), int32
             run.executor(input_ids)
             latency = time.perf_counter() - start
             step, seconds = step + 1, seconds + latency

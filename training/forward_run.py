@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Iterator
 
 import poptorch
 import torch
@@ -14,7 +15,7 @@ from command_line.interruption import ignore_in_worker
 from data.loading.datasets import ResumableSampler, check_enough, collate, open_dataset
 from model import placement
 from model.gpt2 import GPT2LMHeadModel
-from model.ipu_options import forward_options
+from model.ipu_options import forward_options, replica_part
 from training.arithmetic import arithmetic
 from training.inputs import corpus_arguments, load_or_make
 from training.sharing import join, samples_of_this_process
@@ -83,21 +84,36 @@ class ForwardRun:
         self.executor = poptorch.inferenceModel(
             PredictionModel(gpt2, serialized, args.remap_logit).half().eval(), options
         )
-        self.loader = poptorch.DataLoader(
+        self._sampler = ResumableSampler(len(samples), args.seed, shard)
+        self._loader = poptorch.DataLoader(
             options,
             samples,
             batch_size=args.batch_size,
             num_workers=min(args.num_workers, 1) if args.train_path == "generated" else args.num_workers,
-            sampler=ResumableSampler(len(samples), args.seed, shard),
+            sampler=self._sampler,
             collate_fn=collate,
             worker_init_fn=ignore_in_worker,
             auto_distributed_partitioning=False,  # the sampler shares the samples out
         )
 
+    def batches(self) -> Iterator[Tensor]:
+        """Input ids of the calls of an epoch, (samples a call of this process, T) int32.
+
+        Of the processes that hold a replica together the first one reads the samples: a call takes its inputs.
+        """
+        if replica_part()[0]:
+            for _ in range(len(self._sampler) // self._own_samples_a_call):
+                yield self._empty_call()
+            return
+        for input_ids, _ in self._loader:
+            yield input_ids
+
+    def _empty_call(self) -> Tensor:
+        return torch.zeros(1, 1, dtype=torch.int32).expand(self._own_samples_a_call, self.args.max_len)
+
     def compile(self) -> None:
         """Trace the model and check its stages. Raises BadFlags for what the runtime refuses."""
-        ids = torch.zeros(1, 1, dtype=torch.int32).expand(self._own_samples_a_call, self.args.max_len)
         try:
-            self.executor.compile(ids)
+            self.executor.compile(self._empty_call())
         except poptorch.Error as error:
             raise BadFlags(f"the runtime refuses these flags: {error}") from error

@@ -1,7 +1,12 @@
 """inference_gpt2.py under torchrun: its processes share replicas, or hold one together, and the first alone speaks."""
 
 import pytest
-from tiny_run import flags, run_together, together, write_config
+import torch
+from tiny_run import flags, run_together, together, write_config, write_corpus
+
+from arguments import parse_train_args
+from data.batches import SampleDataset
+from training import forward_run, run
 
 PROGRAM = {"program": "inference_gpt2.py"}
 
@@ -29,3 +34,24 @@ def test_processes_that_do_not_fit_are_told_what_does(folder):
     done = together(2, flags(folder, replication_factor=3, gradient_accumulation=1), **PROGRAM)
     assert done.status == 2 and "Traceback" not in done.err
     assert done.err.count("2 processes cannot share 3 replicas: start 1 or 3") == 2, done.err  # no launcher ends one
+
+
+@pytest.mark.parametrize("program", [run.TrainingRun, forward_run.ForwardRun])
+def test_of_a_replica_the_first_process_alone_reads_samples(folder, monkeypatch, program):
+    """The others have calls of the same shapes, and as many."""
+    write_corpus(folder / "corpus.pkl", articles=8, length=40)
+    asked = {"train_path": folder / "corpus.pkl", "gradient_accumulation": 1, "batch_size": 2}
+    made = program(parse_train_args(list(map(str, flags(folder, **asked)))))
+    reads = []
+    read = SampleDataset.__getitems__
+    monkeypatch.setattr(SampleDataset, "__getitems__", lambda *words: reads.append(words) or read(*words))
+    first = list(made.batches())
+    assert len(reads) >= len(first) > 1
+    for module in (run, forward_run):
+        monkeypatch.setattr(module, "replica_part", lambda: (1, 2))
+    reads.clear()
+    others = list(made.batches())
+    assert reads == [] and len(others) == len(first)
+    for batch, other in zip(first, others):
+        pairs = [(batch, other)] if torch.is_tensor(batch) else zip(batch, other)
+        assert all((here.shape, here.dtype) == (there.shape, there.dtype) for here, there in pairs)
