@@ -11,6 +11,7 @@ import pytest
 import torch
 from launch import together
 
+import popdist.poptorch
 import poptorch
 from poptorch.engine.processes.reduction import exchange
 
@@ -100,6 +101,40 @@ def test_a_process_that_hangs_ends_the_program(name):
     text = str(caught.value)
     assert f"process {who}: ended without a word" in text, text
     assert re.search(rf"process {who} of 2 \(replica {who}; host \S+, pid \d+\) {told}", text), text
+
+
+class TwoStages(torch.nn.Module):
+    """(1, 2) -> the loss, by two IPUs."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = torch.nn.Linear(2, 2), torch.nn.Linear(2, 1)
+
+    def forward(self, x):
+        with poptorch.Block("first", ipu_id=0):
+            h = self.first(x)
+        with poptorch.Block("second", ipu_id=1):
+            return poptorch.identity_loss(self.second(h).mean(), "sum")
+
+
+def pipelined() -> None:
+    """Three calls, before the last of which the second process dies."""
+    os.environ["POPDIST_NUM_TOTAL_REPLICAS"] = "1"
+    options = popdist.poptorch.Options(ipus_per_replica=2)
+    options.Training.gradientAccumulation(3)
+    executor = poptorch.trainingModel(TwoStages(), options)
+    for call in range(3):
+        if call == 2 and os.environ["RANK"] == "1":
+            dies()
+        executor(torch.ones(3, 2))
+
+
+def test_of_a_pipeline_the_stages_are_named():
+    with pytest.raises(AssertionError) as caught:
+        together(2, pipelined, **HEARTBEAT)
+    text = str(caught.value)
+    named = r"Error: .*process 1 of 2 \(stages 1 of replica 0; host \S+, pid \d+\) has ended"
+    assert "process 1: ended without a word" in text and re.search(named, text), text
 
 
 def test_a_process_that_works_is_waited_for():
