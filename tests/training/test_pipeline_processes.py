@@ -79,25 +79,26 @@ def test_processes_that_do_not_fit_are_told_what_does(folder):
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_every_layout_has_the_curve_and_the_weights_of_one_process(tmp_path):
-    """(processes, replicas, flags): a replica over four, two over two each, four replicas, and these sharded.
+    """20 steps with (processes, replicas, flags): a replica over four, two over two each, four, and these sharded.
 
     Then a run that changes its layout at each resumption, and the same layout twice with dropout.
     """
     folder = make_folder(tmp_path, 4, **NO_DROPOUT)
     sharded = {"replicated_tensor_sharding": True}
     layouts = [(4, 1, {}), (4, 2, {}), (4, 2, sharded), (4, 4, {}), (4, 4, sharded), (2, 2, {})]
+    steps = {"training_steps": 20, "epochs": 5, "lr_decay_steps": 20}
     one = {}
     for replicas in (1, 2, 4):
         one[replicas] = folder / f"one_{replicas}"
-        assert run_here(pipeline_flags(folder, one[replicas], replicas)).status == 0
+        assert run_here(pipeline_flags(folder, one[replicas], replicas, **steps)).status == 0
     for number, (processes, replicas, how) in enumerate(layouts):
         save = folder / f"layout_{number}"
-        run_together(processes, pipeline_flags(folder, save, replicas, **how))
+        run_together(processes, pipeline_flags(folder, save, replicas, **steps, **how))
         assert losses(save) == pytest.approx(losses(one[replicas]), rel=1e-5), (processes, replicas, how)
-        same_weights(save / "epoch_1", one[replicas] / "epoch_1")
+        same_weights(save / "epoch_4", one[replicas] / "epoch_4")
     save = folder / "changing"
-    for last, processes in ((2, 4), (4, 1), (6, 2), (8, 4)):
-        argv = pipeline_flags(folder, save, 2, training_steps=last, save_per_epochs=0)
+    for last, processes in ((5, 4), (10, 1), (15, 2), (20, 4)):
+        argv = pipeline_flags(folder, save, 2, **{**steps, "training_steps": last, "save_per_epochs": 0})
         argv += ["--resume", "latest"]
         if processes > 1:
             run_together(processes, argv)

@@ -158,13 +158,14 @@ def test_a_signal_to_torchrun_leaves_one_checkpoint_and_no_process(folder, numbe
     safetensors.torch.load_file(str(save / name / "model.safetensors"))
 
 
-def killed_at(folder, name, rank, pattern, pause=0.0):
+def killed_at(folder, name, rank, pattern, pause=0.0, **layout):
     """A run of 12 steps and a checkpoint after each in two processes, of which one is killed. Its log and folder.
 
     Without a pause that is while the next checkpoint is written.
     """
     save, log = folder / name, folder / f"{name}.log"
-    argv = run_flags(folder, save, save_per_epochs=None, save_per_steps=1, keep_checkpoints=2, num_workers=0)
+    saves = {"save_per_epochs": None, "save_per_steps": 1, "keep_checkpoints": 2, "num_workers": 0}
+    argv = run_flags(folder, save, **saves, **layout)
     launcher = started(argv, 2, log, "--max-restarts", "1")
     wait_for(log, pattern, launcher)
     processes = workers(launcher)
@@ -353,12 +354,13 @@ def test_one_machine_of_two_goes_and_the_other_goes_on(folder, alone):
 @pytest.mark.long
 @pytest.mark.parametrize("number", range(30))
 def test_killed_at_any_moment(folder, alone, number):
-    """From the start of the processes to the last checkpoint; some while one is written."""
+    """From the start of the processes to the last checkpoint; some while one is written, every third in a pipeline."""
     moments = random.Random(number)
     writing = number % 5 == 1
     pattern = f"^saved .*step_{moments.randrange(1, 9 if writing else 12)}$" if number % 5 else "^batch"
     pause = None if writing else moments.random() * 0.5
-    _, save = killed_at(folder, f"moment_{number}", moments.randrange(2), pattern, pause)
+    layout = {} if number % 3 else {"replication_factor": 1, "layers_per_ipu": "1 1", "gradient_accumulation": 12}
+    _, save = killed_at(folder, f"moment_{number}", moments.randrange(2), pattern, pause, **layout)
     assert {name for name in saved_in(save) if name.startswith(".")} == set(), "no part of a checkpoint is left"
     assert "step_12" in saved_in(save)
     assert curve(save) == pytest.approx(alone, rel=1e-5)
