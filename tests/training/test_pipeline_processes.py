@@ -81,7 +81,7 @@ def test_processes_that_do_not_fit_are_told_what_does(folder):
 def test_every_layout_has_the_curve_and_the_weights_of_one_process(tmp_path):
     """20 steps with (processes, replicas, flags): a replica over four, two over two each, four, and these sharded.
 
-    Then a run that changes its layout at each resumption, and the same layout twice with dropout.
+    Then a run that changes its layout at each resumption.
     """
     folder = make_folder(tmp_path, 4, **NO_DROPOUT)
     sharded = {"replicated_tensor_sharding": True}

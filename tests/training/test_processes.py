@@ -16,6 +16,7 @@ import psutil
 import pytest
 import safetensors.torch
 import torch
+import warm_process
 from launch import free_port
 from tiny_run import (
     NO_DROPOUT,
@@ -92,6 +93,25 @@ def test_two_processes_and_then_one_make_the_curve_of_one(folder, alone):
     resumed = run_here([*run_flags(folder, save, **schedule), "--resume", "latest"])
     assert resumed.status == 0 and "6 of 12 steps are done" in resumed.out, resumed.err
     assert curve(save) == pytest.approx(alone, rel=1e-5)
+
+
+def test_two_processes_of_poprun(folder, alone):
+    """Which says by the variables of Open MPI who they are, and how many replicas there are in place of the flag."""
+    save = folder / "poprun"
+    schedule = {"lr_warmup_steps": 1, "lr_decay_steps": 12}
+    argv = run_flags(folder, save, replication_factor=1, epochs=1, save_per_epochs=None, **schedule)
+    common = {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    common.update(MASTER_PORT=str(free_port()), POPDIST_NUM_TOTAL_REPLICAS="4", POPDIST_NUM_LOCAL_REPLICAS="2")
+    processes = []
+    for rank in ("0", "1"):
+        own = {"OMPI_COMM_WORLD_RANK": rank, "OMPI_COMM_WORLD_LOCAL_RANK": rank}
+        words = [ROOT / "train_gpt2.py", *argv]
+        processes.append(warm_process.PipedProcess(words, {**environment(), **common, **own}))
+    (out, errors), (other, _) = [process.communicate(300) for process in processes]
+    assert [process.wait() for process in processes] == [0, 0], errors
+    assert "4 replicas in all, as the launcher says" in out and other == ""
+    found = {key: value for key, value in curve(save).items() if key[0] == "loss"}
+    assert found == pytest.approx({key: alone[key] for key in found}, rel=1e-5) and len(found) == 6
 
 
 @pytest.mark.long

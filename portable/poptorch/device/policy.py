@@ -1,7 +1,7 @@
 """Where programs run and in which precision they compute.
 
 Device: CUDA if torch sees one, else the CPU; POPTORCH_PORTABLE_DEVICE=cpu or cuda[:N] decides otherwise. Of several
-processes each takes the GPU of its number on the machine, which torchrun gives in LOCAL_RANK.
+processes each takes the GPU of its number on the machine, which the launcher gives.
 Precision: on CUDA half means half. On a CPU the program sees half parameters and outputs, while weights are held in
 float32 and everything is computed in it, but for matrix products: those of half are products of bfloat16 (or float16)
 with float32 sums where the CPU has units for them that are at least 1.5 times as fast (half_units.py), and of float32
@@ -22,6 +22,7 @@ from .memory import keep_freed_memory
 
 DEVICE_VARIABLE = "POPTORCH_PORTABLE_DEVICE"
 HALF_VARIABLE = "POPTORCH_PORTABLE_HALF"
+_LOCAL_RANK = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK")  # torchrun's, and of Open MPI, which PopRun starts
 _NATIVE = "native"
 _TYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 # Below this ratio to float32 the library's product is slower than one that rounds operands and multiplies in float32.
@@ -76,8 +77,9 @@ def choose() -> Policy:
         )
     if device.type not in ("cpu", "cuda"):
         raise createPoptorchError(f"{DEVICE_VARIABLE}={wanted}: only cpu and cuda are supported.")
-    if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    local = next((os.environ[name] for name in _LOCAL_RANK if name in os.environ), None)
+    if device.type == "cuda" and device.index is None and local is not None:
+        device = torch.device("cuda", int(local) % torch.cuda.device_count())
         torch.cuda.set_device(device)  # NCCL's, too
     if device.type == "cpu":
         keep_freed_memory()

@@ -17,8 +17,8 @@ CPU = policy.Policy(torch.device("cpu"), half_as_float=True)
 
 @pytest.fixture(autouse=True)
 def no_variables(monkeypatch):
-    monkeypatch.delenv(policy.DEVICE_VARIABLE, raising=False)
-    monkeypatch.delenv(policy.HALF_VARIABLE, raising=False)
+    for name in (policy.DEVICE_VARIABLE, policy.HALF_VARIABLE, "LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.mark.parametrize(
@@ -38,6 +38,18 @@ def test_choice(cuda, wanted, native, expected, monkeypatch):
             monkeypatch.setenv(variable, value)
     chosen = policy.choose()
     assert (str(chosen.device), chosen.half_as_float) == expected
+
+
+@pytest.mark.parametrize("launcher", ["LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"])
+def test_each_process_of_a_machine_has_the_gpu_of_its_number(launcher, monkeypatch):
+    taken = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    monkeypatch.setenv(launcher, "2")
+    assert policy.choose().device == torch.device("cuda", 2) and taken == [torch.device("cuda", 2)]
+    monkeypatch.setenv(policy.DEVICE_VARIABLE, "cuda:1")
+    assert policy.choose().device == torch.device("cuda", 1)
 
 
 @pytest.mark.parametrize(
