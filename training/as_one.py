@@ -12,7 +12,7 @@ import os
 from model.config import GPT2Config
 from model.layout import Layout
 from model.pipeline import POSITIONS, TOKENS, Stage, has_position_embedding, last_embedding, pipeline_stages
-from training.stage_memory import BIAS_COLUMNS, CPU, IPU, Device, attends_in_steps
+from training.stage_memory import BIAS_COLUMNS, CPU, IPU, Device, attends_in_steps, biases
 
 VARIABLE = "POPTORCH_PORTABLE_MICRO_BATCHES_AS_ONE"
 _BUDGET = 1 << 30  # bytes
@@ -88,13 +88,13 @@ def _block(config: GPT2Config, args: argparse.Namespace, device: Device) -> int:
     tokens = args.batch_size * length
     numbers = (1 if config.parallel_residual else 2) * width  # layer norms
     numbers += 3 * heads + 2 * width + 2 * config.inner_size  # the four products and the activation
-    padded = heads + BIAS_COLUMNS * config.n_head
     masks = 0
-    if attends_in_steps(config, args):  # scores, scaled, masked, their softmax, dropped; and the product
-        numbers += 5 * config.n_head * length + heads
+    if attends_in_steps(args):  # scores, scaled, with each bias, masked, their softmax, dropped; and the product
+        numbers += (5 + biases(config)) * config.n_head * length + heads
         masks = 2 * length
-    else:
-        numbers += heads if config.position_embedding != "alibi" else 4 * padded
+    else:  # the columns of each bias go to queries, keys and values, those of all to the product
+        wider = [heads + count * BIAS_COLUMNS * config.n_head for count in range(1 + biases(config))]
+        numbers += 3 * sum(wider[1:]) + wider[-1]
     # Two sums with what was there before. A CPU drops and adds at once, what is added up before that excepted.
     apart = int(config.parallel_residual) if device is CPU and config.resid_pdrop else 2
     sums = 2 * _dropped(width, config.resid_pdrop, device) + apart * width

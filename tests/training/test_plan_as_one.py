@@ -29,6 +29,7 @@ PROGRAMS = {
     "recomputed in part": ({"n_layer": 4}, {"recompute_checkpoint_layers": "1 2"}),
     "isolated documents": ({"eos_token_id": 7}, {"document_boundaries": "isolated"}),
     "post-norm": (variant(norm_position="post", final_norm=False), {}),
+    "padding": (variant(padding_id=3), {}),
     "parallel residual, ALiBi": (variant(position_embedding="alibi", parallel_residual=True), {}),
     "parallel without dropout": ({**NO_DROPOUT, **variant(parallel_residual=True)}, {}),
     "factorised": (variant(embedding_size=8, share_layers=True, embedding_norm=True, scale_embedding=True), {}),
