@@ -85,7 +85,7 @@ class ForwardRun:
             PredictionModel(gpt2, serialized, args.remap_logit).half().eval(), options
         )
         self._sampler = ResumableSampler(len(samples), args.seed, shard)
-        self._loader = poptorch.DataLoader(
+        self.loader = poptorch.DataLoader(
             options,
             samples,
             batch_size=args.batch_size,
@@ -105,7 +105,7 @@ class ForwardRun:
             for _ in range(len(self._sampler) // self._own_samples_a_call):
                 yield self._empty_call()
             return
-        for input_ids, _ in self._loader:
+        for input_ids, _ in self.loader:
             yield input_ids
 
     def _empty_call(self) -> Tensor:
