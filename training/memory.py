@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from contextlib import contextmanager
 from typing import Iterator
 
 import poptorch
 
-from training.log.machine import computes_on_ipus
+from model.config import GPT2Config
+from model.layout import Layout, launched
+from training.as_one import VARIABLE, micro_batches_as_one
+from training.inputs import dropouts
+from training.log.machine import computes_on_cuda, computes_on_ipus
+from training.stage_memory import CPU, GPU
 
 # Parts of what PyTorch (CPU and CUDA) and Poplar say when an allocation fails.
 _SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "memory_allocation", "bad_alloc")
@@ -28,6 +34,9 @@ def next_settings(args: argparse.Namespace) -> list[str]:
     What leaves the weights' course as it is comes before what changes it, and what costs no time before what does.
     """
     settings = []
+    as_one = _run_as_one(args)
+    if as_one > 1:  # whatever makes a micro-batch smaller makes more of them run as one
+        settings.append(f"{VARIABLE}=1 in the environment ({as_one:,} micro-batches run as one, in up to 1 GiB)")
     batch = args.batch_size
     if batch > 1:
         smaller = max(size for size in range(1, batch) if batch % size == 0)
@@ -43,6 +52,15 @@ def next_settings(args: argparse.Namespace) -> list[str]:
     if args.max_len > 2:
         settings.append(f"--max-len {args.max_len // 2} (shorter samples)")
     return [*settings, "a smaller --model"]
+
+
+def _run_as_one(args: argparse.Namespace) -> int:
+    """The micro-batches that run as one, as far as the flags say it."""
+    if computes_on_ipus():
+        return 1
+    config = dataclasses.replace(GPT2Config.from_json(args.config), **dropouts(args))
+    layout = Layout(launched()[1], args.replication_factor, args.ipus_per_replica)
+    return micro_batches_as_one(config, args, layout, GPU if computes_on_cuda() else CPU)
 
 
 @contextmanager

@@ -45,10 +45,15 @@ def test_errors_that_mean_it(error, is_one):
     assert memory.is_out_of_memory(error) is is_one
 
 
-def test_the_next_setting_is_the_cheapest_that_is_left(folder):
+def test_the_next_setting_is_the_cheapest_that_is_left(folder, monkeypatch):
     def first(**changes):
         return memory.next_settings(parsed(folder, **changes))[0]
 
+    one_at_a_time = "POPTORCH_PORTABLE_MICRO_BATCHES_AS_ONE"
+    monkeypatch.delenv(one_at_a_time, raising=False)
+    assert first(batch_size=6) == f"{one_at_a_time}=1 in the environment (2 micro-batches run as one, in up to 1 GiB)"
+    assert first(batch_size=6, gradient_accumulation=1).startswith("--batch-size 3 --gradient-accumulation 2 ")
+    monkeypatch.setenv(one_at_a_time, "1")
     assert first(batch_size=6).startswith("--batch-size 3 --gradient-accumulation 4 ")
     assert first().startswith("--enable-sequence-serialized True")
     in_blocks = {"enable_sequence_serialized": True}
@@ -66,6 +71,7 @@ def test_a_run_that_does_not_fit_says_what_to_try(folder, monkeypatch, while_com
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     monkeypatch.setattr(poptorch.PoplarExecutor, "compile" if while_compiling else "__call__", fail)
+    monkeypatch.setenv("POPTORCH_PORTABLE_MICRO_BATCHES_AS_ONE", "1")  # which would be the first to try
     done = run_here(flags(folder, batch_size=2))
     assert done.status == 1
     head, hint, *others = done.err[done.err.index("train_gpt2.py: ") :].splitlines()
@@ -143,6 +149,7 @@ def test_the_largest_that_fits_is_taken(folder, monkeypatch):
 
 
 def test_not_even_one_sample(folder, monkeypatch):
+    monkeypatch.setenv("POPTORCH_PORTABLE_MICRO_BATCHES_AS_ONE", "1")
     argv, tried = auto(folder, monkeypatch, largest=0)
     done = run_here(argv)
     assert done.status == 2 and tried == [12, 6, 4, 3, 2, 1]
