@@ -71,6 +71,9 @@ def train(run: TrainingRun, log: RunLog, interruption: Interruption) -> None:
             run.check_finite(loss)
             log.step(position.step, epoch, loss, accuracy, learning_rate, finished)
             run.limit.call_done()
+            note = run.limit.launcher_note() if run.folder is not None else None
+            if note is not None:
+                print(note, flush=True)
             with log.clock.paused():
                 stop = run.to_stop(interruption.asked)
                 last = finished or stop

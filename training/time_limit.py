@@ -1,7 +1,8 @@
-"""--time-limit: a run ends while there is time for its last checkpoint."""
+"""--time-limit: a run ends while there is time for its last checkpoint. And whether torchrun leaves it that time."""
 
 from __future__ import annotations
 
+import os
 import time
 from contextlib import contextmanager
 from typing import Iterator
@@ -10,6 +11,8 @@ from typing import Iterator
 # the bytes a second that a slow file system of a cluster can be trusted to take.
 _BYTES_A_PARAMETER, _BYTES_A_SECOND = 12, 50e6
 _ENDING = 3.0  # seconds: the log is closed, its picture drawn, the processes end
+# torchrun's own: how long it waits for its processes after a signal before it kills them.
+_PATIENCE, _SECONDS = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "30"
 _MARGIN = 1.25  # a call, a validation or a save may take longer than the longest one so far
 
 
@@ -25,7 +28,7 @@ class TimeLimit:
     def __init__(self, seconds: float | None, started: float, parameters: int) -> None:
         self.seconds, self._started = seconds, started
         self._longest = {"save": parameters * _BYTES_A_PARAMETER / _BYTES_A_SECOND, "validation": 0.0, "call": 0.0}
-        self._saved = False
+        self._saved = self._told = False
         self._since = time.monotonic()
 
     @contextmanager
@@ -55,3 +58,16 @@ class TimeLimit:
             return False
         left = self.seconds - (time.monotonic() - self._started)
         return left < _MARGIN * sum(self._longest.values()) + _ENDING
+
+    def launcher_note(self) -> str | None:
+        """What to say, once, of a run that takes longer to end with a checkpoint than torchrun waits for it."""
+        taken = self._longest["call"] + (self._longest["save"] if self._saved else 0.0)
+        patience = os.environ.get(_PATIENCE, _SECONDS)
+        if self._told or "TORCHELASTIC_RUN_ID" not in os.environ or not patience.isdigit() or taken <= int(patience):
+            return None
+        self._told = True
+        return (
+            f"a call{' and a save' if self._saved else ''} took {taken:,.0f} s, and torchrun kills a run {patience} s "
+            f"after Ctrl-C or SIGTERM, before its checkpoint: start torchrun with a larger {_PATIENCE}, or make calls "
+            "smaller"
+        )

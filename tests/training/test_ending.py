@@ -154,6 +154,32 @@ def test_before_the_first_save_its_length_is_guessed_from_the_model(clock):
     assert not large.reached(), "what was measured counts"
 
 
+def test_a_run_that_torchrun_would_kill_before_its_checkpoint_says_so_once(clock, monkeypatch):
+    def after(*calls, save=None):
+        limit, notes = TimeLimit(None, 0.0, 10**9), []
+        for seconds in calls:
+            clock.now += seconds
+            limit.call_done()
+            notes.append(limit.launcher_note())
+        if save is not None:
+            with limit.timing("save"):
+                clock.now += save
+            notes.append(limit.launcher_note())
+        return notes
+
+    for name in ("TORCHELASTIC_RUN_ID", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"):
+        monkeypatch.delenv(name, raising=False)
+    assert after(90.0) == [None], "without torchrun a run has the time that it takes"
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert after(20.0, 25.0, save=4.0) == [None, None, None]
+    quick, slow, again = after(20.0, 31.0, 40.0)
+    assert quick is again is None and slow.startswith("a call took 31 s, and torchrun kills a run 30 s after Ctrl-C")
+    assert "larger TORCH_ELASTIC_SHUTDOWN_TIMEOUT" in slow
+    assert after(20.0, save=15.0)[1].startswith("a call and a save took 35 s")
+    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "100")
+    assert after(90.0, save=5.0) == [None, None] and after(101.0) != [None]
+
+
 def test_a_run_ends_in_time_with_a_checkpoint_and_goes_on(folder, monkeypatch):
     limits = []
     reached = TimeLimit.reached
