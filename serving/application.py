@@ -23,6 +23,7 @@ from serving.service import Exchange, Service
 
 PAGE = Path(__file__).with_name("page.html")
 BODY_SECONDS = 30.0  # within which the body of a request must have come
+CLOSING_SECONDS = 5.0  # within which a connection that takes no answer must have been closed
 
 
 class Gone(Exception):
@@ -228,6 +229,10 @@ class _Guarded:
         await self._application(scope, receive, send)
 
 
+class _Unsent(Exception):
+    """The HTTP server takes no answer."""
+
+
 class _Counted:
     """Counts answers by path and status; those that are none of `paths` are one."""
 
@@ -241,8 +246,19 @@ class _Counted:
         path = scope["path"] if scope["path"] in self._paths else "other"
 
         async def counted(message: Any) -> None:
+            try:
+                await send(message)
+            except Exception as error:
+                raise _Unsent from error
             if message["type"] == "http.response.start":
                 self._service.metrics.count(path, message["status"])
-            await send(message)
 
-        await self._application(scope, receive, counted)
+        try:
+            await self._application(scope, receive, counted)
+        except _Unsent as error:
+            # It has answered itself, behind a head that it could read and a body that it could not, and is about to
+            # close the connection: an error in its log otherwise.
+            try:
+                await asyncio.wait_for(_hung_up(receive), CLOSING_SECONDS)
+            except asyncio.TimeoutError:
+                raise (error.__cause__ or error) from None
