@@ -9,7 +9,7 @@ was loaded lacks them, the model's own modules do the work.
 
 from __future__ import annotations
 
-from typing import Any, Iterable, Mapping
+from typing import Any, Iterable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -60,11 +60,16 @@ def pack(matrices: Iterable[Tensor], precision: str) -> Tensor:
 
 
 def pack_blocks(states: Iterable[Mapping[str, Tensor]], precision: str) -> tuple[Tensor, Tensor]:
-    """State dicts of blocks -> packed matrices (uint8) and vectors (float32)."""
+    """State dicts of blocks -> packed matrices (uint8) and vectors (float32).
+
+    A block with one layer norm, as with a parallel residual, has that in the place of the second.
+    """
     matrices, vectors = [], []
     for state in states:
         matrices += [state[name].detach().t() for name in MATRICES]  # Conv1D stores (in, out)
-        vectors += [state[name].detach().float() for name in VECTORS]
+        one_norm = "ln_2.weight" not in state
+        names = [name.replace("ln_2", "ln_1") if one_norm else name for name in VECTORS]
+        vectors += [state[name].detach().float() for name in names]
     return pack(matrices, precision), torch.cat(vectors)
 
 
@@ -113,6 +118,8 @@ def decode_blocks(
     precision: int,
     activation: str,
     epsilon: float,
+    parallel: int = 0,
+    slopes: Sequence[float] = (),
 ) -> Tensor:
     """(B, T, C) hidden states through all blocks -> (B, T, C); what is not a token as in embed_tokens.
 
@@ -120,6 +127,8 @@ def decode_blocks(
         start, count: (B,) the slot of each row's first token and how many of its T columns are tokens.
         weights, vectors: what pack_blocks gave.
         keys, values: (layers, B, n_head, slots, C / n_head) float32, or int16 that holds float16; changed in place.
+        parallel: 1: the MLP reads the first layer norm too, and both are added in one sum; the second one is unused.
+        slopes: of ALiBi, one a head; none: the scores have no bias.
     """
     act = {"gelu": F.gelu, "gelu_new": lambda x: F.gelu(x, approximate="tanh"), "relu": F.relu}[activation]
     result = torch.zeros_like(hidden)
@@ -137,16 +146,22 @@ def decode_blocks(
         attention_in, attention_out, mlp_in, mlp_out = (unpacked.matrix(*shape) for shape in shapes)
         for b, x in rows.items():
             begin, end = int(start[b]), int(start[b]) + x.shape[0]
-            projected = F.linear(F.layer_norm(x, (width,), norm_1, norm_1_bias, epsilon), attention_in, in_bias)
+            normed = F.layer_norm(x, (width,), norm_1, norm_1_bias, epsilon)
+            projected = F.linear(normed, attention_in, in_bias)
             q, k, v = (part.view(-1, n_head, width // n_head).transpose(0, 1) for part in projected.split(width, 1))
             layer_keys, layer_values = (cache[layer, b].view(cache_type) for cache in (keys, values))
             layer_keys[:, begin:end], layer_values[:, begin:end] = k.to(cache_type), v.to(cache_type)
             visible = torch.ones(end - begin, end, dtype=torch.bool).tril(begin)
+            if slopes:
+                distance = torch.arange(end) - torch.arange(begin, end)[:, None]
+                bias = distance * torch.tensor(slopes)[:, None, None]  # (H, T, S)
+                visible = torch.where(visible, bias, -torch.inf)
             context = F.scaled_dot_product_attention(
                 q, layer_keys[:, :end].float(), layer_values[:, :end].float(), visible
             )
             x = x + F.linear(context.transpose(0, 1).reshape(-1, width), attention_out, out_bias)
-            active = act(F.linear(F.layer_norm(x, (width,), norm_2, norm_2_bias, epsilon), mlp_in, fc_bias))
+            read = normed if parallel else F.layer_norm(x, (width,), norm_2, norm_2_bias, epsilon)
+            active = act(F.linear(read, mlp_in, fc_bias))
             rows[b] = x + F.linear(active, mlp_out, proj_bias)
     for b, x in rows.items():
         result[b, : x.shape[0]] = x
@@ -162,14 +177,16 @@ def next_logits(
     vocab_size: int,
     precision: int,
     epsilon: float,
+    norms: int = 1,
 ) -> Tensor:
     """Layer norm and head for the last token of each row: (B, T, C) hidden, (B,) count -> (B, vocab_size) logits.
 
-    `norm` and `norm_bias` are those of ln_f, `weights` pack([wte]). A row without tokens gives zeros and costs nothing.
+    `norm` and `norm_bias` are those of ln_f, which with `norms` 0 are unused, `weights` pack([wte]). A row without
+    tokens gives zeros and costs nothing.
     """
     width = hidden.shape[-1]
     last = (count.long() - 1).clamp(min=0)
     rows = hidden[torch.arange(hidden.shape[0]), last]
     head = _Unpacked(weights, precision).matrix(vocab_size, width)
-    logits = F.linear(F.layer_norm(rows, (width,), norm, norm_bias, epsilon), head)
+    logits = F.linear(F.layer_norm(rows, (width,), norm, norm_bias, epsilon) if norms else rows, head)
     return torch.where(count.unsqueeze(1) > 0, logits, 0.0)

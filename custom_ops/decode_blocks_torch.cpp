@@ -9,6 +9,7 @@
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
+#include <limits>
 #include <map>
 
 #include <sys/mman.h>
@@ -17,6 +18,7 @@ namespace {
 
 using at::Tensor;
 using few_rows::Activation;
+using few_rows::BlockForm;
 using few_rows::Layer;
 using few_rows::Matrix;
 using few_rows::Precision;
@@ -84,17 +86,26 @@ Tensor as_float(const Matrix& matrix, at::Device device) {
   return whole.mul_(scales.to(at::kFloat)).view({matrix.n, matrix.k});
 }
 
+// What ALiBi adds to the scores of the queries from place `start` on and keys 0 to seen - 1: (1, H, queries, keys),
+// -inf behind the query.
+Tensor alibi_bias(const std::vector<float>& slopes, int64_t start, int64_t seen, const at::TensorOptions& options) {
+  const Tensor distance = at::arange(seen, options).unsqueeze(0) - at::arange(start, seen, options).unsqueeze(1);
+  const Tensor of_heads = at::tensor(slopes, at::kFloat).to(options.device()).view({1, -1, 1, 1});
+  return (distance * of_heads).masked_fill_(distance.gt(0), -std::numeric_limits<float>::infinity());
+}
+
 // Many tokens through one block. x: (tokens, C); keys, values: (B, H, S, D) of this layer.
 Tensor many_rows(const Layer& layer, const Tensor& x, const std::vector<Token>& tokens, const Tensor& keys,
-                 const Tensor& values, Activation activation, double epsilon) {
+                 const Tensor& values, const BlockForm& form) {
   const int64_t width = x.size(1), heads = keys.size(1), inner = layer.mlp_in.n;
   const auto vector_of = [&](const float* data, int64_t size) { return part_of(data, {size}, at::kFloat, x.device()); };
   const auto transposed = [&](const Matrix& matrix) { return as_float(matrix, x.device()).t(); };
   const auto norm = [&](const Tensor& input, const float* weight, const float* bias) {
-    return at::layer_norm(input, {width}, vector_of(weight, width), vector_of(bias, width), epsilon);
+    return at::layer_norm(input, {width}, vector_of(weight, width), vector_of(bias, width), form.epsilon);
   };
-  const Tensor projected = at::addmm(vector_of(layer.attention_in_bias, 3 * width),
-                                     norm(x, layer.norm_1, layer.norm_1_bias), transposed(layer.attention_in));
+  const Tensor first_normed = norm(x, layer.norm_1, layer.norm_1_bias);
+  const Tensor projected =
+      at::addmm(vector_of(layer.attention_in_bias, 3 * width), first_normed, transposed(layer.attention_in));
   const std::vector<Tensor> parts = projected.split(width, 1);
   Tensor context = at::empty_like(x);
   for (size_t first = 0, last = 0; first < tokens.size(); first = last) {
@@ -111,19 +122,22 @@ Tensor many_rows(const Layer& layer, const Tensor& x, const std::vector<Token>& 
     const Tensor all_keys = keys[batch].slice(1, 0, seen).unsqueeze(0).to(at::kFloat);
     const Tensor all_values = values[batch].slice(1, 0, seen).unsqueeze(0).to(at::kFloat);
     std::optional<Tensor> visible;
-    if (start > 0) {
+    if (!form.slopes.empty()) {
+      visible = alibi_bias(form.slopes, start, seen, x.options());
+    } else if (start > 0) {
       visible = at::ones({count, seen}, x.options().dtype(at::kBool)).tril_(start);
     }
     const Tensor found =
-        at::scaled_dot_product_attention(heads_of(parts[0]), all_keys, all_values, visible, 0.0, start == 0);
+        at::scaled_dot_product_attention(heads_of(parts[0]), all_keys, all_values, visible, 0.0, !visible.has_value());
     context.slice(0, first, last).copy_(found.transpose(1, 2).reshape({count, width}));
   }
   const Tensor middle =
       at::addmm(vector_of(layer.attention_out_bias, width), context, transposed(layer.attention_out)).add_(x);
-  Tensor active = at::addmm(vector_of(layer.mlp_in_bias, inner), norm(middle, layer.norm_2, layer.norm_2_bias),
-                            transposed(layer.mlp_in));
-  active = activation == Activation::Relu ? active.relu_()
-                                          : at::gelu_(active, activation == Activation::Gelu ? "none" : "tanh");
+  const Tensor read = form.parallel ? first_normed : norm(middle, layer.norm_2, layer.norm_2_bias);
+  Tensor active = at::addmm(vector_of(layer.mlp_in_bias, inner), read, transposed(layer.mlp_in));
+  active = form.activation == Activation::Relu
+               ? active.relu_()
+               : at::gelu_(active, form.activation == Activation::Gelu ? "none" : "tanh");
   return at::addmm(vector_of(layer.mlp_out_bias, width), active, transposed(layer.mlp_out)).add_(middle);
 }
 
@@ -173,7 +187,8 @@ Tensor embed_tokens_shape(const Tensor& input_ids, const Tensor&, const Tensor&,
 
 Tensor decode_blocks(const Tensor& hidden, const Tensor& start, const Tensor& count, const Tensor& weights,
                      const Tensor& vectors, Tensor& keys, Tensor& values, int64_t n_head, int64_t inner,
-                     int64_t precision, std::string activation, double epsilon) {
+                     int64_t precision, std::string activation, double epsilon, int64_t parallel,
+                     at::ArrayRef<double> slopes) {
   TORCH_CHECK_VALUE(hidden.dim() == 3 && hidden.scalar_type() == at::kFloat, "hidden must be (B, T, C) in float32");
   const int64_t batch = hidden.size(0), width = hidden.size(1), n_embd = hidden.size(2);
   const bool half = keys.scalar_type() == at::kShort; // float16 bits, which no precision policy converts
@@ -184,6 +199,14 @@ Tensor decode_blocks(const Tensor& hidden, const Tensor& start, const Tensor& co
                     "keys and values must be (layers, B, n_head, slots, C / n_head) in float32 or int16, for hidden ",
                     hidden.sizes());
   const int64_t layer_count = keys.size(0), slots = keys.size(3);
+  TORCH_CHECK_VALUE(slopes.empty() || static_cast<int64_t>(slopes.size()) == n_head, "slopes: expected ", n_head,
+                    " or none, got ", slopes.size());
+  const BlockForm form{n_head,
+                       inner,
+                       activation_of(activation),
+                       static_cast<float>(epsilon),
+                       parallel != 0,
+                       {slopes.begin(), slopes.end()}};
   few_rows::MatrixReader reader(weights.data_ptr<uint8_t>(), precision_of(precision));
   check_width(n_embd, precision_of(precision));
   check_width(inner, precision_of(precision));
@@ -209,12 +232,11 @@ Tensor decode_blocks(const Tensor& hidden, const Tensor& start, const Tensor& co
     const int threads = few_rows::useful_threads(weights.numel(), at::get_num_threads());
     few_rows::WorkerPool::instance().run(
         threads, std::make_shared<few_rows::DecodeStep>(std::move(layers), std::move(tokens), x.data_ptr<float>(),
-                                                        cache, n_head, n_embd, inner, activation_of(activation),
-                                                        static_cast<float>(epsilon), threads));
+                                                        cache, n_embd, form, threads));
   } else {
     const Tensor all_keys = half ? keys.view(at::kHalf) : keys, all_values = half ? values.view(at::kHalf) : values;
     for (int64_t index = 0; index < layer_count; ++index) {
-      x = many_rows(layers[index], x, tokens, all_keys[index], all_values[index], activation_of(activation), epsilon);
+      x = many_rows(layers[index], x, tokens, all_keys[index], all_values[index], form);
     }
   }
   result.view({batch * width, n_embd}).index_copy_(0, places, x);
@@ -222,7 +244,7 @@ Tensor decode_blocks(const Tensor& hidden, const Tensor& start, const Tensor& co
 }
 
 Tensor decode_blocks_shape(const Tensor& hidden, const Tensor&, const Tensor&, const Tensor&, const Tensor&, Tensor&,
-                           Tensor&, int64_t, int64_t, int64_t, std::string, double) {
+                           Tensor&, int64_t, int64_t, int64_t, std::string, double, int64_t, at::ArrayRef<double>) {
   return at::empty_like(hidden, at::MemoryFormat::Contiguous);
 }
 
@@ -252,7 +274,7 @@ private:
 };
 
 Tensor next_logits(const Tensor& hidden, const Tensor& count, const Tensor& norm, const Tensor& norm_bias,
-                   const Tensor& weights, int64_t vocab_size, int64_t precision, double epsilon) {
+                   const Tensor& weights, int64_t vocab_size, int64_t precision, double epsilon, int64_t norms) {
   TORCH_CHECK_VALUE(hidden.dim() == 3 && hidden.scalar_type() == at::kFloat, "hidden must be (B, T, C) in float32");
   TORCH_CHECK_VALUE(count.numel() == hidden.size(0), "count must have ", hidden.size(0), " entries");
   const int64_t batch = hidden.size(0), n_embd = hidden.size(2);
@@ -274,11 +296,11 @@ Tensor next_logits(const Tensor& hidden, const Tensor& count, const Tensor& norm
     return at::zeros({batch, vocab_size}, hidden.options());
   }
   if (!hidden.is_cpu() || rows.size(0) > few_rows::kMaxRows) {
-    const Tensor normed = at::layer_norm(rows, {n_embd}, norm, norm_bias, epsilon);
+    const Tensor normed = norms != 0 ? at::layer_norm(rows, {n_embd}, norm, norm_bias, epsilon) : rows;
     return in_place(at::mm(normed, as_float(head, hidden.device()).t()));
   }
-  const Tensor normed = at::empty_like(rows);
-  for (int64_t row = 0; row < rows.size(0); ++row) {
+  const Tensor normed = norms != 0 ? at::empty_like(rows) : rows;
+  for (int64_t row = 0; norms != 0 && row < rows.size(0); ++row) {
     few_rows::kernels().layer_norm(rows.data_ptr<float>() + row * n_embd, n_embd, norm.data_ptr<float>(),
                                    norm_bias.data_ptr<float>(), epsilon, normed.data_ptr<float>() + row * n_embd);
   }
@@ -290,7 +312,7 @@ Tensor next_logits(const Tensor& hidden, const Tensor& count, const Tensor& norm
 }
 
 Tensor next_logits_shape(const Tensor& hidden, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-                         int64_t vocab_size, int64_t, double) {
+                         int64_t vocab_size, int64_t, double, int64_t) {
   return at::empty({hidden.size(0), vocab_size}, hidden.options());
 }
 
@@ -299,9 +321,10 @@ Tensor next_logits_shape(const Tensor& hidden, const Tensor&, const Tensor&, con
 TORCH_LIBRARY(gpt2_decode, m) {
   m.def("EmbedTokens(Tensor input_ids, Tensor start, Tensor count, Tensor wte, Tensor wpe) -> Tensor");
   m.def("DecodeBlocks(Tensor hidden, Tensor start, Tensor count, Tensor weights, Tensor vectors, Tensor(a!) keys, "
-        "Tensor(b!) values, *, int n_head, int inner, int precision, str activation, float epsilon) -> Tensor");
+        "Tensor(b!) values, *, int n_head, int inner, int precision, str activation, float epsilon, int parallel=0, "
+        "float[] slopes=[]) -> Tensor");
   m.def("NextLogits(Tensor hidden, Tensor count, Tensor norm, Tensor norm_bias, Tensor weights, *, int vocab_size, "
-        "int precision, float epsilon) -> Tensor");
+        "int precision, float epsilon, int norms=1) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(gpt2_decode, CPU, m) {

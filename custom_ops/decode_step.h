@@ -52,12 +52,12 @@ inline int64_t part_rows(const Matrix& matrix, int threads) {
 class DecodeStep final : public Job {
 public:
   // hidden: (tokens, n_embd), changed in place. Tokens of one batch row follow each other.
-  DecodeStep(std::vector<Layer> layers, std::vector<Token> tokens, float* hidden, Cache cache, int64_t n_head,
-             int64_t n_embd, int64_t inner, Activation activation, float epsilon, int threads)
+  DecodeStep(std::vector<Layer> layers, std::vector<Token> tokens, float* hidden, Cache cache, int64_t n_embd,
+             BlockForm form, int threads)
       : Job(threads), layers_(std::move(layers)), tokens_(std::move(tokens)), hidden_(hidden), cache_(cache),
-        n_head_(n_head), n_embd_(n_embd), inner_(inner), activation_(activation), epsilon_(epsilon), threads_(threads),
+        form_(std::move(form)), n_head_(form_.n_head), n_embd_(n_embd), inner_(form_.inner), threads_(threads),
         phases_(5 * layers_.size()), projected_(tokens_.size() * 3 * n_embd), context_(tokens_.size() * n_embd),
-        active_(tokens_.size() * inner), update_(tokens_.size() * n_embd) {
+        active_(tokens_.size() * inner_), update_(tokens_.size() * n_embd) {
     for (size_t token = 0; token < tokens_.size(); ++token) {
       if (token == 0 || tokens_[token].batch != tokens_[token - 1].batch) {
         first_tokens_.push_back(token);
@@ -78,10 +78,21 @@ public:
     auto phase = phases_.begin();
     for (size_t index = 0; index < layers_.size(); ++index) {
       const Layer& layer = layers_[index];
+      const auto into_mlp = [&](const float* norm, const float* norm_bias) {
+        product(
+            *phase++, begin, layer.mlp_in, [&] { return normed(workspace(), norm, norm_bias, layer.mlp_in); }, active_,
+            [&](float* out, int64_t first, int64_t size) {
+              add(out, layer.mlp_in_bias + first, size);
+              kernels().activate(out, size, form_.activation);
+            });
+      };
       product(
           *phase++, begin, layer.attention_in,
           [&] { return normed(workspace(), layer.norm_1, layer.norm_1_bias, layer.attention_in); }, projected_,
           [&](float* out, int64_t first, int64_t size) { add(out, layer.attention_in_bias + first, size); });
+      if (form_.parallel) {
+        into_mlp(layer.norm_1, layer.norm_1_bias);
+      }
       const int64_t sequences = first_tokens_.size() - 1;
       phase++->share(
           begin, sequences * n_head_, 1, [&] { return &workspace(); },
@@ -93,13 +104,9 @@ public:
           *phase++, begin, layer.attention_out,
           [&] { return workspace().inputs(context_.data(), count(), n_embd_, layer.attention_out.precision); },
           layer.attention_out_bias);
-      product(
-          *phase++, begin, layer.mlp_in,
-          [&] { return normed(workspace(), layer.norm_2, layer.norm_2_bias, layer.mlp_in); }, active_,
-          [&](float* out, int64_t first, int64_t size) {
-            add(out, layer.mlp_in_bias + first, size);
-            kernels().activate(out, size, activation_);
-          });
+      if (!form_.parallel) {
+        into_mlp(layer.norm_2, layer.norm_2_bias);
+      }
       residual(
           *phase++, begin, layer.mlp_out,
           [&] { return workspace().inputs(active_.data(), count(), inner_, layer.mlp_out.precision); },
@@ -121,7 +128,7 @@ private:
   // Every thread norms all rows itself: that is cheaper than waiting for each other once more.
   Inputs normed(Workspace& space, const float* weight, const float* bias, const Matrix& matrix) {
     for (int64_t token = 0; token < count(); ++token) {
-      kernels().layer_norm(hidden_ + token * n_embd_, n_embd_, weight, bias, epsilon_,
+      kernels().layer_norm(hidden_ + token * n_embd_, n_embd_, weight, bias, form_.epsilon,
                            space.rows.data() + token * n_embd_);
     }
     return space.inputs(space.rows.data(), count(), n_embd_, matrix.precision);
@@ -168,7 +175,14 @@ private:
       const float* query = projected_.data() + token * 3 * n_embd_ + head * width;
       const Matrix rows{keys, nullptr, seen, width, cache_.precision};
       kernels().product(rows, {query, nullptr, nullptr, 1, width}, 0, seen, space.scores.data(), 0);
-      kernels().softmax(space.scores.data(), seen, 1.0f / std::sqrt(static_cast<float>(width)));
+      const float scale = 1.0f / std::sqrt(static_cast<float>(width));
+      if (!form_.slopes.empty()) {
+        const float rise = form_.slopes[head] / scale; // of scores that are not scaled yet
+        for (int64_t slot = 0; slot < seen; ++slot) {
+          space.scores[slot] += rise * static_cast<float>(slot + 1 - seen);
+        }
+      }
+      kernels().softmax(space.scores.data(), seen, scale);
       kernels().weighted_sum(values, cache_.precision, space.scores.data(), seen, width,
                              context_.data() + token * n_embd_ + head * width);
     }
@@ -187,9 +201,8 @@ private:
   std::vector<int64_t> first_tokens_; // of each sequence, and the end
   float* const hidden_;
   const Cache cache_;
+  const BlockForm form_;
   const int64_t n_head_, n_embd_, inner_;
-  const Activation activation_;
-  const float epsilon_;
   const int threads_;
   std::vector<Phase> phases_;
   std::vector<float> projected_, context_, active_, update_; // (tokens, 3C), (tokens, C), (tokens, I), (tokens, C)

@@ -38,6 +38,15 @@ private:
   int64_t offset_ = 0;
 };
 
+// What the blocks of a model have in common beside their weights.
+struct BlockForm {
+  int64_t n_head, inner;
+  Activation activation;
+  float epsilon;
+  bool parallel;             // attention and MLP read the first layer norm and are added in one sum
+  std::vector<float> slopes; // of ALiBi, one a head; none: scores have no bias
+};
+
 // One block of GPT-2, C = n_embd, I = the MLP's inner size.
 struct Layer {
   Matrix attention_in, attention_out, mlp_in, mlp_out;                        // (3C, C), (C, C), (I, C), (C, I)

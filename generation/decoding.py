@@ -10,6 +10,7 @@ from typing import Sequence
 
 import poptorch
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from custom_ops import decode_blocks as native
@@ -19,6 +20,7 @@ from model.config import GPT2Config
 from model.gpt2 import GPT2LMHeadModel
 from model.kv_cache import layer_caches, token_positions
 from model.placement import place
+from model.positions import alibi_slopes
 
 
 class ModuleSteps(nn.Module):
@@ -77,18 +79,12 @@ class ModuleSteps(nn.Module):
 def not_native(config: GPT2Config) -> str | None:
     """The first setting of the model that the native operators do not compute; None: they compute all of it.
 
-    They know one kind of block (layer norm, attention with heads as wide as the model, layer norm, MLP, each added to
-    the stream) and a layer norm before the head. What is added up before the blocks, the matrix of the head and how
-    often a block is used are free.
+    They know blocks whose layer norms come first, with heads as wide as the model together, one sum or two, and ALiBi.
+    What is added up before the blocks, what follows them and how often a block is used are free.
     """
     covered = {
         "norm_position": config.norm_position == "pre",
-        "parallel_residual": not config.parallel_residual,
-        "position_embedding": config.position_embedding != "alibi",
         "head_dim": config.attention_size == config.n_embd,
-        "final_norm": config.final_norm,
-        "embedding_size": config.embedding_size is None,
-        "embedding_norm": not config.embedding_norm,
         "padding_id": config.padding_id is None,
     }
     return next((f"{name} {getattr(config, name)}" for name, known in covered.items() if not known), None)
@@ -133,6 +129,10 @@ class _NativeBlocks(nn.Module):
             "activation": config.activation_function,
             "epsilon": config.layer_norm_epsilon,
         }
+        if config.parallel_residual:
+            self.attributes["parallel"] = 1
+        if config.position_embedding == "alibi":
+            self.attributes["slopes"] = alibi_slopes(config.n_head)
         states = (
             _divided_queries(_with_biases(gpt2.transformer.h[layer].state_dict()), config.score_divisor(layer))
             for layer in range(first, last)
@@ -150,13 +150,30 @@ class _NativeBlocks(nn.Module):
 
 
 class _NativeEmbedding(nn.Module):
+    """Tables of what the first block is given for each token and place: norm, scale and projection are in them.
+
+    Of a factorised embedding a product for each token would be less memory, but its last bits would depend on how many
+    tokens there are.
+    """
+
+    @torch.no_grad()
     def __init__(self, gpt2: GPT2LMHeadModel) -> None:
         super().__init__()
         transformer, real = gpt2.transformer, gpt2.config.real_vocab_size
-        wte = transformer.wte.weight.detach()[:real].float().contiguous()
+        wte = transformer.wte.weight[:real].float()
+        if gpt2.config.embedding_norm:
+            norm = transformer.ln_e
+            wte = F.layer_norm(wte, wte.shape[1:], norm.weight.float(), norm.bias.float(), norm.eps)
+        wte = wte if transformer.embedding_scale is None else wte * transformer.embedding_scale
         places = torch.arange(gpt2.config.n_positions, device=wte.device)
-        self.register_buffer("wte", wte if transformer.embedding_scale is None else wte * transformer.embedding_scale)
-        self.register_buffer("wpe", transformer.wpe(places).detach().float().contiguous())  # learned or fixed
+        wpe = wte.new_zeros(len(places), 1)  # of ALiBi: a column for all
+        if transformer.wpe is not None:
+            wpe = transformer.wpe(places).float()  # learned or fixed
+        if gpt2.config.embedding_size is not None:
+            weight, bias = transformer.project_in.weight.float(), transformer.project_in.bias.float()  # (E, C), (C,)
+            wte, wpe = wte @ weight, (wpe if transformer.wpe is None else wpe @ weight) + bias
+        self.register_buffer("wte", wte.contiguous())
+        self.register_buffer("wpe", wpe.contiguous())
 
     def forward(self, input_ids: Tensor, start: Tensor, count: Tensor) -> Tensor:
         """(B, T) -> (B, T, C)"""
@@ -165,27 +182,54 @@ class _NativeEmbedding(nn.Module):
         return poptorch.custom_op(inputs, "EmbedTokens", native.DOMAIN, 1, example_outputs=[example])[0]
 
 
-class _NativeHead(nn.Module):
-    def __init__(self, gpt2: GPT2LMHeadModel, precision: str) -> None:
+class _NativeProduct(nn.Module):
+    """The last token of each row, behind a layer norm if there is one, times a matrix (outputs, C)."""
+
+    def __init__(self, matrix: Tensor, norm: nn.Module, precision: str, epsilon: float) -> None:
         super().__init__()
-        config, norm = gpt2.config, gpt2.transformer.ln_f
         self.attributes = {
-            "vocab_size": config.real_vocab_size,
+            "vocab_size": matrix.shape[0],
             "precision": native.PRECISIONS.index(precision),
-            "epsilon": config.layer_norm_epsilon,
+            "epsilon": epsilon,
         }
-        head = gpt2.lm_head.weight.detach()[: config.real_vocab_size]
-        self.register_buffer("norm", norm.weight.detach().float())
-        self.register_buffer("norm_bias", norm.bias.detach().float())
-        self.register_buffer("weights", native.pack([head], precision))
+        if isinstance(norm, nn.LayerNorm):
+            vectors = norm.weight.detach(), norm.bias.detach()
+        else:
+            self.attributes["norms"] = 0
+            vectors = (matrix.new_zeros(matrix.shape[1]),) * 2  # nobody looks at them
+        self.register_buffer("norm", vectors[0].float())
+        self.register_buffer("norm_bias", vectors[1].float())
+        self.register_buffer("weights", native.pack([matrix.detach()], precision))
 
     def forward(self, hidden: Tensor, count: Tensor) -> Tensor:
-        """(B, T, C) -> (B, V)"""
+        """(B, T, C) -> (B, outputs)"""
         inputs = [hidden, count, self.norm, self.norm_bias, self.weights]
         example = hidden[:, 0, :1].expand(-1, self.attributes["vocab_size"])
         return poptorch.custom_op(
             inputs, "NextLogits", native.DOMAIN, 1, example_outputs=[example], attributes=self.attributes
         )[0]
+
+
+class _NativeHead(_NativeProduct):
+    """The head; that of a factorised embedding behind a projection to its width."""
+
+    def __init__(self, gpt2: GPT2LMHeadModel, precision: str) -> None:
+        config, transformer = gpt2.config, gpt2.transformer
+        head = gpt2.lm_head.weight[: config.real_vocab_size]
+        projected, epsilon = config.embedding_size is not None, config.layer_norm_epsilon
+        super().__init__(head, nn.Identity() if projected else transformer.ln_f, precision, epsilon)
+        self.project = None
+        if projected:
+            matrix = transformer.project_out.weight.t()  # (E, C)
+            self.project = _NativeProduct(matrix, transformer.ln_f, precision, epsilon)
+            self.register_buffer("project_bias", transformer.project_out.bias.detach().float())
+
+    def forward(self, hidden: Tensor, count: Tensor) -> Tensor:
+        """(B, T, C) -> (B, V)"""
+        if self.project is not None:
+            hidden = (self.project(hidden, count) + self.project_bias).unsqueeze(1)  # (B, 1, E)
+            count = count.clamp(max=1)
+        return super().forward(hidden, count)
 
 
 class NativeSteps(nn.Module):

@@ -32,11 +32,15 @@ def operators():
 class Case:
     """Random blocks and a cache for each side."""
 
-    def __init__(self, precision, width=64, heads=2, inner=96, layers=2, batch=3, slots=48, activation="gelu"):
+    def __init__(
+        self, precision, width=64, heads=2, inner=96, layers=2, batch=3, slots=48, activation="gelu", parallel=False,
+        slopes=(),
+    ):  # fmt: skip
         torch.manual_seed(len(precision) + width)
         config = GPT2Config(
             vocab_size=48, real_vocab_size=41, n_positions=slots, n_embd=width, n_layer=layers, n_head=heads,
             n_inner=inner, activation_function=activation, bos_token_id=None, eos_token_id=None,
+            parallel_residual=parallel,
         )  # fmt: skip
         self.model = GPT2LMHeadModel(config).eval()
         for parameter in self.model.parameters():
@@ -44,8 +48,9 @@ class Case:
         states = (block.state_dict() for block in self.model.transformer.h)
         self.weights, self.vectors = native.pack_blocks(states, precision)
         self.settings = dict(
-            n_head=heads, inner=inner, precision=native.PRECISIONS.index(precision), activation=activation, epsilon=1e-5
-        )
+            n_head=heads, inner=inner, precision=native.PRECISIONS.index(precision), activation=activation,
+            epsilon=1e-5, parallel=int(parallel), slopes=list(slopes),
+        )  # fmt: skip
         cache = torch.float32 if precision == "float32" else torch.int16
         shape = (layers, batch, heads, slots, width // heads)
         self.caches = [torch.zeros(shape, dtype=cache) for _ in range(4)]
@@ -76,6 +81,22 @@ def check_prompts_tokens_and_unequal_rows():
         for ours, theirs in zip(case.caches[:2], case.caches[2:]):
             kind = torch.float32 if precision == "float32" else torch.float16
             torch.testing.assert_close(ours.view(kind), theirs.view(kind), atol=atol, rtol=2 * atol)
+
+
+def check_alibi_and_one_sum_a_block():
+    """Few tokens, many, and many behind others; threads that share each phase."""
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            for form in (dict(slopes=(0.5, 0.004)), dict(parallel=True), dict(parallel=True, slopes=(0.25, 2.0))):
+                for precision, atol in ATOL.items():
+                    sizes = {} if precision == "int8" else dict(width=128, inner=640)  # whose inputs are rounded too
+                    case = Case(precision, **sizes, **form)
+                    for step, count in ((9, [9, 4, 0]), (1, [1, 1, 1]), (20, [20, 1, 13]), (5, [1, 5, 0])):
+                        case.check(step, count, 3 * atol)
+    finally:
+        torch.set_num_threads(before)
 
 
 def check_activations():
@@ -189,6 +210,17 @@ def check_head():
         torch.testing.assert_close(
             operators().NextLogits(*many, **settings)[:3], native.next_logits(*shared, **settings), atol=atol, rtol=atol
         )
+
+
+def check_a_product_without_a_norm():
+    for precision, atol in ATOL.items():
+        hidden, count, matrix = torch.randn(3, 6, 64), torch.tensor([6, 0, 3]), torch.randn(41, 64)
+        packed, unused = native.pack([matrix], precision), torch.full((64,), torch.nan)
+        settings = dict(vocab_size=41, precision=native.PRECISIONS.index(precision), epsilon=1e-5, norms=0)
+        for rows in (1, 7):
+            inputs = (hidden.repeat(rows, 1, 1), count.repeat(rows), unused, unused, packed)
+            ours, theirs = operators().NextLogits(*inputs, **settings), native.next_logits(*inputs, **settings)
+            torch.testing.assert_close(ours, theirs, atol=20 * atol, rtol=atol)
 
 
 def check_head_passes_over_rows_without_tokens():
@@ -322,6 +354,7 @@ def test_int8_refuses_sizes_that_have_no_whole_groups():
         ({"hidden": torch.zeros(3, 4, 64, dtype=torch.float64)}, "in float32"),
         ({"keys": torch.zeros(2, 3, 2, 48, 31)}, "keys and values must be"),
         ({"activation": "tanh"}, "activation must be gelu, gelu_new or relu, not tanh"),
+        ({"slopes": [0.5]}, "slopes: expected 2 or none, got 1"),
     ],
 )
 def test_what_does_not_fit_is_refused(change, said):

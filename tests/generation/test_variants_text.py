@@ -27,14 +27,18 @@ TFCHAT = {"final_norm": False, "position_embedding": "sinusoidal", "scale_embedd
 SYSTEMS = {
     "tfchat-preln": {**TFCHAT, "attention_bias": False},
     "tfchat-postln": {**TFCHAT, "norm_position": "post"},
-    "algpt2": {"share_layers": True, "embedding_size": 8},
-    "gpt-star": {"parallel_residual": True, "position_embedding": "alibi", "embedding_norm": True},
     "wide heads": {"head_dim": 12},
 }
 # What the native operators compute too.
 NATIVE = {
     "mingpt-tf": {"tie_word_embeddings": False},
+    "algpt2": {"share_layers": True, "embedding_size": 8},
     "algpt2-unfactorised": {"share_layers": True},
+    "gpt-star": {"parallel_residual": True, "position_embedding": "alibi", "embedding_norm": True},
+    "ALiBi in two sums": {"position_embedding": "alibi", "tie_word_embeddings": False, "n_inner": 24},
+    "no final norm, factorised": {
+        "final_norm": False, "embedding_size": 4, "embedding_norm": True, "scale_embedding": True,
+    },
     "no biases, fixed positions": {
         "attention_bias": False, "position_embedding": "sinusoidal", "scale_embedding": True,
     },
@@ -97,8 +101,9 @@ def test_cached_steps_equal_the_model_without_a_cache(name):
 
 @pytest.mark.parametrize("name", ["tfchat-postln", "gpt-star"])
 def test_the_loop_on_the_device_gives_the_same_text(name):
-    model = model_of(SYSTEMS[name])
-    loop = WholeText(ModuleSteps(model_of(SYSTEMS[name]), [3]), LENGTH, POSITIONS, VOCABULARY, GREEDY)
+    changes = {**SYSTEMS, **NATIVE}[name]
+    model = model_of(changes)
+    loop = WholeText(ModuleSteps(model_of(changes), [3]), LENGTH, POSITIONS, VOCABULARY, GREEDY)
     texts = [new_text(prompt, LENGTH, seed=1) for prompt in PROMPTS]
     executor = poptorch.inferenceModel(loop.eval(), options())
     for _ in generate_at_once(executor, texts, len(PROMPTS), 8):
@@ -138,6 +143,27 @@ def test_what_the_native_operators_do_not_compute_is_left_to_the_modules(tmp_pat
     assert f"--int8: the native operators do not compute {setting} of the checkpoint" in refused.stderr
 
 
+@pytest.mark.parametrize("name", ["algpt2", "gpt-star"])
+def test_weights_in_8_bits(name):
+    """The first choice, and how likely it is, by weights in 8 bits and in float32; no width of the model's is lost."""
+    if custom_ops.load() != "native" or not native.available():
+        pytest.skip("custom_ops.so is not built: no native operators")
+    changes = {**NATIVE[name], "embedding_size": 32} if name == "algpt2" else NATIVE[name]
+    tokens, chances = [], []
+    for precision in ("float32", "int8"):
+        torch.manual_seed(3)
+        config = GPT2Config(
+            48, POSITIONS, 64, 3, 2, real_vocab_size=VOCABULARY, bos_token_id=None, eos_token_id=None, **changes
+        )
+        model = GPT2LMHeadModel(config).eval()
+        for parameter in model.parameters():
+            parameter.data.mul_(5 if parameter.dim() > 1 else 1)
+        texts, found = stepwise(NativeSteps(model, [3], precision))
+        tokens.append([text[0] for text in texts])
+        chances.append(found[:, 0])
+    assert tokens[0] == tokens[1] and chances[1] == pytest.approx(chances[0], abs=0.1)
+
+
 def test_a_longer_text_takes_no_second_reading(tmp_path, monkeypatch):
     save_pretrained(GPT2LMHeadModel(GPT2Config(64, 8, 16, 2, 2, position_embedding="alibi")), tmp_path)
     read, times = checkpoint.read_weights, []
@@ -156,7 +182,7 @@ def test_a_longer_text_takes_no_second_reading(tmp_path, monkeypatch):
 
 def test_alibi_writes_on_beyond_the_length_it_was_trained_with(tmp_path):
     torch.manual_seed(4)
-    for name, changes in (("alibi", SYSTEMS["gpt-star"]), ("learned", {"head_dim": 12})):
+    for name, changes in (("alibi", NATIVE["gpt-star"]), ("learned", {"head_dim": 12})):
         config = GPT2Config(50272, 8, 16, 2, 2, real_vocab_size=50257, **changes)
         save_pretrained(GPT2LMHeadModel(config), tmp_path / name)
     words = ("--prompt", "The river", "--input-len", 4, "--output-len", 20, "--stop-token", "<|endoftext|>")
