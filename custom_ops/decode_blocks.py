@@ -28,10 +28,15 @@ VECTORS = (
 )
 
 
-def available() -> bool:
-    """Whether the library that was loaded has these operators (the one for IPUs has not)."""
+def available(variants: bool = False) -> bool:
+    """Whether the library that was loaded has these operators (the one for IPUs has not).
+
+    With `variants` that means parallel, slopes and norms too, which one built before they were known lacks.
+    """
     namespace = getattr(torch.ops, NAMESPACE)
-    return hasattr(namespace, "DecodeBlocks") and hasattr(namespace, "TopScores")
+    if not hasattr(namespace, "DecodeBlocks") or not hasattr(namespace, "TopScores"):
+        return False
+    return not variants or "slopes" in str(namespace.DecodeBlocks.default._schema)
 
 
 def quantise(matrix: Tensor) -> tuple[Tensor, Tensor]:

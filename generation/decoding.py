@@ -90,6 +90,12 @@ def not_native(config: GPT2Config) -> str | None:
     return next((f"{name} {getattr(config, name)}" for name, known in covered.items() if not known), None)
 
 
+def is_variant(config: GPT2Config) -> bool:
+    """Whether the native operators compute it by what older ones lack: decode_blocks.available(variants=True)."""
+    projects = config.embedding_size is not None or not config.final_norm
+    return config.parallel_residual or config.position_embedding == "alibi" or projects
+
+
 def _with_biases(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The weights of a block whose attention has no biases, with zeros for the native operator, which knows of none."""
     if "attn.c_attn.bias" in state:

@@ -13,7 +13,7 @@ import torch
 
 import custom_ops
 from custom_ops import decode_blocks as native
-from generation.decoding import ModuleSteps, NativeSteps, OneStep, WholeText, not_native
+from generation.decoding import ModuleSteps, NativeSteps, OneStep, WholeText, is_variant, not_native
 from generation.requests import NonFiniteScores, Text, generate, generate_at_once, new_text
 from generation.sampling import Sampling
 from generation.text_stream import TextStream
@@ -86,7 +86,7 @@ def make_steps(
     unknown = not_native(gpt2.config)
     if precision == "int8" and unknown:
         raise ValueError(f"--int8: the native operators do not compute {unknown} of the checkpoint; leave --int8 out")
-    if native_ones and not unknown and custom_ops.load() == "native" and native.available():
+    if native_ones and not unknown and custom_ops.load() == "native" and native.available(is_variant(gpt2.config)):
         try:
             return NativeSteps(gpt2, layers, precision)
         except ValueError as error:

@@ -13,7 +13,7 @@ from custom_ops import decode_blocks as native
 from generation.decoding import ModuleSteps, NativeSteps, OneStep, WholeText, not_native
 from generation.requests import generate, generate_at_once, new_text
 from generation.sampling import Sampling
-from generation.text_generator import load_for_texts
+from generation.text_generator import load_for_texts, make_steps
 from model import checkpoint
 from model.checkpoint import save_pretrained
 from model.config import GPT2Config
@@ -162,6 +162,17 @@ def test_weights_in_8_bits(name):
         tokens.append([text[0] for text in texts])
         chances.append(found[:, 0])
     assert tokens[0] == tokens[1] and chances[1] == pytest.approx(chances[0], abs=0.1)
+
+
+def test_a_library_that_was_built_before_leaves_variants_to_the_modules(monkeypatch):
+    if custom_ops.load() != "native" or not native.available():
+        pytest.skip("custom_ops.so is not built: no native operators")
+    assert native.available(variants=True)
+    monkeypatch.setattr(native, "available", lambda variants=False: not variants)
+    for name, kind in (("gpt-star", ModuleSteps), ("algpt2", ModuleSteps), ("mingpt-tf", NativeSteps)):
+        assert type(make_steps(model_of(NATIVE[name]), [3], "float32", True)) is kind
+    with pytest.raises(ValueError, match="--int8 needs the native operators: run `make`"):
+        make_steps(model_of(NATIVE["gpt-star"]), [3], "int8", True)
 
 
 def test_a_longer_text_takes_no_second_reading(tmp_path, monkeypatch):
