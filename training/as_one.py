@@ -17,6 +17,7 @@ from training.stage_memory import BIAS_COLUMNS, CPU, IPU, Device, attends_in_ste
 VARIABLE = "POPTORCH_PORTABLE_MICRO_BATCHES_AS_ONE"
 _BUDGET = 1 << 30  # bytes
 _LEFT = 4  # times as many as a pipeline over processes has spans
+_OVERHEAD = 32  # what a pass takes besides its products, as so many tokens of them
 _ID = 8  # bytes of an index
 _LEAST_FUSED = 1024  # rows of a vocabulary from which on its logits never exist as a whole
 
@@ -34,8 +35,18 @@ def micro_batches_as_one(config: GPT2Config, args: argparse.Namespace, layout: L
     most = micro_batches
     if layout.ranks_a_replica > 1:
         most //= _LEFT * layout.spans([stage.ipu for stage in stages])
-    most = min(most, _asked_for() or _BUDGET // forward_bytes(config, args, device))
-    return max((number for number in range(1, most + 1) if micro_batches % number == 0), default=1)
+    room = _asked_for() or min(_BUDGET // forward_bytes(config, args, device), _worth(args, layout, device, most))
+    return max((number for number in range(1, min(most, room) + 1) if micro_batches % number == 0), default=1)
+
+
+def _worth(args: argparse.Namespace, layout: Layout, device: Device, most: int) -> int:
+    """How many as one make a pipeline over processes fastest, for fewer passes fill it worse; elsewhere `most`."""
+    if layout.ranks_a_replica == 1 or device is not CPU:
+        return most
+    tokens, count = args.batch_size * args.max_len, args.gradient_accumulation
+    divisors = [number for number in range(1, most + 1) if count % number == 0]
+    passes = {number: count // number + layout.ranks_a_replica - 1 for number in divisors}
+    return min(divisors, key=lambda number: passes[number] * (number * tokens + _OVERHEAD), default=1)
 
 
 def _asked_for() -> int | None:

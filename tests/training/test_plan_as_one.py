@@ -72,6 +72,8 @@ def test_how_many_run_as_one(monkeypatch):
     )
     assert chosen(Layout(1, 1, 2), IPU) == 1 and chosen(Layout(1, 1, 2), GPU) == 48
     assert chosen(Layout(2, 1, 2)) == 4, "IPUs 0 1 0 are three spans: four times as many are left"
+    # 16 tokens: 1,248 = (12 + 1) (4 x 16 + 32) with four as one, 2,352 alone. 1,024: 51,744, and 52,000 with two
+    assert chosen(Layout(2, 1, 2), max_len=1024) == 1 and chosen(Layout(2, 1, 2), GPU, max_len=1024) == 4
     assert chosen(Layout(4, 2, 2)) == 4 and chosen(Layout(2, 1, 2), gradient_accumulation=11) == 1
     each = as_one.forward_bytes(TINY, argparse.Namespace(**ARGS), CPU)
     monkeypatch.setattr(as_one, "_BUDGET", 11 * each)

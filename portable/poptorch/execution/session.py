@@ -13,7 +13,7 @@ from ..device import policy as device_policy
 from ..device.policy import Policy
 from ..engine.as_one import number
 from ..engine.as_one.number import AsOne
-from ..engine.as_one.stacking import NotProven, StackedProgram, stack
+from ..engine.as_one.stacking import NotProven, StackedProgram, product_rows, stack
 from ..engine.numerics import Numerics
 from ..engine.processes import clock, collecting, group, watch
 from ..engine.processes.collecting import Owned
@@ -133,8 +133,13 @@ class Session:
         micro_batches = counts.accumulation * counts.replicas * (1 if training else counts.iterations)
         shapes = zip(compiled.program.inputs, compiled.micro_batch, strict=True)
         same = {name for name, shape in shapes if not len(shape)}
-        # A pipeline of few micro-batches would be idle while it fills.
-        most = None if self._parts is None else micro_batches // (4 * len(self._parts.placement.spans))
+        most = worth = None
+        if self._parts is not None:  # a pipeline of few micro-batches would be idle while it fills
+            most = micro_batches // (4 * len(self._parts.placement.spans))
+            overlap = self._options.execution_strategy.kind == "pipelined"
+            if overlap and not self._has_memory_of_its_own:  # of a GPU nothing is known
+                rows = product_rows(compiled.program)
+                worth = number.fastest(micro_batches, rows, self._parts.placement.parts, most)
 
         def several() -> StackedProgram:
             found = stack(compiled.program, same, training)
@@ -142,7 +147,7 @@ class Session:
                 raise NotProven("forward() changes a tensor in place by an operation that may have no rule")
             return found
 
-        chosen = number.choose(several, micro_batches, self._numerics, most, self._one_at_a_time())
+        chosen = number.choose(several, micro_batches, self._numerics, most, self._one_at_a_time(), worth)
         kind = "training" if training else "inference"
         if chosen.number > 1:
             notices.difference(

@@ -15,6 +15,7 @@ from test_replicas import nothing, running_mean, sharded
 
 import popdist.poptorch
 import poptorch
+from poptorch.engine.as_one import number
 
 A, S, N, WIDTH = 9, 2, 3, 16  # accumulation, iterations, samples of a micro-batch
 CALLS = 3
@@ -398,6 +399,27 @@ def test_processes_that_share_nothing_have_a_report_each(tmp_path):
         assert (path / "report.html").is_file()
 
 
+def test_fewer_passes_fill_a_pipeline_worse():
+    """By hand: 17 (1024 + 32) < 9 (2048 + 32), but 17 (16 + 32) > 9 (32 + 32) > 5 (64 + 32)."""
+    assert number.fastest(16, 1024, 2, most=4) == 1
+    assert number.fastest(16, 16, 2, most=4) == 4 and number.fastest(16, 16, 2, most=3) == 2
+    assert number.fastest(7, 16, 2, most=4) == 1, "a divisor"
+
+
+def of_many_rows() -> int:
+    """How many micro-batches of 1,024 samples run as one."""
+    os.environ["POPDIST_NUM_TOTAL_REPLICAS"] = "1"
+    options = popdist.poptorch.Options(ipus_per_replica=4)
+    options.Training.gradientAccumulation(48)
+    executor = poptorch.trainingModel(Model(), options)
+    executor.compile(torch.zeros(48 * 1024, WIDTH), torch.zeros(48 * 1024, 4))
+    return executor._session.runner.as_one.number
+
+
+def test_micro_batches_of_many_rows_do_not():
+    assert together(1, of_many_rows) == [48] and together(2, of_many_rows) == [1, 1]
+
+
 def several_as_one(training: bool) -> tuple:
     """What three calls of 48 micro-batches return, the first process's weights, and how many ran as one."""
     os.environ["POPDIST_NUM_TOTAL_REPLICAS"] = "1"
@@ -413,16 +435,16 @@ def several_as_one(training: bool) -> tuple:
         executor(torch.randn(48 * N, WIDTH, generator=generator), torch.randn(48 * N, 4, generator=generator))
         for _ in range(CALLS)
     ]
-    number = executor._session.runner.as_one.number
+    as_one = executor._session.runner.as_one.number
     executor.destroy()
-    return found, {name: p for name, p in model.state_dict().items() if p.device.type != "meta"}, number
+    return found, {name: p for name, p in model.state_dict().items() if p.device.type != "meta"}, as_one
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_micro_batches_of_a_pipeline_run_as_one(training):
-    outputs, weights, number = together(1, several_as_one, training)[0]
+    outputs, weights, as_one = together(1, several_as_one, training)[0]
     pipeline = together(2, several_as_one, training)
-    assert number == 48
+    assert as_one == 48
     assert pipeline[0][2] == pipeline[1][2] > 1
     assert 48 // pipeline[0][2] >= 4 * 2  # IPUs in two processes, and back on the first one: three spans
     for rank in (0, 1):

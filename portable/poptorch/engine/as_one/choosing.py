@@ -35,6 +35,7 @@ aten = torch.ops.aten
 
 _DROPOUTS = frozenset({aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default})
 _ATTENTION = aten.scaled_dot_product_attention.default
+PRODUCTS = frozenset({aten.linear.default, aten.addmm.default, aten.mm.default, packed_linear, half_products.linear})
 # Functions of this package that stand in graphs: where they draw, by their name.
 _DRAWING_FUNCTIONS = frozenset({dropout_attention, half_products.attention_with_dropout, residual_dropout})
 _ATTENTIONS = frozenset({_ATTENTION, causal_attention, half_products.attention})

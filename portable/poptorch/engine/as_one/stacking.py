@@ -147,6 +147,14 @@ def _bytes(program: Program, training: bool) -> int:
     return sum(kept for kept, _ in sizes) + max((most for _, most in sizes), default=0)
 
 
+def product_rows(program: Program) -> int:
+    """Rows of the products with weights in one micro-batch, on average over what they make; 1 if there are none."""
+    graphs = [segment.module.graph for stage in program.stages for segment in stage.segments]
+    made = [node.meta["val"] for graph in graphs for node in graph.nodes if node.target in choosing.PRODUCTS]
+    total = sum(value.numel() for value in made)
+    return max(1, sum(value.numel() * (value.numel() // max(1, value.shape[-1])) for value in made) // max(1, total))
+
+
 def stage_bytes(stage: Stage, training: bool) -> tuple[int, int]:
     """From the shapes, of one micro-batch: what a stage leaves for the backward pass, and what it holds for a time.
 
