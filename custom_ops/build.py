@@ -1,6 +1,6 @@
 """Builds custom_ops.so for what the host has: the Poplar SDK (PopART operators) or torch (CPU and CUDA operators), and
 what needs a C++ compiler only: bpe_encoder.so, the tokenizer's encoder, megatron_data.so, loops of Megatron's data,
-and, where there is no SDK, portable/'s kernels for dropout.
+and, where there is no SDK, portable/'s kernels.
 
 `make` runs this as `python3 -m custom_ops.build`, with the interpreter whose torch is meant. It needs the standard
 library only, looks at torch's files without importing it, and compiles only if sources, torch or flags changed.
@@ -82,7 +82,7 @@ NATIVE = (
     ),
     Native(
         "portable/poptorch/device/native/poptorch_kernels.so",  # the package beside it loads it
-        "native dropout of portable/",
+        "native kernels of portable/",
         tuple(sorted(_KERNELS.glob("*.cpp"))),
         tuple(sorted(_KERNELS.glob("*.h"))),
         "plain torch",

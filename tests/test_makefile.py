@@ -152,7 +152,7 @@ def test_builds_what_needs_only_a_compiler_for_every_host_and_only_when_somethin
     status, output = make(tree, PYTHON=str(bare_python), CXX="missing-compiler")
     assert status == 0 and "the tokenizers library serves" in output
     assert not (tree / "bpe_encoder.so").exists()
-    assert "native dropout of portable/: no (there is no C++ compiler); plain torch serves" in output
+    assert "native kernels of portable/: no (there is no C++ compiler); plain torch serves" in output
     assert not kernels.exists()
 
 
@@ -172,7 +172,7 @@ def test_builds_for_popart_where_there_is_an_sdk(tree, compiler, bare_python):
     call = calls_for("custom_ops.so", log)[0].split()
     sources = {Path(argument).name for argument in call if argument.endswith(".cpp")}
     assert sources == {"remap_ce_popart.cpp", "residual_add_inplace_popart.cpp", "build_stamp.cpp"}
-    assert "native dropout of portable/: no (POPLAR_SDK_ENABLED is set)" in output
+    assert "native kernels of portable/: no (POPLAR_SDK_ENABLED is set)" in output
     assert not calls_for("poptorch_kernels.so", log)
     assert {"-shared", "-fPIC", "-DONNX_NAMESPACE=onnx", "-lpopart", "-lpoplar", "-lpoputil"} <= set(call)
 

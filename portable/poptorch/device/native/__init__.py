@@ -1,4 +1,4 @@
-"""The kernels in C++, attention with dropout and dropout in a residual sum, as functions. Start with kernels.h.
+"""The kernels in C++ as functions: attention with dropout, dropout in a residual sum, GELU. Start with kernels.h.
 
 `make` builds a library beside this file, with a C++ compiler and nothing of torch: tensors are handed over as pointers
 and strides, and torch's threads do the work. device/ and engine/ import this. Without a library available() is False
@@ -19,8 +19,9 @@ from ... import notices
 
 LIBRARY = Path(__file__).with_name("poptorch_kernels.so")
 VARIABLE = "POPTORCH_PORTABLE_KERNELS"
-VERSION = 1  # of the structures below and of the random numbers, as in entry.cpp
+VERSION = 2  # of the structures below and of the random numbers, as in entry.cpp
 PHILOX, TORCH = "philox 1", "torch"  # generators of dropout: the kernels' with its version, and torch's
+_GELU_PART = 1 << 16  # elements that a thread works on at a time, in 8 to 64 rows; each part has sums of its own
 HINT = "run `make` in the repository again"
 
 
@@ -51,6 +52,13 @@ class _Residual(ctypes.Structure):
     ]
 
 
+class _Gelu(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("x", "bias", "grad", "out", "sums", "grad_bias")),
+        *((name, ctypes.c_int64) for name in ("rows", "width", "part")),
+    ]
+
+
 @functools.cache
 def _library() -> ctypes.CDLL | None:
     wanted = os.environ.get(VARIABLE, "")
@@ -61,7 +69,7 @@ def _library() -> ctypes.CDLL | None:
         library = ctypes.CDLL(str(path))
         version = library.poptorch_kernels_version()
     except (OSError, AttributeError) as error:
-        notices.once("kernels", f"The kernels for dropout cannot be loaded ({error}): plain torch serves; {HINT}.")
+        notices.once("kernels", f"The kernels cannot be loaded ({error}): plain torch serves; {HINT}.")
         return None
     if version != VERSION:
         message = f"{path} is version {version} of the kernels, not {VERSION}: plain torch serves; {HINT}."
@@ -73,6 +81,7 @@ def _library() -> ctypes.CDLL | None:
     library.poptorch_attention_scratch.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_bool]
     library.poptorch_attention.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_bool]
     library.poptorch_residual.argtypes = [ctypes.c_void_p, ctypes.c_int64]
+    library.poptorch_gelu.argtypes = [ctypes.c_void_p, ctypes.c_int64]
     return library
 
 
@@ -210,3 +219,39 @@ def dropout_add(x: torch.Tensor, residual: torch.Tensor | None, dropout: float, 
         call = _Residual(x.data_ptr() + start, other, out.data_ptr() + start, key, count, threshold(dropout))
         _library().poptorch_residual(ctypes.byref(call), torch.get_num_threads())
     return out
+
+
+def gelu_forward(x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """gelu(x + bias) by tanh: contiguous float32 tensors (..., N) and (N,), or no bias."""
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    _gelu(x, bias, None, out, None)
+    return out
+
+
+def gelu_backward(
+    grad: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None, bias_too: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Gradients of x and, if `bias_too`, of the bias, for `grad`, that of the result: contiguous float32 tensors."""
+    grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
+    grad_bias = torch.empty_like(bias) if bias_too else None
+    _gelu(x, bias, grad, grad_x, grad_bias)
+    return grad_x, grad_bias
+
+
+def _gelu(
+    x: torch.Tensor,
+    bias: torch.Tensor | None,
+    grad: torch.Tensor | None,
+    out: torch.Tensor,
+    grad_bias: torch.Tensor | None,
+) -> None:
+    width = x.shape[-1]
+    rows = x.numel() // max(1, width)
+    part = min(64, max(8, _GELU_PART // max(1, width)))
+    # The kernel adds up the bias's gradient wherever there is a bias and a gradient.
+    sums = None
+    if grad is not None and bias is not None:
+        sums = torch.empty(-(-rows // part), width, dtype=torch.float32, device="cpu")
+    tensors = (x, bias, grad, out, sums, grad_bias)
+    call = _Gelu(*(None if each is None else each.data_ptr() for each in tensors), rows, width, part)
+    _library().poptorch_gelu(ctypes.byref(call), torch.get_num_threads())

@@ -34,7 +34,9 @@ ALWAYS_INLINE Wide multiply_low(Wide x, uint64_t factor) {
 
 #include "tiles.h"
 
-const Kernels fast_kernels = {"avx2", scratch_size, forward, backward, residual, philox_block};
+#include "gelu.h"
+
+const Kernels fast_kernels = {"avx2", scratch_size, forward, backward, residual, gelu, philox_block};
 
 } // namespace
 } // namespace poptorch_kernels

@@ -69,7 +69,7 @@ extern "C" {
 
 // Changes with the structures and with the random numbers: Python takes a library of its own version only.
 int64_t poptorch_kernels_version() {
-  return 1;
+  return 2;
 }
 
 // Which kernels run from now on: "avx512", "avx2", "portable", or null for the fastest. Returns the name, or null where
@@ -95,6 +95,28 @@ void poptorch_residual(const Residual* call, int64_t threads) {
   const Kernels& kernels = *chosen();
   share(threads, (call->count + kPart - 1) / kPart, [&](int64_t, int64_t task) {
     kernels.residual(*call, task * kPart, std::min(call->count, (task + 1) * kPart));
+  });
+}
+
+void poptorch_gelu(const Gelu* call, int64_t threads) {
+  const Kernels& kernels = *chosen();
+  const int64_t parts = (call->rows + call->part - 1) / call->part;
+  share(threads, parts, [&](int64_t, int64_t task) {
+    kernels.gelu(*call, task * call->part, std::min(call->rows, (task + 1) * call->part));
+  });
+  if (!call->grad_bias) {
+    return;
+  }
+  constexpr int64_t kColumns = 256; // as many are added up together
+  share(threads, (call->width + kColumns - 1) / kColumns, [&](int64_t, int64_t task) {
+    const int64_t first = task * kColumns, count = std::min(kColumns, call->width - first);
+    double totals[kColumns] = {};
+    for (int64_t part = 0; part < parts; ++part) {
+      for (int64_t j = 0; j < count; ++j) {
+        totals[j] += call->sums[part * call->width + first + j];
+      }
+    }
+    std::copy(totals, totals + count, call->grad_bias + first);
   });
 }
 

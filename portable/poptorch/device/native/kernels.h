@@ -1,4 +1,5 @@
-// Dropout inside attention and inside the residual sum: what the kernels are given, and which there are.
+// Dropout inside attention and inside the residual sum, and GELU with its bias: what the kernels are given, and which
+// there are.
 //
 // No mask is stored. Whether an element is kept follows from its place and a key by Philox 4x32-10 (Salmon, Moraes,
 // Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", 2011), so that the backward pass, a recomputation and
@@ -48,6 +49,15 @@ struct Residual {
   uint32_t threshold;
 };
 
+// out = gelu(x + bias) by tanh; with `grad`, which is that of this, out = x's gradient. Without a bias it is null.
+struct Gelu {
+  const float *x, *bias, *grad; // (rows, width), (width,), (rows, width)
+  float* out;                   // (rows, width)
+  float* sums;                  // (ceil(rows / part), width): scratch memory, where there are a bias and `grad`
+  float* grad_bias;             // (width,), likewise
+  int64_t rows, width, part;    // `part` rows are worked on together: what is added up does not depend on threads
+};
+
 // One implementation for each kind of processor.
 struct Kernels {
   const char* name;
@@ -58,6 +68,8 @@ struct Kernels {
   void (*backward)(const Attention&, int64_t sample, int64_t head, float* scratch);
   // Elements `first` ... `last` - 1; `first` is a multiple of kGroup.
   void (*residual)(const Residual&, int64_t first, int64_t last);
+  // Rows `first` ... `last` - 1; `first` is a multiple of Gelu::part, and there are no more than that.
+  void (*gelu)(const Gelu&, int64_t first, int64_t last);
   // (counter, key) -> result, for tests.
   void (*philox)(const uint32_t counter[4], const uint32_t key[2], uint32_t result[4]);
 };

@@ -30,8 +30,10 @@ ALWAYS_INLINE Wide multiply_low(Wide x, uint64_t factor) {
 
 #include "tiles.h"
 
+#include "gelu.h"
+
 } // namespace
 } // namespace poptorch_kernels
 
-const poptorch_kernels::Kernels poptorch_kernels::portable_kernels = {"portable", scratch_size, forward,
-                                                                      backward,   residual,     philox_block};
+const poptorch_kernels::Kernels poptorch_kernels::portable_kernels = {"portable", scratch_size, forward,     backward,
+                                                                      residual,   gelu,         philox_block};

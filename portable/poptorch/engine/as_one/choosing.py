@@ -11,6 +11,7 @@ import torch
 from ...device import half_products, serialized
 from ...device.alibi import with_alibi
 from ...device.dropout_attention import causal_attention, dropout_attention
+from ...device.gelu import bias_gelu
 from ...device.key_bias import with_key_bias
 from ...device.linear_cross_entropy import linear_cross_entropy
 from ...device.packed_linear import packed_linear
@@ -49,6 +50,7 @@ _FUNCTIONS = _DRAWING_FUNCTIONS | {
     half_products.addmm,
     half_products.attention,
     causal_attention,
+    bias_gelu,
 }
 
 
@@ -138,7 +140,7 @@ def _rule(node: torch.fx.Node) -> type[Rule]:
         return Product
     if node.target is half_products.addmm:
         return OneByOne
-    if node.target in (aten.layer_norm.default, aten.embedding.default, with_alibi, with_key_bias):
+    if node.target in (aten.layer_norm.default, aten.embedding.default, bias_gelu, with_alibi, with_key_bias):
         return Unchanged
     if node.target in _ATTENTIONS:
         return Samples
@@ -155,7 +157,7 @@ def _rule_fits(node: torch.fx.Node, stacked: Collection[str]) -> bool:
     """Whether the operands are stacked or not as the rule of the operation wants them."""
     flags = {place: each.name in stacked for place, each in enumerate(node.args) if isinstance(each, torch.fx.Node)}
     rule = _rule(node)
-    if rule is Linear or node.target is aten.layer_norm.default:
+    if rule is Linear or node.target in (aten.layer_norm.default, bias_gelu):
         return flags[0] and not any(flags[place] for place in flags if place)
     if rule is Unchanged and node.target is aten.embedding.default:
         return flags == {0: False, 1: True}

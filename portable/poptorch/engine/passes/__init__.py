@@ -13,6 +13,7 @@ from .attention import fuse_attention, take_kernel
 from .copies import drop_copies
 from .dropout import fuse_dropout
 from .fused_loss import fuse_losses
+from .gelu import fuse_gelu
 from .half_products import replace_half
 from .packing import pack_weights
 from .retarget import retarget
@@ -56,6 +57,7 @@ def run(
     take_kernel(traced, policy.device)
     if not training:
         pack_weights(traced, policy.device)
+    fuse_gelu(traced, policy.device)
 
 
 def _disable_dropout(graph: torch.fx.Graph) -> None:
