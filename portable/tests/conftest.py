@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+import sys
 
 import pytest
 import torch
@@ -24,10 +25,15 @@ torch.set_num_threads(1)
 
 
 def pytest_collection_finish(session):
-    """What all the imports made stays: the collector leaves it alone, and comes less often than for a small program."""
+    """What all the imports made stays: the collector leaves it alone, and comes less often than for a small program.
+
+    The server of processes begins with its imports.
+    """
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
+    if "launch" in sys.modules:  # a file among the collected ones starts processes
+        sys.modules["launch"].start_server()
 
 
 @pytest.fixture
