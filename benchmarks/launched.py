@@ -23,6 +23,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -45,17 +46,20 @@ def run(launcher: list[str], args: argparse.Namespace) -> dict[str, float]:
     variables = dict(os.environ, OMP_NUM_THREADS="1", POPTORCH_LOG_LEVEL="ERR", PYTHONUNBUFFERED="1")
     variables.update(PYTHONPATH=str(ROOT / "portable"), POPTORCH_PORTABLE_DEVICE="cpu")
     before, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, *launcher, *words],
-        cwd=ROOT,
-        env=variables,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    steps = [time.perf_counter() for line in process.stdout if line.startswith("step ")]
-    if process.wait() or len(steps) != args.steps:
-        raise RuntimeError(f"{' '.join(launcher + words)} ended with status {process.returncode}")
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as errors:
+        process = subprocess.Popen(
+            [sys.executable, *launcher, *words],
+            cwd=ROOT,
+            env=variables,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
+        steps = [time.perf_counter() for line in process.stdout if line.startswith("step ")]
+        if process.wait() or len(steps) != args.steps:
+            errors.seek(0)
+            told = f"{' '.join(launcher + words)} ended with status {process.returncode}:"
+            raise RuntimeError("\n".join([told, *errors.read().splitlines()[-40:]]))
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return {
         "start": steps[0] - begun,
