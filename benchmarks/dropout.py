@@ -117,6 +117,15 @@ def table(title: str, results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def what_is_lacking() -> str:
+    """What must be done before the kernels can be measured; empty if nothing."""
+    if importlib.util.find_spec("torch") is None or importlib.util.find_spec("poptorch") is None:
+        return "torch or poptorch is not installed. Run `make setup` first."
+    from poptorch.device import native
+
+    return "" if native.available() else "the kernels are not built. Run `make` first."
+
+
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = ProgramParser("benchmarks/dropout.py", __doc__)
     parser.add_argument("--model", choices=sorted(MODELS), default="gpt2", help="size of the model")
@@ -139,15 +148,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def main(argv: list[str]) -> int:
     args = parse(argv)
-    if importlib.util.find_spec("torch") is None or importlib.util.find_spec("poptorch") is None:
-        print("dropout: torch or poptorch is not installed. Run `make setup` first.", file=sys.stderr)
+    if lacking := what_is_lacking():
+        print(f"dropout: {lacking}", file=sys.stderr)
         return 2
     import torch
     from poptorch.device import native
 
-    if not native.available():
-        print("dropout: the kernels are not built. Run `make` first.", file=sys.stderr)
-        return 2
     torch.set_num_threads(args.threads)
     works = attention_sides(args)
     for work in works.values():

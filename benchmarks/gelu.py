@@ -12,7 +12,6 @@ machine that is busy with something else they tell more.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
 from pathlib import Path
 from typing import Any, Callable
@@ -20,7 +19,7 @@ from typing import Any, Callable
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import record  # noqa: E402
-from benchmarks.dropout import measure, table, timed  # noqa: E402
+from benchmarks.dropout import measure, table, timed, what_is_lacking  # noqa: E402
 from corpora.program import ProgramParser  # noqa: E402
 
 
@@ -63,16 +62,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def main(argv: list[str]) -> int:
     args = parse(argv)
-    if importlib.util.find_spec("torch") is None or importlib.util.find_spec("poptorch") is None:
-        print("gelu: torch or poptorch is not installed. Run `make setup` first.", file=sys.stderr)
+    if lacking := what_is_lacking():
+        print(f"gelu: {lacking}", file=sys.stderr)
         return 2
     import torch
     from poptorch.device import native
     from poptorch.device.memory import keep_freed_memory
 
-    if not native.available():
-        print("gelu: the kernels are not built. Run `make` first.", file=sys.stderr)
-        return 2
     torch.set_num_threads(args.threads)
     keep_freed_memory()  # as the runtime does
     results: dict[str, Any] = {"kernels": native.choose(None)}

@@ -19,15 +19,6 @@ GROUP = 128
 SCORES, FLAT = 0, 1  # streams
 
 
-@pytest.fixture(params=["portable", "avx2", "avx512"])
-def kernels(request):
-    """Each implementation in turn."""
-    if not native.available() or native.choose(request.param) is None:
-        pytest.skip("not built, or not for this processor")
-    yield request.param
-    native.choose(None)
-
-
 # -- random numbers ----------------------------------------------------------------------------------------------------
 
 

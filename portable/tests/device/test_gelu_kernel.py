@@ -14,15 +14,6 @@ from poptorch.device.gelu import bias_gelu
 SHAPES = [(2, 5, 64), (70, 128), (3, 7), (1, 1), (5, 37), (2000, 97), (9, 70_001)]
 
 
-@pytest.fixture(params=["portable", "avx2", "avx512"])
-def kernels(request):
-    """Each implementation in turn."""
-    if not native.available() or native.choose(request.param) is None:
-        pytest.skip("not built, or not for this processor")
-    yield request.param
-    native.choose(None)
-
-
 def operands(*shape: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """x, bias and the gradient of the result."""
     generator = torch.Generator().manual_seed(0)
