@@ -9,7 +9,10 @@ from typing import Any
 
 def json_text(value: Any, **layout: Any) -> str:
     """`value` as JSON, with null for each float that is not finite. `layout` is json.dumps's: indent and the like."""
-    return json.dumps(_without_non_finite(value), allow_nan=False, **layout)
+    try:
+        return json.dumps(value, allow_nan=False, **layout)
+    except ValueError:
+        return json.dumps(_without_non_finite(value), allow_nan=False, **layout)
 
 
 def _without_non_finite(value: Any) -> Any:

@@ -32,6 +32,11 @@ NEXT_COMMAND = """custom_ops: nothing to build for: neither torch nor the Poplar
   source <Poplar SDK>/enable.sh      on a host with IPUs"""
 
 
+# Nobody reads the flags that comparisons of floating-point numbers set, and with them GCC keeps a loop with a bound on
+# its numbers (exponentials, GELU) scalar.
+VECTORISE = "-fno-trapping-math"
+
+
 class Torch(NamedTuple):
     """An installed torch, read from its files: importing it would cost every `make` two seconds."""
 
@@ -139,7 +144,8 @@ def build(output: Path, cxx: str, cxxflags: str) -> int:
         return 0
     sources = sorted(SOURCES.glob(f"*_{kind}.cpp")) + [SOURCES / "build_stamp.cpp"]
     # Sources first: the linker looks libraries up for what stands before them.
-    command = compiler + ["-shared", "-fPIC"] + [str(source) for source in sources] + flags + shlex.split(cxxflags)
+    command = compiler + ["-shared", "-fPIC", VECTORISE] + [str(source) for source in sources] + flags
+    command += shlex.split(cxxflags)
     return _bring_up_to_date(output, target, command, sources, have_compiler)
 
 

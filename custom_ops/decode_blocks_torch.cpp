@@ -248,29 +248,35 @@ Tensor decode_blocks_shape(const Tensor& hidden, const Tensor&, const Tensor&, c
   return at::empty_like(hidden, at::MemoryFormat::Contiguous);
 }
 
-// logits = normed times head.
+// The first rows of `logits` = normed times head, and those behind them 0.
 class HeadProduct final : public few_rows::Job {
 public:
-  HeadProduct(Matrix head, const Tensor& normed, float* logits, int threads)
-      : Job(threads), head_(head), space_(normed.size(0), normed.size(1), 1), logits_(logits), threads_(threads),
+  HeadProduct(Matrix head, const Tensor& normed, const Tensor& logits, int threads)
+      : Job(threads), head_(head), space_(normed.size(0), normed.size(1), 1), logits_(logits.data_ptr<float>()),
+        rows_(normed.size(0)), all_rows_(logits.size(0)), threads_(threads),
         inputs_(space_.inputs(normed.data_ptr<float>(), normed.size(0), normed.size(1), head.precision)) {
   }
 
   void run() override {
-    phase_.share(
-        place(), head_.n, few_rows::part_rows(head_, threads_), [] { return 0; },
-        [this](int, int64_t first, int64_t last) {
-          few_rows::kernels().product(head_, inputs_, first, last, logits_, head_.n);
-        });
+    const few_rows::Place begin = place();
+    const auto nothing = [] { return 0; };
+    product_.share(begin, head_.n, few_rows::part_rows(head_, threads_), nothing,
+                   [this](int, int64_t first, int64_t last) {
+                     few_rows::kernels().product(head_, inputs_, first, last, logits_, head_.n);
+                   });
+    zeros_.share(begin, all_rows_ - rows_, 1, nothing, [this](int, int64_t first, int64_t last) {
+      std::fill(logits_ + (rows_ + first) * head_.n, logits_ + (rows_ + last) * head_.n, 0.0f);
+    });
   }
 
 private:
   const Matrix head_;
   few_rows::Workspace space_;
   float* const logits_;
+  const int64_t rows_, all_rows_;
   const int threads_;
   const few_rows::Inputs inputs_;
-  few_rows::Phase phase_;
+  few_rows::Phase product_, zeros_;
 };
 
 Tensor next_logits(const Tensor& hidden, const Tensor& count, const Tensor& norm, const Tensor& norm_bias,
@@ -304,11 +310,11 @@ Tensor next_logits(const Tensor& hidden, const Tensor& count, const Tensor& norm
     few_rows::kernels().layer_norm(rows.data_ptr<float>() + row * n_embd, n_embd, norm.data_ptr<float>(),
                                    norm_bias.data_ptr<float>(), epsilon, normed.data_ptr<float>() + row * n_embd);
   }
-  Tensor logits = at::empty({rows.size(0), vocab_size}, hidden.options());
+  const bool at_front = real[-1].item<int64_t>() == rows.size(0) - 1; // what a server asks for
+  const Tensor logits = at::empty({at_front ? batch : rows.size(0), vocab_size}, hidden.options());
   const int threads = few_rows::useful_threads(weights.numel(), at::get_num_threads());
-  few_rows::WorkerPool::instance().run(threads,
-                                       std::make_shared<HeadProduct>(head, normed, logits.data_ptr<float>(), threads));
-  return in_place(logits);
+  few_rows::WorkerPool::instance().run(threads, std::make_shared<HeadProduct>(head, normed, logits, threads));
+  return at_front ? logits : in_place(logits);
 }
 
 Tensor next_logits_shape(const Tensor& hidden, const Tensor&, const Tensor&, const Tensor&, const Tensor&,

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from custom_ops import decode_blocks as native
-from generation.sampling import Sampling, best_scores, choose
+from custom_ops.top_scores import top_scores, unlooked_at
+from generation.sampling import Sampling, choose
 from model.attention import at_positions, padding_scores
 from model.config import GPT2Config
 from model.gpt2 import GPT2LMHeadModel
@@ -31,7 +32,7 @@ class ModuleSteps(nn.Module):
         place(gpt2, layers_per_ipu, training=False)
         self.gpt2 = gpt2
 
-    best = staticmethod(best_scores)
+    best = staticmethod(top_scores)
 
     def new_caches(self, batch: int, slots: int, device: torch.device | None = None) -> list[Tensor]:
         """Zeros for keys and values of each layer: (B, H, slots + 1, D), the last slot for padding.
@@ -262,12 +263,11 @@ class NativeSteps(nn.Module):
         self.head = poptorch.BeginBlock(_NativeHead(gpt2, precision), "head", ipu_id=0)
 
     @staticmethod
-    def best(logits: Tensor, seen: Tensor | None, sampling: Sampling) -> tuple[Tensor, Tensor, Tensor]:
-        """As sampling.best_scores."""
-        k = sampling.top_k
-        told = logits[:, :1] > 0 if seen is None else seen  # without a penalty nobody looks at it
+    def best(logits: Tensor, seen: Tensor | None, k: int, penalty: float) -> tuple[Tensor, Tensor, Tensor]:
+        """As top_scores."""
+        told = unlooked_at(logits) if seen is None else seen
         examples = [logits[:, :k], logits[:, :k].to(torch.int32), logits[:, :k]]
-        attributes = {"k": k, "penalty": sampling.repetition_penalty}
+        attributes = {"k": k, "penalty": penalty}
         scores, ids, log_probs = poptorch.custom_op(
             [logits, told], "TopScores", native.DOMAIN, 1, example_outputs=examples, attributes=attributes
         )

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from custom_ops.top_scores import penalised, top_scores
 
-# (B, V) logits, seen, sampling -> what top_scores gives for them.
-BestScores = Callable[[Tensor, "Tensor | None", "Sampling"], "tuple[Tensor, Tensor, Tensor]"]
+# What custom_ops.top_scores.top_scores does.
+TopScores = Callable[[Tensor, "Tensor | None", int, float], "tuple[Tensor, Tensor, Tensor]"]
 NEVER = float("-inf")  # score of what may not be drawn
 
 
@@ -66,11 +66,6 @@ def stream(seed: int, prompt: Sequence[int], sample: int, length: int) -> Tensor
     return torch.rand(length, generator=generator)
 
 
-def best_scores(logits: Tensor, seen: Tensor | None, sampling: Sampling) -> tuple[Tensor, Tensor, Tensor]:
-    """What the k best tokens are, by torch: see custom_ops/top_scores.py."""
-    return top_scores(logits, seen, sampling.top_k, sampling.repetition_penalty)
-
-
 def candidates(scores: Tensor, sampling: Sampling) -> Tensor:
     """(B, K) scores of what may be drawn, NEVER for what may not. For top_p, `scores` has the largest first."""
     scores = scores / sampling.temperature
@@ -110,7 +105,7 @@ def draw(scores: Tensor, uniform: Tensor) -> Tensor:
 
 
 def choose(
-    logits: Tensor, seen: Tensor | None, uniform: Tensor, sampling: Sampling, best: BestScores = best_scores
+    logits: Tensor, seen: Tensor | None, uniform: Tensor, sampling: Sampling, best: TopScores = top_scores
 ) -> tuple[Tensor, Tensor]:
     """Draw one token a row.
 
@@ -118,19 +113,18 @@ def choose(
         logits: (B, V) float32.
         seen: (B, V) bool, the tokens in each row's text; None if the sampling does not ask.
         uniform: (B,) numbers in [0, 1): the cumulated probabilities are cut there.
-        best: finds the top_k tokens.
+        best: finds the top_k tokens, or sorts all of them.
 
     Returns:
         (B,) int64 tokens, (B,) float32 logarithms of their probabilities in the model's own distribution.
     """
-    if 0 < sampling.top_k < logits.shape[-1]:
-        scores, ids, log_probs = best(logits, seen, sampling)  # (B, K) each
+    vocab_size = logits.shape[-1]
+    k = sampling.top_k if 0 < sampling.top_k < vocab_size else vocab_size
+    if k < vocab_size or sampling.top_p < 1.0:  # which needs the largest first
+        scores, ids, log_probs = best(logits, seen, k, sampling.repetition_penalty)  # (B, K) each
         place = uniform[:, None].long() if sampling.greedy else draw(candidates(scores, sampling), uniform)
         return ids.gather(-1, place).squeeze(-1).long(), log_probs.gather(-1, place).squeeze(-1)
-    scores, ids = penalised(logits, seen, sampling.repetition_penalty), None
-    if sampling.top_p < 1.0:
-        scores, ids = scores.sort(dim=-1, descending=True)
+    scores = penalised(logits, seen, sampling.repetition_penalty)
     token = draw(candidates(scores, sampling), uniform)  # (B, 1)
-    token = token if ids is None else ids.gather(-1, token)
     log_probs = logits.gather(-1, token) - logits.logsumexp(-1, keepdim=True)
     return token.squeeze(-1), log_probs.squeeze(-1)

@@ -162,16 +162,12 @@ async def _hung_up(receive: Receive) -> None:
 
 async def pieces_of(exchange: Exchange, gone: asyncio.Future[None]) -> AsyncIterator[Piece]:
     """Each piece, until every text has ended. Raises Gone if the client hangs up."""
+    gone.add_done_callback(lambda _: exchange.pieces.put_nowait(None))
     left = len(exchange.choices)
     while left:
-        piece = asyncio.ensure_future(exchange.pieces.get())
-        try:
-            await asyncio.wait({piece, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if not piece.done():
-                raise Gone
-            found = piece.result()
-        finally:
-            piece.cancel()
+        found = await exchange.pieces.get()
+        if found is None:
+            raise Gone
         left -= found.finish is not None
         yield found
 

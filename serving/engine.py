@@ -18,6 +18,7 @@ from typing import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
+from custom_ops.top_scores import host_top_scores
 from generation.requests import NonFiniteScores
 from generation.sampling import choose
 from serving.job import Job, Scored
@@ -229,7 +230,9 @@ class Engine:
         job, text = row.job, row.job.text
         changed = job.changed(logits)
         place = text.uniform[len(text.tokens)].unsqueeze(0)
-        token, log_prob = (each.item() for each in choose(changed.unsqueeze(0), None, place, job.sampling))
+        token, log_prob = (
+            each.item() for each in choose(changed.unsqueeze(0), None, place, job.sampling, host_top_scores)
+        )
         if job.alternatives or changed is not logits:
             (scored,) = self._scored(logits.unsqueeze(0), [token], job.alternatives)
         else:

@@ -40,7 +40,8 @@ class Exchange:
         self._service, self.begun = service, service.engine.clock()
         self.id, self.created = f"cmpl-{secrets.token_hex(12)}", int(time.time())
         self._loop = asyncio.get_running_loop()
-        self.pieces: asyncio.Queue[Piece] = asyncio.Queue()  # before Python 3.10 bound to the loop of this thread
+        # None: the client has hung up. Before Python 3.10 a queue is bound to the loop of this thread.
+        self.pieces: asyncio.Queue[Piece | None] = asyncio.Queue()
         self._heard_of: set[int] = set()
         self.choices: list[Choice] = []
 

@@ -229,7 +229,7 @@ def check_head_passes_over_rows_without_tokens():
     norm, hidden = case.model.transformer.ln_f, torch.randn(20, 6, 64)
     head = native.pack([case.model.lm_head.weight.detach()[:41]], "float32")
     settings = dict(vocab_size=41, precision=0, epsilon=1e-5)
-    for real in ([], [4], [0, 3, 19], list(range(18))):
+    for real in ([], [4], [0, 3, 19], [0, 1, 2], list(range(18))):
         count = torch.zeros(20, dtype=torch.int32)
         count[real] = 5
         vectors = (norm.weight.detach(), norm.bias.detach(), head)
@@ -243,9 +243,9 @@ def check_head_passes_over_rows_without_tokens():
 
 def check_top_scores():
     """Against a stable sort in float64: ties, penalties either way, more rows than threads, one and many of them."""
-    for rows, vocabulary, k in ((1, 700, 1), (9, 700, 4), (3, 1031, 300), (2, 5, 5)):
+    for rows, vocabulary, k in ((1, 700, 1), (9, 700, 4), (3, 1031, 300), (2, 5, 5), (3, 9000, 300), (2, 9000, 9000)):
         for penalty in (1.0, 2.0, 0.5):  # exact in float32
-            logits = torch.randn(rows, vocabulary).mul(20).round().div(4)  # many are equal
+            logits = torch.randn(rows, vocabulary).mul(20).round().div(4)  # many are equal, 0 and -0 among them
             seen = torch.rand(rows, vocabulary) < 0.3
             scores, ids, log_probs = operators().TopScores(logits, seen, k=k, penalty=penalty)
             wide = logits.double()
@@ -256,6 +256,27 @@ def check_top_scores():
             torch.testing.assert_close(
                 log_probs.double(), wide.log_softmax(-1).gather(1, ids.long()), atol=2e-6, rtol=1e-6
             )
+
+
+def check_top_scores_of_few_finite_ones():
+    """Blocks of nothing but -inf add nothing, infinite logits and NaNs show in the logarithms."""
+    for k in (2, 600):
+        logits = torch.full((3, 900), float("-inf"))
+        logits[:, [300, 850]] = torch.tensor([1.5, -0.5])
+        logits[1, 700], logits[2, 0] = float("inf"), float("nan")
+        scores, ids, log_probs = operators().TopScores(logits, logits > 0, k=k, penalty=1.0)
+        assert ids[0, :2].tolist() == [300, 850] and scores[0, :2].tolist() == [1.5, -0.5]
+        torch.testing.assert_close(log_probs[0], logits[0].log_softmax(-1)[ids[0].long()], atol=2e-6, rtol=1e-6)
+        assert ids[1, 0] == 700 and log_probs[1:].isnan()[:, 0].all()
+
+
+def check_top_scores_of_a_row_are_its_own():
+    logits = torch.randn(11, 9000)
+    for k in (1, 40, 9000):
+        together = operators().TopScores(logits, logits > 0, k=k, penalty=1.2)
+        for row in range(11):
+            alone = operators().TopScores(logits[row : row + 1], logits[row : row + 1] > 0, k=k, penalty=1.2)
+            assert all(torch.equal(ours[row : row + 1], own) for ours, own in zip(together, alone))
 
 
 def check_embedding():

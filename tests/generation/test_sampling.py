@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from custom_ops.top_scores import penalised
-from generation.sampling import NEVER, Sampling, best_scores, candidates, choose, stream
+from custom_ops.top_scores import penalised, top_scores
+from generation.sampling import NEVER, Sampling, candidates, choose, stream
 
 transformers = pytest.importorskip("transformers")
 processors = transformers.generation.logits_process
@@ -17,7 +17,7 @@ processors = transformers.generation.logits_process
 def distribution(logits, sampling, seen=None):
     """(B, V) probabilities that choose() draws from."""
     if sampling.top_k:
-        scores, ids, _ = best_scores(logits, seen, sampling)
+        scores, ids, _ = top_scores(logits, seen, sampling.top_k, sampling.repetition_penalty)
     else:
         scores, ids = penalised(logits, seen, sampling.repetition_penalty).sort(dim=-1, descending=True)
     probs = torch.softmax(candidates(scores, sampling), -1)
