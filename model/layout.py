@@ -6,7 +6,11 @@ import dataclasses
 import os
 from typing import Sequence
 
-_LAUNCHERS = (("RANK", "WORLD_SIZE"), ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"))  # torchrun's, PopRun's
+# torchrun's and PopRun's: the number of a process, how many there are, its number on its machine.
+_LAUNCHERS = (
+    ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+)
 
 
 def launched() -> tuple[int, int]:
@@ -17,10 +21,18 @@ def launched() -> tuple[int, int]:
     """
     import popdist
 
-    for number, count in _LAUNCHERS:
+    for number, count, _ in _LAUNCHERS:
         if popdist.isPopdistEnvSet() and count in os.environ:
             return int(os.environ.get(number, "0")), int(os.environ[count])
     return 0, 1
+
+
+def is_first_of_machine() -> bool:
+    """Whether this process is the first, or the only one, of its run on this machine."""
+    for _, count, number in _LAUNCHERS:
+        if count in os.environ:
+            return os.environ.get(number, "0") == "0"
+    return True
 
 
 @dataclasses.dataclass(frozen=True)

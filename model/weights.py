@@ -98,22 +98,25 @@ def tensor_mapping(content: Any, path: Path) -> dict[str, Tensor]:
     return content
 
 
-def load_torch_file(path: Path, passed_over: str | None = None, within: Sequence[str] = ()) -> Any:
+def load_torch_file(
+    path: Path, passed_over: str | None = None, within: Sequence[str] = (), compared: bool = True
+) -> Any:
     """What torch.save has written, without running code; tensors are mapped where torch can do so (from 2.1 on).
 
     Args:
         passed_over: classes and functions whose full names match become a StandIn; that takes torch 2.6.
         within: keys of what is loaded; the bytes of other tensors are not compared with their CRCs.
+        compared: False where another process of this machine compares the bytes of the same file.
 
     Raises ValueError naming the file, and the tensor at fault: it cannot be read, is damaged, or holds other objects
     than these, tensors, numbers, texts, lists and mappings; or torch is too old to pass over them.
     """
     # The format from before torch 1.6, which is no archive, cannot be mapped.
     is_archive = zipfile.is_zipfile(path)
-    if is_archive:
-        check_parts(path, path, within)
-    else:
+    if not is_archive:
         refuse_cut(path)
+    elif compared:
+        check_parts(path, path, within)
     try:
         mapped = {"mmap": True} if is_archive and "mmap" in inspect.signature(torch.load).parameters else {}
         with _stand_ins(path, passed_over if is_archive else None):
@@ -126,7 +129,7 @@ def load_torch_file(path: Path, passed_over: str | None = None, within: Sequence
             ) from error
         raise ValueError(
             f"{path}: is damaged, or holds objects other than tensors, which are not loaded because they may run code; "
-            f"download it again or convert it to {WEIGHTS_FILE}"
+            f"copy or download it again, or convert weights to {WEIGHTS_FILE}"
         ) from error
     except Exception as error:  # whatever a damaged file makes of the unpickler
         raise ValueError(f"{path}: cannot be read ({_first_line(error)}); is the file complete?") from error

@@ -81,7 +81,8 @@ def choose(args: argparse.Namespace) -> str:
         raise BadFlags("--batch-size auto: a micro-batch is looked for by one process, not by several; give a number")
     share = args.global_batch_size // args.replication_factor
     if args.resume_training_from_checkpoint:
-        size, why = state.read(Path(args.pretrained_checkpoint))["facts"]["--batch-size"], "as the run began"
+        facts = state.read(Path(args.pretrained_checkpoint), ("facts",))["facts"]
+        size, why = facts["--batch-size"], "as the run began"
     else:
         sizes = candidates(args)
         size = next((size for size in sizes if fits(args, size)), None)

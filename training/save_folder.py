@@ -172,7 +172,7 @@ class SaveFolder:
         if BEST not in self.written:
             return math.inf
         try:
-            return float(read(self.path / BEST)["held_out_loss"])
+            return float(read(self.path / BEST, ("held_out_loss",))["held_out_loss"])
         except (ValueError, KeyError):  # damaged: the next loss makes a new one
             return math.inf
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
-import inspect
 import json
 from pathlib import Path
 from typing import Any, Sequence
@@ -18,6 +17,8 @@ from model.checkpoint import recover_interrupted, save_pretrained, tensor_bytes,
 from model.config import GPT2Config
 from model.disk_space import CheckpointNotWritten, check_room
 from model.gpt2 import GPT2LMHeadModel
+from model.layout import is_first_of_machine
+from model.weights import load_torch_file
 from tokenizer.entries import TOKENIZER_FILE
 from training.optimization import last_rate
 
@@ -164,10 +165,12 @@ def save(
     return chosen
 
 
-def read(directory: Path) -> dict[str, Any]:
-    """The training state of a checkpoint. Raises ValueError naming the file if it is not there or cannot be read.
+def read(directory: Path, within: Sequence[str] = ()) -> dict[str, Any]:
+    """The training state of a checkpoint. Raises ValueError naming the file if it is not there, damaged or of no use.
 
-    Its tensors are mapped where torch can do so (from 2.1 on): a process reads what it uses.
+    Its tensors are mapped where torch can do so (from 2.1 on): a process reads what it uses. Before that one process of
+    each machine reads the file through, to compare its bytes with the CRCs in it; of the tensors only those under the
+    keys `within`, if these are given.
     """
     recover_interrupted(directory)
     path = directory / STATE_FILE
@@ -178,11 +181,11 @@ def read(directory: Path) -> dict[str, Any]:
             "from its weights."
         )
     try:
-        mapped = {"mmap": True} if "mmap" in inspect.signature(torch.load).parameters else {}
-        state = torch.load(str(path), map_location="cpu", weights_only=True, **mapped)
-    except Exception as error:  # whatever a damaged file makes of the unpickler
+        state = load_torch_file(path, within=within, compared=is_first_of_machine())
+    except ValueError as error:
         raise ValueError(
-            f"{path} cannot be read ({error}): it is damaged, resume from an earlier checkpoint"
+            f"nothing can be resumed, for {STATE_FILE} cannot be read. {error}. Or go on from an earlier checkpoint: "
+            f"--resume {directory.parent / 'step_N'}"
         ) from error
     if not isinstance(state, dict) or state.get("format") != _FORMAT:
         raise ValueError(f"{path} is no training state of this program (format {_FORMAT}): use another checkpoint")

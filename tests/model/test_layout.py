@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.layout import Layout, fitting_processes
+from model.layout import Layout, fitting_processes, is_first_of_machine
 
 
 @pytest.mark.parametrize(
@@ -38,3 +38,22 @@ def test_every_replica_is_held_once(replicas, ipus):
         assert processes * layout.replicas_a_rank == replicas * layout.ranks_a_replica
         held = [layout.rank(ipu) for ipu in range(ipus)]
         assert held == sorted(held) and {held.count(rank) for rank in held} == {ipus // layout.ranks_a_replica}
+
+
+@pytest.mark.parametrize(
+    ("variables", "first"),
+    [
+        ({}, True),
+        ({"RANK": "4", "WORLD_SIZE": "8", "LOCAL_RANK": "0"}, True),
+        ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, False),
+        ({"OMPI_COMM_WORLD_SIZE": "8", "OMPI_COMM_WORLD_LOCAL_RANK": "3"}, False),
+        ({"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "8"}, True),  # told by nobody: each for itself
+        ({"LOCAL_RANK": "1"}, True),  # of no launcher
+    ],
+)
+def test_the_first_process_of_a_machine(monkeypatch, variables, first):
+    for name in ("WORLD_SIZE", "LOCAL_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert is_first_of_machine() == first

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 import signal
 import sys
 
@@ -12,6 +13,7 @@ import torch
 import warm_process
 from tiny_run import ROOT, Running, environment, flags, run_here, run_there, saved_in, write_config, write_corpus
 
+from training import state
 from training.state import Position
 
 RESUME = "--resume-training-from-checkpoint"
@@ -372,6 +374,50 @@ def test_a_missing_or_damaged_training_state_is_named(folder, full, tmp_path):
     other = run_here(argv)
     assert other.status == 2 and "is no training state of this program" in other.err
     assert not (tmp_path / "new").exists()
+
+
+MOMENT = "Accl2___gpt2.transformer.wte.weight"
+
+
+def damage(checkpoint):
+    """Changes a bit in the middle of a second moment; returns the file."""
+    file = checkpoint / "training_state.pt"
+    moment = torch.load(str(file), weights_only=True)["optimizer"]["ipu_state"][MOMENT]
+    content = bytearray(file.read_bytes())
+    place = content.index(moment.numpy().tobytes())
+    content[place + moment.nbytes // 2] ^= 1
+    file.write_bytes(content)
+    return file
+
+
+def test_a_byte_that_changed_in_a_training_state_is_told_and_nothing_is_resumed(folder, full, tmp_path):
+    save, _ = full("AdamW")
+    shutil.copytree(save / "step_3", tmp_path / "save" / "step_3")
+    file = damage(tmp_path / "save" / "step_3")
+    content = file.read_bytes()
+    for how in (["--resume", str(file.parent)], ["--resume", "latest"]):
+        done = run_here(run_flags(folder, tmp_path / "save") + how)
+        assert done.status == 2 and not losses(done.out)
+        assert f"{file}: the bytes of optimizer.ipu_state.{MOMENT} are not those that were written" in done.err
+        assert f"--resume {tmp_path / 'save' / 'step_N'}" in done.err and "Traceback" not in done.err
+    assert file.read_bytes() == content and saved_in(tmp_path / "save") == {"step_3"}
+
+
+def test_the_bytes_of_a_training_state_are_compared_once_a_machine_and_where_they_are_used(
+    folder, full, tmp_path, monkeypatch
+):
+    save, _ = full("AdamW")
+    shutil.copytree(save / "step_3", tmp_path / "step_3")
+    damage(tmp_path / "step_3")
+    with pytest.raises(ValueError, match=MOMENT):
+        state.read(tmp_path / "step_3")
+    assert state.read(tmp_path / "step_3", ("facts",))["facts"]["--optimizer"] == "AdamW"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")  # the process beside it refuses, and ends both
+    assert state.read(tmp_path / "step_3")["position"]["step"] == 3
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with pytest.raises(ValueError, match=MOMENT):
+        state.read(tmp_path / "step_3")
 
 
 def test_without_the_flag_only_the_weights_are_taken(folder, full):

@@ -7,6 +7,7 @@ import os
 import pathlib
 import pickle
 import types
+import zipfile
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from ..poptorch_core import createPoptorchError
 
 _FORMAT = "poptorch-portable executor"
 _FORMAT_VERSION = 1
+_AT_ONCE = 1 << 20  # bytes that are compared together
 
 
 # Modules whose objects are in files, by the names that they had up to commit c624705.
@@ -106,11 +108,14 @@ def read(filename: str | os.PathLike) -> dict[str, Any]:
     """The contents of an executor file, or AssertionError "Invalid file …"."""
     path = _path(filename)
     try:
+        _compare(path)
         contents = torch.load(path, weights_only=False, pickle_module=_PICKLE)
     except FileNotFoundError as error:
         raise AssertionError(f"Invalid file {path}: no such file.") from error
     except Exception as error:  # whatever a file that is none of ours makes of the unpickler
-        raise AssertionError(f"Invalid file {path}: not written by PoplarExecutor.save ({error}).") from error
+        raise AssertionError(
+            f"Invalid file {path}: not written by PoplarExecutor.save, or damaged since ({error})."
+        ) from error
     if not isinstance(contents, dict) or contents.get("format") != _FORMAT:
         raise AssertionError(f"Invalid file {path}: not written by PoplarExecutor.save.")
     if contents["format_version"] != _FORMAT_VERSION:
@@ -118,6 +123,18 @@ def read(filename: str | os.PathLike) -> dict[str, Any]:
             f"Invalid file {path}: format version {contents['format_version']}, not {_FORMAT_VERSION}."
         )
     return contents
+
+
+def _compare(path: pathlib.Path) -> None:
+    """Compares the parts of what torch.save wrote with their CRCs; torch.load does not. Raises BadZipFile."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as parts:
+        for entry in parts.infolist():
+            if entry.CRC:  # none of torch.utils.serialization.config.save.compute_crc32 False
+                with parts.open(entry) as part:
+                    while part.read(_AT_ONCE):
+                        pass
 
 
 def load_executable(executor: Any, filename: str | os.PathLike) -> None:

@@ -155,6 +155,27 @@ def test_what_is_refused(tmp_path):
         poptorch.load(tmp_path / "newer")
 
 
+def test_a_byte_that_changed_is_not_loaded(tmp_path):
+    executor = trained(OPTIMIZERS[0], calls=1)
+    executor.save(tmp_path / "file")
+    content = bytearray((tmp_path / "file").read_bytes())
+    weight = executor.model.first.weight.detach().numpy()
+    content[content.index(weight.tobytes()) + weight.nbytes // 2] ^= 1
+    (tmp_path / "file").write_bytes(content)
+    with pytest.raises(AssertionError, match="Invalid file .*file: .* damaged since .*CRC"):
+        poptorch.load(tmp_path / "file")
+    with pytest.raises(poptorch.Error, match="Invalid file .*file: .* damaged since .*CRC"):
+        trained(OPTIMIZERS[0], calls=0).loadExecutable(tmp_path / "file")
+
+
+def test_files_without_crcs_are_loaded(tmp_path):
+    executor = trained(OPTIMIZERS[0], calls=1)
+    serialization = pytest.importorskip("torch.utils.serialization", reason="torch before 2.7 always writes CRCs")
+    with serialization.config.patch("save.compute_crc32", False):
+        executor.save(tmp_path / "file")
+    torch.testing.assert_close(poptorch.load(tmp_path / "file").model.first.weight, executor.model.first.weight)
+
+
 def test_a_model_that_cannot_be_pickled_says_what_to_do(tmp_path):
     model = Regression()
     model.first.register_forward_hook(lambda module, inputs, output: output)
