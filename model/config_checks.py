@@ -94,8 +94,17 @@ def _contradictions(values: Mapping[str, Any], wrong: set[str]) -> list[str]:
             "share_layers true contradicts scale_attn_by_inverse_layer_idx true: one block has no number of its own; "
             "make one of them false"
         )
-    if sound("vocab_size") and _is_integer(values["padding_id"], values["vocab_size"]):
-        problems.append(f"padding_id {values['padding_id']} is not below vocab_size {values['vocab_size']}")
+    padding, ends = values["padding_id"], values["eos_token_id"]
+    if sound("vocab_size") and _is_integer(padding, values["vocab_size"]):
+        problems.append(f"padding_id {padding} is not below vocab_size {values['vocab_size']}")
+    marks = {"eos_token_id": ends if isinstance(ends, list) else [ends], "bos_token_id": [values["bos_token_id"]]}
+    same = [name for name, ids in marks.items() if padding is not None and padding in ids]
+    if same:
+        problems.append(
+            f"padding_id {padding} is {' and '.join(same)} too: attention would not see where texts end or begin, and "
+            "the loss would leave it out, so that the model never learns to end one; give padding an id of its own, or "
+            "null for none"
+        )
     return problems
 
 

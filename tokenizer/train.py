@@ -171,10 +171,15 @@ def train(args: argparse.Namespace, stream: TextIO) -> None:
 
 
 def model_config(values: dict[str, Any], tokenizer: Tokenizer) -> str:
-    """A config.json with these values, for the vocabulary of the tokenizer."""
+    """A config.json with these values, for the vocabulary of the tokenizer.
+
+    A `padding_id` does not go along: in another vocabulary that id is another token.
+    """
     end = tokenizer.eot_id
     kept = {key: value for key, value in values.items() if key != "real_vocab_size"}  # vocab_size has no padding
     kept.update(vocab_size=tokenizer.vocab_size, bos_token_id=end, eos_token_id=end)
+    if isinstance(kept.get("variant"), dict):
+        kept["variant"] = {key: value for key, value in kept["variant"].items() if key != "padding_id"}
     return json.dumps(kept, indent=2) + "\n"
 
 

@@ -68,7 +68,12 @@ def model_config(args: argparse.Namespace, tokenizer: Entries | None) -> GPT2Con
     end = None if tokenizer is None else tokenizer.end_id()
     if end is not None:
         absent = [name for name in ("bos_token_id", "eos_token_id") if name not in stated]
-        config = dataclasses.replace(config, **dict.fromkeys(absent, end))
+        try:
+            config = dataclasses.replace(config, **dict.fromkeys(absent, end))
+        except ValueError as error:
+            raise ValueError(
+                f"{path}, with the end of texts of the tokenizer in {tokenizer.folder}: {error}"
+            ) from error
     # A new model gets as many rows as one that was saved and loaded, whatever padding the json file has.
     rows = padded_rows(config.real_vocab_size)
     return dataclasses.replace(
@@ -79,7 +84,7 @@ def model_config(args: argparse.Namespace, tokenizer: Entries | None) -> GPT2Con
 def check_tokenizer(tokenizer: Entries | None, config: GPT2Config, source: str) -> None:
     """The entries fit into the model that `source` names; prints a line where they differ without harm.
 
-    Raises ValueError if there are more of them than the model has rows.
+    Raises ValueError if there are more of them than the model has rows, or its padding is the token that ends texts.
     """
     if tokenizer is None:
         return
@@ -92,6 +97,12 @@ def check_tokenizer(tokenizer: Entries | None, config: GPT2Config, source: str) 
         )
     if entries < rows:
         print(f"the tokenizer of {tokenizer.folder} has {entries:,} entries, the model {rows:,} rows for them")
+    if end is not None and end == config.padding_id:
+        raise ValueError(
+            f"texts end with the id {end} by the tokenizer of {tokenizer.folder}, which is the padding_id of {source}: "
+            "attention would not see where texts end, and the loss would leave it out; name a --config FILE with "
+            f"eos_token_id {end} and another padding_id, or null"
+        )
     if end is not None and config.end_ids and end not in config.end_ids:
         print(
             f"texts end with the id {end} by the tokenizer of {tokenizer.folder}, with {config.end_ids[0]} by the "

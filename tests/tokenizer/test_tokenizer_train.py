@@ -61,6 +61,14 @@ def test_a_config_json_that_fits(tmp_path, text, capsys):
     assert "vocab_size 300 and eos_token_id 0" in capsys.readouterr().err
 
 
+def test_a_padding_of_another_vocabulary_does_not_go_along(tmp_path, text):
+    """tfchat's is 0: "!" in GPT-2's vocabulary, and what ends texts in a new one."""
+    source = ROOT / "config" / "config_tfchat_preln.json"
+    assert run("--input", text, "--vocab-size", 300, "--config", source, "--output", tmp_path / "mine") == 0
+    config = GPT2Config.from_json(tmp_path / "mine" / "config.json")
+    assert config.eos_token_id == 0 and config.padding_id is None and config.scale_embedding
+
+
 def test_of_a_large_corpus_every_nth_piece(tmp_path, text, monkeypatch, capsys):
     monkeypatch.setattr(pieces, "PIECE_BYTES", 100)
     monkeypatch.setattr(tokenizer_train, "LEARNING_BYTES", text.stat().st_size // 3 + 1)

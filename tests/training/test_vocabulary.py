@@ -167,6 +167,19 @@ def test_ends_that_differ_are_told(tmp_path):
     assert f"texts end with the id 0 by the tokenizer of {tmp_path}, with 7 by the model's" in done.out
 
 
+@pytest.mark.parametrize("end", [7, None], ids=["other end", "no end"])
+def test_padding_that_ends_texts_by_the_tokenizer_is_refused(tmp_path, end):
+    """The configuration alone is sound: it names another end, or leaves that to the tokenizer."""
+    corpus = write_corpus(tmp_path / "corpus.pkl")
+    write_tokenizer(tmp_path, 61)
+    path = write_config(tmp_path, model_type="gpt2_variant", variant={"padding_id": 0}, eos_token_id=end)
+    values = {key: value for key, value in json.loads(path.read_text()).items() if end or "token_id" not in key}
+    path.write_text(json.dumps(values))
+    said = refused(run_here(flags(tmp_path, train_path=corpus, save_model_path=tmp_path / "save", **ONE_STEP)))
+    assert str(path) in said and str(tmp_path) in said and not (tmp_path / "save").exists()
+    assert "padding_id" in said and "0" in said and "see where texts end" in said
+
+
 def test_the_factor_of_serialization_divides_the_rows_in_memory(tmp_path):
     corpus = write_corpus(tmp_path / "corpus.pkl")
     write_config(tmp_path, vocab_size=61)
