@@ -110,20 +110,18 @@ async def complete(service: Service, request: Request) -> Response:
     if exchange.request.stream:
         return EventStream(exchange)
     gone = asyncio.ensure_future(_hung_up(request.receive))
-    whole = [Piece(choice.index, logprobs=None) for choice in exchange.choices]
+    whole: dict[int, Piece] = {}
     try:
         async for piece in pieces_of(exchange, gone):
             if piece.error is not None:
                 raise piece.error
-            if whole[piece.index].logprobs is None:
-                whole[piece.index].logprobs, piece.logprobs = piece.logprobs, None
-            whole[piece.index].add(piece)
+            whole[piece.index] = piece
     except Gone:
         return Response(status_code=499)  # which nobody sees
     finally:
         gone.cancel()
         exchange.cancel()
-    record = exchange.record([piece.record() for piece in whole])
+    record = exchange.record([whole[choice.index].record() for choice in exchange.choices])
     return Response(json_text({**record, "usage": exchange.usage()}), media_type="application/json")
 
 

@@ -31,6 +31,9 @@ class Limits:
 class Exchange:
     """A request under way: its texts, and the pieces of them that have come, which are read on the running loop.
 
+    If the answer is not streamed, a text is one piece: only its end wakes the loop, which shares the processors with
+    the model.
+
     Its time begins when it is made, on that loop, before its body is read; `Service.prepare` says what it asks for.
     """
 
@@ -43,6 +46,7 @@ class Exchange:
         # None: the client has hung up. Before Python 3.10 a queue is bound to the loop of this thread.
         self.pieces: asyncio.Queue[Piece | None] = asyncio.Queue()
         self._heard_of: set[int] = set()
+        self._held: dict[int, Piece] = {}  # what has come of texts that are not streamed
         self.choices: list[Choice] = []
 
     def give(self, piece: Piece) -> None:
@@ -53,6 +57,13 @@ class Exchange:
             self._service.metrics.first_token.observe(seconds)
         if piece.finish is not None:
             self._service.metrics.whole.observe(seconds)
+        if not self.request.stream:
+            held = self._held.setdefault(piece.index, piece)
+            if held is not piece:
+                held.add(piece)
+            if held.finish is None and held.error is None:
+                return
+            piece = held
         try:
             self._loop.call_soon_threadsafe(self.pieces.put_nowait, piece)
         except RuntimeError:  # the loop is closed: nobody listens
