@@ -77,7 +77,9 @@ test: setup-dev ## the tests that need no GPU
 	@$(MAKE) --no-print-directory build
 	# A process a core, up to four, and one thread in each: the tests' tensors are too small for two threads to help.
 	# Files in their order: those with many tests first would leave the longest, which have few, to one process at the end.
-	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	# Modules are compiled once, whatever the environment says: the tests start some hundred processes that import them.
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n auto --maxprocesses 4 --dist loadfile \
+		--no-loadscope-reorder
 
 test-gpu: setup-dev ## the tests that need a CUDA device
 	$(VENV_PYTHON) -m pytest -m gpu

@@ -32,8 +32,10 @@ IMPORTED = (
     "safetensors.torch", "poptorch.execution.compilation", "training.run", "training.log.run_log",
     "generation.text_generator",
 )  # fmt: skip
-# What `python -m torch.distributed.run` does. The processes that it starts are from scratch.
+# What `python -m torch.distributed.run` does. The processes that it starts are from scratch, unless flags of its own,
+# FORKED, stand before the program.
 TORCHRUN = ("-c", "from torch.distributed.run import main; main()")
+FORKED = ("--run-path", "--start-method", "fork", str(ROOT / "tests" / "forked_program.py"))
 _LONGEST = 1 << 20  # bytes of a request
 
 

@@ -35,7 +35,7 @@ def test_two_processes_score_what_one_does(tmp_path):
 
 
 def by_two_processes(tmp_path, path, variables, flags):
-    command = [*warm_process.TORCHRUN, "--standalone", "--nproc-per-node", "2"]
+    command = [*warm_process.TORCHRUN, "--standalone", "--nproc-per-node", "2", *warm_process.FORKED]
     command += ["tasks/evaluate_wiki.py", *flags, "--batch-size", "2", "--json", str(path)]
     command += ["--pretrained-checkpoint", str(tmp_path / "checkpoint"), "--data-dir", str(tmp_path / "data")]
     done = warm_process.run(command, {**os.environ, "OMP_NUM_THREADS": "1", **variables})

@@ -1,5 +1,6 @@
 """train_gpt2.py under torchrun: several processes share the replicas of one, and what happens when one of them dies."""
 
+import contextlib
 import csv
 import os
 import random
@@ -125,19 +126,20 @@ def test_four_processes_resume_what_one_began(folder, alone):
 def workers(launcher):
     """The processes that a launcher has started, by rank."""
     found = {}
-    for process in psutil.Process(launcher.pid).children(recursive=True):
-        try:
-            if any(word.endswith("train_gpt2.py") for word in process.cmdline()):
-                found[int(process.environ()["RANK"])] = process
-        except psutil.Error:
-            continue
+    for process in psutil.Process(launcher.pid).children():
+        with contextlib.suppress(psutil.Error):
+            if process.name().startswith("rank "):  # forked_program.py names them
+                found[int(process.name().split()[1])] = process
     return found
 
 
 def started(argv, processes, log, *launcher, meeting=("--standalone",), **variables):
-    command = torchrun(processes, argv, *launcher, meeting=meeting)
-    with log.open("w") as out:
-        return subprocess.Popen(command, stdout=out, stderr=out, env={**environment(), **variables})
+    """torchrun and its processes, all of which begin with everything imported."""
+    words = [*warm_process.TORCHRUN, *meeting, "--nproc-per-node", processes, *launcher]
+    words += [*warm_process.FORKED, ROOT / "train_gpt2.py", *argv]
+    with log.open("w") as out, open(os.devnull) as nothing:
+        streams = nothing.fileno(), out.fileno(), out.fileno()
+        return warm_process.WarmProcess(words, *streams, {**environment(), **variables}, str(ROOT))
 
 
 def wait_for(log, pattern, launcher):
@@ -260,20 +262,17 @@ def by_hand(argvs, folders, **variables):
     """Each process with flags and a folder of its own, as on machines of their own. Status and errors of the first."""
     where = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), **variables}
     first, *others = [
-        subprocess.Popen(
-            [sys.executable, str(ROOT / "train_gpt2.py"), *argv],
-            cwd=str(here),
-            env={**environment(), **where, "RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+        warm_process.PipedProcess(
+            argv if argv[0] == "-c" else [ROOT / "train_gpt2.py", *argv],
+            {**environment(), **where, "RANK": str(rank)},
+            str(here),
         )
         for rank, (argv, here) in enumerate(zip(argvs, folders))
     ]
     _, errors = first.communicate(timeout=200)
     for process in others:  # torchrun would end them
         process.kill()
-        process.communicate()
+        process.communicate(timeout=200)
     return first.returncode, errors
 
 
@@ -295,11 +294,20 @@ def test_data_that_one_process_cannot_read(machines, tmp_path):
     assert errors.count("process 1: ") == 1 and "corpus.pkl" in errors and not (tmp_path / "save").exists(), errors
 
 
+OTHER_VERSION = """
+import sys
+import poptorch
+import train_gpt2
+poptorch.__version__ = "3.3.0"
+sys.exit(train_gpt2.main(sys.argv[1:]))
+"""
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("what", ["data", "flags", "checkpoint", "version"])
 def test_a_process_with_something_else_is_named(machines, what):
     folders, argv = machines
-    other, named, variables = argv, "--train-path: process 1 has ", {}
+    other, named = argv, "--train-path: process 1 has "
     if what == "data":
         write_corpus(folders[1] / "corpus.pkl", articles=26, length=44)
     elif what == "flags":
@@ -310,11 +318,10 @@ def test_a_process_with_something_else_is_named(machines, what):
             assert run_here(list(map(str, [*argv, *begun]))).status == 0
         argv = other = [*argv, "--pretrained-checkpoint", "step_1"]
         named = "process 1 has another weight "
-    else:  # Python reads this file when it starts
-        (folders[1] / "sitecustomize.py").write_text("import poptorch\npoptorch.__version__ = '3.3.0'\n")
-        variables["PYTHONPATH"] = f".{os.pathsep}{environment()['PYTHONPATH']}"
+    else:
+        other = ["-c", OTHER_VERSION, *argv]
         named = f"poptorch: process 1 has 3.3.0, process 0 {poptorch.__version__};"
-    status, errors = by_hand([argv, other], folders, **variables)
+    status, errors = by_hand([argv, other], folders)
     assert status == 2 and errors.count(named) == 1 and "Traceback" not in errors, errors
 
 
