@@ -1,8 +1,8 @@
 """Becomes the program that its arguments name, in a process that torchrun has forked (warm_process.FORKED).
 
 There torchrun expects a function, which returns: for one that ends by SystemExit(0) it waits for ever. Without this,
-what is registered for the end of the interpreter is not called, and Ctrl-C comes when torchrun ends. The process is named
-after its rank: of a fork, /proc has the environment of its parent.
+what is registered for the end of the interpreter is not called, and Ctrl-C comes when torchrun ends. The process is
+named after its rank: of a fork, /proc has the environment of its parent.
 """
 
 import atexit

@@ -6,6 +6,10 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
+
+import pytest
+from forks import forks
 
 from poptorch import openmp
 
@@ -17,53 +21,47 @@ for _ in range(2):
 """
 
 
-def run(code: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """A fresh interpreter in which nobody has decided but by `variables`."""
-    rest = {name: value for name, value in os.environ.items() if name not in openmp.DECIDED}
-    return subprocess.run(
-        [sys.executable, "-c", code], env={**rest, **variables}, capture_output=True, text=True, check=True
+@pytest.fixture(scope="module")
+def program(tmp_path_factory) -> subprocess.CompletedProcess[str]:
+    """A fresh interpreter in which nobody has decided, and OpenMP tells what it has read.
+
+    It prints the variables, runs a model and prints what processes of a loader find: of each strategy, a line.
+    """
+    path = tmp_path_factory.mktemp("spinning") / "program.py"
+    path.write_text(
+        "import os, sys, poptorch, torch\n"
+        "class Variables(torch.utils.data.Dataset):\n"
+        "    def __len__(self): return 2\n"
+        "    def __getitem__(self, i):\n"
+        "        return torch.tensor([int(os.environ[name]) for name in poptorch.openmp.BOUNDED])\n"
+        "if __name__ == '__main__':\n"
+        + textwrap.indent(SHOW + MODEL, "    ")
+        + "    for strategy in ('Fork', 'SharedMemory'):\n"
+        "        loader = poptorch.DataLoader(poptorch.Options(), Variables(), batch_size=2, num_workers=1,\n"
+        "            mode=poptorch.DataLoaderMode.Async, async_options={'sharing_strategy':\n"
+        "            poptorch.SharingStrategy[strategy], 'load_indefinitely': False})\n"
+        "        print(next(iter(loader)).tolist())\n"
     )
-
-
-def test_importing_poptorch_bounds_the_spin_before_torch_is_loaded():
-    done = run("import os, poptorch, torch\n" + SHOW + MODEL)
-    assert json.loads(done.stdout) == [*openmp.BOUNDED.values(), None]
-    assert "OpenMP" not in done.stderr
-
-
-def test_the_library_that_torch_brings_reads_it():
-    shown = run("import poptorch", OMP_DISPLAY_ENV="verbose").stderr
-    if "GOMP_SPINCOUNT" in shown:
-        assert f"GOMP_SPINCOUNT = '{openmp.BOUNDED['GOMP_SPINCOUNT']}'" in shown
-    else:
-        assert f"KMP_BLOCKTIME='{openmp.BOUNDED['KMP_BLOCKTIME']}" in shown
-
-
-# Forks of one process that has imported what comes first: in each the variables are set, and the rest of it follows.
-FORKS = """
-import json, os, sys, tempfile
-exec(sys.argv[1])
-said = []
-for variables, code in json.loads(sys.argv[2]):
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        if os.fork() == 0:
-            os.dup2(out.fileno(), 1), os.dup2(err.fileno(), 2)
-            os.environ.update(variables)
-            exec(code)
-            sys.stdout.flush()
-            os._exit(0)
-        assert os.wait()[1] == 0, err.seek(0) or err.read().decode()
-        out.seek(0), err.seek(0)
-        said.append((out.read().decode(), err.read().decode()))
-print(json.dumps(said))
-"""
-
-
-def forks(first: str, *runs: tuple[dict[str, str], str]) -> list[tuple[str, str]]:
-    """Output and errors of `code` with `variables`, for each of the runs, in a process that has run `first`."""
     rest = {name: value for name, value in os.environ.items() if name not in openmp.DECIDED}
-    command = [sys.executable, "-c", FORKS, first, json.dumps(runs)]
-    return json.loads(subprocess.run(command, env=rest, stdout=subprocess.PIPE, text=True, check=True).stdout)
+    rest["OMP_DISPLAY_ENV"] = "verbose"
+    return subprocess.run([sys.executable, str(path)], env=rest, capture_output=True, text=True, check=True)
+
+
+def test_importing_poptorch_bounds_the_spin_before_torch_is_loaded(program):
+    assert json.loads(program.stdout.splitlines()[0]) == [*openmp.BOUNDED.values(), None]
+    assert "OpenMP" not in program.stderr
+
+
+def test_the_library_that_torch_brings_reads_it(program):
+    if "GOMP_SPINCOUNT" in program.stderr:
+        assert f"GOMP_SPINCOUNT = '{openmp.BOUNDED['GOMP_SPINCOUNT']}'" in program.stderr
+    else:
+        assert f"KMP_BLOCKTIME='{openmp.BOUNDED['KMP_BLOCKTIME']}" in program.stderr
+
+
+def test_processes_of_a_loader_inherit_it(program):
+    inherited = [int(value) for value in openmp.BOUNDED.values()]
+    assert program.stdout.splitlines()[1:] == [str([inherited] * 2)] * 2
 
 
 SET = {name: "passive" if name == "OMP_WAIT_POLICY" else "7" for name in openmp.DECIDED}
@@ -79,7 +77,9 @@ def assert_it_stays(names: list[str], said: list[tuple[str, str]]) -> None:
 def test_what_the_user_set_stays():
     code = "import poptorch, torch\n" + SHOW + "\npoptorch.openmp.report_late()"  # as the first compilation does
     names = [next(iter(openmp.BOUNDED)), openmp.DECIDED[-1]]  # one of either kind: each run imports torch, for seconds
-    assert_it_stays(names, forks("import numpy", *(({name: SET[name]}, code) for name in names)))
+    assert_it_stays(
+        names, forks("import numpy", *(({name: SET[name]}, code) for name in names), without=openmp.DECIDED)
+    )
 
 
 def test_a_program_that_imports_torch_first_is_told_once():
@@ -87,30 +87,15 @@ def test_a_program_that_imports_torch_first_is_told_once():
     one_thread = code.replace("(2)\nfor", "(1)\nfor")  # meets nobody
     set_by_user = [({name: value}, code) for name, value in SET.items()]
     late, told, alone, *others = forks(
-        TORCH, ({}, code), ({"POPTORCH_LOG_LEVEL": "INFO"}, code), ({}, one_thread), *set_by_user
+        TORCH,
+        ({}, code),
+        ({"POPTORCH_LOG_LEVEL": "INFO"}, code),
+        ({}, one_thread),
+        *set_by_user,
+        without=openmp.DECIDED,
     )
     assert json.loads(late[0]) == [None] * len(openmp.DECIDED)
     assert late[1].count("OpenMP spins: import poptorch before torch") == 1
     assert told[1].count("GOMP_SPINCOUNT=1000 KMP_BLOCKTIME=1 in the environment") == 1
     assert "OpenMP" not in alone[1]
     assert_it_stays(list(SET), others)
-
-
-def test_processes_of_a_loader_inherit_it(tmp_path):
-    program = tmp_path / "program.py"
-    program.write_text(
-        "import os, sys, poptorch, torch\n"
-        "class Variables(torch.utils.data.Dataset):\n"
-        "    def __len__(self): return 2\n"
-        "    def __getitem__(self, i):\n"
-        "        return torch.tensor([int(os.environ[name]) for name in poptorch.openmp.BOUNDED])\n"
-        "if __name__ == '__main__':\n"
-        "    for strategy in ('Fork', 'SharedMemory'):\n"
-        "        loader = poptorch.DataLoader(poptorch.Options(), Variables(), batch_size=2, num_workers=1,\n"
-        "            mode=poptorch.DataLoaderMode.Async, async_options={'sharing_strategy':\n"
-        "            poptorch.SharingStrategy[strategy], 'load_indefinitely': False})\n"
-        "        print(next(iter(loader)).tolist())\n"
-    )
-    rest = {name: value for name, value in os.environ.items() if name not in openmp.DECIDED}
-    done = subprocess.run([sys.executable, str(program)], env=rest, capture_output=True, text=True, check=True)
-    assert done.stdout == f"{[[int(value) for value in openmp.BOUNDED.values()]] * 2}\n" * 2

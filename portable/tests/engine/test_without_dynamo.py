@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
+from forks import forks
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from poptorch.engine.tracing.fakes import FakeMode
 
 MODEL = """
+import os
 import sys
 
 import poptorch
@@ -34,6 +33,7 @@ def before():
     pass
 
 
+torch.manual_seed(0)  # dropout and weights are as lucky in every run
 model = Model()
 inputs = torch.ones(4, 6), torch.zeros(4, dtype=torch.long)
 """
@@ -48,26 +48,7 @@ optimizer.load_state_dict(optimizer.state_dict())
 INFER = "poptorch.inferenceModel(model.eval())(*inputs)\n"
 
 
-def output_of(program: str) -> str:
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_training_and_inference_run_without_it():
-    loaded = output_of(MODEL + TRAIN + INFER + "print(*sys.modules)").split()
-    assert "torch.fx" in loaded and not HEAVY & set(loaded)
-
-
-@pytest.mark.parametrize("asks", ["import torch._dynamo.eval_frame", "from torch import _dynamo as d; d.reset"])
-def test_a_forward_that_asks_for_it_gets_it(asks):
-    program = f"{MODEL}\ndef before():\n    try:\n        {asks}\n    except Exception:\n        sys.exit(3)\n\n{TRAIN}"
-    assert output_of(program + "print('torch._dynamo.eval_frame' in sys.modules)") == "True\n"
-
-
-def test_it_can_be_loaded_and_guards_afterwards():
-    """What is kept of optimizers' methods is not compiled into a function that calls them."""
-    program = """
+LATER = """
 import torch._dynamo.testing
 
 assert torch._dynamo is sys.modules["torch._dynamo"] and torch._dynamo.config is sys.modules["torch._dynamo.config"]
@@ -81,7 +62,39 @@ counter = torch._dynamo.testing.CompileCounter()
 compiled = torch.compile(clear, backend=counter)
 print(*compiled(torch.zeros(2)).tolist(), counter.frame_count)
 """
-    assert output_of(MODEL + TRAIN + program) == output_of(MODEL + "import torch._dynamo\n" + TRAIN + program)
+ASKED = ("import torch._dynamo.eval_frame", "from torch import _dynamo as d; d.reset")
+PROGRAMS = {
+    "without": TRAIN + INFER + "print(*sys.modules)",
+    **{
+        asks: f"def before():\n    try:\n        {asks}\n    except Exception:\n        os._exit(3)\n\n{TRAIN}"
+        "print('torch._dynamo.eval_frame' in sys.modules)"
+        for asks in ASKED
+    },
+    "loaded afterwards": TRAIN + LATER,
+    "loaded before": "import torch._dynamo\n" + TRAIN + LATER,
+}
+
+
+@pytest.fixture(scope="module")
+def output_of() -> dict[str, str]:
+    """What each of the programs prints, in a process that has imported poptorch and made the model."""
+    said = forks(MODEL, *(({}, program) for program in PROGRAMS.values()))
+    return {name: output for name, (output, _) in zip(PROGRAMS, said, strict=True)}
+
+
+def test_training_and_inference_run_without_it(output_of):
+    loaded = output_of["without"].split()
+    assert "torch.fx" in loaded and not HEAVY & set(loaded)
+
+
+@pytest.mark.parametrize("asks", ASKED)
+def test_a_forward_that_asks_for_it_gets_it(output_of, asks):
+    assert output_of[asks] == "True\n"
+
+
+def test_it_can_be_loaded_and_guards_afterwards(output_of):
+    """What is kept of optimizers' methods is not compiled into a function that calls them."""
+    assert output_of["loaded afterwards"] == output_of["loaded before"]
 
 
 def matrix(*shape):

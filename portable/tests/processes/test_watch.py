@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import os
 import re
 import signal
@@ -78,10 +79,11 @@ def loops() -> None:
 
 
 def works() -> None:
-    """Longer than a process may do nothing."""
+    """Longer than a process may do nothing, and leaves other programs of this file some of the processors."""
     until = time.monotonic() + 6
     while time.monotonic() < until:
-        sum(range(10000))
+        sum(range(50_000))
+        time.sleep(0.005)
 
 
 FAULTS = {
@@ -93,12 +95,29 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("name", [*FAULTS][:2] + [pytest.param(name, marks=pytest.mark.long) for name in [*FAULTS][2:]])
-def test_a_process_that_hangs_ends_the_program(name):
-    fault, who, where, told = FAULTS[name]
+def message(*words) -> str:
+    """What a program of two processes that does not succeed says."""
     with pytest.raises(AssertionError) as caught:
-        together(2, trained, fault, who, where, **HEARTBEAT)
-    text = str(caught.value)
+        together(2, *words, **HEARTBEAT)
+    return str(caught.value)
+
+
+def at_once(function, calls: dict[str, tuple]) -> dict:
+    """What the function returns for each of the calls. They wait, seconds of it, at the same time."""
+    with concurrent.futures.ThreadPoolExecutor(len(calls)) as pool:
+        return dict(zip(calls, pool.map(lambda words: function(*words), calls.values()), strict=True))
+
+
+@pytest.fixture(scope="module")
+def messages() -> dict[str, str]:
+    hang = {name: (trained, *FAULTS[name][:3]) for name in [*FAULTS][:2]}
+    return at_once(message, {**hang, "pipeline": (pipelined,)})
+
+
+@pytest.mark.parametrize("name", [*FAULTS][:2] + [pytest.param(name, marks=pytest.mark.long) for name in [*FAULTS][2:]])
+def test_a_process_that_hangs_ends_the_program(name, messages):
+    fault, who, where, told = FAULTS[name]
+    text = messages[name] if name in messages else message(trained, fault, who, where)
     assert f"process {who}: ended without a word" in text, text
     assert re.search(rf"process {who} of 2 \(replica {who}; host \S+, pid \d+\) {told}", text), text
 
@@ -129,16 +148,20 @@ def pipelined() -> None:
         executor(torch.ones(3, 2))
 
 
-def test_of_a_pipeline_the_stages_are_named():
-    with pytest.raises(AssertionError) as caught:
-        together(2, pipelined, **HEARTBEAT)
-    text = str(caught.value)
+def test_of_a_pipeline_the_stages_are_named(messages):
+    text = messages["pipeline"]
     named = r"Error: .*process 1 of 2 \(stages 1 of replica 0; host \S+, pid \d+\) has ended"
     assert "process 1: ended without a word" in text and re.search(named, text), text
 
 
-def test_a_process_that_works_is_waited_for():
-    assert together(2, trained, works, 1, **HEARTBEAT) == [4, 4]
+@pytest.fixture(scope="module")
+def results() -> dict[str, list]:
+    """Of programs that outlast the heartbeat."""
+    return at_once(lambda *words: together(2, *words, **HEARTBEAT), {"works": (trained, works, 1), "leaves": (leaves,)})
+
+
+def test_a_process_that_works_is_waited_for(results):
+    assert results["works"] == [4, 4]
 
 
 @pytest.mark.long
@@ -156,8 +179,8 @@ def leaves() -> str:
     return "done"
 
 
-def test_a_process_that_has_done_its_part_may_leave():
-    assert together(2, leaves, **HEARTBEAT) == ["done", "done"]
+def test_a_process_that_has_done_its_part_may_leave(results):
+    assert results["leaves"] == ["done", "done"]
 
 
 def test_a_heartbeat_that_is_no_number_is_named():
