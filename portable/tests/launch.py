@@ -1,14 +1,20 @@
-"""Runs a function in several processes, with the environment that torchrun gives them."""
+"""Runs a function in several processes, with the environment that torchrun gives them, or a program in its own."""
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import multiprocessing.forkserver
 import os
 import pickle
+import runpy
 import socket
+import subprocess
+import sys
+import tempfile
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 _context = multiprocessing.get_context("forkserver")
@@ -83,3 +89,40 @@ def _one(variables: dict[str, str], function: Callable[..., Any], arguments: tup
     sender.send_bytes(message)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def run_program(path: str | Path, *arguments: str, own_server: bool = False) -> subprocess.CompletedProcess[str]:
+    """subprocess.run([sys.executable, path, *arguments], capture_output=True, text=True), with everything imported.
+
+    Processes that it starts by the server of processes begin so, too, but what they say is not with what it says:
+    `own_server` is for that.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder, name) for name in ("out", "err")]
+        process = _context.Process(target=_become, args=(str(path), list(arguments), list(map(str, files)), own_server))
+        process.start()
+        process.join()
+        said = [file.read_text() for file in files]
+    return subprocess.CompletedProcess([str(path), *arguments], process.exitcode, *said)
+
+
+def _become(path: str, arguments: list[str], files: list[str], own_server: bool) -> None:
+    """As the interpreter does it: the program as `__main__`, a traceback if it fails, then what is left for the end."""
+    for number, file in enumerate(files, start=1):
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    if not own_server:
+        multiprocessing.forkserver._forkserver.ensure_running = lambda: None  # it has the address of the one it is from
+    sys.argv, status = [path, *arguments], 0
+    sys.path.insert(0, str(Path(path).parent))
+    try:
+        runpy.run_path(path, run_name="__main__")
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    os._exit(status)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from launch import run_program
 
 from poptorch import DataLoaderMode
 
@@ -157,7 +157,7 @@ def test_for_loop_decoder():
 
 def test_one_as_a_program():
     """The one whose DataLoader has a process of its own."""
-    done = subprocess.run([sys.executable, EXAMPLES / "mnist_cnn.py"], capture_output=True, text=True)
+    done = run_program(EXAMPLES / "mnist_cnn.py")
     assert done.returncode == 0 and "accuracy on new images" in done.stdout, done.stderr
     assert "Traceback" not in done.stderr
 

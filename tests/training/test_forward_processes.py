@@ -9,6 +9,12 @@ from data.batches import SampleDataset
 from training import forward_run, run
 
 PROGRAM = {"program": "inference_gpt2.py"}
+IMPATIENT = """
+from command_line import checks
+import inference_gpt2
+checks._PATIENCE = 0.0
+raise SystemExit(inference_gpt2.main())
+"""
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +37,9 @@ def test_two_processes_do_what_one_does(folder, changes, samples):
 
 
 def test_processes_that_do_not_fit_are_told_what_does(folder):
-    done = together(2, flags(folder, replication_factor=3, gradient_accumulation=1), **PROGRAM)
+    program = folder / "impatient.py"  # the second process does not wait for the end of the first
+    program.write_text(IMPATIENT)
+    done = together(2, flags(folder, replication_factor=3, gradient_accumulation=1), program)
     assert done.status == 2 and "Traceback" not in done.err
     assert done.err.count("2 processes cannot share 3 replicas: start 1 or 3") == 2, done.err  # no launcher ends one
 

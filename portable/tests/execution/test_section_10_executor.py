@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import datetime
 import json
-import pathlib
-import subprocess
-import sys
-import textwrap
 
 import pytest
 import torch
+from launch import run_program
 from programs import Body, Regression, make_options, regression_data
 
 import poptorch
@@ -183,37 +180,27 @@ def test_named_buffers_are_updated_on_request():
 # -- files
 
 
-PROGRAM = """
-    import sys, torch, poptorch
-    sys.path.insert(0, {tests!r})
-    from programs import Regression, regression_data
-    x, y = regression_data(8)
-    {body}
-"""
-
-
-def in_a_new_process(body):
-    text = textwrap.dedent(PROGRAM).format(tests=str(pathlib.Path(__file__).parents[1]), body=body)
-    result = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=120)
-    assert result.returncode == 0, result.stderr
-    return result.stdout.strip()
-
-
 def test_exported_files_run_in_a_new_process(tmp_path):
     options = poptorch.Options().useOfflineIpuTarget()
     trainer(options).compileAndExport(str(tmp_path), X, Y)  # no device is needed
-    trainer(poptorch.Options()).compileAndExport(str(tmp_path / "program"), X, Y, export_model=False)
+    trainer(poptorch.Options()).compileAndExport(str(tmp_path / "compiled"), X, Y, export_model=False)
     executor = trainer()
     expected = [executor(X, Y)[1].item() for _ in range(2)]
-    body = f"""
+    program = tmp_path / "program.py"
+    program.write_text(f"""
+import torch, poptorch
+from programs import Regression, regression_data
+x, y = regression_data(8)
 online = lambda options: options.connectionType(poptorch.ConnectionType.Always)
 whole = poptorch.load({str(tmp_path / "model.poptorch")!r}, online)
 model = Regression()
 program = poptorch.trainingModel(model, None, torch.optim.SGD(model.parameters(), lr=0.1))
-program.loadExecutable({str(tmp_path / "program")!r})
+program.loadExecutable({str(tmp_path / "compiled")!r})
 print([whole(x, y)[1].item() for _ in range(2)], program.isCompiled(), [program(x, y)[1].item() for _ in range(2)])
-"""
-    assert in_a_new_process(body) == f"{expected} True {expected}"
+""")
+    done = run_program(program)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == f"{expected} True {expected}"
 
 
 def test_files_that_are_none(tmp_path):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import pickle
 import signal
-import subprocess
 import sys
 import textwrap
 import threading
 
 import pytest
 import torch
+from launch import run_program
 from loaders import FORK, contents, lives, numbers, wait_until
 from programs import make_options
 from torch.utils.data import Dataset
@@ -226,9 +226,7 @@ PROGRAM = """
 def test_section12_no_process_outlives_the_main_one(tmp_path, strategy, end, code):
     program = tmp_path / "program.py"
     program.write_text(textwrap.dedent(PROGRAM).replace("END", end))
-    done = subprocess.run(
-        [sys.executable, program, strategy], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
+    done = run_program(program, strategy)
     pids = [int(pid) for pid in done.stdout.split()]
     assert done.returncode == code and len(pids) == 3
     wait_until(lambda: not any(map(lives, pids)))
@@ -241,6 +239,6 @@ def test_section12_a_main_program_without_protection(tmp_path):
         "data = torch.utils.data.TensorDataset(torch.arange(4))\n"
         "poptorch.DataLoader(poptorch.Options(), data, mode=poptorch.DataLoaderMode.Async)\n"
     )
-    done = subprocess.run([sys.executable, program], capture_output=True, text=True)
+    done = run_program(program, own_server=True)
     assert done.returncode == 1 and "worker thread failed to start (Check above for details)" in done.stderr
     assert "__main__" in done.stderr  # Python says what to do
