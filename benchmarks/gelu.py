@@ -1,4 +1,4 @@
-"""What GELU by tanh with the bias before it costs on a CPU, forward and backward: the kernel beside torch.
+"""What GELU with the bias before it costs on a CPU, exact and by tanh, forward and backward: the kernel beside torch.
 
     python -m benchmarks.gelu                                # as GPT-2 small has it, 4 x 256 tokens, 2 threads
     python -m benchmarks.gelu --batch 1 --length 16 --rounds 2       # a smoke run
@@ -22,8 +22,10 @@ from benchmarks import record  # noqa: E402
 from benchmarks.dropout import measure, table, timed, what_is_lacking  # noqa: E402
 from corpora.program import ProgramParser  # noqa: E402
 
+FORMS = {"exact": "none", "by tanh": "tanh"}  # and what torch calls them
 
-def sides_of(args: argparse.Namespace) -> dict[str, dict[str, Callable[[], Any]]]:
+
+def sides_of(args: argparse.Namespace, form: str) -> dict[str, dict[str, Callable[[], Any]]]:
     """Each pass over (B, T, width): the kernel's and torch's."""
     import torch
     import torch.nn.functional as F
@@ -32,14 +34,15 @@ def sides_of(args: argparse.Namespace) -> dict[str, dict[str, Callable[[], Any]]
     product, above = (torch.randn(args.batch, args.length, args.width) for _ in range(2))
     bias = torch.randn(args.width)
     total = product + bias
+    approximate, by_tanh = FORMS[form], form == "by tanh"
     return {
         "forward": {
-            "kernel": lambda: native.gelu_forward(product, bias),
-            "torch": lambda: F.gelu(total, approximate="tanh"),
+            "kernel": lambda: native.gelu_forward(product, bias, by_tanh),
+            "torch": lambda: F.gelu(total, approximate=approximate),
         },
         "backward": {
-            "kernel": lambda: native.gelu_backward(above, product, bias, bias_too=True),
-            "torch": lambda: torch.ops.aten.gelu_backward(above, total, approximate="tanh").sum((0, 1)),
+            "kernel": lambda: native.gelu_backward(above, product, bias, bias_too=True, by_tanh=by_tanh),
+            "torch": lambda: torch.ops.aten.gelu_backward(above, total, approximate=approximate).sum((0, 1)),
         },
     }
 
@@ -72,11 +75,14 @@ def main(argv: list[str]) -> int:
     torch.set_num_threads(args.threads)
     keep_freed_memory()  # as the runtime does
     results: dict[str, Any] = {"kernels": native.choose(None)}
-    for name, works in sides_of(args).items():
-        for work in works.values():
-            work()
-        results[name] = measure({side: (lambda work=work: timed(work)) for side, work in works.items()}, args.rounds)
-        print(table(f"GELU {name}, {results['kernels']}", results[name]), flush=True)
+    for form in FORMS:
+        results[form] = {}
+        for name, works in sides_of(args, form).items():
+            for work in works.values():
+                work()
+            turns = {side: (lambda work=work: timed(work)) for side, work in works.items()}
+            results[form][name] = measure(turns, args.rounds)
+            print(table(f"GELU {form} {name}, {results['kernels']}", results[form][name]), flush=True)
     if args.json:
         keys = ("batch", "length", "width", "rounds", "threads")
         record.write(args.json, record.head("gelu", argv), {key: getattr(args, key) for key in keys}, results)

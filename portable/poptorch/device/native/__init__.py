@@ -19,7 +19,7 @@ from ... import notices
 
 LIBRARY = Path(__file__).with_name("poptorch_kernels.so")
 VARIABLE = "POPTORCH_PORTABLE_KERNELS"
-VERSION = 2  # of the structures below and of the random numbers, as in entry.cpp
+VERSION = 3  # of the structures below and of the random numbers, as in entry.cpp
 PHILOX, TORCH = "philox 1", "torch"  # generators of dropout: the kernels' with its version, and torch's
 _GELU_PART = 1 << 16  # elements that a thread works on at a time, in 8 to 64 rows; each part has sums of its own
 HINT = "run `make` in the repository again"
@@ -56,6 +56,7 @@ class _Gelu(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("x", "bias", "grad", "out", "sums", "grad_bias")),
         *((name, ctypes.c_int64) for name in ("rows", "width", "part")),
+        ("by_tanh", ctypes.c_bool),
     ]
 
 
@@ -221,20 +222,20 @@ def dropout_add(x: torch.Tensor, residual: torch.Tensor | None, dropout: float, 
     return out
 
 
-def gelu_forward(x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """gelu(x + bias) by tanh: contiguous float32 tensors (..., N) and (N,), or no bias."""
+def gelu_forward(x: torch.Tensor, bias: torch.Tensor | None, by_tanh: bool) -> torch.Tensor:
+    """gelu(x + bias), exactly or by tanh: contiguous float32 tensors (..., N) and (N,), or no bias."""
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    _gelu(x, bias, None, out, None)
+    _gelu(x, bias, None, out, None, by_tanh)
     return out
 
 
 def gelu_backward(
-    grad: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None, bias_too: bool
+    grad: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None, bias_too: bool, by_tanh: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Gradients of x and, if `bias_too`, of the bias, for `grad`, that of the result: contiguous float32 tensors."""
     grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
     grad_bias = torch.empty_like(bias) if bias_too else None
-    _gelu(x, bias, grad, grad_x, grad_bias)
+    _gelu(x, bias, grad, grad_x, grad_bias, by_tanh)
     return grad_x, grad_bias
 
 
@@ -244,6 +245,7 @@ def _gelu(
     grad: torch.Tensor | None,
     out: torch.Tensor,
     grad_bias: torch.Tensor | None,
+    by_tanh: bool,
 ) -> None:
     width = x.shape[-1]
     rows = x.numel() // max(1, width)
@@ -253,5 +255,5 @@ def _gelu(
     if grad is not None and bias is not None:
         sums = torch.empty(-(-rows // part), width, dtype=torch.float32, device="cpu")
     tensors = (x, bias, grad, out, sums, grad_bias)
-    call = _Gelu(*(None if each is None else each.data_ptr() for each in tensors), rows, width, part)
+    call = _Gelu(*(None if each is None else each.data_ptr() for each in tensors), rows, width, part, by_tanh)
     _library().poptorch_gelu(ctypes.byref(call), torch.get_num_threads())

@@ -34,6 +34,17 @@ ALWAYS_INLINE Wide multiply_low(Wide x, uint64_t factor) {
 
 #include "tiles.h"
 
+struct Square {
+  Floats first, second;
+};
+
+// a^2 as the sum of two floats.
+ALWAYS_INLINE Square square_of(Floats a) {
+  const Floats first = a * a;
+  return {first, reinterpret_cast<Floats>(_mm256_fmsub_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(a),
+                                                          reinterpret_cast<__m256>(first)))};
+}
+
 #include "gelu.h"
 
 const Kernels fast_kernels = {"avx2", scratch_size, forward, backward, residual, gelu, philox_block};

@@ -69,7 +69,7 @@ extern "C" {
 
 // Changes with the structures and with the random numbers: Python takes a library of its own version only.
 int64_t poptorch_kernels_version() {
-  return 2;
+  return 3;
 }
 
 // Which kernels run from now on: "avx512", "avx2", "portable", or null for the fastest. Returns the name, or null where

@@ -1,8 +1,7 @@
-// GELU by tanh, the bias before it and the bias's gradient included, for the vectors of the file that includes this.
+// GELU of each form, the bias before it and the bias's gradient included, for the vectors of the file that includes
+// this.
 //
-// Included after tiles.h, in the same namespace. With s the logistic function and v = 2 sqrt(2 / pi) (x + 0.044715 x^3)
-//     gelu(x) = x (1 + tanh(v / 2)) / 2 = x s(v),    gelu'(x) = s(v) + x s(v) (1 - s(v)) dv/dx.
-// s follows from the exponential of a number that is never positive, which neither overflows nor cancels.
+// Included after tiles.h, in the same namespace. A form is a struct with of<Slope>(x): gelu(x), or with Slope gelu'(x).
 
 ALWAYS_INLINE Floats smallest(Floats a, Floats b) {
   return a < b ? a : b;
@@ -11,31 +10,78 @@ ALWAYS_INLINE Floats choice(Ints mask, Floats yes, Floats no) {
   return mask ? yes : no;
 }
 
-struct GeluParts {
-  Floats share; // s(v)
-  Floats slope; // x s(v) (1 - s(v)) dv/dx
+// With s the logistic function and v = 2 sqrt(2 / pi) (x + 0.044715 x^3)
+//     gelu(x) = x (1 + tanh(v / 2)) / 2 = x s(v),    gelu'(x) = s(v) + x s(v) (1 - s(v)) dv/dx.
+// s follows from the exponential of a number that is never positive, which neither overflows nor cancels.
+struct ByTanh {
+  template <bool Slope> static ALWAYS_INLINE Floats of(Floats x) {
+    constexpr float kFactor = 1.59576912f; // 2 sqrt(2 / pi)
+    constexpr float kCubic = 0.044715f;
+    // Beyond 16 s is 0 or 1, and the slope 0: the square stays finite. In this order NaN stays NaN.
+    const Floats z = smallest(floats(16.0f), largest(floats(-16.0f), x));
+    const Floats square = z * z;
+    const Floats v = z * (square * (kFactor * kCubic) + kFactor);
+    const Ints negative = v < floats(0.0f);
+    const Floats e = exp2_of(choice(negative, v, -v) * kLog2E);
+    const Floats inverse = floats(1.0f) / (e + 1.0f);
+    const Floats share = where(x > floats(-16.0f), choice(negative, e, floats(1.0f)) * inverse);
+    if (!Slope) {
+      return x * share;
+    }
+    return share + z * e * inverse * inverse * (square * (3.0f * kFactor * kCubic) + kFactor);
+  }
 };
 
-template <bool Slope> ALWAYS_INLINE GeluParts gelu_parts(Floats x) {
-  constexpr float kFactor = 1.59576912f; // 2 sqrt(2 / pi)
-  constexpr float kCubic = 0.044715f;
-  // Beyond 16 s is 0 or 1, and the slope 0: the square stays finite. In this order NaN stays NaN.
-  const Floats z = smallest(floats(16.0f), largest(floats(-16.0f), x));
-  const Floats square = z * z;
-  const Floats v = z * (square * (kFactor * kCubic) + kFactor);
-  const Ints negative = v < floats(0.0f);
-  const Floats e = exp2_of(choice(negative, v, -v) * kLog2E);
-  const Floats inverse = floats(1.0f) / (e + 1.0f);
-  GeluParts parts;
-  parts.share = where(x > floats(-16.0f), choice(negative, e, floats(1.0f)) * inverse);
-  if (Slope) {
-    parts.slope = z * e * inverse * inverse * (square * (3.0f * kFactor * kCubic) + kFactor);
-  }
-  return parts;
+// exp(-a^2 / 2) for 0 <= a <= kFarthest, good to 2e-7 of it; 0 where it is below 2^-126.5. a^2 has more digits than a
+// float: its second part counts, too, once whole powers of two are taken from the first.
+constexpr float kFarthest = 13.27f; // 2^-127.5 < exp(-a^2 / 2) < 2^-126.5 there
+
+ALWAYS_INLINE Floats exp_of_half_square(Floats a) {
+  constexpr float kTwoLn2 = 1.38671875f, kRest = -4.2438888e-4f; // in two parts: few digits times n is exact
+  constexpr float kZero = 12582912.0f + 127.0f; // 1.5 * 2^23: the sum is a whole number, with an exponent's bits last
+  const Square square = square_of(a);
+  const Floats shifted = kZero - square.first * (0.5f * kLog2E);
+  const Floats n = shifted - kZero;
+  const Floats h = square.first + n * kTwoLn2 + n * kRest + square.second; // a^2 + 2 n ln 2: -0.694 ... 0.8
+  Floats p = floats(2.10217913e-5f);                                       // exp(-h / 2), good to 5e-9
+  p = p * h - 2.61580921e-4f;
+  p = p * h + 2.60461937e-3f;
+  p = p * h - 2.08331272e-2f;
+  p = p * h + 1.24999940e-1f;
+  p = p * h - 0.5f;
+  p = p * h + 1.0f;
+  return p * reinterpret_cast<Floats>(reinterpret_cast<Ints>(shifted) << 23); // 2^n, 0 for n = -127
 }
 
+// With Phi the normal distribution, phi its density, e = exp(-x^2 / 2) and a = |x|, Phi(-a) = e m(a):
+//     gelu(x) = x Phi(x),    gelu'(x) = Phi(x) + x phi(x) = Phi(x) + x e / sqrt(2 pi).
+// For x < 0 this keeps the digits that 1 + erf loses.
+struct ByErf {
+  template <bool Slope> static ALWAYS_INLINE Floats of(Floats x) {
+    // From kFarthest on, e is 0 and the polynomials stay finite. NaN counts as far, too: the factor x brings it back.
+    const Ints magnitude = reinterpret_cast<Ints>(x) & 0x7FFFFFFF;
+    const Ints farthest = reinterpret_cast<Ints>(floats(kFarthest));
+    const Floats a = reinterpret_cast<Floats>(magnitude < farthest ? magnitude : farthest);
+    const Floats e = exp_of_half_square(a);
+    // m = over / under, good to 1.3e-8 of it on 0 ... kFarthest: Remez's fit of degrees 4 and 5, all terms positive.
+    Floats over = floats(3.98915773e-3f), under = floats(9.99918953e-3f);
+    over = over * a + 3.97878140e-2f;
+    over = over * a + 1.80742979e-1f;
+    over = over * a + 4.34954464e-1f;
+    over = over * a + 0.5f;
+    under = under * a + 9.97407958e-2f;
+    under = under * a + 4.62886304e-1f;
+    under = under * a + 1.19218946f;
+    under = under * a + 1.66779375f;
+    under = under * a + 1.0f;
+    const Floats tail = over / under * e; // Phi(-a)
+    const Floats share = choice(reinterpret_cast<Ints>(x) < 0, tail, 1.0f - tail);
+    return Slope ? share + x * (e * 0.398942280f) : x * share;
+  }
+};
+
 // Rows `first` ... `last` - 1, a part of them: the gradients of x are added up in the part's own row of sums.
-template <bool Backward, bool Bias> void gelu_rows(const Gelu& call, int64_t first, int64_t last) {
+template <typename Form, bool Backward, bool Bias> void gelu_rows(const Gelu& call, int64_t first, int64_t last) {
   const int64_t width = call.width;
   float* sums = Backward && Bias ? call.sums + first / call.part * width : nullptr;
   if (sums) {
@@ -43,12 +89,11 @@ template <bool Backward, bool Bias> void gelu_rows(const Gelu& call, int64_t fir
   }
   const auto vector = [](const float* from, const float* bias, const float* above, float* out, float* sum) {
     const Floats x = Bias ? load(from) + load(bias) : load(from);
-    const GeluParts parts = gelu_parts<Backward>(x);
     if (!Backward) {
-      store(out, x * parts.share);
+      store(out, Form::template of<false>(x));
       return;
     }
-    const Floats gradient = load(above) * (parts.share + parts.slope);
+    const Floats gradient = load(above) * Form::template of<true>(x);
     store(out, gradient);
     if (Bias) {
       store(sum, load(sum) + gradient);
@@ -85,10 +130,14 @@ template <bool Backward, bool Bias> void gelu_rows(const Gelu& call, int64_t fir
   }
 }
 
-void gelu(const Gelu& call, int64_t first, int64_t last) {
+template <typename Form> void gelu_by(const Gelu& call, int64_t first, int64_t last) {
   if (call.grad) {
-    call.bias ? gelu_rows<true, true>(call, first, last) : gelu_rows<true, false>(call, first, last);
+    call.bias ? gelu_rows<Form, true, true>(call, first, last) : gelu_rows<Form, true, false>(call, first, last);
   } else {
-    call.bias ? gelu_rows<false, true>(call, first, last) : gelu_rows<false, false>(call, first, last);
+    call.bias ? gelu_rows<Form, false, true>(call, first, last) : gelu_rows<Form, false, false>(call, first, last);
   }
+}
+
+void gelu(const Gelu& call, int64_t first, int64_t last) {
+  call.by_tanh ? gelu_by<ByTanh>(call, first, last) : gelu_by<ByErf>(call, first, last);
 }

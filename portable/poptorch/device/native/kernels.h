@@ -49,13 +49,14 @@ struct Residual {
   uint32_t threshold;
 };
 
-// out = gelu(x + bias) by tanh; with `grad`, which is that of this, out = x's gradient. Without a bias it is null.
+// out = gelu(x + bias); with `grad`, which is that of this, out = x's gradient. Without a bias it is null.
 struct Gelu {
   const float *x, *bias, *grad; // (rows, width), (width,), (rows, width)
   float* out;                   // (rows, width)
   float* sums;                  // (ceil(rows / part), width): scratch memory, where there are a bias and `grad`
   float* grad_bias;             // (width,), likewise
   int64_t rows, width, part;    // `part` rows are worked on together: what is added up does not depend on threads
+  bool by_tanh;                 // else by erf, GELU itself
 };
 
 // One implementation for each kind of processor.

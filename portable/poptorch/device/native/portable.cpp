@@ -30,6 +30,16 @@ ALWAYS_INLINE Wide multiply_low(Wide x, uint64_t factor) {
 
 #include "tiles.h"
 
+struct Square {
+  Floats first, second;
+};
+
+// a^2 as the sum of two floats: the first is the square of the upper half of a's digits, which is exact.
+ALWAYS_INLINE Square square_of(Floats a) {
+  const Floats upper = reinterpret_cast<Floats>(reinterpret_cast<Ints>(a) & ~0xFFF);
+  return {upper * upper, (a - upper) * (a + upper)};
+}
+
 #include "gelu.h"
 
 } // namespace

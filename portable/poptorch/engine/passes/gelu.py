@@ -1,4 +1,4 @@
-"""GELU by tanh, replaced by the kernel that takes the bias of the product before it along.
+"""GELU, exact or by tanh, replaced by the kernel that takes the bias of the product before it along.
 
 The pattern is gelu(x), or gelu(x W^T + bias) where nothing else reads the sum, of as many elements as make it worth it.
 """
@@ -18,7 +18,7 @@ _FEWEST = 1 << 14  # elements; below, the call takes more time than the kernel s
 
 
 def fuse_gelu(traced: TracedGraph, device: torch.device) -> int:
-    """Replace every GELU by tanh that is worth it; returns how many there were."""
+    """Replace every GELU that is worth it; returns how many there were."""
     if device.type != "cpu" or not native.available():
         return 0
     graph, origin, count = traced.graph, origins(traced.graph.nodes), 0
@@ -29,7 +29,7 @@ def fuse_gelu(traced: TracedGraph, device: torch.device) -> int:
         if _has_bias(x) and not overwritten(traced, x.args, x, node, origin):
             x.args, bias = x.args[:2], x.args[2]
         with graph.inserting_before(node):
-            fused = graph.call_function(bias_gelu, (x, bias))
+            fused = graph.call_function(bias_gelu, (x, bias, node.kwargs.get("approximate", "none")))
         fused.meta.update(node.meta)
         node.replace_all_uses_with(fused)
         graph.erase_node(node)
@@ -39,7 +39,7 @@ def fuse_gelu(traced: TracedGraph, device: torch.device) -> int:
 
 
 def _is_worth_it(node: torch.fx.Node) -> bool:
-    if node.target is not aten.gelu.default or node.kwargs.get("approximate", "none") != "tanh":
+    if node.target is not aten.gelu.default:
         return False
     value, given = node.meta["val"], node.args[0].meta["val"]
     return value.dtype == given.dtype == torch.float32 and value.dim() > 0 and value.numel() >= _FEWEST
