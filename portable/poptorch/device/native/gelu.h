@@ -75,7 +75,7 @@ struct ByErf {
     under = under * a + 1.66779375f;
     under = under * a + 1.0f;
     const Floats tail = over / under * e; // Phi(-a)
-    const Floats share = choice(reinterpret_cast<Ints>(x) < 0, tail, 1.0f - tail);
+    const Floats share = choice(reinterpret_cast<Ints>(x) < ints(0), tail, 1.0f - tail);
     return Slope ? share + x * (e * 0.398942280f) : x * share;
   }
 };
