@@ -23,6 +23,7 @@ from command_line.training_checks import (
     check_balance,
     check_boundaries,
     check_checkpoints,
+    check_forward,
     check_global_batch,
     check_log,
     check_plan,
@@ -71,6 +72,8 @@ def parse_train_args(
     check_validation(problems)
     check_checkpoints(problems)
     check_log(problems)
+    if not trains:
+        check_forward(problems)
     return problems.finish()
 
 

@@ -51,13 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_train_args(argv, PROGRAM, trains=False)
     if args.gradient_accumulation > 1:
         args.notes.append(f"--gradient-accumulation {args.gradient_accumulation} has no effect: there are no updates")
-        args.gradient_accumulation = 1
+        args.gradient_accumulation, args.global_batch_size = 1, None
     args.notes = [note for note in args.notes if "nothing will be saved" not in note]
-    for dest in ("save_model_path", "resume", "time_limit", "keep_best", "overwrite"):
-        if getattr(args, dest):
-            args.notes.append(
-                f"--{dest.replace('_', '-')} {getattr(args, dest)} has no effect: nothing is trained or saved"
-            )
     samples = args.batch_size * args.device_iterations * args.replication_factor
     factors = f"batch {args.batch_size} x iterations {args.device_iterations} x replicas {args.replication_factor}"
     print("\n".join([f"{factors} = {samples:,} sequences a step", *args.notes]), flush=True)

@@ -49,6 +49,17 @@ class Problems:
         """Notes what is wrong with the value of `dest` and what to do about it."""
         self.lines.append(f"{self.shown(dest)}: {text}")
 
+    def ignored(self, dest: str, why: str) -> None:
+        """Notes, if the flag was given and not as False, that it has no effect; `why` goes on from that.
+
+        The first reason is the one that is told.
+        """
+        if dest not in self.args.typed or not self.sound(dest) or getattr(self.args, dest) is False:
+            return
+        told = f"{self.shown(dest)} has no effect"
+        if not any(note.startswith(told) for note in self.args.notes):
+            self.args.notes.append(told + why)
+
     def finish(self) -> argparse.Namespace:
         """The values, or the end of the program if anything is wrong."""
         if self.lines:
@@ -115,6 +126,8 @@ def check_config(problems: Problems) -> GPT2Config | None:
     if not problems.sound("model", "config"):
         return None
     dest = "config" if args.config else "model"
+    if args.config:
+        problems.ignored("model", f" beside {problems.shown('config')}, which is the model")
     path = args.config = str(args.config or MODELS[args.model])
     try:
         config = GPT2Config.from_json(path)

@@ -38,8 +38,10 @@ def check_available(problems: Problems) -> None:
         args.further_paths = args.data_prefix[1:]
     elif args.data_prefix:
         problems.add("data_prefix", "is read with --train-path dynamic; add it, or leave this out")
-    if args.train_path != "dynamic" and "sample_order" in args.typed:
-        args.notes.append(f"{problems.shown('sample_order')} has no effect: it is for --train-path dynamic")
+    if args.train_path != "dynamic":
+        problems.ignored("sample_order", ": it is for --train-path dynamic")
+    if args.train_path == "generated":
+        problems.ignored("stride", " with --train-path generated, whose samples are drawn one by one")
     if args.tfrecord_path and args.train_path != "tfrecord":
         problems.add("tfrecord_path", "these files are read with --train-path tfrecord; add it, or leave this out")
 
@@ -63,8 +65,7 @@ def check_prefix(problems: Problems) -> None:
     missing = [prefix + ending for ending in (".bin", ".idx") if not os.path.isfile(prefix + ending)]
     if missing:
         problems.add("data_prefix", f"there is no {' and no '.join(missing)}; data/preprocess_megatron.py makes them")
-    if "stride" in args.typed:
-        args.notes.append(f"{problems.shown('stride')} has no effect: samples follow one another without overlap")
+    problems.ignored("stride", ": samples follow one another without overlap")
 
 
 def check_tfrecords(problems: Problems) -> None:
@@ -98,9 +99,7 @@ def _check_patterns(
     for pattern in patterns or ():
         if not os.path.exists(pattern) and not glob.glob(pattern):
             problems.lines.append(f"{problems.names[dest]} {pattern}: there is no such file; {writer} writes them")
-    if "stride" in problems.args.typed:
-        note = f"{problems.shown('stride')} has no effect: the {what} were cut when they were written"
-        problems.args.notes.append(note)
+    problems.ignored("stride", f": the {what} were cut when they were written")
 
 
 def check_train_path(problems: Problems) -> None:
@@ -142,8 +141,8 @@ def _check_cut(problems: Problems) -> None:
     for dest, windows in (("short_articles", "article"), ("last_window", "stream")):
         if dest in args.typed and problems.sound(dest) and args.windows != windows:
             problems.add(dest, f"is for --windows {windows}, not {args.windows}; leave one of the two out")
-    if args.windows == "first" and "stride" in args.typed:
-        args.notes.append(f"{problems.shown('stride')} has no effect: --windows first takes one window of an article")
+    if args.windows == "first":
+        problems.ignored("stride", ": --windows first takes one window of an article")
     if args.windows == "stream" and "stride" not in args.typed:
         args.stride = None
 

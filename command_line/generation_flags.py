@@ -85,6 +85,11 @@ def check_generation(problems: Problems) -> None:
             problems.add("layers_per_ipu", "contradicts --single-ipu true; leave one of the two out")
     if args.matmul_proportion is not None and len(args.matmul_proportion) > 1:
         check_proportions(problems, ipus)
+    if args.topk == 1 and problems.sound("topk"):
+        for dest in ("temperature", "top_p", "min_p", "typical_p", "eta_cutoff"):
+            problems.ignored(dest, " with --topk 1, which takes the likeliest token")
+        if args.num_samples > 1:
+            args.notes.append(f"{problems.shown('num_samples')} with --topk 1: the texts of a prompt are all the same")
     if "" in args.stop_string:
         problems.add("stop_string", "an empty text stops nothing; give one of at least one character")
     if args.save_samples_path:

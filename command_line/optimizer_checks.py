@@ -17,6 +17,8 @@ def check_schedule(problems: Problems) -> None:
     if steps is not None and args.lr_decay_steps is not None and steps > args.lr_decay_steps:
         remedy = "the warm-up is part of the decay steps"
         problems.add("lr_warmup_steps", f"longer than {problems.shown('lr_decay_steps')}; {remedy}")
+    if args.lr_schedule == "constant" and steps is not None:  # otherwise the warm-up is a fraction of them
+        problems.ignored("lr_decay_steps", " with --lr-schedule constant and --lr-warmup-steps")
 
 
 def check_sequence_warmup(problems: Problems) -> None:
@@ -58,8 +60,11 @@ def check_optimizer(problems: Problems) -> None:
     if problems.sound("min_learning_rate", "learning_rate") and args.min_learning_rate > args.learning_rate:
         problems.add("min_learning_rate", f"above {problems.shown('learning_rate')}, the highest; lower it")
     elif args.min_learning_rate and args.lr_schedule == "constant":
-        shown = problems.shown("min_learning_rate")
-        args.notes.append(f"{shown} has no effect with --lr-schedule constant, which does not fall")
+        problems.ignored("min_learning_rate", " with --lr-schedule constant, which does not fall")
+    if args.auto_loss_scaling:
+        problems.ignored("loss_scaling", f" beside {problems.shown('auto_loss_scaling')}, which begins at 1")
+    if not args.weight_decay and problems.sound("weight_decay"):
+        problems.ignored("weight_decay_groups", f" with {problems.shown('weight_decay')}")
     if args.dropout is not None and problems.sound("dropout"):
         if len(args.dropout) not in (1, len(DROPOUTS)) or max(args.dropout) == 1.0:
             text = "must be one number from 0 to below 1, or three: residual, embedding, attention"

@@ -7,6 +7,7 @@ import os
 
 from command_line.checks import Problems, check_checkpoint_source, check_folder, check_profile
 from command_line.data_checks import validates
+from command_line.training_flags import FORWARD, TRAIN_GROUPS
 from model.balance import balanced_layers
 from model.config import GPT2Config, padded_rows, read_json_object
 from model.layout import Layout
@@ -98,9 +99,8 @@ def check_serialization(problems: Problems, config: GPT2Config | None) -> None:
         fits = max(n for n in range(1, min(args.serialized_seq_len, args.max_len) + 1) if args.max_len % n == 0)
         text = f"does not divide {problems.shown('max_len')}; choose a divisor such as {fits}"
         problems.add("serialized_seq_len", text)
-    if "serialized_seq_len" in args.typed and not args.enable_sequence_serialized:
-        shown = problems.shown("serialized_seq_len")
-        args.notes.append(f"{shown} has no effect without --enable-sequence-serialized True")
+    if not args.enable_sequence_serialized:
+        problems.ignored("serialized_seq_len", " without --enable-sequence-serialized True")
 
 
 def check_global_batch(problems: Problems, trains: bool) -> None:
@@ -153,10 +153,14 @@ def check_checkpoints(problems: Problems) -> None:
     """
     args = problems.args
     if args.resume and args.resume_training_from_checkpoint:  # as in the command that is printed at an interruption
-        args.notes.append(f"{problems.shown('resume')} has no effect beside --resume-training-from-checkpoint")
+        problems.ignored("resume", " beside --resume-training-from-checkpoint")
         args.resume = None
     resumed = "resume" if args.resume not in (None, "latest") else "pretrained_checkpoint"
     check_checkpoint_source(problems, resumed)
+    if resumed == "resume":
+        problems.ignored("pretrained_checkpoint", f" beside {problems.shown('resume')}")
+    if args.overwrite and args.resume == "latest":
+        problems.ignored("overwrite", " where --resume latest finds a checkpoint")
     if resumed == "resume":
         args.pretrained_checkpoint, args.resume, args.resume_training_from_checkpoint = args.resume, None, True
     check_folder(problems, "save_model_path")
@@ -180,6 +184,14 @@ def check_checkpoints(problems: Problems) -> None:
         if dest in args.typed and problems.sound("save_model_path", dest):
             problems.add(dest, "nothing is saved without --save-model-path DIR; add it")
     args.notes.append("no --save-model-path: nothing will be saved")
+
+
+def check_forward(problems: Problems) -> None:
+    """Notes which flags have no effect in a program that runs the model forward only."""
+    for group in TRAIN_GROUPS.values():
+        for flag in group:
+            if flag.dest not in FORWARD and getattr(problems.args, flag.dest) != flag.default:
+                problems.ignored(flag.dest, ": nothing is trained or saved")
 
 
 def installed(package: str) -> bool:

@@ -217,3 +217,13 @@ TRAIN_GROUPS = {
     "batch": TRAIN_BATCH,
     "placement and memory": TRAIN_PLACEMENT,
 }
+
+# The flags that a program without training reads, or refuses.
+FORWARD = (
+    *("model", "config", "max_len", "pretrained_checkpoint", "seed", "num_workers", "profile"),
+    *("train_path", "tfrecord_path", "data_prefix", "stride", "windows", "short_articles", "last_window"),
+    *("control_codes", "epochs", "training_steps", "enable_sequence_serialized", "serialized_seq_len"),
+    *("batch_size", "gradient_accumulation", "device_iterations", "replication_factor"),
+    *("layers_per_ipu", "ipus_per_replica", "matmul_proportion", "embedding_serialization_factor", "remap_logit"),
+    *("enable_half_partials", "custom_ops", "executable_cache_dir", "compile_only", "plan_processes", "plan_device"),
+)

@@ -14,7 +14,7 @@ from command_line.checks import (
     check_proportions,
 )
 from model.config import GPT2Config
-from tasks.names import BATCHES, FURTHER, PROTOCOLS
+from tasks.names import BATCHES, FURTHER, PROTOCOLS, SLIDING
 from tasks.records import folder_of
 
 DEMO_CHECKPOINT = "demo/checkpoints/epoch_0"  # what make demo leaves
@@ -31,6 +31,11 @@ def check_evaluation(problems: Problems) -> None:
         problems.add("task", "name the file with --text FILE")
     if args.all and args.valid_data:
         problems.add("all", "takes every task's own file in --data-dir; leave --valid-data out")
+    if args.all:
+        problems.ignored("task", " beside --all, which takes every task")
+    elif args.valid_data:
+        file = "--text" if args.text is not None else "--valid-data"
+        problems.ignored("data_dir", f" beside {file}, which is the file that is read")
     _check_json(problems)
     _check_protocols(problems)
     check_folder(problems, "executable_cache_dir")
@@ -69,7 +74,16 @@ def _check_record(problems: Problems) -> None:
 
 
 def _check_protocols(problems: Problems) -> None:
+    """They are the task's; flags of others than those that are computed have no effect."""
     args = problems.args
+    if problems.sound("task", "protocols"):
+        tasks = list(PROTOCOLS) if args.all else [args.task]
+        computed = {name for task in tasks for name in args.protocols or PROTOCOLS[task]}
+        if not computed & set(SLIDING):
+            for dest in ("overlapping_eval", "eod_mask_loss"):
+                problems.ignored(dest, f": it is of {', '.join(SLIDING)}, and none of these protocols is computed")
+        if "last-word" not in computed:
+            problems.ignored("strict_lambada", ": it is of LAMBADA's protocol last-word, which is not computed")
     if "protocol_batch" in args.typed and not set(args.protocols or ()) & set(BATCHES):
         problems.add("protocol_batch", f"is of {' and '.join(BATCHES)}; name one of them with --protocols")
     if args.protocols is None or not problems.sound("protocols"):

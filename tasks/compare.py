@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 PROGRAM = "tasks/compare.py"
 ABOUT = "Several GPT-2 checkpoints by one protocol, side by side. Name two or more, before the flags."
 FLAGS = (Flag("--png", None, PATH, "a picture of the figures (needs requirements-plots.txt)"),)
+UNREAD = ("json", "strict_lambada")
 # What is compared: the first that a result has. Lower is better in all of them.
 _MEASURES = ("adjusted ppl", "word ppl", "bits per byte", "bits per character", "ppl")
 
@@ -114,7 +115,7 @@ def parse(words: Sequence[str], scratch: Path) -> list[argparse.Namespace]:
     parsed = []
     for number, checkpoint in enumerate(checkpoints):
         all_words = [*argv, "--pretrained-checkpoint", _folder_of(checkpoint, scratch / str(number))]
-        args = parse_evaluate_args(all_words, PROGRAM, "WIKITEXT103", ABOUT, {"comparison": FLAGS})
+        args = parse_evaluate_args(all_words, PROGRAM, "WIKITEXT103", ABOUT, {"comparison": FLAGS}, UNREAD)
         args.shown = checkpoint
         if args.png and not Path(args.png).resolve().parent.is_dir():
             refuse(PROGRAM, [f"--png {args.png}: its folder does not exist; create it first"])
@@ -122,6 +123,8 @@ def parse(words: Sequence[str], scratch: Path) -> list[argparse.Namespace]:
             refuse(PROGRAM, ["--all: one task is compared; name it with --task"])
         if args.record:
             refuse(PROGRAM, ["--record: is of the programs that evaluate one checkpoint; leave it out"])
+        if args.protocols and len(args.protocols) > 1:
+            args.notes.append(f"--protocols {' '.join(args.protocols)}: the first one is compared")
         known = PROTOCOLS[args.task]
         args.protocols = (args.protocols or ["adjusted" if "adjusted" in known else known[0]])[:1]
         parsed.append(args)
@@ -175,6 +178,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _compare(parsed: Sequence[argparse.Namespace]) -> int:
+    notes = dict.fromkeys(note for args in parsed for note in args.notes)  # the checkpoints have the same flags
+    for line in notes if is_first_process() else ():
+        print(line)
     points: list[Point] = []
     troubles: dict[str, NonFiniteError] = {}
     try:

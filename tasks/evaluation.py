@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Sequence
 
-from command_line.checks import leave_to_first_process, not_installed, refuse
+from command_line.checks import is_first_process, leave_to_first_process, not_installed, refuse
 from command_line.collection import no_collection
 from command_line.interruption import Interruption, exit_status, interruptible
 from tasks.parsing import parse_evaluate_args
@@ -18,7 +18,7 @@ _NOTICE = "the evaluation ends after the current call and prints what it has."
 def main(program: str, task: str, argv: Sequence[str] | None = None) -> int:
     """Evaluate by the flags (default: the command line's), `task` if they name none. Returns the exit status."""
     args = parse_evaluate_args(argv, program, task)
-    for line in args.notes:
+    for line in args.notes if is_first_process() else ():
         print(line)
     try:
         return _evaluate(args)

@@ -44,6 +44,11 @@ FLAGS = (
     Flag("--limit", None, whole(1), "documents of each task; all, if not given"),
     Flag("--num-fewshot", None, whole(0), "examples before each question; the task's own number, if not given"),
 )
+# Flags of the programs that evaluate by protocols; the harness has its own tasks.
+UNREAD = (
+    *("task", "valid_data", "text", "all", "data_dir", "protocols", "protocol_batch", "overlapping_eval"),
+    *("eod_mask_loss", "strict_lambada", "log_interval"),
+)
 
 
 def __getattr__(name: str) -> Any:
@@ -105,7 +110,10 @@ def show(found: dict[str, Any], path: str | None) -> None:
 @interruptible
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line (default: the program's own). Returns the exit status."""
-    args = parse_evaluate_args(argv, PROGRAM, "TEXT8", ABOUT, {"the harness": FLAGS})  # a task that needs no file named
+    # A task that needs no file named.
+    args = parse_evaluate_args(argv, PROGRAM, "TEXT8", ABOUT, {"the harness": FLAGS}, UNREAD)
+    for line in args.notes if is_first_process() else ():
+        print(line)
     if importlib.util.find_spec("lm_eval") is None:
         refuse(PROGRAM, ["lm-evaluation-harness is not installed: pip install -r requirements-evaluation.txt"])
     if not args.tasks:

@@ -31,5 +31,8 @@ FURTHER = {
     "TEXT": _OF_SYSTEMS,
 }
 
+# Protocols of overlapping windows.
+SLIDING = ("adjusted", "bits-per-byte", "bits-per-character")
+
 # Protocols whose figure depends on the windows in a batch -> how many there are unless --protocol-batch says so.
 BATCHES = {"token-tfchat": 2, "token-lm-finetuning": 8}

@@ -19,10 +19,12 @@ def parse_evaluate_args(
     task: str,
     about: str = _ABOUT,
     own_groups: Mapping[str, Sequence[Flag]] | None = None,
+    unread: Sequence[str] = (),
 ) -> argparse.Namespace:
     """The flags of the programs in tasks/, read and checked; `task` is the default of --task.
 
-    `about` and `own_groups` are what --help says of the program, and the flags that it alone has.
+    `about` and `own_groups` are what --help says of the program, and the flags that it alone has; `unread` are the
+    attributes of the others that it does not look at, of which a note tells.
 
     `typed` and `notes` as in parse_train_args. `valid_data` is None for a task's own file in --data-dir. For a
     checkpoint on this machine `layers_per_ipu`, `matmul_proportion` and `ipus_per_replica` are as in parse_train_args
@@ -34,5 +36,7 @@ def parse_evaluate_args(
     evaluation = select(common, *(flag.dest for flag in common), task=task)
     groups = {**(own_groups or {}), **EVALUATE_GROUPS, "evaluation": evaluation}
     problems = Parser(program, about, groups).read(argv)
+    for dest in unread:
+        problems.ignored(dest, f" in {program}")
     check_evaluation(problems)
     return problems.finish()

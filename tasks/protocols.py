@@ -17,7 +17,7 @@ from data.building import detokenizer
 from model.non_finite import NonFiniteError
 from model.scoring import Scores, perplexity
 from tasks import texts
-from tasks.names import BATCHES, FURTHER, PROTOCOLS
+from tasks.names import BATCHES, FURTHER, PROTOCOLS, SLIDING
 from tasks.system_protocols import Systems
 from tasks.windows import DisjointWindows, RollingWindows, SlidingWindows
 from tokenizer import Tokenizer
@@ -171,7 +171,8 @@ class Planner:
             "token-gpt-star": of_systems.gpt_star,
             "bits-per-byte-disjoint": of_systems.bits,
             "bits-per-character-disjoint": of_systems.bits,
-        }.get(protocol, self._sliding)
+            **dict.fromkeys(SLIDING, self._sliding),
+        }[protocol]
         try:
             stride, counts, cut, values, *weights = make(text, detokenize, protocol)
         except ValueError as error:

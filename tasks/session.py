@@ -19,7 +19,7 @@ from model.placement import outline, place, serialize_head
 from model.scoring import Item, Scorer, Scores, perplexity
 from tasks import texts
 from tasks.lambada import encode_rows, item_of, score_bucketed
-from tasks.names import FILES
+from tasks.names import FILES, PROTOCOLS
 from tasks.progress import Progress
 from tasks.protocols import Job, Planner, Result
 from tokenizer import Tokenizer, open_tokenizer
@@ -94,7 +94,7 @@ class Session:
         planned: list[Evaluation] = []
         for task, path in there:
             if task == "LAMBADA":
-                planned.append(LambadaEvaluation(self, path))
+                planned.append(LambadaEvaluation(self, path, args.protocols))
             else:
                 planned += [CorpusEvaluation(self, job) for job in self._planner.jobs(task, path, args.protocols)]
         return planned
@@ -135,10 +135,13 @@ class CorpusEvaluation(Evaluation):
 
 
 class LambadaEvaluation(Evaluation):
-    """Both protocols of LAMBADA: one pass over the rows, and a second over the few whose encodings differ."""
+    """Both protocols of LAMBADA: one pass over the rows, and a second over the few whose encodings differ.
 
-    def __init__(self, session: Session, path: Path) -> None:
-        self._session, self._path = session, path
+    `protocols` are those whose results are wanted; None: both.
+    """
+
+    def __init__(self, session: Session, path: Path, protocols: Sequence[str] | None = None) -> None:
+        self._session, self._path, self._protocols = session, path, protocols or PROTOCOLS["LAMBADA"]
         numbers, passages = zip(*texts.numbered_texts(path))
         self._rows, self._plain = encode_rows(passages, session.tokenizer)
         window = session.args.seq_length
@@ -172,7 +175,7 @@ class LambadaEvaluation(Evaluation):
         done = counts[last_at] > 0
         last = self._result("last-bpe", done, scores.hits[last_at, width], scores.losses[last_at, width])
         last.trouble = whole.trouble = trouble
-        return [last, whole]
+        return [result for result in (last, whole) if result.protocol in self._protocols]
 
     def _result(self, protocol: str, done: np.ndarray, hits: np.ndarray, losses: np.ndarray) -> Result:
         rows = int(done.sum())

@@ -91,6 +91,16 @@ def test_a_task_without_the_adjusted_protocol(tmp_path, capsys, words, measure):
     assert measure in head and first == second
 
 
+def test_what_is_not_looked_at_is_told_once(tmp_path, capsys):
+    tiny_checkpoint.write(tmp_path, layers=1)
+    checkpoint, file = str(tmp_path / "checkpoint"), str(tmp_path / "data" / "lambada_test.jsonl")
+    words = ["--task", "LAMBADA", "--valid-data", file, "--protocols", "last-word", "last-bpe", "--json", "a.json"]
+    assert compare.main([checkpoint, checkpoint, *words]) == 0
+    written, protocols, head, *_ = capsys.readouterr().out.splitlines()
+    assert written == "--json a.json has no effect in tasks/compare.py"
+    assert protocols == "--protocols last-word last-bpe: the first one is compared" and "(last-word" in head
+
+
 def test_names_in_the_picture_differ():
     assert compare.short_names(["a/step_1", "a/step_2"]) == ["step_1", "step_2"]
     assert compare.short_names(["runs/a/step_1", "runs/b/step_1"]) == ["a/step_1", "b/step_1"]

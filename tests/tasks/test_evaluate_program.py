@@ -48,6 +48,16 @@ def run(folder, *words, task="WIKITEXT103", checkpoint="checkpoint"):
     return status, out.getvalue(), err.getvalue()
 
 
+@pytest.mark.parametrize("protocol", ["last-bpe", "last-word"])
+def test_one_protocol_of_lambada(folder, tmp_path, protocol):
+    words = ("--seq-length", 0, "--protocols", protocol, "--json", tmp_path / "results.json")
+    status, out, err = run(folder, *words, task="LAMBADA")
+    assert status == 0, err
+    found = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert [result["protocol"] for result in found["results"]] == [protocol]
+    assert bool(re.search(LAMBADA_LINE, out)) == (protocol == "last-bpe"), "the reference's line is about that one"
+
+
 def test_all_that_is_there_with_the_last_lines_of_the_reference(folder, tmp_path):
     path = tmp_path / "results.json"
     status, out, err = run(

@@ -374,12 +374,13 @@ class FakeWandb(types.ModuleType):
 
     def __init__(self, online=False):
         super().__init__("wandb")
-        self.online, self.modes, self.points, self.over = online, [], [], False
+        self.online, self.modes, self.names, self.points, self.over = online, [], [], [], False
         self.dir = "wandb/offline-run-1/files"
         self.Settings = lambda **settings: settings
 
-    def init(self, mode, **rest):
+    def init(self, mode, name, **rest):
         self.modes.append(mode)
+        self.names.append(name)
         if mode == "online" and not self.online:
             raise RuntimeError("no network")
         return self
@@ -405,6 +406,7 @@ def wandb(monkeypatch, tmp_path):
 def test_wandb_is_offline_without_a_key(folder, wandb):
     finished(flags(folder, use_wandb=True, training_steps=2))
     assert wandb.modes == ["offline"] and wandb.over
+    assert wandb.names[0].startswith("tiny-20"), "the file of --config and the date"
     assert [step for step, _ in wandb.points] == [1, 2] and {"train/loss", "memory/host_gb"} <= set(wandb.points[0][1])
 
 

@@ -218,7 +218,8 @@ class RunLog:
         if args.log_dir:
             self._sinks.append(TensorBoard(Path(args.log_dir), first_step))
         if args.use_wandb:
-            self._sinks.append(WeightsAndBiases(f"{args.model}-{self._run['date']}", self._run["flags"]))
+            model = Path(args.config).stem if "config" in args.typed else args.model
+            self._sinks.append(WeightsAndBiases(f"{model}-{self._run['date']}", self._run["flags"]))
         if self._folder is not None:
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
