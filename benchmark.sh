@@ -36,7 +36,7 @@ evaluate() { # TASK CONTEXT PROTOCOL...
     shift 2
     echo "$task, $context tokens" >&2
     rm -f "$results/$task-$context.json"
-    "$python" tasks/evaluate_wiki.py ${CHECKPOINT_PATH:+--pretrained-checkpoint "$CHECKPOINT_PATH"} --batch-size 1 \
+    relay "$python" tasks/evaluate_wiki.py ${CHECKPOINT_PATH:+--pretrained-checkpoint "$CHECKPOINT_PATH"} --batch-size 1 \
         "${record[@]}" "${given[@]}" --task "$task" --protocols "$@" --seq-length "$context" \
         --json "$results/$task-$context.json" >&2 || failed=$?
     if [ "$failed" -ge 128 ]; then exit "$failed"; fi # Ctrl-C

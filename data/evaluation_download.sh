@@ -18,6 +18,7 @@ fail() { # STATUS MESSAGE
 }
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+source "$root/run/signals.sh"
 dir='' sets=()
 for argument in "$@"; do
     case $argument in
@@ -67,11 +68,11 @@ fetch() { # TARGET URL...: the first that answers; the target appears only when 
 }
 
 get() { # URL FILE [FLAG...]
-    curl --fail --location --silent --show-error --output "$2" "${@:3}" "$1"
+    relay curl --fail --location --silent --show-error --output "$2" "${@:3}" "$1"
 }
 
 unzip_member() { # ARCHIVE MEMBER TARGET [SHA256]
-    "$PYTHON" - "$@" <<'CODE' || fail 1 "$1 is not the published archive; remove it and start again"
+    relay "$PYTHON" - "$@" <<'CODE' || fail 1 "$1 is not the published archive; remove it and start again"
 import hashlib, os, shutil, sys, zipfile
 archive, member, target, sha256 = (sys.argv[1:] + [""])[:4]
 part = target + ".part"

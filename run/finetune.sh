@@ -45,7 +45,7 @@ recipe=(
 )
 if [ -n "$sample" ]; then
     start=demo/checkpoints/epoch_0
-    [ -d "$start" ] || bash run/demo.sh
+    [ -d "$start" ] || relay bash run/demo.sh
     train_sample "$start/config.json" --pretrained-checkpoint "$start" "${recipe[@]}" --learning-rate "$sample_rate" \
         --training-steps 200
     exit

@@ -92,7 +92,7 @@ prepared() {
     [ -e "$input" ] || refuse "no training data $file, and no $input to make them from; name the corpus with INPUT=PATH, \
 or prepared data with --train-path FILE. --sample needs none of them"
     printf '==%s\n' "$(printf ' %q' "$@")"
-    "$@"
+    relay "$@"
 }
 
 # train_on FLAG...: the prepared data, and how they are cut, as `source`; not where further flags name others, which come with
@@ -118,7 +118,7 @@ train_sample() {
     shift
     local split=(--train-path "$(last --train-path demo/corpus/wikicorpus_en_one_article_per_line.pkl)"
         --max-len "$(last --max-len 128)" --stride "$(last --stride 128)" --val-num "$(last --val-num 64)")
-    given --train-path || bash run/demo_corpus.sh
+    given --train-path || relay bash run/demo_corpus.sh
     if [ -f "$size" ]; then
         config=$size
     else
@@ -126,7 +126,7 @@ train_sample() {
         "$python" -m model.derived_config --model "$model" --layers "$layers" --width "$width" --heads "$heads" --output "$config"
     fi
     given --overwrite --resume --resume-training-from-checkpoint || further=(--resume latest "${further[@]}")
-    "$python" train_gpt2.py --config "$config" "$@" "${split[@]}" --batch-size 8 --device-iterations 1 \
+    relay "$python" train_gpt2.py --config "$config" "$@" "${split[@]}" --batch-size 8 --device-iterations 1 \
         --num-workers 0 --log-steps 20 --save-model-path "$output" --save-per-steps 50 --keep-checkpoints 1 \
         "${further[@]}"
     local unigram held_out
