@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import warm_process
 from stubbed_checkout import run
 from tiny_run import write_config, write_corpus
 
@@ -197,11 +197,13 @@ def copy(tmp_path: Path) -> Path:
 
 def sample(root: Path, recipe: str, *words: str) -> subprocess.CompletedProcess[str]:
     paths = os.pathsep.join(filter(None, [str(ROOT / "portable"), os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, "PYTHON": sys.executable, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    python = root.parent / "python"
+    inherited = warm_process.interpreter(python)
+    environment = {**os.environ, "PYTHON": str(python), "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     small = ["--max-len", "16", "--stride", "16", "--val-num", "4", "--batch-size", "2"]
     return subprocess.run(
         ["bash", str(root / "run" / f"{recipe}.sh"), "--sample", *small, *words],
-        env=environment, capture_output=True, text=True, timeout=300,
+        env=environment, capture_output=True, text=True, timeout=300, pass_fds=inherited,
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import tiny_checkpoint
 import transformers
+import warm_process
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXTS = {
@@ -114,15 +115,16 @@ def test_wikitext_by_a_wrong_name(tmp_path, words, told):
     assert done.returncode == 2 and told in done.stderr, done.stderr
 
 
-def benchmark(*words: str, **environment: str) -> subprocess.CompletedProcess:
+def benchmark(*words: str, python: Path = Path(sys.executable), inherited=(), **environment: str):
     """`bash benchmark.sh …`"""
     return subprocess.run(
         ["bash", "benchmark.sh", *words],
         cwd=ROOT,
-        env={**os.environ, "PYTHON": sys.executable, **environment},
+        env={**os.environ, "PYTHON": str(python), **environment},
         capture_output=True,
         text=True,
         check=False,
+        pass_fds=inherited,
     )
 
 
@@ -131,7 +133,9 @@ def test_benchmark_is_a_table_of_what_the_evaluation_gives(tmp_path):
     data, results = tmp_path / "data", tmp_path / "results"
     (data / "text8").write_text("the river flows to the sea " * 20, encoding="utf-8")
     variables = {"CHECKPOINT_PATH": str(tmp_path / "checkpoint"), "CONTEXTS": "16 64", "RESULTS": str(results)}
-    done = benchmark("--data-dir", str(data), **variables)
+    python = tmp_path / "python"
+    inherited = warm_process.interpreter(python)
+    done = benchmark("--data-dir", str(data), python=python, inherited=inherited, **variables)
     assert done.returncode == 1 and "cannot see further" in done.stderr, done.stderr
     rows = [re.split(r" *\| *", line)[1:-1] for line in done.stdout.splitlines()]
     assert rows[0][:4] == ["Context", "enwik8 (BPB)", "text8 (BPC)", "WikiText (PPL)"]

@@ -16,6 +16,7 @@ import importlib
 import json
 import os
 import runpy
+import shlex
 import signal
 import socket
 import subprocess
@@ -42,7 +43,8 @@ _LONGEST = 1 << 20  # bytes of a request
 class WarmProcess:
     """A program that the server has forked; what tests use of subprocess.Popen.
 
-    `words` are what follows the interpreter: a path or `-c CODE`, and arguments. Streams are file descriptors.
+    `words` are what follows the interpreter: a path, `-c CODE` or `-m MODULE`, and arguments. Streams are file
+    descriptors.
     """
 
     def __init__(self, words: Sequence[str], stdin: int, stdout: int, stderr: int, env: dict, cwd: str) -> None:
@@ -121,6 +123,19 @@ def run(words: Sequence[str], env: dict, cwd: str = str(ROOT), timeout: float = 
             file.seek(0)
             texts.append(file.read().decode("utf-8"))
     return subprocess.CompletedProcess(list(words), process.returncode, *texts)
+
+
+def interpreter(path: Path) -> Sequence[int]:
+    """Makes `path` a program that does what sys.executable does by the server: scripts take it as their PYTHON.
+
+    Returns the file descriptors that a process needs to call it: subprocess's pass_fds. Signals to the script and its
+    group do not reach the program.
+    """
+    server = str(_server().fileno())
+    client = [sys.executable, "-SEs", str(ROOT / "tests" / "warm_client.py"), server, sys.executable]
+    path.write_text(f'#!/bin/sh\nexec {shlex.join(client)} "$@"\n', encoding="utf-8")
+    path.chmod(0o755)
+    return [int(server)]
 
 
 def _readable(connection: socket.socket) -> bool:
@@ -212,6 +227,9 @@ def main() -> None:
     if words[0] == "-c":
         sys.argv = ["-c", *words[2:]]
         exec(compile(words[1], "<string>", "exec"), {"__name__": "__main__"})
+    elif words[0] == "-m":
+        sys.argv = list(words[1:])
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
     else:
         sys.argv = list(words)
         runpy.run_path(words[0], run_name="__main__")

@@ -2,12 +2,11 @@
 
 import json
 import os
-import socket
-import subprocess
-import sys
 
 import pytest
-from tiny_run import ROOT, environment
+from launch import free_port
+from tiny_run import environment
+from warm_process import PipedProcess
 
 from model import ranks
 
@@ -41,19 +40,9 @@ print(json.dumps(found))
 
 
 def together(processes, path):
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = str(listener.getsockname()[1])
-    variables = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    variables = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     started = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(path)],
-            cwd=str(ROOT),
-            env={**environment(), **variables, "RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        PipedProcess(["-c", PROGRAM, str(path)], {**environment(), **variables, "RANK": str(rank)})
         for rank in range(processes)
     ]
     ended = [process.communicate(timeout=120) for process in started]

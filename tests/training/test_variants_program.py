@@ -63,32 +63,35 @@ def test_a_pipeline_trains_what_one_ipu_does(tmp_path, name):
     assert last < first - 0.05, alone
 
 
-@pytest.mark.parametrize("name", SYSTEMS)
-def test_a_resumed_run_is_the_run(tmp_path, name):
-    folder = write_system(tmp_path, name)
-    whole = losses(train(folder, tmp_path / "whole", save_per_steps=2).out)
-    step = tmp_path / "whole" / "step_2"
-    again = train(folder, tmp_path / "again", "--resume", step, save_per_steps=2)
-    assert losses(again.out) == whole[2:]
-    expected, found = contents(tmp_path / "whole" / "epoch_1"), contents(tmp_path / "again" / "epoch_1")
+@pytest.fixture(scope="module", params=list(SYSTEMS))
+def whole(request, tmp_path_factory):
+    """Of a system its name, its folder with the checkpoints of a run of two epochs in `whole`, and the losses."""
+    folder = write_system(tmp_path_factory.mktemp(request.param), request.param)
+    return request.param, folder, losses(train(folder, folder / "whole", save_per_steps=2).out)
+
+
+def test_a_resumed_run_is_the_run(whole):
+    _, folder, lines = whole
+    step = folder / "whole" / "step_2"
+    again = train(folder, folder / "again", "--resume", step, save_per_steps=2)
+    assert losses(again.out) == lines[2:]
+    expected, found = contents(folder / "whole" / "epoch_1"), contents(folder / "again" / "epoch_1")
     assert found[:2] == expected[:2]
     assert_equal(found[2], expected[2])
 
 
-def test_a_saved_variant_is_loaded_with_all_its_settings(tmp_path):
-    for name in SYSTEMS:
-        folder = write_system(tmp_path / name, name)
-        train(folder, folder / "saved", epochs=1, save_per_epochs=1)
-        model = load_pretrained(folder / "saved" / "epoch_0")
-        values = json.loads((folder / "tiny.json").read_text(encoding="utf-8"))
-        for field, value in {**values.get("variant", {}), **SYSTEMS[name][1]}.items():
-            assert getattr(model.config, field) == value, field
-        stored = safetensors.torch.load_file(os.fspath(folder / "saved" / "epoch_0" / "model.safetensors"))
-        assert set(stored) == {key for key, _ in model.named_parameters()}
-        assert stored["transformer.wte.weight"].shape[0] == 61, "padding rows are left out"
-        if not model.config.tie_word_embeddings:
-            assert stored["lm_head.weight"].shape == stored["transformer.wte.weight"].shape
-            assert not torch.equal(stored["lm_head.weight"], stored["transformer.wte.weight"])
+def test_a_saved_variant_is_loaded_with_all_its_settings(whole):
+    name, folder, _ = whole
+    model = load_pretrained(folder / "whole" / "epoch_1")
+    values = json.loads((folder / "tiny.json").read_text(encoding="utf-8"))
+    for field, value in {**values.get("variant", {}), **SYSTEMS[name][1]}.items():
+        assert getattr(model.config, field) == value, field
+    stored = safetensors.torch.load_file(os.fspath(folder / "whole" / "epoch_1" / "model.safetensors"))
+    assert set(stored) == {key for key, _ in model.named_parameters()}
+    assert stored["transformer.wte.weight"].shape[0] == 61, "padding rows are left out"
+    if not model.config.tie_word_embeddings:
+        assert stored["lm_head.weight"].shape == stored["transformer.wte.weight"].shape
+        assert not torch.equal(stored["lm_head.weight"], stored["transformer.wte.weight"])
 
 
 @pytest.mark.parametrize(
