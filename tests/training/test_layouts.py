@@ -1,15 +1,15 @@
 """Checkpoints of several processes: one set of files, which any number of them resumes."""
 
 import csv
-import resource
 import shutil
 import subprocess
 
 import pytest
 import torch
+import warm_process
 from test_processes import curve, run_flags, torchrun
 from test_resume import assert_equal, contents
-from tiny_run import NO_DROPOUT, environment, run_here, run_together, saved_in, write_config, write_corpus
+from tiny_run import NO_DROPOUT, ROOT, environment, run_here, run_together, saved_in, write_config, write_corpus
 
 SCHEDULE = {"lr_warmup_steps": 1, "lr_decay_steps": 12}
 SHARDED = {"replicated_tensor_sharding": True}
@@ -62,16 +62,17 @@ def test_the_same_layout_goes_on_bit_for_bit(folder, layout):
     assert_equal(found[2], expected[2])
 
 
+LIMITED = f"""
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, 2 * (int(sys.argv.pop(1)),))
+{warm_process.TORCHRUN[1]}
+"""
+
+
 def refused_there(argv, room):
-    """Two processes on disks where no file gets longer than `room` bytes."""
-    return subprocess.run(
-        torchrun(2, argv),
-        capture_output=True,
-        text=True,
-        env=environment(),
-        timeout=300,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, room)),
-    )
+    """Two processes, started from scratch, on disks where no file gets longer than `room` bytes."""
+    command = ["-c", LIMITED, room, "--standalone", "--nproc-per-node", 2, ROOT / "train_gpt2.py", *argv]
+    return warm_process.run(list(map(str, command)), environment())
 
 
 @pytest.mark.parametrize("where", ["the temporary folder", pytest.param("the folder", marks=pytest.mark.long)])

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -183,15 +180,3 @@ def test_a_program_that_fails_leaves_the_model_as_it_was(forward, error):
         assert dict(module.named_buffers()).keys() == {"first", "last"} and not hasattr(module, "kept")
         assert not any(isinstance(t, torch._subclasses.FakeTensor) for t in module.state_dict().values())
     assert torch.nn.Module.__call__.__name__ == "_wrapped_call_impl"
-
-
-def test_export_is_loaded_only_where_it_is_needed():
-    """Its import takes longer than tracing a small model."""
-    program = (
-        "import sys, poptorch, torch\n"
-        "model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2), torch.nn.Dropout())\n"
-        "poptorch.inferenceModel(model)(torch.ones(4, 2))\n"
-        "print('torch.export._trace' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"

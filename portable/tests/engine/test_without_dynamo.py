@@ -63,7 +63,13 @@ compiled = torch.compile(clear, backend=counter)
 print(*compiled(torch.zeros(2)).tolist(), counter.frame_count)
 """
 ASKED = ("import torch._dynamo.eval_frame", "from torch import _dynamo as d; d.reset")
+OTHER = """
+model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2), torch.nn.Dropout())
+poptorch.inferenceModel(model)(torch.ones(4, 2))
+print('torch.export._trace' in sys.modules)
+"""
 PROGRAMS = {
+    "without export": OTHER,
     "without": TRAIN + INFER + "print(*sys.modules)",
     **{
         asks: f"def before():\n    try:\n        {asks}\n    except Exception:\n        os._exit(3)\n\n{TRAIN}"
@@ -85,6 +91,11 @@ def output_of() -> dict[str, str]:
 def test_training_and_inference_run_without_it(output_of):
     loaded = output_of["without"].split()
     assert "torch.fx" in loaded and not HEAVY & set(loaded)
+
+
+def test_export_is_loaded_only_where_it_is_needed(output_of):
+    """Its import takes longer than tracing a small model."""
+    assert output_of["without export"] == "False\n"
 
 
 @pytest.mark.parametrize("asks", ASKED)
