@@ -3,6 +3,7 @@
 import os
 import resource
 import subprocess
+import sys
 from pathlib import Path
 
 import poptorch
@@ -162,26 +163,36 @@ def test_one_process_looks_for_it(folder, monkeypatch):
         micro_batch.choose(parsed(folder, gradient_accumulation=None, batch_size="auto", global_batch_size=12))
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists() or torch.cuda.is_available(), reason="Linux, on the CPU")
-def test_a_trial_sees_what_does_not_fit(folder, monkeypatch):
-    write_config(folder, **WIDE)
+@pytest.fixture
+def trials(monkeypatch, tmp_path_factory):
+    """The exit statuses of trials, which begin with everything imported."""
+    statuses, run, python = [], subprocess.run, tmp_path_factory.mktemp("trials") / "python"
+    inherited = warm_process.interpreter(python)
     for name, value in environment().items():
         monkeypatch.setenv(name, value)
-    words = {"gradient_accumulation": None, "batch_size": "auto", "global_batch_size": 64, "max_len": 512}
-    args = parsed(folder, **words)
-    before = dict(vars(args))
-    free, statuses, run = iter([400 * 10**6, 16 * 10**9]), [], subprocess.run
-    monkeypatch.setattr(micro_batch, "free_memory", lambda: next(free))
 
-    def watched(*words, **named):
-        done = run(*words, **named)
+    def watched(command, **named):
+        if command[0] != sys.executable:
+            return run(command, **named)
+        done = run([str(python), *command[1:]], pass_fds=inherited, **named)
         statuses.append(done.returncode)
         return done
 
     monkeypatch.setattr(micro_batch.subprocess, "run", watched)
+    return statuses
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists() or torch.cuda.is_available(), reason="Linux, on the CPU")
+def test_a_trial_sees_what_does_not_fit(folder, monkeypatch, trials):
+    write_config(folder, **WIDE)
+    words = {"gradient_accumulation": None, "batch_size": "auto", "global_batch_size": 64, "max_len": 512}
+    args = parsed(folder, **words)
+    before = dict(vars(args))
+    free = iter([400 * 10**6, 16 * 10**9])
+    monkeypatch.setattr(micro_batch, "free_memory", lambda: next(free))
     assert not micro_batch.fits(args, 64)
     assert micro_batch.fits(args, 1)
-    assert statuses == [micro_batch._DOES_NOT_FIT, 0]
+    assert trials == [micro_batch._DOES_NOT_FIT, 0]
     assert vars(args) == before
     assert {path.name for path in folder.iterdir()} == {"tiny.json"}, "a trial writes nothing"
 

@@ -9,6 +9,7 @@ import re
 
 import numpy as np
 import pytest
+import test_memory
 import torch
 import torch.nn.functional as F
 from tiny_run import NO_DROPOUT, flags, run_here, write_config, write_corpus
@@ -20,6 +21,7 @@ from tokenizer import Tokenizer, train_bpe
 from training.log.curves import main as curves
 from training.run import TrainingRun
 
+trials = test_memory.trials  # a fixture
 TEXT = "the river flows to the sea\nit rains on the town\nthe town has a market and a bridge\n"
 
 
@@ -173,9 +175,9 @@ def test_an_approximate_loader_marks_its_run_and_its_figures(texts, tmp_path, ca
     assert run_here(both).status == 0
 
 
-def test_the_plan_needs_no_more_than_it_did(texts):
+def test_the_plan_needs_no_more_than_it_did(texts, trials):
     """--batch-size auto tries with generated data, whatever the flags say of corpora."""
     argv = several(texts, batch_size="auto", gradient_accumulation=None, global_batch_size=4, training_steps=1)
     done = run_here(argv)
-    assert done.status == 0, done.err
+    assert done.status == 0 and trials == [0], done.err
     assert TrainingRun(parse_train_args(several(texts))).approximate == ""
