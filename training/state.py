@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import hashlib
 import json
+import zlib
 from pathlib import Path
 from typing import Any, Sequence
 
@@ -18,7 +19,7 @@ from model.config import GPT2Config
 from model.disk_space import CheckpointNotWritten, check_room
 from model.gpt2 import GPT2LMHeadModel
 from model.layout import is_first_of_machine
-from model.weights import load_torch_file
+from model.weights import WEIGHTS_FILE, load_torch_file
 from tokenizer.entries import TOKENIZER_FILE
 from training.optimization import last_rate
 
@@ -37,7 +38,9 @@ _FORMER = {
     "--sequence-warmup-steps": None,
 }
 _LOSS_MEAN = "labels"  # what the loss of a weight update is the mean over; older states have no such entry
+_WEIGHTS = "weights_crc32"  # of the file of weights beside it, which has no checksum; older states have no such entry
 _MODEL = "the model's configuration"
+_AT_ONCE = 1 << 20  # bytes that are read together
 _SMALL_FILES = 1 << 18  # bytes: config.json, names of tensors, what is between them
 _CELL = 40  # characters of a column of a table
 
@@ -157,7 +160,7 @@ def save(
     try:
         with write_atomically(directory) as temporary:
             save_pretrained(gpt2, temporary)
-            torch.save(state, temporary / STATE_FILE)
+            torch.save({**state, _WEIGHTS: _crc32(temporary / WEIGHTS_FILE)}, temporary / STATE_FILE)
             if tokenizer is not None:
                 (temporary / TOKENIZER_FILE).write_bytes(tokenizer)
     except (OSError, RuntimeError, ValueError) as error:  # torch.save tells of a full disk by a RuntimeError
@@ -169,8 +172,8 @@ def read(directory: Path, within: Sequence[str] = ()) -> dict[str, Any]:
     """The training state of a checkpoint. Raises ValueError naming the file if it is not there, damaged or of no use.
 
     Its tensors are mapped where torch can do so (from 2.1 on): a process reads what it uses. Before that one process of
-    each machine reads the file through, to compare its bytes with the CRCs in it; of the tensors only those under the
-    keys `within`, if these are given.
+    each machine reads the file through, to compare its bytes with the CRCs in it, and that of the weights; if keys
+    `within` are given, of the tensors only those under them.
     """
     recover_interrupted(directory)
     path = directory / STATE_FILE
@@ -189,7 +192,24 @@ def read(directory: Path, within: Sequence[str] = ()) -> dict[str, Any]:
         ) from error
     if not isinstance(state, dict) or state.get("format") != _FORMAT:
         raise ValueError(f"{path} is no training state of this program (format {_FORMAT}): use another checkpoint")
+    weights = directory / WEIGHTS_FILE
+    if not within and is_first_of_machine() and _WEIGHTS in state and weights.is_file():
+        if _crc32(weights) != state[_WEIGHTS]:
+            raise ValueError(
+                f"nothing can be resumed, for the bytes of {weights} are not those that were saved with {STATE_FILE}: "
+                "the file is damaged, or was replaced. Copy the checkpoint again, go on from an earlier one with "
+                f"--resume {directory.parent / 'step_N'}, or start from these weights (--pretrained-checkpoint alone)"
+            )
     return state
+
+
+def _crc32(path: Path) -> int:
+    """Of a file's bytes, which are read a part at a time."""
+    crc = 0
+    with path.open("rb") as file:
+        for part in iter(lambda: file.read(_AT_ONCE), b""):
+            crc = zlib.crc32(part, crc)
+    return crc
 
 
 def check_facts(state: dict[str, Any], facts: dict[str, Any], checkpoint: Path) -> None:

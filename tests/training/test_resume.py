@@ -403,6 +403,26 @@ def test_a_byte_that_changed_in_a_training_state_is_told_and_nothing_is_resumed(
     assert file.read_bytes() == content and saved_in(tmp_path / "save") == {"step_3"}
 
 
+def test_weights_that_are_not_those_of_the_training_state_are_told(folder, full, tmp_path):
+    """A checkpoint that was saved before they were compared goes on without."""
+    save, lines = full("AdamW")
+    checkpoint = shutil.copytree(save / "step_3", tmp_path / "step_3")
+    weights = checkpoint / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-5] ^= 1
+    weights.write_bytes(content)
+    argv = run_flags(folder, tmp_path / "new", training_steps=4) + ["--resume", str(checkpoint)]
+    done = run_here(argv)
+    assert done.status == 2 and f"the bytes of {weights} are not those that were saved" in done.err
+    assert f"--resume {tmp_path / 'step_N'}" in done.err and not (tmp_path / "new").exists()
+    older = torch.load(str(checkpoint / "training_state.pt"), weights_only=True)
+    del older["weights_crc32"]
+    torch.save(older, str(checkpoint / "training_state.pt"))
+    weights.write_bytes((save / "step_3" / "model.safetensors").read_bytes())
+    changed = ["--lr-warmup-steps", "1", "--lr-decay-steps", "10"]
+    assert losses(run_here([*argv, *changed]).out) == lines[3:4]
+
+
 def test_the_bytes_of_a_training_state_are_compared_once_a_machine_and_where_they_are_used(
     folder, full, tmp_path, monkeypatch
 ):
