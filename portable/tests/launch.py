@@ -114,6 +114,7 @@ def _become(path: str, arguments: list[str], files: list[str], own_server: bool)
         os.close(descriptor)
     if not own_server:
         multiprocessing.forkserver._forkserver.ensure_running = lambda: None  # it has the address of the one it is from
+    multiprocessing.set_start_method(None, force=True)  # its own is that of the server
     sys.argv, status = [path, *arguments], 0
     sys.path.insert(0, str(Path(path).parent))
     try:
