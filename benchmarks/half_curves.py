@@ -2,6 +2,9 @@
 
     make demo && .venv/bin/python -m benchmarks.half_curves                    # 3 seeds, 200 updates, twice each
     .venv/bin/python -m benchmarks.half_curves --json benchmarks/records/half_curves_cpu.json
+    .venv/bin/python -m benchmarks.half_curves --precisions float32 --threads 1 --folder demo/half_curves_1
+
+The last one, beside the float32 of the first, tells how far sums in another order alone move the losses.
 
 Each run is train_gpt2.py with the demo's flags on the demo's corpus, one weight update a call; only
 POPTORCH_PORTABLE_HALF differs, and a CPU without units for bfloat16 emulates them exactly. Printed are the held-out
@@ -82,27 +85,27 @@ def held_out_loss(folder: Path) -> float:
 def main(argv: list[str]) -> int:
     parser = parser_of("half_curves", __doc__)
     parser.add_argument("--picture", type=Path, default=Path("docs/half_curves.png"), help="default: %(default)s")
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS, help="default: both")
     args = parsed(parser, argv)
     from training.log.curves import CURVES_FILE, draw
 
     results = []
     for seed in args.seeds:
         try:
-            folders = {name: train(args, seed, name, variables={VARIABLE: name}) for name in PRECISIONS}
+            folders = {name: train(args, seed, name, variables={VARIABLE: name}) for name in args.precisions}
         except RuntimeError as error:
             print(f"half_curves: {error}", file=sys.stderr)
             return 1
         losses = {precision: held_out_loss(folder) for precision, folder in folders.items()}
-        difference = losses["bfloat16"] - losses["float32"]
-        results.append({"seed": seed, "held_out_loss": losses, "difference": difference})
-        print(
-            f"seed {seed}: held-out loss {losses['float32']:.4f} in float32, {losses['bfloat16']:.4f} with products in "
-            f"bfloat16, {difference:+.4f}",
-            flush=True,
-        )
-        if seed == args.seeds[0]:
-            draw([folder / CURVES_FILE for folder in folders.values()], args.picture)
-            print(f"curves: {args.picture}", flush=True)
+        results.append({"seed": seed, "held_out_loss": losses})
+        shown = ", ".join(f"{loss:.4f} with products in {precision}" for precision, loss in losses.items())
+        if len(losses) == len(PRECISIONS):
+            results[-1]["difference"] = losses["bfloat16"] - losses["float32"]
+            shown += f", {results[-1]['difference']:+.4f}"
+            if seed == args.seeds[0]:
+                draw([folder / CURVES_FILE for folder in folders.values()], args.picture)
+                shown += f"\ncurves: {args.picture}"
+        print(f"seed {seed}: held-out loss {shown}", flush=True)
     if args.json:
         settings = {"steps": args.steps, "threads": args.threads, "flags": " ".join(FLAGS)}
         record.write(args.json, record.head("half_curves", argv), settings, results)
