@@ -203,13 +203,13 @@ def speed(runs: Runs, settings: Settings) -> dict[str, Any]:
         "ALiBi": dataclasses.replace(plain, position_embedding="alibi"),
         "all of them (GPT-127\\*)": star,
     }
-    speeds: dict[str, list[float]] = {label: [] for label in variants}
+    made: dict[str, list[dict[str, Any]]] = {label: [] for label in variants}
     words = ["--train-path", "generated", "--max-len", str(length), *_flags(calls, settings.seeds[0], batch)]
     words += ["--log-steps", "1"]
     for index in range(rounds):
         for number, (label, config) in enumerate(variants.items()):
-            figures = runs.train(f"speed/{number}-{index}", config, words)
-            speeds[label].append(figures["samples_per_second"] * length)
+            made[label].append(runs.train(f"speed/{number}-{index}", config, words))
+    speeds = {label: [figures["samples_per_second"] * length for figures in made[label]] for label in variants}
     base = flops_per_token(plain, length)
     rows = [
         {
@@ -217,6 +217,7 @@ def speed(runs: Runs, settings: Settings) -> dict[str, Any]:
             "tokens_per_second": speeds[label],
             "to_plain": [mine / other for mine, other in zip(speeds[label], speeds["plain"])],
             "operations_to_plain": flops_per_token(config, length) / base,
+            "runs": made[label],
         }
         for label, config in variants.items()
     ]

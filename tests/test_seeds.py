@@ -78,6 +78,13 @@ def test_speed_is_compared_within_a_round():
     assert any(line.startswith("| plain | 2,560 | 1.000 | 1.000 to 1.000 | 1.000 |") for line in told)
 
 
+@pytest.mark.parametrize("name", PARTS)
+def test_the_page_says_when_and_where_the_runs_of_a_part_were_made(name):
+    found = PARTS[name].measure(Known({"": 6.0}, {"": [90.0, 88.0, 87.0]}), SETTINGS)
+    told = " ".join(seeds.page({name: json.loads(json.dumps(found))}).split())
+    assert "minutes, 2000-01-01, a CPU, 2 cores, load average 0.5 to 0.5." in told
+
+
 @pytest.mark.parametrize("steps", [16, 80, 300])
 def test_warm_up_and_fixed_length_take_equally_many_tokens(steps):
     runs = Known({"warmup/": 4.0, "": 5.0})
