@@ -5,8 +5,10 @@ whose products are made in the same way. A weight, which lies in float32 on the 
 copy is kept with it until its version changes. What writes to a weight by other means than torch's operations must say
 so by torch.autograd.graph.increment_version.
 
-A result is of 16 bits, too, unless the caller wants it `wide`: float32, as the sums are. Where the CPU has no units for
-the type the rounded operands are multiplied in float32. That is exact: no product of two of them has more than 22 bits.
+A result is of 16 bits, too, unless the caller wants it `wide`: float32, as the sums are, and as gradients of weights are.
+torch's library rounds every result to the type of its operands; where native/ has products that do not, these serve for
+what is float32. Where the CPU has no units for the type the rounded operands are multiplied in float32. That is exact:
+no product of two of them has more than 22 bits.
 """
 
 from __future__ import annotations
@@ -18,9 +20,11 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from .dropout_attention import dropout_attention
+from .dropout_attention import causal_attention, dropout_attention
+from .native import wide_products
 
 # Device weight -> {(place in it, type): [its version, rounded copy]}. An entry goes with its weight.
 _WEIGHTS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
@@ -40,7 +44,10 @@ def linear(
 ) -> Tensor:
     """x W^T + b: (..., K), (N, K), (N,) or None -> (..., N) of type `dtype`, or float32 if `wide`."""
     if native and not wide:
-        return F.linear(narrow(x, dtype), narrow(weight, dtype), None if bias is None else narrow(bias, dtype))
+        narrow_bias = None if bias is None else narrow(bias, dtype)
+        if _is_kept(weight) and _own(dtype, x, weight):
+            return _Linear.apply(narrow(x, dtype), weight, narrow_bias)
+        return F.linear(narrow(x, dtype), narrow(weight, dtype), narrow_bias)
     out = matmul(x, weight.t(), dtype, native, wide=True)
     if bias is not None:
         out = out + narrow(bias, dtype)
@@ -57,6 +64,8 @@ def addmm(
 def matmul(a: Tensor, b: Tensor, dtype: torch.dtype, native: bool, wide: bool = False) -> Tensor:
     """torch.matmul(a, b) of type `dtype`, or float32 if `wide`."""
     if native and not wide:
+        if b.dim() == 2 and _is_kept(b):
+            return linear(a, b.t(), None, dtype, native)
         return torch.matmul(narrow(a, dtype), narrow(b, dtype))
     # one vector becomes a matrix, as in torch.matmul
     left, right = a.unsqueeze(0) if a.dim() == 1 else a, b.unsqueeze(1) if b.dim() == 1 else b
@@ -81,6 +90,9 @@ def attention(
 ) -> Tensor:
     """F.scaled_dot_product_attention of rounded operands, the softmax in float32: of type `dtype`."""
     operands = [narrow(operand, dtype) for operand in (query, key, value)]
+    same = query.shape[-3:] == key.shape[-3:] and query.dim() == 4
+    if causal and mask is None and not dropout and same and _own(dtype, *operands):
+        return causal_attention(*(operand.float() for operand in operands), scale).to(dtype)
     if not native or (mask is not None and mask.is_floating_point()):  # a mask of numbers would be rounded, too
         operands = [operand.float() for operand in operands]
     out = F.scaled_dot_product_attention(
@@ -107,8 +119,18 @@ def narrow(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """`tensor` rounded to `dtype`: the copy that is kept if it is a device's weight, or a view of one."""
     if tensor.dtype == dtype:
         return tensor
-    base = tensor if tensor._base is None else tensor._base
-    return _RoundedWeight.apply(tensor, dtype) if base in _WEIGHTS else tensor.to(dtype)
+    return _RoundedWeight.apply(tensor, dtype) if _is_kept(tensor) else tensor.to(dtype)
+
+
+def _is_kept(tensor: Tensor) -> bool:
+    """Whether it is a device's weight, or a view of one."""
+    return (tensor if tensor._base is None else tensor._base) in _WEIGHTS
+
+
+def _own(dtype: torch.dtype, *tensors: Tensor) -> bool:
+    """Whether the products of native/ serve, on a CPU with units for `dtype`. They read memory: not in torch.vmap."""
+    in_vmap = any(map(torch._C._functorch.is_batchedtensor, tensors))
+    return dtype == torch.bfloat16 and not in_vmap and wide_products.available()
 
 
 def rounded_weight(weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -150,6 +172,34 @@ class _RoundedWeight(torch.autograd.Function):
         return weight.to(dtype), in_dims[0]  # one weight a sample: none that is kept
 
 
+class _Linear(torch.autograd.Function):
+    """F.linear of rounded operands: x (..., K) and bias (N,) are, `weight` (N, K) is a device's, in float32."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        rounded = rounded_weight(weight, x.dtype)
+        ctx.save_for_backward(x, rounded)
+        ctx.transposed = weight.stride(0) == 1  # as the weight lies in memory, so will its gradient
+        return F.linear(x, rounded, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, rounded = ctx.saved_tensors
+        grad_x = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            grad_x = torch.matmul(grad, rounded)
+        grad, x = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
+        if ctx.needs_input_grad[1]:
+            if ctx.transposed:
+                grad_weight = wide_products.multiply(x.t(), grad, torch.empty(x.shape[1], grad.shape[1])).t()
+            else:
+                grad_weight = wide_products.multiply(grad.t(), x, torch.empty(grad.shape[1], x.shape[1]))
+        if ctx.needs_input_grad[2]:
+            grad_bias = grad.sum(0, dtype=torch.float32).to(grad.dtype)
+        return grad_x, grad_weight, grad_bias
+
+
 class _Product(torch.autograd.Function):
     """torch.matmul of two operands of 16 bits with at least two dimensions each.
 
@@ -164,6 +214,11 @@ class _Product(torch.autograd.Function):
             return _multiply(a, b, native, wide)
         if a.dtype != torch.bfloat16:
             return torch.matmul(a, b).float()
+        if b.dim() == 2 and _own(a.dtype, a, b):
+            out = torch.empty(*a.shape[:-1], b.shape[-1], dtype=torch.float32)
+            rows = a.reshape(-1, a.shape[-1])
+            wide_products.multiply(rows, b if unrounded is None else unrounded, out.view(len(rows), b.shape[-1]))
+            return out
         with operands_rounded_inside():
             return torch.matmul(a.float(), b.float() if unrounded is None else unrounded)
 

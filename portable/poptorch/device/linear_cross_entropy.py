@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 
 from . import half_products
+from .native import wide_products
 
 # Float32 logits of one block. CPU: 256 rows of GPT-2's vocabulary; fewer make the products slower (8 % for 128 rows),
 # more cost memory. CUDA: 1,335 rows.
@@ -73,11 +74,17 @@ class _Products(NamedTuple):
 
     def mm(self, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
         """out = a b, of operands that were rounded."""
+        if self._inside and wide_products.available():
+            wide_products.multiply(a, b, out)
+            return
         with self._context():
             torch.mm(a, b, out=out)
 
     def addmm(self, total: torch.Tensor, a: torch.Tensor, b: torch.Tensor, beta: int) -> None:
-        """total = beta total + a b, of operands that were rounded."""
+        """total = beta total + a b, of operands that were rounded; beta: 0 or 1."""
+        if self._inside and wide_products.available():
+            wide_products.multiply(a, b, total, add=bool(beta))
+            return
         with self._context():
             total.addmm_(a, b, beta=beta)
 

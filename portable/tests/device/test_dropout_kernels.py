@@ -264,11 +264,11 @@ def test_what_is_kept_is_scaled_by_the_share_that_is_really_kept(dropout):
 def library_named(monkeypatch):
     def named(value: str) -> None:
         monkeypatch.setenv(native.VARIABLE, value)
-        native._library.cache_clear()
+        native.library.cache_clear()
 
     yield named
     monkeypatch.undo()
-    native._library.cache_clear()
+    native.library.cache_clear()
 
 
 def test_plain_torch_serves_without_a_library(library_named):

@@ -19,7 +19,7 @@ from ... import notices
 
 LIBRARY = Path(__file__).with_name("poptorch_kernels.so")
 VARIABLE = "POPTORCH_PORTABLE_KERNELS"
-VERSION = 3  # of the structures below and of the random numbers, as in entry.cpp
+VERSION = 4  # of the structures below and of the random numbers, as in entry.cpp
 PHILOX, TORCH = "philox 1", "torch"  # generators of dropout: the kernels' with its version, and torch's
 _GELU_PART = 1 << 16  # elements that a thread works on at a time, in 8 to 64 rows; each part has sums of its own
 HINT = "run `make` in the repository again"
@@ -61,14 +61,15 @@ class _Gelu(ctypes.Structure):
 
 
 @functools.cache
-def _library() -> ctypes.CDLL | None:
+def library() -> ctypes.CDLL | None:
+    """The kernels' library, if there is one of this version."""
     wanted = os.environ.get(VARIABLE, "")
     path = Path(wanted) if wanted else LIBRARY
     if wanted == "none" or not (wanted or path.is_file()):
         return None
     try:
-        library = ctypes.CDLL(str(path))
-        version = library.poptorch_kernels_version()
+        found = ctypes.CDLL(str(path))
+        version = found.poptorch_kernels_version()
     except (OSError, AttributeError) as error:
         notices.once("kernels", f"The kernels cannot be loaded ({error}): plain torch serves; {HINT}.")
         return None
@@ -76,19 +77,22 @@ def _library() -> ctypes.CDLL | None:
         message = f"{path} is version {version} of the kernels, not {VERSION}: plain torch serves; {HINT}."
         notices.once("kernels", message)
         return None
-    library.poptorch_kernels_choose.restype = ctypes.c_char_p
-    library.poptorch_kernels_choose.argtypes = [ctypes.c_char_p]
-    library.poptorch_attention_scratch.restype = ctypes.c_int64
-    library.poptorch_attention_scratch.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_bool]
-    library.poptorch_attention.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_bool]
-    library.poptorch_residual.argtypes = [ctypes.c_void_p, ctypes.c_int64]
-    library.poptorch_gelu.argtypes = [ctypes.c_void_p, ctypes.c_int64]
-    return library
+    found.poptorch_kernels_choose.restype = ctypes.c_char_p
+    found.poptorch_kernels_choose.argtypes = [ctypes.c_char_p]
+    found.poptorch_attention_scratch.restype = ctypes.c_int64
+    found.poptorch_attention_scratch.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_bool]
+    found.poptorch_attention.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_bool]
+    found.poptorch_residual.argtypes = [ctypes.c_void_p, ctypes.c_int64]
+    found.poptorch_gelu.argtypes = [ctypes.c_void_p, ctypes.c_int64]
+    found.poptorch_multiplies_bfloat16.restype = ctypes.c_bool
+    found.poptorch_bfloat16_memory.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p]
+    found.poptorch_bfloat16_product.argtypes = [ctypes.c_void_p, ctypes.c_int64]
+    return found
 
 
 def available() -> bool:
     """Whether there is a library of this version."""
-    return _library() is not None
+    return library() is not None
 
 
 def serves(*tensors: torch.Tensor) -> bool:
@@ -113,7 +117,7 @@ def choose(name: str | None) -> str | None:
 
     Returns the name, or None where this processor does not run them. Needs the library.
     """
-    found = _library().poptorch_kernels_choose(name.encode() if name else None)
+    found = library().poptorch_kernels_choose(name.encode() if name else None)
     return found.decode() if found else None
 
 
@@ -121,7 +125,7 @@ def philox(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[in
     """One block of Philox 4x32-10, for tests: four words of 32 bits. Needs the library."""
     words = ctypes.c_uint32 * 4
     result = words()
-    _library().poptorch_philox(words(*counter), (ctypes.c_uint32 * 2)(*key), result)
+    library().poptorch_philox(words(*counter), (ctypes.c_uint32 * 2)(*key), result)
     return tuple(result)
 
 
@@ -203,11 +207,11 @@ def _attention(
     call.batch, call.heads, call.length, call.width = samples, heads, length, width
     call.value_width = views["value"].shape[-1]
     call.scale, call.threshold = scale, threshold(dropout)
-    library, threads = _library(), torch.get_num_threads()
-    size = library.poptorch_attention_scratch(ctypes.byref(call), threads, backward)
+    found, threads = library(), torch.get_num_threads()
+    size = found.poptorch_attention_scratch(ctypes.byref(call), threads, backward)
     scratch = torch.empty(size, dtype=torch.float32, device="cpu")
     call.scratch = scratch.data_ptr()
-    library.poptorch_attention(ctypes.byref(call), threads, backward)
+    found.poptorch_attention(ctypes.byref(call), threads, backward)
 
 
 def dropout_add(x: torch.Tensor, residual: torch.Tensor | None, dropout: float, keys: Sequence[int]) -> torch.Tensor:
@@ -218,7 +222,7 @@ def dropout_add(x: torch.Tensor, residual: torch.Tensor | None, dropout: float, 
         start = part * count * x.element_size()
         other = None if residual is None else residual.data_ptr() + start
         call = _Residual(x.data_ptr() + start, other, out.data_ptr() + start, key, count, threshold(dropout))
-        _library().poptorch_residual(ctypes.byref(call), torch.get_num_threads())
+        library().poptorch_residual(ctypes.byref(call), torch.get_num_threads())
     return out
 
 
@@ -256,4 +260,4 @@ def _gelu(
         sums = torch.empty(-(-rows // part), width, dtype=torch.float32, device="cpu")
     tensors = (x, bias, grad, out, sums, grad_bias)
     call = _Gelu(*(None if each is None else each.data_ptr() for each in tensors), rows, width, part, by_tanh)
-    _library().poptorch_gelu(ctypes.byref(call), torch.get_num_threads())
+    library().poptorch_gelu(ctypes.byref(call), torch.get_num_threads())

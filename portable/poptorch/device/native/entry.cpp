@@ -60,6 +60,30 @@ void attention(const Attention& call, int64_t threads, bool backward) {
   });
 }
 
+void product(const Product& call, const Bfloat16Products& products, int64_t threads) {
+  const int64_t panels = (call.columns + products.columns - 1) / products.columns;
+  for (Part part{0, 0, 0}; part.row < call.rows; part.row += products.part_rows) {
+    const int64_t rows = std::min(products.part_rows, call.rows - part.row);
+    const auto cut = [&](int64_t count) { // the rows of each of `count` runs, in whole tiles
+      return ((rows + products.rows - 1) / products.rows + count - 1) / count * products.rows;
+    };
+    // Where there are few panels several threads share one, and each packs it.
+    const int64_t packed = cut(4 * threads), run = cut((4 * threads + panels - 1) / panels);
+    const int64_t packs = (rows + packed - 1) / packed, runs = (rows + run - 1) / run;
+    for (part.start = 0; part.start < call.depth; part.start += products.part_depth) {
+      part.depth = std::min(products.part_depth, call.depth - part.start);
+      share(threads, packs, [&](int64_t, int64_t task) {
+        products.pack_left(call, part, task * packed, std::min(rows, (task + 1) * packed));
+      });
+      share(threads, panels * runs, [&](int64_t place, int64_t task) {
+        const int64_t first = task % runs * run;
+        products.multiply(call, part, first, std::min(rows, first + run), task / runs * products.columns,
+                          static_cast<char*>(call.scratch) + place * products.panel_bytes);
+      });
+    }
+  }
+}
+
 } // namespace
 } // namespace poptorch_kernels
 
@@ -69,7 +93,7 @@ extern "C" {
 
 // Changes with the structures and with the random numbers: Python takes a library of its own version only.
 int64_t poptorch_kernels_version() {
-  return 3;
+  return 4;
 }
 
 // Which kernels run from now on: "avx512", "avx2", "portable", or null for the fastest. Returns the name, or null where
@@ -118,6 +142,22 @@ void poptorch_gelu(const Gelu* call, int64_t threads) {
     }
     std::copy(totals, totals + count, call->grad_bias + first);
   });
+}
+
+// Whether this processor has units for products of bfloat16 that the kernels use.
+bool poptorch_multiplies_bfloat16() {
+  return bfloat16_products() != nullptr;
+}
+
+// Bytes that Product::packed and Product::scratch need, at addresses that are multiples of 64.
+void poptorch_bfloat16_memory(const Product* call, int64_t threads, int64_t* packed, int64_t* scratch) {
+  const Bfloat16Products& products = *bfloat16_products();
+  *packed = products.left_bytes(*call);
+  *scratch = threads * products.panel_bytes;
+}
+
+void poptorch_bfloat16_product(const Product* call, int64_t threads) {
+  product(*call, *bfloat16_products(), threads);
 }
 
 void poptorch_philox(const uint32_t* counter, const uint32_t* key, uint32_t* result) {

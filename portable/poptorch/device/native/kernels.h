@@ -59,6 +59,42 @@ struct Gelu {
   bool by_tanh;                 // else by erf, GELU itself
 };
 
+// Float32, or bfloat16 (`narrow`): element (i, k) lies at data[i * row + k * column], and one of the strides is 1.
+struct Matrix {
+  const void* data;
+  int64_t row, column;
+  bool narrow;
+};
+
+// out (rows, columns) = left (rows, depth) right (depth, columns), added to what is there if `add`. The operands are
+// rounded to bfloat16, the sums are of float32; their order does not depend on the number of threads.
+struct Product {
+  Matrix left, right;
+  float* out;
+  int64_t out_row; // stride
+  int64_t rows, columns, depth;
+  bool add;
+  void* packed;  // memory for a part of the left operand, of poptorch_bfloat16_memory()
+  void* scratch; // for a panel of the right one for each thread, likewise
+};
+
+// What is multiplied at a time: rows from `row` on, and `depth` elements of each from `start` on.
+struct Part {
+  int64_t row, start, depth;
+};
+
+// Products on a processor with units for them.
+struct Bfloat16Products {
+  int64_t rows, columns;                 // of a tile
+  int64_t part_rows, part_depth;         // of a Part at most
+  int64_t panel_bytes;                   // of scratch memory for each thread
+  int64_t (*left_bytes)(const Product&); // of Product::packed
+  // Rows `first` ... `last` - 1 of the part, into Product::packed; multiples of `rows`, or the end.
+  void (*pack_left)(const Product&, const Part&, int64_t first, int64_t last);
+  // The same rows by `columns` columns from `column` on.
+  void (*multiply)(const Product&, const Part&, int64_t first, int64_t last, int64_t column, void* scratch);
+};
+
 // One implementation for each kind of processor.
 struct Kernels {
   const char* name;
@@ -76,7 +112,8 @@ struct Kernels {
 };
 
 extern const Kernels portable_kernels;
-const Kernels* avx2_kernels();   // null where they cannot run
-const Kernels* avx512_kernels(); // null where they cannot run
+const Kernels* avx2_kernels();               // null where they cannot run
+const Kernels* avx512_kernels();             // null where they cannot run
+const Bfloat16Products* bfloat16_products(); // null where they cannot run
 
 } // namespace poptorch_kernels

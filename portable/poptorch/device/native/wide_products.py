@@ -1,0 +1,60 @@
+"""Matrix products of bfloat16 operands with float32 results, which torch's library has none of."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+
+from . import library
+
+
+class _Matrix(ctypes.Structure):
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("row", "column")),
+        ("narrow", ctypes.c_bool),
+    ]
+
+
+class _Product(ctypes.Structure):
+    _fields_ = [
+        *((name, _Matrix) for name in ("left", "right")),
+        ("out", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("out_row", "rows", "columns", "depth")),
+        ("add", ctypes.c_bool),
+        *((name, ctypes.c_void_p) for name in ("packed", "scratch")),
+    ]
+
+
+def available() -> bool:
+    """Whether the library is there and this processor has units for them (AVX512_BF16)."""
+    found = library()
+    return found is not None and bool(found.poptorch_multiplies_bfloat16())
+
+
+def multiply(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor, add: bool = False) -> torch.Tensor:
+    """out = left right, or out += left right; returns it.
+
+    Args:
+        left: (M, K); right: (K, N): float32, which is rounded on the way in, or bfloat16. Transposed ones are read as
+            they lie; others whose elements do not follow each other in either dimension are copied first.
+        out: (M, N) float32, whose rows are contiguous.
+    """
+    (rows, depth), columns = left.shape, right.shape[1]
+    left, right = _readable(left), _readable(right)
+    operands = (_Matrix(each.data_ptr(), *each.stride(), each.dtype == torch.bfloat16) for each in (left, right))
+    call = _Product(*operands, out.data_ptr(), out.stride(0), rows, columns, depth, add)
+    if not depth:
+        return out if add else out.zero_()
+    found, threads = library(), torch.get_num_threads()
+    sizes = ctypes.c_int64(), ctypes.c_int64()
+    found.poptorch_bfloat16_memory(ctypes.byref(call), threads, *map(ctypes.byref, sizes))
+    memory = [torch.empty(size.value, dtype=torch.uint8) for size in sizes]  # torch's allocator aligns to 64
+    call.packed, call.scratch = (each.data_ptr() for each in memory)
+    found.poptorch_bfloat16_product(ctypes.byref(call), threads)
+    return out
+
+
+def _readable(operand: torch.Tensor) -> torch.Tensor:
+    return operand if 1 in operand.stride() else operand.contiguous()
