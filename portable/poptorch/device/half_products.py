@@ -5,10 +5,10 @@ whose products are made in the same way. A weight, which lies in float32 on the 
 copy is kept with it until its version changes. What writes to a weight by other means than torch's operations must say
 so by torch.autograd.graph.increment_version.
 
-A result is of 16 bits, too, unless the caller wants it `wide`: float32, as the sums are, and as gradients of weights are.
-torch's library rounds every result to the type of its operands; where native/ has products that do not, these serve for
-what is float32. Where the CPU has no units for the type the rounded operands are multiplied in float32. That is exact:
-no product of two of them has more than 22 bits.
+A result is of 16 bits, too, unless the caller wants it `wide`: float32, as the sums are. Gradients of weights always are:
+torch's library rounds every result to the type of its operands, where native/ has products that do not, these serve.
+Where the CPU has no units for the type the rounded operands are multiplied in float32. That is exact: no product of two
+of them has more than 22 bits.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ class _Linear(torch.autograd.Function):
             else:
                 grad_weight = wide_products.multiply(grad.t(), x, torch.empty(grad.shape[1], x.shape[1]))
         if ctx.needs_input_grad[2]:
-            grad_bias = grad.sum(0, dtype=torch.float32).to(grad.dtype)
+            grad_bias = grad.sum(0)  # added up in float32
         return grad_x, grad_weight, grad_bias
 
 

@@ -114,20 +114,27 @@ ALWAYS_INLINE __m512i interleaved(const Matrix& from, int64_t at, int64_t row, i
   return _mm512_permutexvar_epi16(order, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low)));
 }
 
-// Items `first` ... `last` - 1, which follow each other, while their elements lie `row` apart along the depth.
+// Items `first` ... `last` - 1, which follow each other, while their elements lie `row` apart along the depth. The rows
+// are too far apart for the processor to see what is read next: it is told, a block ahead.
 template <int64_t Width>
 void pack_interleaved(const Matrix& from, int64_t row, int64_t first, int64_t last, int64_t start, int64_t depth,
                       const Packed<Width>& packed) {
-  constexpr int64_t kTogether = 4 * kLanes; // items read from a row before the next one
-  for (int64_t block = first; block < last; block += kTogether) {
-    for (int64_t k = 0; k < depth; k += 2) {
-      for (int64_t i = block; i < std::min(block + kTogether, last); i += kLanes) {
-        const int64_t count = std::min(kLanes, last - i), place = k / 2 * Width;
-        const __m512i pairs = interleaved(from, (start + k) * row + i, row, count, k + 1 < depth);
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(packed.at(i) + place), _mm512_castsi512_si256(pairs));
-        if (count > 8) {
-          _mm256_storeu_si256(reinterpret_cast<__m256i*>(packed.at(i + 8) + place),
-                              _mm512_extracti64x4_epi64(pairs, 1));
+  constexpr int64_t kTogether = 4 * kLanes, kDeep = 64; // of a block
+  const int64_t size = from.narrow ? 2 : 4;
+  const char* data = static_cast<const char*>(from.data);
+  for (int64_t top = 0; top < depth; top += kDeep) {
+    for (int64_t block = first; block < last; block += kTogether) {
+      for (int64_t k = top; k < std::min(top + kDeep, depth); k += 2) {
+        for (int64_t i = block; i < std::min(block + kTogether, last); i += kLanes) {
+          const int64_t count = std::min(kLanes, last - i), at = (start + k) * row + i, place = k / 2 * Width;
+          _mm_prefetch(data + (at + kTogether) * size, _MM_HINT_T0);
+          _mm_prefetch(data + (at + row + kTogether) * size, _MM_HINT_T0);
+          const __m512i pairs = interleaved(from, at, row, count, k + 1 < depth);
+          _mm256_storeu_si256(reinterpret_cast<__m256i*>(packed.at(i) + place), _mm512_castsi512_si256(pairs));
+          if (count > 8) {
+            _mm256_storeu_si256(reinterpret_cast<__m256i*>(packed.at(i + 8) + place),
+                                _mm512_extracti64x4_epi64(pairs, 1));
+          }
         }
       }
     }

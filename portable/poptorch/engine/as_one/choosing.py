@@ -16,6 +16,7 @@ from ...device.key_bias import with_key_bias
 from ...device.linear_cross_entropy import linear_cross_entropy
 from ...device.packed_linear import packed_linear
 from ...device.residual_dropout import residual_dropout
+from ...device.tied_embedding import tied_embedding
 from ..tracing.writes import is_norm, written
 from .rules import (
     Drawing,
@@ -39,6 +40,8 @@ _ATTENTION = aten.scaled_dot_product_attention.default
 PRODUCTS = frozenset({aten.linear.default, aten.addmm.default, aten.mm.default, packed_linear, half_products.linear})
 # Functions of this package that stand in graphs: where they draw, by their name.
 _DRAWING_FUNCTIONS = frozenset({dropout_attention, half_products.attention_with_dropout, residual_dropout})
+_EMBEDDINGS = frozenset({aten.embedding.default, tied_embedding})
+_UNCHANGED = _EMBEDDINGS | {aten.layer_norm.default, bias_gelu, with_alibi, with_key_bias}
 _ATTENTIONS = frozenset({_ATTENTION, causal_attention, half_products.attention})
 _FUNCTIONS = _DRAWING_FUNCTIONS | {
     linear_cross_entropy,
@@ -51,6 +54,7 @@ _FUNCTIONS = _DRAWING_FUNCTIONS | {
     half_products.attention,
     causal_attention,
     bias_gelu,
+    tied_embedding,
 }
 
 
@@ -140,7 +144,7 @@ def _rule(node: torch.fx.Node) -> type[Rule]:
         return Product
     if node.target is half_products.addmm:
         return OneByOne
-    if node.target in (aten.layer_norm.default, aten.embedding.default, bias_gelu, with_alibi, with_key_bias):
+    if node.target in _UNCHANGED:
         return Unchanged
     if node.target in _ATTENTIONS:
         return Samples
@@ -159,7 +163,7 @@ def _rule_fits(node: torch.fx.Node, stacked: Collection[str]) -> bool:
     rule = _rule(node)
     if rule is Linear or node.target in (aten.layer_norm.default, bias_gelu):
         return flags[0] and not any(flags[place] for place in flags if place)
-    if rule is Unchanged and node.target is aten.embedding.default:
+    if node.target in _EMBEDDINGS and rule is Unchanged:
         return flags == {0: False, 1: True}
     if node.target is with_key_bias:
         return all(flags[place] for place in range(3))

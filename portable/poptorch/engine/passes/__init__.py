@@ -12,6 +12,7 @@ from ..tracing.export import TracedGraph
 from .attention import fuse_attention, take_kernel
 from .copies import drop_copies
 from .dropout import fuse_dropout
+from .embedding import fuse_tied_embeddings
 from .fused_loss import fuse_losses
 from .gelu import fuse_gelu
 from .half_products import replace_half
@@ -55,7 +56,9 @@ def run(
     if products is not None and products.dtype != torch.float32:
         replace_half(traced, products)
     take_kernel(traced, policy.device)
-    if not training:
+    if training:
+        fuse_tied_embeddings(traced, policy.device)
+    else:
         pack_weights(traced, policy.device)
     fuse_gelu(traced, policy.device)
 

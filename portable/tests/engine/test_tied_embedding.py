@@ -1,0 +1,109 @@
+"""A lookup in a weight that the head multiplies, too: its gradient is sparse, and the sum is that of float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from programs import make_options
+
+import poptorch
+from poptorch.device.tied_embedding import tied_embedding
+from poptorch.engine.as_one.number import VARIABLE
+
+VOCABULARY, WIDTH, LENGTH = 40, 12, 7
+EMBEDDING = torch.ops.aten.embedding.default
+
+
+class Tied(torch.nn.Module):
+    """Ids (B, T) and targets (B, T) -> loss. `middle` calls the model's own layer between embedding and head."""
+
+    def __init__(self, padding: int | None = None, tied: bool = True, by_transpose: bool = False, checkpoint=False):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = torch.nn.Embedding(VOCABULARY, WIDTH, padding_idx=padding)
+        self.layer = torch.nn.Linear(WIDTH, WIDTH)
+        self.head = torch.nn.Linear(WIDTH, VOCABULARY, bias=False)
+        if tied:
+            self.head.weight = self.embedding.weight
+        self.by_transpose, self.checkpoint = by_transpose, checkpoint
+
+    def forward(self, ids, targets):
+        x = torch.tanh(self.layer(self.embedding(ids)))
+        if self.checkpoint:
+            x = poptorch.recomputationCheckpoint(x)
+        logits = torch.matmul(x, self.head.weight.t()) if self.by_transpose else self.head(x)
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+def batch(samples: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    ids, targets = (torch.randint(VOCABULARY, (samples, LENGTH), generator=generator) for _ in range(2))
+    ids[:, 2] = ids[:, 1]  # a row that is asked for twice
+    ids[0, 0] = 3
+    return ids, targets
+
+
+def lookups(executor) -> list[object]:
+    nodes = (node for stage in executor.program.stages for s in stage.segments for node in s.module.graph.nodes)
+    return [node.target for node in nodes if node.target in (tied_embedding, EMBEDDING)]
+
+
+def after_a_step(model, accumulation: int = 1, **settings):
+    """The weights after a step of SGD at rate 1, by name, and the kind of the lookup."""
+    optimizer = poptorch.optim.SGD(model.parameters(), lr=1.0, **settings)
+    executor = poptorch.trainingModel(model, make_options(accumulation=accumulation), optimizer)
+    executor(*batch(2 * accumulation))
+    executor.copyWeightsToHost()
+    return {name: tensor.detach().clone() for name, tensor in model.named_parameters()}, lookups(executor)
+
+
+def expected(model, samples: int):
+    wide = model.double()
+    wide.checkpoint = False
+    wide(*batch(samples)).backward()
+    return {name: (tensor - tensor.grad).detach() for name, tensor in wide.named_parameters()}
+
+
+@pytest.mark.parametrize("padding", [None, 3, 0])
+@pytest.mark.parametrize("by_transpose", [False, True])
+def test_a_step_is_that_of_float64(padding, by_transpose):
+    found, kinds = after_a_step(Tied(padding, by_transpose=by_transpose))
+    assert kinds == [tied_embedding]
+    for name, tensor in expected(Tied(padding, by_transpose=by_transpose), 2).items():
+        torch.testing.assert_close(found[name].double(), tensor, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("as_one", ["1", "4"])
+@pytest.mark.parametrize("settings", [{}, {"accum_type": torch.float16}])
+def test_accumulated_gradients(monkeypatch, as_one, settings):
+    monkeypatch.setenv(VARIABLE, as_one)
+    found, kinds = after_a_step(Tied(), accumulation=4, **settings)
+    assert kinds == [tied_embedding]
+    tolerance = 1e-3 if settings else 1e-5
+    for name, tensor in expected(Tied(), 8).items():
+        torch.testing.assert_close(found[name].double(), tensor, rtol=tolerance, atol=tolerance)
+
+
+def test_behind_a_checkpoint_that_is_recomputed():
+    found, kinds = after_a_step(Tied(checkpoint=True))
+    assert kinds == [tied_embedding]
+    for name, tensor in expected(Tied(), 2).items():
+        torch.testing.assert_close(found[name].double(), tensor, rtol=1e-5, atol=1e-6)
+
+
+def test_an_embedding_of_its_own_stays_as_it_is():
+    found, kinds = after_a_step(Tied(tied=False))
+    assert kinds == [EMBEDDING]
+    for name, tensor in expected(Tied(tied=False), 2).items():
+        torch.testing.assert_close(found[name].double(), tensor, rtol=1e-5, atol=1e-6)
+
+
+def test_the_function_gives_rows_and_their_gradients():
+    weight, ids = torch.randn(5, 3, requires_grad=True), torch.tensor([[4, 1], [1, 0]])
+    out = tied_embedding(weight, ids, 0)
+    assert torch.equal(out, F.embedding(ids, weight))
+    (gradient,) = torch.autograd.grad(out.sum(), weight)
+    assert gradient.is_sparse
+    counts = torch.tensor([0.0, 2.0, 0.0, 0.0, 1.0])
+    assert torch.equal(gradient.to_dense(), counts.unsqueeze(-1).expand(5, 3))
