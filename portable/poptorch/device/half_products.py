@@ -5,8 +5,8 @@ whose products are made in the same way. A weight, which lies in float32 on the 
 copy is kept with it until its version changes. What writes to a weight by other means than torch's operations must say
 so by torch.autograd.graph.increment_version.
 
-A result is of 16 bits, too, unless the caller wants it `wide`: float32, as the sums are. Gradients of weights always are:
-torch's library rounds every result to the type of its operands, where native/ has products that do not, these serve.
+A result is of 16 bits, too, unless the caller wants it `wide`: float32, as the sums are. Gradients of weights are wide.
+torch's library rounds every result to the type of its operands: where native/ has products that do not, these serve.
 Where the CPU has no units for the type the rounded operands are multiplied in float32. That is exact: no product of two
 of them has more than 22 bits.
 """

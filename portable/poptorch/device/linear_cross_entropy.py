@@ -15,6 +15,7 @@ import torch
 
 from . import half_products
 from .native import wide_products
+from .tied_embedding import shared_gradient
 
 # Float32 logits of one block. CPU: 256 rows of GPT-2's vocabulary; fewer make the products slower (8 % for 128 rows),
 # more cost memory. CUDA: 1,335 rows.
@@ -35,6 +36,7 @@ def linear_cross_entropy(
     products: torch.dtype | None = None,
     native: bool = False,
     groups: int | None = None,
+    shared: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(loss, argmax) of cross_entropy(hidden weight^T + bias, target).
 
@@ -48,12 +50,15 @@ def linear_cross_entropy(
         products: the type that float32 operands are rounded to before they are multiplied (half_products.py), or None;
             logits and gradients are float32 sums in any case. native: the CPU has units for it.
         groups: the rows are those of so many losses, as many consecutive ones for each.
+        shared: the weight's gradient is offered to the lookup in it (tied_embedding.py).
     Returns:
         A float32 scalar, or (groups,) of them, and the (N,) int64 argmax of each row.
     """
     at_once = at_once and torch.is_grad_enabled()
     hidden, how = hidden.float() if products else hidden, _Products(products, native)
-    return _LinearCrossEntropy.apply(hidden, weight, bias, target, reduction, ignore_index, at_once, steps, how, groups)
+    return _LinearCrossEntropy.apply(
+        hidden, weight, bias, target, reduction, ignore_index, at_once, steps, how, groups, shared
+    )
 
 
 class _Products(NamedTuple):
@@ -98,7 +103,7 @@ class _Products(NamedTuple):
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, bias, target, reduction, ignore_index, at_once, steps, products, groups):
+    def forward(ctx, hidden, weight, bias, target, reduction, ignore_index, at_once, steps, products, groups, shared):
         rows = products.prepared(hidden.reshape(-1, hidden.shape[-1]))  # (N, C)
         factor = products.prepared(weight)
         target = target.reshape(-1)
@@ -121,6 +126,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         again = (rows, weight, bias, index, row_scale) if groups or not ctx.formed else (None,) * 5
         ctx.save_for_backward(*formed, *again)
         ctx.hidden_shape, ctx.steps, ctx.products, ctx.groups = hidden.shape, steps, products, groups
+        ctx.shared = shared_gradient(weight) if shared else None
         ctx.mark_non_differentiable(best)
         total = losses.view(groups or 1, -1).sum(-1) * scale
         return (total if groups else total[0]), best
@@ -141,7 +147,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 gradients.add(part, _minus_one_hot(logits, index[part]), row_grad[part])
             tensors = gradients.tensors()
         grad_rows, grad_weight, grad_bias = tensors
-        return None if grad_rows is None else grad_rows.view(ctx.hidden_shape), grad_weight, grad_bias, *(None,) * 7
+        if ctx.shared is not None and grad_weight is not None:
+            ctx.shared.offer(grad_weight)
+        return None if grad_rows is None else grad_rows.view(ctx.hidden_shape), grad_weight, grad_bias, *(None,) * 8
 
 
 class _Gradients:

@@ -55,7 +55,7 @@ class LiveBytes(TorchDispatchMode):
         name = func.overloadpacket.__name__
         self.calls[name] = self.calls.get(name, 0) + 1
         for tensor in torch.utils._pytree.tree_leaves(result):
-            if isinstance(tensor, torch.Tensor) and not tensor.is_sparse:  # which has its values' memory
+            if isinstance(tensor, torch.Tensor):
                 self._follow(tensor.untyped_storage())
         return result
 

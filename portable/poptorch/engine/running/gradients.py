@@ -71,8 +71,6 @@ class GradientAccumulator:
     def _take(self, accumulator: torch.Tensor, several: str | None):
         def take(parameter: torch.Tensor) -> None:
             gradient, parameter.grad = parameter.grad, None
-            if gradient.is_sparse:  # of a lookup alone, where the weight's other reader has a backward pass of its own
-                gradient = gradient.to_dense()
             count, together = self._count, self._together
             if several is not None:
                 count = self._events[several] = self._events.get(several, -together) + together
