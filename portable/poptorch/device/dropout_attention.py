@@ -1,9 +1,9 @@
 """Causal attention for the CPU: with dropout, which torch's fused kernel does not have, and without, but faster.
 
 The kernel of native/ keeps nothing of the size of the scores: the backward pass draws its mask again. Where it is not
-built, or for other types than float32, plain torch serves. Kept for the backward pass is then one float tensor instead
-of the three or four that the same operations leave behind one by one: the probabilities, with a minus sign where they
-were dropped. Everything else of the size of the scores lives for a few samples at a time.
+built, or for other types than float32 and bfloat16, plain torch serves. Kept for the backward pass is then one float
+tensor instead of the three or four that the same operations leave behind one by one: the probabilities, with a minus
+sign where they were dropped. Everything else of the size of the scores lives for a few samples at a time.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def dropout_attention(
     from the CPU's generator. `philox`: take the kernel, where there is one for these tensors. `keys` are then drawn
     already, one for each of as many equal parts of the samples.
     """
-    if philox and native.serves(query, key, value):
+    if philox and native.serves(query, key, value, narrow=True):
         keys = (native.new_key(),) if keys is None else tuple(keys)
         return _NativeDropoutAttention.apply(query, key, value, dropout, scale, keys)
     return _DropoutAttention.apply(query, key, value, dropout, scale)
@@ -46,7 +46,7 @@ def causal_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
 
     What F.scaled_dot_product_attention gives, by the kernel of native/ for tensors that it takes.
     """
-    if native.serves(query, key, value):
+    if native.serves(query, key, value, narrow=True):
         scale = query.shape[-1] ** -0.5 if scale is None else scale
         return _NativeDropoutAttention.apply(query, key, value, 0.0, scale, (0,))
     return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)

@@ -2,7 +2,7 @@
 
 torch makes the bias a part of the product before, the two halves of GELU passes of their own, in which it computes tanh
 to the last digit and loses those of erf in the lower tail, and the bias's gradient a third one. Where the kernel of
-native/ is not built, or for other types than float32, these serve.
+native/ is not built, or for other types than float32 and bfloat16, these serve.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from . import native
 
 def bias_gelu(x: torch.Tensor, bias: torch.Tensor | None, approximate: str) -> torch.Tensor:
     """F.gelu(x + bias, approximate=approximate), "none" or "tanh": (..., N) and (N,), or no bias, -> (..., N)."""
-    if native.serves(x) and (bias is None or native.serves(bias)):
+    if native.serves(x, narrow=True) and (bias is None or native.serves(bias)):
         return _Gelu.apply(x, bias, approximate == "tanh")
     return F.gelu(x if bias is None else x + bias, approximate=approximate)
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from . import native as native_kernels
 from .dropout_attention import causal_attention, dropout_attention
 from .native import wide_products
 
@@ -92,7 +93,7 @@ def attention(
     operands = [narrow(operand, dtype) for operand in (query, key, value)]
     same = query.shape[-3:] == key.shape[-3:] and query.dim() == 4
     if causal and mask is None and not dropout and same and _own(dtype, *operands):
-        return causal_attention(*(operand.float() for operand in operands), scale).to(dtype)
+        return causal_attention(*operands, scale)
     if not native or (mask is not None and mask.is_floating_point()):  # a mask of numbers would be rounded, too
         operands = [operand.float() for operand in operands]
     out = F.scaled_dot_product_attention(
@@ -109,10 +110,13 @@ def attention_with_dropout(
     scale: float,
     philox: bool,
     dtype: torch.dtype,
+    keys: Sequence[int] | None = None,
 ) -> Tensor:
     """dropout_attention() of rounded operands: of type `dtype`."""
-    operands = (narrow(operand, dtype).float() for operand in (query, key, value))
-    return dropout_attention(*operands, dropout, scale, philox).to(dtype)
+    operands = [narrow(operand, dtype) for operand in (query, key, value)]
+    if not (philox and native_kernels.serves(*operands, narrow=True)):
+        operands = [operand.float() for operand in operands]
+    return dropout_attention(*operands, dropout, scale, philox, keys).to(dtype)
 
 
 def narrow(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -164,6 +164,20 @@ def test_attention_is_that_of_float64_under_the_same_mask(size, dropout, kernels
 
 
 @needs_library
+@pytest.mark.parametrize("size", SIZES)
+def test_attention_of_bfloat16_is_that_of_float32_rounded_on_the_way_out(size, kernels):
+    narrow = [tensor.bfloat16() for tensor in operands(*size)]
+    results = []
+    for query, key, value, grad in (narrow, [tensor.float() for tensor in narrow]):
+        context, log_sums = native.attention_forward(query, key, value, 0.3, 0.2, [5])
+        rounded = context.bfloat16().to(context.dtype)  # what the backward pass is given in either case
+        grads = native.attention_backward(grad, query, key, value, rounded, log_sums, 0.3, 0.2, [5])
+        assert {each.dtype for each in (context, *grads)} == {query.dtype}
+        results.append([log_sums, *(each.bfloat16() for each in (context, *grads))])
+    assert all(torch.equal(found, expected) for found, expected in zip(*results, strict=True))
+
+
+@needs_library
 def test_operands_of_any_layout_and_large_scores():
     query, key, value, grad = (tensor.mT.contiguous().mT for tensor in operands(2, 2, 130, 16))
     query = query * 40  # scores up to hundreds

@@ -101,6 +101,19 @@ def test_any_operands_give_what_torch_gives_in_float64(form, kernels, data):
 
 
 @forms
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_bfloat16_is_float32_rounded_on_the_way_out(form, shape, with_bias, kernels):
+    x, bias, above = operands(*shape)
+    x, above, bias = x.bfloat16(), above.bfloat16(), bias if with_bias else None
+    x.view(-1)[0] = torch.nan
+    found = differentiated(ours(form), x, bias, above)
+    value, gradient, *of_bias = differentiated(ours(form), x.float(), bias, above.float())
+    for mine, expected in zip(found, [value.bfloat16(), gradient.bfloat16(), *of_bias], strict=True):
+        torch.testing.assert_close(mine, expected, rtol=0, atol=0, equal_nan=True)
+
+
+@forms
 def test_no_worse_than_torch(form, kernels):
     x, bias, above = operands(4, 256, 512)
     expected = exact(form, x, bias, above)

@@ -19,7 +19,7 @@ from ... import notices
 
 LIBRARY = Path(__file__).with_name("poptorch_kernels.so")
 VARIABLE = "POPTORCH_PORTABLE_KERNELS"
-VERSION = 4  # of the structures below and of the random numbers, as in entry.cpp
+VERSION = 5  # of the structures below and of the random numbers, as in entry.cpp
 PHILOX, TORCH = "philox 1", "torch"  # generators of dropout: the kernels' with its version, and torch's
 _GELU_PART = 1 << 16  # elements that a thread works on at a time, in 8 to 64 rows; each part has sums of its own
 HINT = "run `make` in the repository again"
@@ -40,6 +40,7 @@ class _Attention(ctypes.Structure):
         *((name, ctypes.c_int64) for name in _SIZES),
         ("scale", ctypes.c_float),
         ("threshold", ctypes.c_uint32),
+        ("narrow", ctypes.c_bool),
     ]
 
 
@@ -54,9 +55,9 @@ class _Residual(ctypes.Structure):
 
 class _Gelu(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("x", "bias", "grad", "out", "sums", "grad_bias")),
+        *((name, ctypes.c_void_p) for name in ("x", "grad", "bias", "out", "sums", "grad_bias")),
         *((name, ctypes.c_int64) for name in ("rows", "width", "part")),
-        ("by_tanh", ctypes.c_bool),
+        *((name, ctypes.c_bool) for name in ("by_tanh", "narrow")),
     ]
 
 
@@ -95,10 +96,14 @@ def available() -> bool:
     return library() is not None
 
 
-def serves(*tensors: torch.Tensor) -> bool:
-    """Whether the kernels take tensors of these types."""
-    fit = all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
-    return fit and available()
+def serves(*tensors: torch.Tensor, narrow: bool = False) -> bool:
+    """Whether the kernels take tensors of these types: all of float32, or (only attention and GELU) all `narrow`.
+
+    Narrow is bfloat16, in memory alone: the arithmetic is that of float32.
+    """
+    types = {tensor.dtype for tensor in tensors}
+    fit = types == {torch.float32} or (narrow and types == {torch.bfloat16})
+    return fit and all(tensor.device.type == "cpu" for tensor in tensors) and available()
 
 
 def generator() -> str:
@@ -150,14 +155,15 @@ def attention_forward(
     """Causal attention with dropout.
 
     Args:
-        query, key: (B, H, T, D) float32; value: (B, H, T, E) float32. Views of one projection are read where they are.
+        query, key: (B, H, T, D); value: (B, H, T, E), of float32 or all of bfloat16. Views of one projection are read
+            where they are.
         keys: from new_key(), one for each of as many equal parts of the samples.
     Returns:
-        (B, H, T, E), which is a view of (B, T, H, E), and log2 of the sums of exponentials (B, H, T).
+        (B, H, T, E) of their type, which is a view of (B, T, H, E), and log2 of the sums of exponentials (B, H, T).
     """
     samples, heads, length, _ = query.shape
     query, key, value = (_rows(tensor) for tensor in (query, key, value))
-    out = torch.empty(samples, length, heads, value.shape[-1], dtype=torch.float32, device="cpu").transpose(1, 2)
+    out = torch.empty(samples, length, heads, value.shape[-1], dtype=query.dtype, device="cpu").transpose(1, 2)
     log_sums = torch.empty(samples, heads, length, dtype=torch.float32, device="cpu")
     views = {"query": query, "key": key, "value": value, "out": out}
     _attention(views, log_sums, scale, dropout, keys, backward=False)
@@ -206,7 +212,7 @@ def _attention(
     call.log_sums = log_sums.data_ptr()
     call.batch, call.heads, call.length, call.width = samples, heads, length, width
     call.value_width = views["value"].shape[-1]
-    call.scale, call.threshold = scale, threshold(dropout)
+    call.scale, call.threshold, call.narrow = scale, threshold(dropout), query.dtype == torch.bfloat16
     found, threads = library(), torch.get_num_threads()
     size = found.poptorch_attention_scratch(ctypes.byref(call), threads, backward)
     scratch = torch.empty(size, dtype=torch.float32, device="cpu")
@@ -227,7 +233,7 @@ def dropout_add(x: torch.Tensor, residual: torch.Tensor | None, dropout: float, 
 
 
 def gelu_forward(x: torch.Tensor, bias: torch.Tensor | None, by_tanh: bool) -> torch.Tensor:
-    """gelu(x + bias), exactly or by tanh: contiguous float32 tensors (..., N) and (N,), or no bias."""
+    """gelu(x + bias), exactly or by tanh: contiguous (..., N) of float32 or bfloat16, and float32 (N,), or no bias."""
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     _gelu(x, bias, None, out, None, by_tanh)
     return out
@@ -236,7 +242,7 @@ def gelu_forward(x: torch.Tensor, bias: torch.Tensor | None, by_tanh: bool) -> t
 def gelu_backward(
     grad: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None, bias_too: bool, by_tanh: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Gradients of x and, if `bias_too`, of the bias, for `grad`, that of the result: contiguous float32 tensors."""
+    """Gradients of x and, if `bias_too`, of the bias, for `grad`, that of the result: contiguous, and of x's type."""
     grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
     grad_bias = torch.empty_like(bias) if bias_too else None
     _gelu(x, bias, grad, grad_x, grad_bias, by_tanh)
@@ -258,6 +264,7 @@ def _gelu(
     sums = None
     if grad is not None and bias is not None:
         sums = torch.empty(-(-rows // part), width, dtype=torch.float32, device="cpu")
-    tensors = (x, bias, grad, out, sums, grad_bias)
-    call = _Gelu(*(None if each is None else each.data_ptr() for each in tensors), rows, width, part, by_tanh)
+    tensors = (x, grad, bias, out, sums, grad_bias)
+    pointers = (None if each is None else each.data_ptr() for each in tensors)
+    call = _Gelu(*pointers, rows, width, part, by_tanh, x.dtype == torch.bfloat16)
     library().poptorch_gelu(ctypes.byref(call), torch.get_num_threads())

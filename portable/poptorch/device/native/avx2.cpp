@@ -7,6 +7,7 @@
 // Before the target is changed: what these headers define must stay plain code.
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <immintrin.h>
 #include <limits>
 

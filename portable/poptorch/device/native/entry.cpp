@@ -93,7 +93,7 @@ extern "C" {
 
 // Changes with the structures and with the random numbers: Python takes a library of its own version only.
 int64_t poptorch_kernels_version() {
-  return 4;
+  return 5;
 }
 
 // Which kernels run from now on: "avx512", "avx2", "portable", or null for the fastest. Returns the name, or null where

@@ -81,63 +81,54 @@ struct ByErf {
 };
 
 // Rows `first` ... `last` - 1, a part of them: the gradients of x are added up in the part's own row of sums.
-template <typename Form, bool Backward, bool Bias> void gelu_rows(const Gelu& call, int64_t first, int64_t last) {
-  const int64_t width = call.width;
+template <typename Form, bool Backward, bool Bias, typename Element>
+void gelu_rows(const Gelu& call, int64_t first, int64_t last) {
+  const int64_t width = call.width, rest = width % kWidth;
   float* sums = Backward && Bias ? call.sums + first / call.part * width : nullptr;
   if (sums) {
     std::fill(sums, sums + width, 0.0f);
   }
-  const auto vector = [](const float* from, const float* bias, const float* above, float* out, float* sum) {
-    const Floats x = Bias ? load(from) + load(bias) : load(from);
+  // `count` elements of a row at a time, kWidth or the rest of them.
+  const auto vector = [&](int64_t row, int64_t column, auto... count) {
+    const int64_t place = row * width + column;
+    Floats x = load(static_cast<const Element*>(call.x) + place, count...);
+    if (Bias) {
+      x += load(call.bias + column, count...);
+    }
+    Element* out = static_cast<Element*>(call.out) + place;
     if (!Backward) {
-      store(out, Form::template of<false>(x));
+      store(out, Form::template of<false>(x), count...);
       return;
     }
-    const Floats gradient = load(above) * Form::template of<true>(x);
-    store(out, gradient);
+    const Floats above = load(static_cast<const Element*>(call.grad) + place, count...);
+    const Floats gradient = above * Form::template of<true>(x);
+    store(out, gradient, count...);
     if (Bias) {
-      store(sum, load(sum) + gradient);
+      store(sums + column, load(sums + column, count...) + gradient, count...);
     }
   };
-  const int64_t vectors = width / kWidth * kWidth, rest = width - vectors;
-  const auto copy = [rest](const float* from, float* to) { std::copy(from, from + rest, to); };
   for (int64_t row = first; row < last; ++row) {
-    const float* x = call.x + row * width;
-    const float* above = Backward ? call.grad + row * width : nullptr;
-    float* out = call.out + row * width;
-    for (int64_t j = 0; j < vectors; j += kWidth) {
-      vector(x + j, Bias ? call.bias + j : nullptr, Backward ? above + j : nullptr, out + j, sums ? sums + j : nullptr);
+    for (int64_t column = 0; column < width - rest; column += kWidth) {
+      vector(row, column);
     }
     if (rest) {
-      float last_x[kWidth] = {}, last_bias[kWidth] = {}, last_above[kWidth] = {}, last_out[kWidth],
-            last_sum[kWidth] = {};
-      copy(x + vectors, last_x);
-      if (Bias) {
-        copy(call.bias + vectors, last_bias);
-      }
-      if (Backward) {
-        copy(above + vectors, last_above);
-      }
-      if (sums) {
-        copy(sums + vectors, last_sum);
-      }
-      vector(last_x, last_bias, last_above, last_out, last_sum);
-      copy(last_out, out + vectors);
-      if (sums) {
-        copy(last_sum, sums + vectors);
-      }
+      vector(row, width - rest, rest);
     }
   }
 }
 
-template <typename Form> void gelu_by(const Gelu& call, int64_t first, int64_t last) {
+template <typename Form, typename Element> void gelu_by(const Gelu& call, int64_t first, int64_t last) {
   if (call.grad) {
-    call.bias ? gelu_rows<Form, true, true>(call, first, last) : gelu_rows<Form, true, false>(call, first, last);
+    (call.bias ? gelu_rows<Form, true, true, Element> : gelu_rows<Form, true, false, Element>)(call, first, last);
   } else {
-    call.bias ? gelu_rows<Form, false, true>(call, first, last) : gelu_rows<Form, false, false>(call, first, last);
+    (call.bias ? gelu_rows<Form, false, true, Element> : gelu_rows<Form, false, false, Element>)(call, first, last);
   }
 }
 
 void gelu(const Gelu& call, int64_t first, int64_t last) {
-  call.by_tanh ? gelu_by<ByTanh>(call, first, last) : gelu_by<ByErf>(call, first, last);
+  if (call.by_tanh) {
+    (call.narrow ? gelu_by<ByTanh, uint16_t> : gelu_by<ByTanh, float>)(call, first, last);
+  } else {
+    (call.narrow ? gelu_by<ByErf, uint16_t> : gelu_by<ByErf, float>)(call, first, last);
+  }
 }

@@ -23,7 +23,7 @@ constexpr int64_t kGroup = 128; // columns that one vector of blocks decides on
 
 // A tensor (batch, heads, rows, width) whose last dimension is contiguous; strides in elements.
 struct View {
-  float* data;
+  void* data;
   int64_t batch, head, row;
 };
 
@@ -38,6 +38,7 @@ struct Attention {
   int64_t batch, heads, length, width, value_width; // B, H, T, D, E
   float scale;                                      // of the scores
   uint32_t threshold;                               // of 65536
+  bool narrow;                                      // the tensors are of bfloat16, else of float32
 };
 
 // out = residual + dropout(x), or without residual; of `count` elements.
@@ -51,12 +52,14 @@ struct Residual {
 
 // out = gelu(x + bias); with `grad`, which is that of this, out = x's gradient. Without a bias it is null.
 struct Gelu {
-  const float *x, *bias, *grad; // (rows, width), (width,), (rows, width)
-  float* out;                   // (rows, width)
-  float* sums;                  // (ceil(rows / part), width): scratch memory, where there are a bias and `grad`
-  float* grad_bias;             // (width,), likewise
-  int64_t rows, width, part;    // `part` rows are worked on together: what is added up does not depend on threads
-  bool by_tanh;                 // else by erf, GELU itself
+  const void *x, *grad;      // (rows, width)
+  const float* bias;         // (width,)
+  void* out;                 // (rows, width)
+  float* sums;               // (ceil(rows / part), width): scratch memory, where there are a bias and `grad`
+  float* grad_bias;          // (width,), likewise
+  int64_t rows, width, part; // `part` rows are worked on together: what is added up does not depend on threads
+  bool by_tanh;              // else by erf, GELU itself
+  bool narrow;               // x, grad and out are of bfloat16, else of float32
 };
 
 // Float32, or bfloat16 (`narrow`): element (i, k) lies at data[i * row + k * column], and one of the strides is 1.

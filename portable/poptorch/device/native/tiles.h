@@ -11,6 +11,7 @@ typedef float Floats __attribute__((vector_size(kWidth * 4)));
 typedef int32_t Ints __attribute__((vector_size(kWidth * 4)));
 typedef uint32_t Unsigneds __attribute__((vector_size(kWidth * 4)));
 typedef float FloatsAnywhere __attribute__((vector_size(kWidth * 4), aligned(4), may_alias));
+typedef uint16_t NarrowAnywhere __attribute__((vector_size(kWidth * 2), aligned(2), may_alias)); // bfloat16
 
 constexpr int64_t kPanel = 2 * kWidth; // columns
 constexpr int64_t kBlock = 128;        // keys of a tile: one group of the mask
@@ -32,6 +33,36 @@ ALWAYS_INLINE Floats load(const float* from) {
 }
 ALWAYS_INLINE void store(float* to, Floats x) {
   *reinterpret_cast<FloatsAnywhere*>(to) = x;
+}
+// Elements of bfloat16, the upper halves of floats; stored to nearest, halfway cases to even.
+ALWAYS_INLINE Floats load(const uint16_t* from) {
+  return reinterpret_cast<Floats>(__builtin_convertvector(*reinterpret_cast<const NarrowAnywhere*>(from), Unsigneds)
+                                  << 16);
+}
+ALWAYS_INLINE void store(uint16_t* to, Floats x) {
+  const Unsigneds bits = reinterpret_cast<Unsigneds>(x);
+  const Unsigneds rounded = bits + 0x7FFF + (bits >> 16 & 1), quiet = bits | 0x400000; // NaN stays NaN
+  *reinterpret_cast<NarrowAnywhere*>(to) = __builtin_convertvector((x == x ? rounded : quiet) >> 16, NarrowAnywhere);
+}
+// The first `count` elements of a vector alone.
+template <typename Element> ALWAYS_INLINE Floats load(const Element* from, int64_t count) {
+  Element elements[kWidth] = {};
+  std::copy(from, from + count, elements);
+  return load(elements);
+}
+template <typename Element> ALWAYS_INLINE void store(Element* to, Floats x, int64_t count) {
+  Element elements[kWidth];
+  store(elements, x);
+  std::copy(elements, elements + count, to);
+}
+ALWAYS_INLINE float as_float(float x) {
+  return x;
+}
+ALWAYS_INLINE float as_float(uint16_t x) {
+  const uint32_t bits = static_cast<uint32_t>(x) << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
 }
 ALWAYS_INLINE Floats where(Ints mask, Floats x) { // 0 elsewhere
   return reinterpret_cast<Floats>(reinterpret_cast<Ints>(x) & mask);
@@ -143,21 +174,23 @@ void product(Left left, int64_t rows, const float* panels, int64_t panel_size, i
 // -- packing ----------------------------------------------------------------------------------------------------------
 
 // (rows, width) times `factor`, one row after the other.
-void pack_rows(const float* from, int64_t stride, int64_t rows, int64_t width, float factor, float* to) {
+template <typename Element>
+void pack_rows(const Element* from, int64_t stride, int64_t rows, int64_t width, float factor, float* to) {
   for (int64_t i = 0; i < rows; ++i) {
     for (int64_t d = 0; d < width; ++d) {
-      to[i * width + d] = from[i * stride + d] * factor;
+      to[i * width + d] = as_float(from[i * stride + d]) * factor;
     }
   }
 }
 
 // (rows, width) as panels of columns: (width / kPanel, rows, kPanel), with zeros after the last column.
-void pack_panels(const float* from, int64_t stride, int64_t rows, int64_t width, float factor, float* to) {
+template <typename Element>
+void pack_panels(const Element* from, int64_t stride, int64_t rows, int64_t width, float factor, float* to) {
   for (int64_t d = 0; d < width; d += kPanel) {
     const int64_t count = std::min(kPanel, width - d);
     for (int64_t i = 0; i < rows; ++i, to += kPanel) {
       for (int64_t n = 0; n < count; ++n) {
-        to[n] = from[i * stride + d + n] * factor;
+        to[n] = as_float(from[i * stride + d + n]) * factor;
       }
       for (int64_t n = count; n < kPanel; ++n) {
         to[n] = 0.0f;
@@ -167,18 +200,33 @@ void pack_panels(const float* from, int64_t stride, int64_t rows, int64_t width,
 }
 
 // (rows, width) transposed as panels: (rows / kPanel, width, kPanel), with zeros after the last row.
-void pack_transposed(const float* from, int64_t stride, int64_t rows, int64_t width, float* to) {
+template <typename Element>
+void pack_transposed(const Element* from, int64_t stride, int64_t rows, int64_t width, float* to) {
   for (int64_t i = 0; i < rows; i += kPanel, to += width * kPanel) {
     const int64_t count = std::min(kPanel, rows - i);
     for (int64_t n = 0; n < count; ++n) {
       for (int64_t d = 0; d < width; ++d) {
-        to[d * kPanel + n] = from[(i + n) * stride + d];
+        to[d * kPanel + n] = as_float(from[(i + n) * stride + d]);
       }
     }
     for (int64_t n = count; n < kPanel; ++n) {
       for (int64_t d = 0; d < width; ++d) {
         to[d * kPanel + n] = 0.0f;
       }
+    }
+  }
+}
+
+// Rows (rows, stride) times `factor` to where they belong.
+template <typename Element>
+void write(const float* from, int64_t stride, int64_t rows, int64_t width, float factor, Element* to, int64_t to_row) {
+  for (int64_t i = 0; i < rows; ++i) {
+    int64_t d = 0;
+    for (; d + kWidth <= width; d += kWidth) {
+      store(to + i * to_row + d, load(from + i * stride + d) * factor);
+    }
+    if (d < width) {
+      store(to + i * to_row + d, load(from + i * stride + d, width - d) * factor, width - d);
     }
   }
 }
@@ -192,8 +240,8 @@ struct Head {
         counter(static_cast<uint32_t>(sample % call.samples_per_key * call.heads + head)) {
   }
 
-  float* at(const View& view) const {
-    return view.data + sample * view.batch + head * view.head;
+  template <typename Element> Element* at(const View& view) const {
+    return static_cast<Element*>(view.data) + sample * view.batch + head * view.head;
   }
   float* log_sums() const {
     return call.log_sums + (sample * call.heads + head) * call.length;
@@ -272,7 +320,7 @@ ALWAYS_INLINE void to_dropped_exponentials(const Head& head, int64_t row, int64_
   }
 }
 
-void forward(const Attention& call, int64_t sample, int64_t number, float* scratch) {
+template <typename Element> void forward_of(const Attention& call, int64_t sample, int64_t number, float* scratch) {
   const Head head(call, sample, number);
   const int64_t T = call.length, D = call.width, E = call.value_width, wide_E = whole(E, kPanel);
   float* keys = scratch; // transposed panels
@@ -282,12 +330,13 @@ void forward(const Attention& call, int64_t sample, int64_t number, float* scrat
   float* context = queries + kStrip * D;      // (kStrip, wide_E)
   float* highest = context + kStrip * wide_E; // (kStrip,)
   float* sums = highest + kStrip;             // (kStrip,)
-  pack_transposed(head.at(call.key), call.key.row, T, D, keys);
-  pack_panels(head.at(call.value), call.value.row, T, E, 1.0f, values);
+  pack_transposed(head.at<Element>(call.key), call.key.row, T, D, keys);
+  pack_panels(head.at<Element>(call.value), call.value.row, T, E, 1.0f, values);
   const float kept_scale = 65536.0f / call.threshold;
   for (int64_t row = 0; row < T; row += kStrip) {
     const int64_t rows = std::min(kStrip, T - row);
-    pack_rows(head.at(call.query) + row * call.query.row, call.query.row, rows, D, call.scale * kLog2E, queries);
+    pack_rows(head.at<Element>(call.query) + row * call.query.row, call.query.row, rows, D, call.scale * kLog2E,
+              queries);
     std::fill(context, context + rows * wide_E, 0.0f);
     std::fill(highest, highest + rows, -std::numeric_limits<float>::infinity());
     std::fill(sums, sums + rows, 0.0f);
@@ -305,11 +354,8 @@ void forward(const Attention& call, int64_t sample, int64_t number, float* scrat
       product<true>({scores, kBlock, 1}, rows, values + first * kPanel, T * kPanel, count, E, context, wide_E);
     }
     for (int64_t i = 0; i < rows; ++i) {
-      const float factor = kept_scale / sums[i];
-      float* out = head.at(call.out) + (row + i) * call.out.row;
-      for (int64_t d = 0; d < E; ++d) {
-        out[d] = context[i * wide_E + d] * factor;
-      }
+      Element* out = head.at<Element>(call.out) + (row + i) * call.out.row;
+      write(context + i * wide_E, wide_E, 1, E, kept_scale / sums[i], out, call.out.row);
       head.log_sums()[row + i] = highest[i] + std::log2(sums[i]);
     }
   }
@@ -339,16 +385,7 @@ ALWAYS_INLINE void to_gradients(const Head& head, int64_t row, int64_t first_key
   });
 }
 
-// Rows (rows, stride) times `factor` to where they belong.
-void write(const float* from, int64_t stride, int64_t rows, int64_t width, float factor, float* to, int64_t to_row) {
-  for (int64_t i = 0; i < rows; ++i) {
-    for (int64_t d = 0; d < width; ++d) {
-      to[i * to_row + d] = from[i * stride + d] * factor;
-    }
-  }
-}
-
-void backward(const Attention& call, int64_t sample, int64_t number, float* scratch) {
+template <typename Element> void backward_of(const Attention& call, int64_t sample, int64_t number, float* scratch) {
   const Head head(call, sample, number);
   const int64_t T = call.length, D = call.width, E = call.value_width;
   const int64_t wide_T = whole(T, kBlock), wide_D = whole(D, kPanel), wide_E = whole(E, kPanel);
@@ -371,15 +408,15 @@ void backward(const Attention& call, int64_t sample, int64_t number, float* scra
   float* grad_values = take(kBlock * wide_E);
   float* scores = take(kStrip * kBlock);
   float* gradients = take(kStrip * kBlock);
-  pack_transposed(head.at(call.key), call.key.row, T, D, keys_transposed);
-  pack_transposed(head.at(call.value), call.value.row, T, E, values_transposed);
-  pack_panels(head.at(call.key), call.key.row, T, D, 1.0f, keys);
-  pack_rows(head.at(call.query), call.query.row, T, D, call.scale * kLog2E, queries);
-  pack_panels(head.at(call.query), call.query.row, T, D, call.scale * kLog2E, query_panels);
-  pack_rows(head.at(call.grad_out), call.grad_out.row, T, E, 1.0f, above);
-  pack_panels(head.at(call.grad_out), call.grad_out.row, T, E, 1.0f, above_panels);
+  pack_transposed(head.at<Element>(call.key), call.key.row, T, D, keys_transposed);
+  pack_transposed(head.at<Element>(call.value), call.value.row, T, E, values_transposed);
+  pack_panels(head.at<Element>(call.key), call.key.row, T, D, 1.0f, keys);
+  pack_rows(head.at<Element>(call.query), call.query.row, T, D, call.scale * kLog2E, queries);
+  pack_panels(head.at<Element>(call.query), call.query.row, T, D, call.scale * kLog2E, query_panels);
+  pack_rows(head.at<Element>(call.grad_out), call.grad_out.row, T, E, 1.0f, above);
+  pack_panels(head.at<Element>(call.grad_out), call.grad_out.row, T, E, 1.0f, above_panels);
   for (int64_t i = 0; i < T; ++i) { // sum over keys of probability times its gradient, dropout included
-    const float* out = head.at(call.out) + i * call.out.row;
+    const Element* out = head.at<Element>(call.out) + i * call.out.row;
     Floats sum = floats(0.0f);
     int64_t d = 0;
     for (; d + kWidth <= E; d += kWidth) {
@@ -390,7 +427,7 @@ void backward(const Attention& call, int64_t sample, int64_t number, float* scra
       deltas[i] += sum[lane];
     }
     for (; d < E; ++d) {
-      deltas[i] += out[d] * above[i * E + d];
+      deltas[i] += as_float(out[d]) * above[i * E + d];
     }
   }
   std::fill(grad_queries, grad_queries + T * wide_D, 0.0f);
@@ -414,11 +451,20 @@ void backward(const Attention& call, int64_t sample, int64_t number, float* scra
       product<true>(by_query, rows, keys + first * kPanel, T * kPanel, count, D, grad_queries + row * wide_D, wide_D);
       product<true>(gradients_by_key, count, query_panels + row * kPanel, T * kPanel, rows, D, grad_keys, wide_D);
     }
-    write(grad_keys, wide_D, keys_here, D, kLn2, head.at(call.grad_key) + first * call.grad_key.row, call.grad_key.row);
-    write(grad_values, wide_E, keys_here, E, kept_scale, head.at(call.grad_value) + first * call.grad_value.row,
-          call.grad_value.row);
+    write(grad_keys, wide_D, keys_here, D, kLn2, head.at<Element>(call.grad_key) + first * call.grad_key.row,
+          call.grad_key.row);
+    write(grad_values, wide_E, keys_here, E, kept_scale,
+          head.at<Element>(call.grad_value) + first * call.grad_value.row, call.grad_value.row);
   }
-  write(grad_queries, wide_D, T, D, call.scale, head.at(call.grad_query), call.grad_query.row);
+  write(grad_queries, wide_D, T, D, call.scale, head.at<Element>(call.grad_query), call.grad_query.row);
+}
+
+void forward(const Attention& call, int64_t sample, int64_t head, float* scratch) {
+  (call.narrow ? forward_of<uint16_t> : forward_of<float>)(call, sample, head, scratch);
+}
+
+void backward(const Attention& call, int64_t sample, int64_t head, float* scratch) {
+  (call.narrow ? backward_of<uint16_t> : backward_of<float>)(call, sample, head, scratch);
 }
 
 // -- residual sum -----------------------------------------------------------------------------------------------------

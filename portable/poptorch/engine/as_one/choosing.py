@@ -39,7 +39,8 @@ _DROPOUTS = frozenset({aten.dropout.default, aten.feature_dropout.default, aten.
 _ATTENTION = aten.scaled_dot_product_attention.default
 PRODUCTS = frozenset({aten.linear.default, aten.addmm.default, aten.mm.default, packed_linear, half_products.linear})
 # Functions of this package that stand in graphs: where they draw, by their name.
-_DRAWING_FUNCTIONS = frozenset({dropout_attention, half_products.attention_with_dropout, residual_dropout})
+_WITH_DROPOUT = frozenset({dropout_attention, half_products.attention_with_dropout})
+_DRAWING_FUNCTIONS = _WITH_DROPOUT | {residual_dropout}
 _EMBEDDINGS = frozenset({aten.embedding.default, tied_embedding})
 _UNCHANGED = _EMBEDDINGS | {aten.layer_norm.default, bias_gelu, with_alibi, with_key_bias}
 _ATTENTIONS = frozenset({_ATTENTION, causal_attention, half_products.attention})
@@ -126,7 +127,7 @@ def _depends_on_values(node: torch.fx.Node) -> bool:
 def _drawing_rule(node: torch.fx.Node) -> type[Rule]:
     if node.target is residual_dropout:
         return Keyed
-    if node.target is dropout_attention and _has_kernel(node):
+    if node.target in _WITH_DROPOUT and _has_kernel(node):
         return KeyedSamples
     return Dropout if node.target is aten.dropout.default else Drawing
 
@@ -186,8 +187,7 @@ def held_bytes(node: object) -> int:
     total = sum(each.numel() * each.element_size() for each in values if isinstance(each, torch.Tensor))
     if node.target is aten.dropout.default and draws(node):  # the noise
         total *= 2
-    attentions = (dropout_attention, half_products.attention_with_dropout)
-    if node.target in attentions and not _has_kernel(node):  # the probabilities, in float32 in any case
+    if node.target in _WITH_DROPOUT and not _has_kernel(node):  # the probabilities, in float32 in any case
         shape = node.args[0].meta["val"].shape
         total += math.prod(shape[:-1]) * shape[-2] * 4
     return total

@@ -191,7 +191,7 @@ class Keyed(Drawing):
 
     def forward(self, streams: Streams, *operands: torch.Tensor) -> tuple[torch.Tensor, Streams]:
         """The results, stacked, and the streams afterwards."""
-        if not all(self.stacked) or not native.serves(*operands):
+        if not all(self.stacked) or not native.serves(*operands, narrow=True):
             return super().forward(streams, *operands)
         keys, streams = streams.draw(lambda number: native.new_key())
         return self.keyed(operands, keys), streams

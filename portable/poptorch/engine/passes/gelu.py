@@ -14,6 +14,7 @@ from ..tracing.writes import origins
 from .patterns import only_use, overwritten
 
 aten = torch.ops.aten
+_TYPES = (torch.float32, torch.bfloat16)
 _FEWEST = 1 << 14  # elements; below, the call takes more time than the kernel saves
 
 
@@ -42,7 +43,7 @@ def _is_worth_it(node: torch.fx.Node) -> bool:
     if node.target is not aten.gelu.default:
         return False
     value, given = node.meta["val"], node.args[0].meta["val"]
-    return value.dtype == given.dtype == torch.float32 and value.dim() > 0 and value.numel() >= _FEWEST
+    return value.dtype == given.dtype and value.dtype in _TYPES and value.dim() > 0 and value.numel() >= _FEWEST
 
 
 def _has_bias(x: torch.fx.Node) -> bool:
