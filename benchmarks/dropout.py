@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import os
 import statistics
 import sys
 import time
@@ -72,17 +71,11 @@ def training_sides(args: argparse.Namespace) -> dict[str, SideProcess]:
         length=args.length, device="cpu", half=False, threads=args.threads,
     )  # fmt: skip
     sides = {}
-    asked = os.environ.get(KERNELS)
-    wanted = [("with dropout", DROPOUT, None), ("without", 0.0, None)]
+    wanted = [("with dropout", DROPOUT, {}), ("without", 0.0, {})]
     if not args.kernels_only:
-        wanted.append(("with dropout in plain torch", DROPOUT, "none"))
-    for name, dropout, kernels in wanted:
-        if kernels is not None:
-            os.environ[KERNELS] = kernels
-        sides[name] = SideProcess(train_step_sides.__file__, name, {**settings, "dropout": dropout}, "cpu")
-        os.environ.pop(KERNELS, None)
-        if asked is not None:
-            os.environ[KERNELS] = asked
+        wanted.append(("with dropout in plain torch", DROPOUT, {KERNELS: "none"}))
+    for name, dropout, variables in wanted:
+        sides[name] = SideProcess(train_step_sides.__file__, name, {**settings, "dropout": dropout}, "cpu", variables)
     for side in sides.values():
         side.ask("step")
     return sides

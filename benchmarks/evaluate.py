@@ -2,21 +2,24 @@
 
     python -m benchmarks.evaluate                     # GPT-2 small's shape, T 1024, stride 32, 2 threads
     python -m benchmarks.evaluate --model tiny --rounds 1
+    python -m benchmarks.evaluate --half              # --fp16 of tasks/evaluate_wiki.py, and float32 as a side, too
     python -m benchmarks.evaluate --json benchmarks/records/evaluate_cpu.json
 
-Random weights and ids; both sides score the same windows of the same model in turn and must come to the same loss.
-The figure is scored tokens a second: a window of T tokens counts its `stride` new ones. Medians over the rounds, and
-the median of the ratios within a round.
+Random weights and ids; the sides score the same windows of the same model in turn and must come to the same loss, in
+half as far as its products are exact: how far the perplexity is off is told. The figure is scored tokens a second: a
+window of T tokens counts its `stride` new ones. Medians over the rounds, and the medians of the ratios within a round.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
+import math
 import statistics
 import sys
 import time
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Iterable
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -24,6 +27,9 @@ from benchmarks import record, train_step  # noqa: E402
 from corpora.program import ProgramParser  # noqa: E402
 
 STRIDE = 32
+OURS, FLOAT32, TRANSFORMERS = "ours", "ours in float32", "transformers"
+# Relative, of a loss: float32 adds up in another order; half may have products of bfloat16, good to 1 part in 256.
+TOLERANCE, HALF_TOLERANCE = 1e-4, 2**-8
 
 
 def sides(args: argparse.Namespace) -> dict[str, Callable[[], float]]:
@@ -53,10 +59,10 @@ def sides(args: argparse.Namespace) -> dict[str, Callable[[], float]]:
     ids = np.random.default_rng(0).integers(0, vocabulary, args.length + args.windows * STRIDE + 1)
     cut = SlidingWindows(ids, args.length, STRIDE)
     items = cut[len(cut) - args.windows :]  # the first window scores all of its tokens; it is left out
-    scorer = Scorer(gpt2, lambda: poptorch.Options().deviceIterations(args.windows), 1)
 
-    def ours() -> float:
-        return scorer.score(items, cut.length, cut.width).total()[0]
+    def ours(model: GPT2LMHeadModel) -> Callable[[], float]:
+        scorer = Scorer(model, lambda: poptorch.Options().deviceIterations(args.windows), 1)
+        return lambda: scorer.score(items, cut.length, cut.width).total()[0]
 
     def reference() -> float:
         total = 0.0
@@ -69,30 +75,45 @@ def sides(args: argparse.Namespace) -> dict[str, Callable[[], float]]:
                 total += float(loss) * len(item.targets)
         return total
 
-    return {"ours": ours, "transformers": reference}
+    if args.half:
+        return {OURS: ours(copy.deepcopy(gpt2).half()), FLOAT32: ours(gpt2), TRANSFORMERS: reference}
+    return {OURS: ours(gpt2), TRANSFORMERS: reference}
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Alternating rounds; RuntimeError if the two sides' losses differ."""
+    """Alternating rounds; RuntimeError if the sides' losses differ."""
     functions = sides(args)
     losses = {name: function() for name, function in functions.items()}  # warms up
-    if not abs(losses["ours"] - losses["transformers"]) <= 1e-4 * losses["transformers"]:  # of NaN neither holds
-        raise RuntimeError(f"the sides do not agree: {losses}")
+    expected = losses[TRANSFORMERS]
+    for name, loss in losses.items():
+        tolerance = HALF_TOLERANCE if args.half and name == OURS else TOLERANCE
+        if not abs(loss - expected) <= tolerance * expected:  # of NaN neither holds
+            raise RuntimeError(f"the sides do not agree: {losses}")
     rounds = []
     for index in range(args.rounds):
         row = {}
-        for name in sorted(functions, reverse=index % 2 == 1):
+        for name in functions if index % 2 == 0 else reversed(functions):
             start = time.perf_counter()
             functions[name]()
             row[name] = args.windows * STRIDE / (time.perf_counter() - start)
         rounds.append(row)
-        print(f"  round {index + 1}: {row['ours']:.1f} and {row['transformers']:.1f} scored tokens/s", flush=True)
+        print(f"  round {index + 1}: {_listed(row, functions)} scored tokens/s", flush=True)
+    ratios = {name: statistics.median(row[OURS] / row[name] for row in rounds) for name in functions if name != OURS}
     return {
         "losses": losses,
         "rounds": rounds,
         "scored_tokens_per_second": {name: statistics.median(row[name] for row in rounds) for name in functions},
-        "times_faster": statistics.median(row["ours"] / row["transformers"] for row in rounds),
+        "times_faster": ratios[TRANSFORMERS],
+        "times_faster_than": ratios,
+        # exp of the mean loss over the other side's
+        "perplexity_off_by": {
+            name: math.expm1((losses[OURS] - losses[name]) / (args.windows * STRIDE)) for name in ratios
+        },
     }
+
+
+def _listed(figures: dict[str, float], names: Iterable[str]) -> str:
+    return ", ".join(f"{name} {figures[name]:.1f}" for name in names)
 
 
 def main(argv: list[str]) -> int:
@@ -101,19 +122,24 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--length", type=int, default=1024, help="window T in tokens")
     parser.add_argument("--windows", type=int, default=2, help="windows in a round")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads of both sides")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads of all sides")
+    parser.add_argument("--half", action="store_true", help="ours with half weights, beside float32 and transformers'")
     parser.add_argument("--json", metavar="FILE", help="write the results there too")
     args = parser.parse_args(argv)
-    print(f"{args.model}, T {args.length}, stride {STRIDE}, {args.windows} windows a round: ours and transformers")
+    compared = "ours in half, ours in float32 and transformers" if args.half else "ours and transformers"
+    print(f"{args.model}, T {args.length}, stride {STRIDE}, {args.windows} windows a round: {compared}")
     try:
         result = measure(args)
     except RuntimeError as error:
         print(f"evaluate: {error}", file=sys.stderr)
         return 1
     figures = result["scored_tokens_per_second"]
-    print(f"ours {figures['ours']:.1f}, transformers {figures['transformers']:.1f}, ratio {result['times_faster']:.2f}")
+    print(f"scored tokens/s: {_listed(figures, figures)}")
+    for name, ratio in result["times_faster_than"].items():
+        off = result["perplexity_off_by"][name]
+        print(f"beside {name}: {ratio:.2f} times as fast, perplexity {off:+.4%}")
     if args.json:
-        settings = {key: getattr(args, key) for key in ("model", "length", "windows", "rounds", "threads")}
+        settings = {key: getattr(args, key) for key in ("model", "length", "windows", "rounds", "threads", "half")}
         record.write(args.json, record.head("evaluate", argv), {**settings, "stride": STRIDE}, result)
     return 0
 

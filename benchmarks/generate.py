@@ -7,8 +7,8 @@
 
 Weights are random: speed does not depend on them, and the greedy texts of all float32 sides are compared. Each side
 lives in a process of its own and they take turns, one text at a time. Reported are medians over the rounds of the
-milliseconds from token to token, and of the ratios within a round. Also measured, of ours: the loop on the device,
-batches of 8, and a prompt of 512 tokens against a matrix product just before. llama.cpp takes part where
+milliseconds from token to token, and of the ratios within a round. Also measured, of ours: the loop on the device and
+batches of 8; a long prompt is what prefill.py measures. llama.cpp takes part where
 `pip install -r requirements-benchmarks.txt -c constraints.txt` has been run.
 """
 
@@ -30,7 +30,6 @@ from corpora.program import ProgramParser  # noqa: E402
 
 # n_layer, n_embd, n_head, vocabulary
 MODELS = {"tiny": (2, 64, 2, 50257), "gpt2": (12, 768, 12, 50257)}
-PREFILL = 512  # tokens
 
 
 def write_checkpoint(folder: Path, model: str) -> None:
@@ -82,7 +81,7 @@ def sides(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 
 def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """All rounds: milliseconds from token to token by side, and ours with a long prompt."""
+    """All rounds: milliseconds from token to token by side."""
     chosen = sides(args)
     for settings in chosen.values():
         settings["folder"] = str(folder)
@@ -94,20 +93,17 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     try:
         texts = {name: worker.ask("generate")["tokens"] for name, worker in workers.items()}  # the first one warms up
         rounds: list[dict[str, float]] = []
-        prefills: list[dict[str, float]] = []
         for index in range(args.rounds):
             order = list(workers) if index % 2 == 0 else list(workers)[::-1]
             rounds.append({name: workers[name].ask("generate")["milliseconds"] for name in order})
-            if "ours float32" in workers and args.device == "cpu":
-                prefills.append(workers["ours float32"].ask("prefill"))
             print(f"round {index + 1}: " + ", ".join(f"{name} {rounds[-1][name]:.2f}" for name in workers), flush=True)
     finally:
         for worker in workers.values():
             worker.close()
-    return {"rounds": rounds, "prefills": prefills, "texts": texts, **summary(args, list(workers), rounds, prefills)}
+    return {"rounds": rounds, "texts": texts, **summary(list(workers), rounds)}
 
 
-def summary(args: argparse.Namespace, names: list[str], rounds: list[dict], prefills: list[dict]) -> dict[str, Any]:
+def summary(names: list[str], rounds: list[dict[str, float]]) -> dict[str, Any]:
     """Medians and ratios."""
 
     def ratio(other: str, own: str) -> float:
@@ -121,13 +117,6 @@ def summary(args: argparse.Namespace, names: list[str], rounds: list[dict], pref
     }
     if "ours float32, batch 8" in names and "ours float32" in names:
         result["batch_8_tokens_per_second_over_batch_1"] = 8 * ratio("ours float32", "ours float32, batch 8")
-    if prefills:
-        layers, width, _, vocabulary = MODELS[args.model]
-        # 2 for each weight of a matrix and token; attention's two products over the positions that are seen; the head
-        flops = 2 * 12 * layers * width**2 * PREFILL + 2 * layers * width * PREFILL**2 + 2 * width * vocabulary
-        result["prefill_share_of_matrix_product"] = statistics.median(
-            flops / row["seconds"] / (row["gflops"] * 1e9) for row in prefills
-        )
     return result
 
 
@@ -142,8 +131,6 @@ def report(results: dict[str, Any]) -> str:
         lines.append(f"greedy text of {name}: {same} of {len(text)} tokens as {first}")
     if "batch_8_tokens_per_second_over_batch_1" in results:
         lines.append(f"batch 8: {results['batch_8_tokens_per_second_over_batch_1']:.2f} times the tokens/s of batch 1")
-    if "prefill_share_of_matrix_product" in results:
-        lines.append(f"prompt of {PREFILL}: {results['prefill_share_of_matrix_product']:.0%} of a matrix product")
     return "\n".join(lines)
 
 

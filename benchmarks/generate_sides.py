@@ -1,7 +1,7 @@
 """The processes of generate.py: each continues the same prompt whenever its standard input asks for it.
 
-Requests, a line each: "generate" -> {"milliseconds" from token to token, "tokens"}; of our sides also "prefill" ->
-{"seconds", "gflops" of a matrix product just before}.
+Requests, a line each: "generate" -> {"milliseconds" from token to token, "tokens"}. prefill.py's sides are ours, too:
+"prefill" -> {"seconds" of a prompt of settings["prompt"] tokens}, "product" -> {"gflops", "type"} of a matrix product.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, Callable
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.side_process import serve  # noqa: E402
+from benchmarks.train_step_sides import product_speed  # noqa: E402
 
 PROMPT = list(range(100, 132))  # 32 token ids; what they are does not matter with random weights
 Answer = Callable[[], dict[str, Any]]
@@ -33,10 +34,11 @@ def ours(settings: dict[str, Any]) -> dict[str, Answer]:
     from generation.text_generator import TextGenerator
 
     flags = {"float32": [], "float16": ["--fp16"], "int8": ["--int8"]}[settings["precision"]]
-    words = ["--model-name-or-path", settings["folder"], "--input-len", "512", "--topk", "1", *flags]
+    longest = settings.get("prompt", len(PROMPT) if settings["way"] == "loop" else 512)
+    words = ["--model-name-or-path", settings["folder"], "--input-len", str(longest), "--topk", "1", *flags]
     words += ["--output-len", str(settings["tokens"]), "--repetition-penalty", "1"]
     if settings["way"] == "loop":
-        words += ["--poptorch-loop", "true", "--single-ipu", "true", "--input-len", "32"]
+        words += ["--poptorch-loop", "true", "--single-ipu", "true"]
     if settings["way"] == "modules":
         words += ["--custom-ops", "false"]
     generator = TextGenerator(parse_generate_args([*words, "--batch-size", str(settings["batch"])]))
@@ -51,20 +53,20 @@ def ours(settings: dict[str, Any]) -> dict[str, Answer]:
         return {"milliseconds": between(times[:: settings["batch"]]), "tokens": texts[0].tokens}
 
     def prefill() -> dict[str, Any]:
-        square = torch.randn(1536, 1536)
-        product = min(_seconds(lambda: torch.mm(square, square)) for _ in range(5))
-        ids = torch.zeros(1, 512, dtype=torch.int32)
-        count = torch.tensor([512], dtype=torch.int32)
-        seconds = _seconds(lambda: generator.executor(ids, count * 0, count, torch.zeros(1)))
-        return {"seconds": seconds, "gflops": 2e-9 * 1536**3 / product}
+        if generator.width < longest:
+            raise RuntimeError(f"a call takes {generator.width} tokens of a prompt.\nHINT: run `make`")
+        ids = torch.zeros(1, longest, dtype=torch.int32)
+        count = torch.tensor([longest], dtype=torch.int32)
+        if settings["way"] == "loop":
+            inputs = (ids, count, torch.zeros(1, settings["tokens"]))
+        else:
+            inputs = (ids, count * 0, count, torch.zeros(1))
+        start = time.perf_counter()
+        generator.executor(*inputs)
+        return {"seconds": time.perf_counter() - start}
 
-    return {"generate": continuation, "prefill": prefill}
-
-
-def _seconds(call: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
+    half = settings["precision"] == "float16"
+    return {"generate": continuation, "prefill": prefill, "product": lambda: product_speed("cpu", half)}
 
 
 def transformers(settings: dict[str, Any]) -> dict[str, Answer]:

@@ -2,6 +2,7 @@
 
     python -m benchmarks.micro_batches                          # GPT-2 small, T 128 and T 32, 2 threads
     python -m benchmarks.micro_batches --model tiny --rounds 1  # a smoke run
+    python -m benchmarks.micro_batches --half                   # all sides in half, as train_step.py's
     python -m benchmarks.micro_batches --json benchmarks/records/micro_batches.json
 
 A step is the forward and backward passes of all micro-batches and AdamW. Three sides, each in a process of its own,
@@ -20,23 +21,26 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import micro_batches_sides, record  # noqa: E402
+from benchmarks import record, train_step_sides  # noqa: E402
 from benchmarks.side_process import SideProcess  # noqa: E402
 from benchmarks.train_step import MODELS  # noqa: E402
 from corpora.program import ProgramParser  # noqa: E402
 
+VARIABLE = "POPTORCH_PORTABLE_MICRO_BATCHES_AS_ONE"
 CHOSEN, ALONE, BATCH = "as chosen", "one at a time", "one batch"
 
 
 def start(side: str, args: argparse.Namespace, length: int) -> SideProcess:
     """A side, which makes a step whenever it is asked to."""
     layers, width, heads, vocabulary = MODELS[args.model]
+    batch, accumulation = (args.samples, 1) if side == BATCH else (1, args.samples)
     settings = dict(
-        layers=layers, width=width, heads=heads, vocabulary=vocabulary, length=length, threads=args.threads,
-        dropout=args.dropout, batch=args.samples if side == BATCH else 1,
-        accumulation=1 if side == BATCH else args.samples, as_one={ALONE: 1, CHOSEN: args.as_one}.get(side),
+        side="ours", layers=layers, width=width, heads=heads, vocabulary=vocabulary, batch=batch, length=length,
+        accumulation=accumulation, device="cpu", half=args.half, threads=args.threads, dropout=args.dropout,
     )  # fmt: skip
-    return SideProcess(micro_batches_sides.__file__, side, settings, "cpu")
+    as_one = {ALONE: 1, CHOSEN: args.as_one}.get(side)
+    variables = {} if as_one is None else {VARIABLE: str(as_one)}
+    return SideProcess(train_step_sides.__file__, side, settings, "cpu", variables)
 
 
 def measure(args: argparse.Namespace, length: int) -> dict[str, Any]:
@@ -86,6 +90,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="steps that are measured on each side")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of each side")
     parser.add_argument("--dropout", type=float, default=0.0)
+    parser.add_argument("--half", action="store_true", help="half weights and optimizer, a static loss scaling")
     parser.add_argument("--as-one", type=int, metavar="N", help="micro-batches that run as one; otherwise as chosen")
     parser.add_argument("--json", metavar="FILE", help="write the results there too")
     args = parser.parse_args(argv)
@@ -102,17 +107,17 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def main(argv: list[str]) -> int:
     args = parse(argv)
-    results = []
+    results, half = [], ", half" if args.half else ""
     try:
         for length in args.length:
-            print(f"{args.model}, {args.samples} samples of {length} tokens, dropout {args.dropout}", flush=True)
+            print(f"{args.model}, {args.samples} samples of {length} tokens, dropout {args.dropout}{half}", flush=True)
             results.append(measure(args, length))
     except RuntimeError as error:
         print(f"micro_batches: {error}", file=sys.stderr)
         return 1
     print(table(results))
     if args.json:
-        keys = ("model", "samples", "rounds", "threads", "dropout", "as_one")
+        keys = ("model", "samples", "rounds", "threads", "dropout", "half", "as_one")
         head = record.head("micro_batches", argv)
         record.write(args.json, head, {key: getattr(args, key) for key in keys}, results)
     return 0

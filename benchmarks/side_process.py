@@ -20,26 +20,24 @@ class SideProcess:
         program: the file that calls `serve`. name: the side's, for a message.
         settings: what it gets as JSON. "threads" are the CPU threads of its libraries.
         device: "cpu" or "cuda", for the runtime.
-        modules: the folder whose runtime the side imports, if it is not this checkout's.
+        variables: of its environment, beside those that this process has.
     """
 
     def __init__(
-        self, program: str, name: str, settings: Mapping[str, Any], device: str, modules: str | None = None
+        self, program: str, name: str, settings: Mapping[str, Any], device: str, variables: Mapping[str, str] = {}
     ) -> None:
         self.name = name
-        variables = dict(
-            os.environ,
-            OMP_NUM_THREADS=str(settings["threads"]),
-            POPTORCH_PORTABLE_DEVICE=device,
-            TRANSFORMERS_VERBOSITY="error",
-        )
-        if modules is not None:
-            variables["PYTHONPATH"] = modules
         self._process = subprocess.Popen(
             [sys.executable, program, json.dumps(settings)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=variables,
+            env={
+                **os.environ,
+                "OMP_NUM_THREADS": str(settings["threads"]),
+                "POPTORCH_PORTABLE_DEVICE": device,
+                "TRANSFORMERS_VERBOSITY": "error",
+                **variables,
+            },
             text=True,
         )
 

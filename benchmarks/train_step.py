@@ -4,15 +4,17 @@
     python -m benchmarks.train_step --model tiny --rounds 1     # a smoke run
     python -m benchmarks.train_step --json benchmarks/records/train_step_cpu.json
     python -m benchmarks.train_step --half --compile --other ../c624705     # a CPU with units for bfloat16
+    python -m benchmarks.train_step --batch 1 --length 1024 --accumulation 4 --half --other ../c624705 --sides other
 
 With --half a CPU's sides are this program in half, whose products have the type that the runtime chooses, or
 POPTORCH_PORTABLE_HALF says, and transformers with autocast to bfloat16; the ceiling is the product of the faster of
-bfloat16 and float32. --compile adds transformers behind torch.compile, --other another checkout of this tree.
+bfloat16 and float32. --compile adds transformers behind torch.compile, --other another checkout of this tree;
+--sides keeps only what it names beside this program.
 
-A step is forward, backward and AdamW on one micro-batch. Machines drift, so only ratios of runs next to each other
-count: each side lives in a process of its own, and the processes take turns, one step at a time, with a square matrix
-product between them as the measure of what the machine can do at that moment. Reported are medians over the rounds, the
-median of the ratios within a round, and the peak memory of each process.
+A step is forward and backward of --accumulation micro-batches, one by default, and AdamW. Machines drift, so only
+ratios of runs next to each other count: each side lives in a process of its own, and the processes take turns, one step
+at a time, with a square matrix product between them as the measure of what the machine can do at that moment. Reported
+are medians over the rounds, the median of the ratios within a round, and the peak memory of each process.
 """
 
 from __future__ import annotations
@@ -36,25 +38,21 @@ MODELS = {"tiny": (2, 64, 2, 4096), "gpt2": (12, 768, 12, 50257)}
 
 def sides_of(args: argparse.Namespace) -> list[str]:
     """The names of what is compared, ours first."""
-    return ["ours", *(["other"] if args.other else []), "transformers", *(["compiled"] if args.compile else [])]
+    there = {"other": args.other is not None, "transformers": True, "compiled": args.compile}
+    return ["ours", *(side for side in there if there[side] and (args.sides is None or side in args.sides))]
 
 
 def start(side: str, args: argparse.Namespace, dropout: float) -> SideProcess:
     """A side, which makes a step whenever it is asked to."""
-    if side == "other":
-        program = args.other / "benchmarks" / "train_step_sides.py"
-        return SideProcess(
-            str(program), side, _settings("ours", args, dropout), args.device, str(args.other / "portable")
-        )
-    return SideProcess(train_step_sides.__file__, side, _settings(side, args, dropout), args.device)
-
-
-def _settings(side: str, args: argparse.Namespace, dropout: float) -> dict[str, Any]:
     layers, width, heads, vocabulary = MODELS[args.model]
-    return dict(
+    settings = dict(
         side=side, layers=layers, width=width, heads=heads, vocabulary=vocabulary, batch=args.batch,
-        length=args.length, device=args.device, half=args.half, threads=args.threads, dropout=dropout,
+        length=args.length, accumulation=args.accumulation, device=args.device, half=args.half, threads=args.threads,
+        dropout=dropout,
     )  # fmt: skip
+    if side == "other":  # measured by this checkout's program, whatever its own knows of
+        settings.update(side="ours", checkout=str(args.other))
+    return SideProcess(train_step_sides.__file__, side, settings, args.device)
 
 
 def compile_only(args: argparse.Namespace) -> None:
@@ -73,7 +71,7 @@ def measure(args: argparse.Namespace, dropout: float) -> dict[str, Any]:
     sides = sides_of(args)
     workers = {side: start(side, args, dropout) for side in sides}
     try:
-        tokens = args.batch * args.length
+        tokens = args.accumulation * args.batch * args.length
         for worker in workers.values():
             worker.ask("step")  # the first one compiles and allocates
         rounds: list[dict[str, float]] = []
@@ -99,7 +97,7 @@ def measure(args: argparse.Namespace, dropout: float) -> dict[str, Any]:
         "dropout": dropout,
         "rounds": rounds,
         "tokens_per_second": {side: statistics.median(row[side] for row in rounds) for side in sides},
-        "times_faster": ratios["transformers"],
+        **({"times_faster": ratios["transformers"]} if "transformers" in ratios else {}),
         "times_faster_than": ratios,
         "matrix_product_gflops": gflops,
         "matrix_product_type": product["type"],
@@ -127,7 +125,7 @@ def table(results: list[dict[str, Any]]) -> str:
     """The results as aligned text."""
     lines = [f"{'dropout':>7} {'side':<13} {'tokens/s':>9} {'of ceiling':>10} {'peak GB':>8} {'ratio':>6}"]
     for result in results:
-        ratios = {**result.get("times_faster_than", {}), "transformers": None, "ours": result["times_faster"]}
+        ratios = {**result.get("times_faster_than", {}), "transformers": None, "ours": result.get("times_faster")}
         for side, speed in result["tokens_per_second"].items():
             ratio = "" if ratios[side] is None else f"{ratios[side]:6.2f}"  # ours to transformers, or to the side
             lines.append(
@@ -142,6 +140,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--model", choices=sorted(MODELS), default="gpt2", help="size of the model")
     parser.add_argument("--batch", type=int, default=4, help="samples of a micro-batch")
     parser.add_argument("--length", type=int, default=256, help="tokens of a sample, at most 1024")
+    parser.add_argument("--accumulation", type=int, default=1, metavar="N", help="micro-batches of a weight update")
     parser.add_argument("--rounds", type=int, default=5, help="steps that are measured on each side")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of each side")
     parser.add_argument("--dropout", type=float, nargs="+", default=[0.0, 0.1], help="one measurement for each")
@@ -155,11 +154,23 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--compile", action="store_true", help="transformers with torch.compile too, as a side of its own"
     )
     parser.add_argument("--other", type=Path, metavar="DIR", help="another checkout of this tree, as a side of its own")
+    parser.add_argument(
+        "--sides",
+        nargs="+",
+        choices=("ours", "other", "transformers", "compiled"),
+        metavar="WORD",
+        help="only these of other, transformers and compiled beside ours, which always takes part",
+    )
     parser.add_argument("--compile-only", action="store_true", help="make one step on each side and measure nothing")
     parser.add_argument("--json", metavar="FILE", help="write the results there too")
     args = parser.parse_args(argv)
-    problems = [
-        f"--{name} must be at least 1" for name in ("batch", "length", "rounds", "threads") if getattr(args, name) < 1
+    counts = ("batch", "length", "accumulation", "rounds", "threads")
+    problems = [f"--{name} must be at least 1" for name in counts if getattr(args, name) < 1]
+    needed = {"other": ("--other DIR", args.other), "compiled": ("--compile", args.compile)}
+    problems += [
+        f"--sides {side}: there is none without {flag}"
+        for side, (flag, given) in needed.items()
+        if side in (args.sides or ()) and not given
     ]
     if args.length > 1024:
         problems.append("--length must be at most 1024, the positions of GPT-2")
@@ -167,10 +178,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
         problems.append("--dropout must be in [0, 1)")
     if args.other is not None:
         args.other = args.other.absolute()
-        if not (args.other / "benchmarks" / "train_step_sides.py").is_file():
-            problems.append(
-                f"--other {args.other}: no benchmarks/train_step_sides.py there; name a checkout of this tree"
-            )
+        if not all((args.other / part).is_dir() for part in ("model", "portable/poptorch")):
+            problems.append(f"--other {args.other}: no model/ and portable/ there; name a checkout of this tree")
     if problems:
         parser.error("; ".join(problems))
     return args
@@ -178,7 +187,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def main(argv: list[str]) -> int:
     args = parse(argv)
-    missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
+    libraries = ("torch", *(["transformers"] if {"transformers", "compiled"} & set(sides_of(args)) else []))
+    missing = [name for name in libraries if importlib.util.find_spec(name) is None]
     if missing:
         print(f"train_step: {' and '.join(missing)} not installed. Run `make setup-dev` first.", file=sys.stderr)
         return 2
@@ -188,8 +198,10 @@ def main(argv: list[str]) -> int:
             compile_only(args)
             return 0
         for dropout in args.dropout:
+            batches = f"{args.accumulation} x " if args.accumulation > 1 else ""
             print(
-                f"{args.model}, {args.batch} x {args.length} tokens, dropout {dropout}: {', '.join(sides_of(args))}",
+                f"{args.model}, {batches}{args.batch} x {args.length} tokens, dropout {dropout}: "
+                f"{', '.join(sides_of(args))}",
                 flush=True,
             )
             results.append(measure(args, dropout))
@@ -203,7 +215,7 @@ def main(argv: list[str]) -> int:
             f"{result['matrix_product_type']} product of {result['matrix_product_gflops']:,.0f} GFLOP/s"
         )
     if args.json:
-        keys = ("model", "batch", "length", "rounds", "threads", "device", "half")
+        keys = ("model", "batch", "length", "accumulation", "rounds", "threads", "device", "half")
         head = record.head("train_step", argv, device=args.device)
         record.write(args.json, head, {key: getattr(args, key) for key in keys}, results)
     return 0

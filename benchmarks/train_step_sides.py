@@ -1,4 +1,4 @@
-"""The processes of train_step.py: each makes one step whenever its standard input asks for it.
+"""The processes of train_step.py and its like: each makes one weight update whenever its standard input asks for it.
 
 Requests, a line each: "step" -> {"seconds", "processor_seconds"}, "product" -> {"gflops", "type"},
 "memory" -> {"peak_gb", "loss"}.
@@ -6,6 +6,7 @@ Requests, a line each: "step" -> {"seconds", "processor_seconds"}, "product" -> 
 
 from __future__ import annotations
 
+import inspect
 import resource
 import sys
 import time
@@ -60,13 +61,18 @@ def our_step(settings: dict[str, Any]) -> Callable[[], float]:
     options.randomSeed(0)
     if settings["half"]:
         options.Precision.enableStochasticRounding(True)
+    accumulation = _accumulation(settings)
+    options.Training.gradientAccumulation(accumulation)
+    options.outputMode(poptorch.OutputMode.All)
     optimizer = poptorch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.01, **states)
     training = poptorch.trainingModel(model, options, optimizer)
-    ids, labels = _batch(settings)
+    inputs = _batch(settings)
+    if "label_counts" in inspect.signature(model.forward).parameters:  # older checkouts have none
+        inputs += (torch.full((accumulation, 2), float(settings["batch"] * settings["length"])),)
 
     def step() -> float:
-        loss, _ = training(ids, labels)
-        return float(loss)
+        loss, _ = training(*inputs)
+        return float(loss.mean())
 
     return step
 
@@ -95,27 +101,35 @@ def transformers_step(settings: dict[str, Any]) -> Callable[[], float]:
         model = torch.compile(model)
     half = torch.float16 if device == "cuda" else torch.bfloat16
     scaler = torch.amp.GradScaler(device, enabled=settings["half"] and half == torch.float16)
-    ids, labels = (tensor.to(device).long() for tensor in _batch(settings))
+    batches = list(zip(*(tensor.to(device).long().split(settings["batch"]) for tensor in _batch(settings))))
 
     def step() -> float:
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(device, half, enabled=settings["half"]):
-            # The labels are shifted already, as ours are.
-            loss = model(input_ids=ids, labels=labels, shift_labels=labels).loss
-        scaler.scale(loss).backward()
+        total = 0.0
+        for ids, labels in batches:
+            with torch.autocast(device, half, enabled=settings["half"]):
+                # The labels are shifted already, as ours are.
+                loss = model(input_ids=ids, labels=labels, shift_labels=labels).loss / len(batches)
+            scaler.scale(loss).backward()
+            total += loss.detach()
         scaler.step(optimizer)
         scaler.update()
-        return float(loss.detach())
+        return float(total)
 
     return step
 
 
+def _accumulation(settings: dict[str, Any]) -> int:
+    """Micro-batches of a weight update."""
+    return settings.get("accumulation", 1)
+
+
 def _batch(settings: dict[str, Any]) -> Any:
-    """Two (B, T) int32 tensors: random ids, and each one's successor."""
+    """Two (A B, T) int32 tensors, of A micro-batches of B samples: random ids, and each one's successor."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
-    shape = (settings["batch"], settings["length"] + 1)
+    shape = (_accumulation(settings) * settings["batch"], settings["length"] + 1)
     ids = torch.randint(settings["vocabulary"], shape, generator=generator, dtype=torch.int32)
     return ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
 
@@ -162,8 +176,22 @@ def peak_memory_gb(device: str) -> float:
     return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9
 
 
+def use_checkout(folder: Path) -> None:
+    """Application and runtime are imported from another checkout of this tree. RuntimeError if they are not."""
+    sys.path[:0] = [str(folder), str(folder / "portable")]
+    import poptorch
+
+    import model
+
+    for module in (poptorch, model):
+        if not Path(module.__file__).is_relative_to(folder):
+            raise RuntimeError(f"{module.__name__} is that of {module.__file__}, not of {folder}")
+
+
 def requests(settings: dict[str, Any]) -> dict[str, Callable[[], dict[str, Any]]]:
     """What answers each request."""
+    if "checkout" in settings:
+        use_checkout(Path(settings["checkout"]))
     import torch
 
     torch.manual_seed(0)

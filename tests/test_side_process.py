@@ -17,7 +17,8 @@ def requests(settings):
     import torch
 
     print("noise of a library")
-    variables = [os.environ["POPTORCH_PORTABLE_DEVICE"], os.environ["OMP_NUM_THREADS"], torch.get_num_threads()]
+    variables = [os.environ[name] for name in ("POPTORCH_PORTABLE_DEVICE", "OMP_NUM_THREADS", "OF_A_SIDE")]
+    variables.append(torch.get_num_threads())
     return {{"add": lambda: {{"sum": settings["a"] + 1, "variables": variables}}, "die": lambda: os._exit(1)}}
 
 serve(requests)
@@ -27,9 +28,9 @@ serve(requests)
 def test_answers_and_an_early_end(tmp_path, capfd):
     program = tmp_path / "side.py"
     program.write_text(SIDE)
-    side = SideProcess(str(program), "ours", {"a": 2, "threads": 1}, "cpu")
+    side = SideProcess(str(program), "ours", {"a": 2, "threads": 1}, "cpu", {"OF_A_SIDE": "x"})
     try:
-        assert [side.ask("add") for _ in range(2)] == [{"sum": 3, "variables": ["cpu", "1", 1]}] * 2
+        assert [side.ask("add") for _ in range(2)] == [{"sum": 3, "variables": ["cpu", "1", "x", 1]}] * 2
         for _ in range(2):
             with pytest.raises(RuntimeError, match="process that measures 'ours' ended early.\nHINT: "):
                 side.ask("die")
