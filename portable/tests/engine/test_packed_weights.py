@@ -11,6 +11,7 @@ from programs import Body
 
 import poptorch
 from poptorch.device import packed_linear
+from poptorch.device.policy import products_of
 
 CLONE = torch.ops.aten.clone.default
 K, N, ROWS = 512, 600, 16
@@ -131,3 +132,39 @@ def test_copies_that_are_needed_stay():
     found = poptorch.inferenceModel(model)(x)
     assert [float(value[0, 0]) for value in found] == [2.0, 3.0, 15.0, 1.0]
     assert found[3].data_ptr() != x.data_ptr()
+
+
+@pytest.mark.parametrize("case", PACKED)
+def test_products_of_bfloat16_are_packed_where_the_cpu_has_them(case, monkeypatch):
+    """But for those whose results leave the program, which are float32."""
+    monkeypatch.setenv("POPTORCH_PORTABLE_HALF", "bfloat16")
+    model = body(lambda m, x: F.relu(PACKED[case](m, x))).half()
+    executor = poptorch.inferenceModel(model)
+    x = sample().half()
+    found = executor(x)
+    dtypes = [
+        node.args[4]
+        for stage in executor.program.stages
+        for s in stage.segments
+        for node in s.module.graph.nodes
+        if node.target is packed_linear.packed_linear
+    ]
+    native = products_of("bfloat16").native
+    assert dtypes == [torch.bfloat16] * native * (2 if case == "two parts of one" else 1)
+    expected = F.relu(PACKED[case](model.double(), x.double()))
+    assert found.dtype == torch.float16
+    assert (found.double() - expected).norm() <= 2.0**-7 * expected.norm()
+
+
+def test_packed_products_of_half_follow_the_weights(monkeypatch):
+    monkeypatch.setenv("POPTORCH_PORTABLE_HALF", "bfloat16")
+    model = body(PACKED["gelu"]).half()
+    executor = poptorch.inferenceModel(model)
+    before = executor(sample().half())
+    with torch.no_grad():
+        model.w.mul_(2.0)
+    executor.copyWeightsToDevice()
+    after = executor(sample().half())
+    expected = PACKED["gelu"](model.double(), sample().half().double())
+    assert not torch.equal(before, after)
+    assert (after.double() - expected).norm() <= 2.0**-7 * expected.norm()
