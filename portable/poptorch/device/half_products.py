@@ -14,6 +14,7 @@ of them has more than 22 bits.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import threading
 from collections.abc import Iterator, Sequence
 
@@ -27,7 +28,16 @@ from . import native as native_kernels
 from .dropout_attention import causal_attention, dropout_attention
 from .native import wide_products
 
-# Device weight -> {(place in it, type): [its version, rounded copy]}. An entry goes with its weight.
+
+@dataclasses.dataclass
+class Rounded:
+    """A copy of a weight, or of a part of one, in 16 bits, and the version of the weight that it is of."""
+
+    version: int
+    copy: Tensor
+
+
+# Device weight -> {(place in it, type): Rounded}. An entry goes with its weight.
 _WEIGHTS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 # What the setting was before operands_rounded_inside(), once for each thread that is in there.
@@ -38,6 +48,19 @@ _INSIDE_LOCK = threading.Lock()
 def keep_rounded(weight: Tensor) -> None:
     """`weight`, which only updates and the host change, is rounded once for all products until that happens."""
     _WEIGHTS.setdefault(weight, {})
+
+
+def whole_copy(weight: Tensor) -> Rounded | None:
+    """A copy of all of the contiguous `weight` that is kept, its elements in the same order in memory, if there is one.
+
+    What updates `weight` may write the copy, too, and then set its version to that of the weight.
+    """
+    for (offset, _, stride, _), entry in _WEIGHTS.get(weight, {}).items():
+        # A copy is dense: one of as many elements, at the strides of its original, has all of them in their order.
+        whole = offset == weight.storage_offset() and entry.copy.numel() == weight.numel()
+        if whole and entry.copy.stride() == stride:
+            return entry
+    return None
 
 
 def linear(
@@ -146,11 +169,11 @@ def rounded_weight(weight: Tensor, dtype: torch.dtype) -> Tensor:
     key = (weight.storage_offset(), weight.shape, weight.stride(), dtype)
     entry = entries.get(key)
     if entry is None:
-        entry = entries[key] = [weight._version, _rounded(weight, dtype)]
-    elif entry[0] != weight._version:  # a view's is that of its base: every change of the weight counts
-        entry[0] = weight._version
-        entry[1] = _rounded(weight, dtype, out=entry[1])
-    return entry[1]
+        entry = entries[key] = Rounded(weight._version, _rounded(weight, dtype))
+    elif entry.version != weight._version:  # a view's is that of its base: every change of the weight counts
+        entry.version = weight._version
+        entry.copy = _rounded(weight, dtype, out=entry.copy)
+    return entry.copy
 
 
 def _rounded(weight: Tensor, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:

@@ -11,7 +11,7 @@ from launch import together
 from programs import Body, infer, make_options
 
 import poptorch
-from poptorch.device import half_products, half_units, policy
+from poptorch.device import half_products, half_units, native, policy
 from poptorch.engine.as_one.number import VARIABLE
 from poptorch.engine.numerics import RECORD
 
@@ -164,9 +164,9 @@ def test_float16_has_more_bits(monkeypatch):
 def test_units_and_their_emulation_agree(bfloat16, monkeypatch):
     """Where there are none torch multiplies bfloat16 slowly, and the products that are `wide` in float32."""
     found = {}
-    for native in (True, False):
-        monkeypatch.setattr(policy, "products_of", lambda name, native=native: policy.Products(BFLOAT16, native))
-        found[native] = gradients(Transformer().half())
+    for units in (True, False):
+        monkeypatch.setattr(policy, "products_of", lambda name, units=units: policy.Products(BFLOAT16, units))
+        found[units] = gradients(Transformer().half())
     assert found[True][0] == pytest.approx(found[False][0], rel=1e-3)
     assert max(errors(found[True][1], found[False][1]).values()) < 4 * EPSILON["bfloat16"]
 
@@ -311,6 +311,65 @@ def test_weights_are_rounded_once_an_update(bfloat16, roundings):
     assert first in (2, 4)
     executor(torch.ones(6, 4).half())
     assert roundings.count((4,)) == 4 and roundings.count((4, 4)) == 2 * first
+
+
+def kept(executor):
+    """The kept copies of each of the device's parameters, and the parameter, by name."""
+    parameters = executor._session._state.parameters
+    return {name: (list(half_products._WEIGHTS[weight].values()), weight) for name, weight in parameters.items()}
+
+
+@pytest.mark.skipif(not native.available(), reason="the kernels are not built (run `make`)")
+@pytest.mark.parametrize("asked", ["bfloat16", "float16"])
+def test_adam_rounds_the_weights_that_it_updates(asked, roundings, monkeypatch):
+    """What the kernel leaves is what rounding anew would give, and current: no product rounds a weight again."""
+    monkeypatch.setenv(policy.HALF_VARIABLE, asked)
+    model = Transformer().half()
+    executor = poptorch.trainingModel(model, make_options(1, 3), adam(model))
+    executor(*batch())
+    made = len(roundings)
+    roundings.clear()
+    versions = {name: weight._version for name, (_, weight) in kept(executor).items()}
+    losses = [executor(*batch(seed=call))[1].item() for call in range(2)]
+    assert not roundings
+    copies = 0
+    for name, (entries, weight) in kept(executor).items():
+        assert weight._version > versions[name]
+        for entry in entries:
+            current = entry.copy.flatten() if entry.copy.is_contiguous() else entry.copy.t().flatten()
+            assert entry.version == weight._version and torch.equal(current, weight.flatten().to(entry.copy.dtype))
+            copies += 1
+    assert copies == made >= 16  # weight and bias of each layer's four
+    monkeypatch.setattr("poptorch.engine.updating.optimizer.whole_copy", lambda weight: None)
+    model = Transformer().half()
+    executor = poptorch.trainingModel(model, make_options(1, 3), adam(model))
+    executor(*batch())
+    assert [executor(*batch(seed=call))[1].item() for call in range(2)] == losses and len(roundings) == 3 * made
+
+
+@pytest.mark.skipif(not native.available(), reason="the kernels are not built (run `make`)")
+def test_a_part_of_a_weight_is_rounded_by_its_product(bfloat16, roundings):
+    model = Body(
+        lambda m, x: poptorch.identity_loss(F.linear(F.linear(x, m.w[:2]), m.w[:, :2]).float().sum(), "sum"),
+        w=torch.nn.Parameter(torch.eye(4).half()),
+    )
+    executor = poptorch.trainingModel(model, make_options(), adam(model))
+    for call in range(3):
+        executor(torch.ones(1, 4).half())
+        assert len(roundings) == 2 * (call + 1)
+
+
+def test_which_copy_is_one_of_the_whole_weight():
+    weight = torch.randn(3, 4).requires_grad_()
+    assert half_products.whole_copy(weight) is None
+    half_products.keep_rounded(weight)
+    for part in (weight[:2], weight[:, :3], weight[1:], weight[0].expand(3, 4), weight.view(-1)[1:]):
+        half_products.rounded_weight(part, BFLOAT16)
+    assert half_products.whole_copy(weight) is None
+    copy = half_products.rounded_weight(weight.t(), BFLOAT16)
+    entry = half_products.whole_copy(weight)
+    assert entry.copy is copy and entry.version == weight._version
+    assert copy.t().is_contiguous() and torch.equal(copy.t(), weight.to(BFLOAT16))
 
 
 def test_weights_that_the_host_changes_are_rounded_again(bfloat16, roundings):

@@ -1,5 +1,5 @@
-// The kernels for x86 processors with AVX2 and FMA. Nothing here runs, or is inlined elsewhere, without the check in
-// avx2_kernels().
+// The kernels for x86 processors with AVX2, FMA and F16C. Nothing here runs, or is inlined elsewhere, without the check
+// in avx2_kernels().
 
 #include "kernels.h"
 
@@ -7,15 +7,16 @@
 // Before the target is changed: what these headers define must stay plain code.
 #include <algorithm>
 #include <cmath>
+#include <cpuid.h>
 #include <cstring>
 #include <immintrin.h>
 #include <limits>
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
 #else
 #pragma GCC push_options
-#pragma GCC target("avx2,fma")
+#pragma GCC target("avx2,fma,f16c")
 #endif
 
 #define ALWAYS_INLINE inline __attribute__((always_inline))
@@ -48,7 +49,20 @@ ALWAYS_INLINE Square square_of(Floats a) {
 
 #include "gelu.h"
 
-const Kernels fast_kernels = {"avx2", scratch_size, forward, backward, residual, gelu, philox_block};
+ALWAYS_INLINE Floats square_root(Floats x) {
+  return reinterpret_cast<Floats>(_mm256_sqrt_ps(reinterpret_cast<__m256>(x)));
+}
+ALWAYS_INLINE Floats floats_of_halves(Halves x) {
+  return reinterpret_cast<Floats>(_mm256_cvtph_ps(reinterpret_cast<__m128i>(x)));
+}
+ALWAYS_INLINE Halves halves_of_floats(Floats x) {
+  return reinterpret_cast<Halves>(
+      _mm256_cvtps_ph(reinterpret_cast<__m256>(x), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+
+#include "adam.h"
+
+const Kernels fast_kernels = {"avx2", scratch_size, forward, backward, residual, gelu, adam, philox_block};
 
 } // namespace
 } // namespace poptorch_kernels
@@ -60,7 +74,9 @@ const Kernels fast_kernels = {"avx2", scratch_size, forward, backward, residual,
 #endif
 
 const poptorch_kernels::Kernels* poptorch_kernels::avx2_kernels() {
-  const bool runs = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  unsigned a, b, c = 0, d; // __builtin_cpu_supports() has no name for F16C before GCC 11
+  const bool f16c = __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+  const bool runs = f16c && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   return runs ? &fast_kernels : nullptr;
 }
 #else

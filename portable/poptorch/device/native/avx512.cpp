@@ -48,7 +48,20 @@ ALWAYS_INLINE Square square_of(Floats a) {
 
 #include "gelu.h"
 
-const Kernels fast_kernels = {"avx512", scratch_size, forward, backward, residual, gelu, philox_block};
+ALWAYS_INLINE Floats square_root(Floats x) {
+  return reinterpret_cast<Floats>(_mm512_sqrt_ps(reinterpret_cast<__m512>(x)));
+}
+ALWAYS_INLINE Floats floats_of_halves(Halves x) {
+  return reinterpret_cast<Floats>(_mm512_cvtph_ps(reinterpret_cast<__m256i>(x)));
+}
+ALWAYS_INLINE Halves halves_of_floats(Floats x) {
+  return reinterpret_cast<Halves>(
+      _mm512_cvtps_ph(reinterpret_cast<__m512>(x), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+
+#include "adam.h"
+
+const Kernels fast_kernels = {"avx512", scratch_size, forward, backward, residual, gelu, adam, philox_block};
 
 } // namespace
 } // namespace poptorch_kernels

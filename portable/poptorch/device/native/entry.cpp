@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <vector>
 
 #include <dlfcn.h>
 
@@ -93,7 +94,7 @@ extern "C" {
 
 // Changes with the structures and with the random numbers: Python takes a library of its own version only.
 int64_t poptorch_kernels_version() {
-  return 5;
+  return 6;
 }
 
 // Which kernels run from now on: "avx512", "avx2", "portable", or null for the fastest. Returns the name, or null where
@@ -141,6 +142,22 @@ void poptorch_gelu(const Gelu* call, int64_t threads) {
       }
     }
     std::copy(totals, totals + count, call->grad_bias + first);
+  });
+}
+
+void poptorch_adam(const Adam* call, int64_t threads) {
+  constexpr int64_t kPart = 1 << 14; // elements: 0.2 to 0.5 MB of memory read and written
+  const Kernels& kernels = *chosen();
+  std::vector<int64_t> ends; // parts up to the end of each piece
+  int64_t parts = 0;
+  for (int64_t i = 0; i < call->number; ++i) {
+    ends.push_back(parts += (call->pieces[i].count + kPart - 1) / kPart);
+  }
+  share(threads, parts, [&](int64_t, int64_t task) {
+    const int64_t i = std::upper_bound(ends.begin(), ends.end(), task) - ends.begin();
+    const AdamPiece& piece = call->pieces[i];
+    const int64_t first = (task - (i ? ends[i - 1] : 0)) * kPart;
+    kernels.adam(*call, piece, first, std::min(piece.count, first + kPart));
   });
 }
 

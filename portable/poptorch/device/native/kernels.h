@@ -1,5 +1,5 @@
-// Dropout inside attention and inside the residual sum, and GELU with its bias: what the kernels are given, and which
-// there are.
+// Dropout inside attention and inside the residual sum, GELU with its bias, and Adam: what the kernels are given, and
+// which there are.
 //
 // No mask is stored. Whether an element is kept follows from its place and a key by Philox 4x32-10 (Salmon, Moraes,
 // Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", 2011), so that the backward pass, a recomputation and
@@ -98,6 +98,31 @@ struct Bfloat16Products {
   void (*multiply)(const Product&, const Part&, int64_t first, int64_t last, int64_t column, void* scratch);
 };
 
+enum Type : int32_t { kFloat32 = 0, kFloat16 = 1, kBfloat16 = 2 };
+
+// Neighbouring elements of one parameter and what belongs to them, of the types that Adam says.
+struct AdamPiece {
+  void* weight;
+  const void* gradient;
+  void *first, *second; // moments
+  void* rounded;        // the weight again, of type `rounded_type`: only written. Or null
+  int64_t count;
+  Type rounded_type;
+};
+
+struct AdamTypes {
+  Type weight, gradient, first, second;
+};
+
+// g = gradient / divisor + added_decay weight;  m += weight1 (g - m);  v = beta2 v + weight2 g^2;
+// weight = kept weight - rate m / (sqrt(v) + eps), where rate and eps hold the corrections of the moments' bias.
+struct Adam {
+  const AdamPiece* pieces;
+  int64_t number; // of pieces
+  AdamTypes types;
+  float divisor, added_decay, kept, weight1, beta2, weight2, eps, rate;
+};
+
 // One implementation for each kind of processor.
 struct Kernels {
   const char* name;
@@ -110,6 +135,8 @@ struct Kernels {
   void (*residual)(const Residual&, int64_t first, int64_t last);
   // Rows `first` ... `last` - 1; `first` is a multiple of Gelu::part, and there are no more than that.
   void (*gelu)(const Gelu&, int64_t first, int64_t last);
+  // Elements `first` ... `last` - 1 of a piece.
+  void (*adam)(const Adam&, const AdamPiece&, int64_t first, int64_t last);
   // (counter, key) -> result, for tests.
   void (*philox)(const uint32_t counter[4], const uint32_t key[2], uint32_t result[4]);
 };

@@ -43,8 +43,23 @@ ALWAYS_INLINE Square square_of(Floats a) {
 
 #include "gelu.h"
 
+ALWAYS_INLINE Floats square_root(Floats x) {
+#if defined(__SSE2__)
+  return reinterpret_cast<Floats>(_mm_sqrt_ps(reinterpret_cast<__m128>(x)));
+#else
+  for (int i = 0; i < kWidth; ++i) {
+    x[i] = std::sqrt(x[i]);
+  }
+  return x;
+#endif
+}
+
+#include "halves.h"
+
+#include "adam.h"
+
 } // namespace
 } // namespace poptorch_kernels
 
-const poptorch_kernels::Kernels poptorch_kernels::portable_kernels = {"portable", scratch_size, forward,     backward,
-                                                                      residual,   gelu,         philox_block};
+const poptorch_kernels::Kernels poptorch_kernels::portable_kernels = {"portable", scratch_size, forward, backward,
+                                                                      residual,   gelu,         adam,    philox_block};

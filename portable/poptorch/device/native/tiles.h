@@ -10,8 +10,9 @@
 typedef float Floats __attribute__((vector_size(kWidth * 4)));
 typedef int32_t Ints __attribute__((vector_size(kWidth * 4)));
 typedef uint32_t Unsigneds __attribute__((vector_size(kWidth * 4)));
+typedef uint16_t Halves __attribute__((vector_size(kWidth * 2))); // bits of bfloat16 or float16
 typedef float FloatsAnywhere __attribute__((vector_size(kWidth * 4), aligned(4), may_alias));
-typedef uint16_t NarrowAnywhere __attribute__((vector_size(kWidth * 2), aligned(2), may_alias)); // bfloat16
+typedef uint16_t NarrowAnywhere __attribute__((vector_size(kWidth * 2), aligned(2), may_alias)); // of either type
 
 constexpr int64_t kPanel = 2 * kWidth; // columns
 constexpr int64_t kBlock = 128;        // keys of a tile: one group of the mask

@@ -2,7 +2,7 @@
 
 The arithmetic is float32. Tensors that are kept in another type (half weights, accumulators, moments) are converted
 piece by piece, so that no full-size copy of them ever exists; float32 tensors are updated where they lie, by torch's
-fused kernels.
+fused kernels. On a CPU, Adam's are updated where they lie whatever their types, by a kernel of device/native/.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from ...device.half_products import Rounded, whole_copy
+from ...device.native import adam as adam_kernel
 from . import hyperparameters, registered_rules, update_rules
 from .device_states import DeviceStates, velocity_scale
 from .loss_scaling import AutomaticLossScaling
@@ -60,7 +62,8 @@ class DeviceOptimizer(DeviceStates):
         self._automatic = automatic_scaling
         self._host_params = {name: param for name, param in named_params.items() if param.requires_grad}
         self._settings = self._scaled(hyperparameters.read(optimizer, self._host_params, relax_attribute_checks))
-        self._whole = {name: device_params[name].detach() for name in self._host_params}
+        self._device_params = {name: device_params[name] for name in self._host_params}
+        self._whole = {name: param.detach() for name, param in self._device_params.items()}
         assert all(param.is_contiguous() for param in self._whole.values()), "device parameters must be contiguous"
         self._params = {name: self._spread.own(name, param) for name, param in self._whole.items()}
         self._param_dtypes = dict(param_dtypes)
@@ -69,6 +72,7 @@ class DeviceOptimizer(DeviceStates):
         self._states: dict[str, dict[str, torch.Tensor]] = {name: {} for name in self._params}
         self._steps = dict.fromkeys(self._params, 0)
         self._allocate_states()
+        self._rounded: list[tuple[str, Rounded]] = []  # copies of weights that this step has written
 
     @property
     def loss_scaling(self) -> float:
@@ -142,6 +146,8 @@ class DeviceOptimizer(DeviceStates):
         for alike in self._alike(names, grads).values():
             if self._settings.kind == "LAMB":
                 self._lamb_step(alike, grads, divisor)
+            elif self._has_kernel(alike, grads):
+                self._kernel_step(alike, grads, divisor)
             else:
                 self._elementwise_step(alike, grads, divisor)
         self._finish(names, change)
@@ -149,8 +155,11 @@ class DeviceOptimizer(DeviceStates):
     def _finish(self, names: list[str], change: float) -> None:
         """Every process gets the weights that others have updated; the loss scaling follows the gradients."""
         self._spread.spread(self._whole, names)
-        # torch's fused updates, and what came from other processes, do not count as changes by themselves.
-        torch.autograd.graph.increment_version(self._whole.values())
+        # Fused updates, and what came from other processes, do not count as changes by themselves.
+        torch.autograd.graph.increment_version([*self._whole.values(), *(entry.copy for _, entry in self._rounded)])
+        for name, entry in self._rounded:
+            entry.version = self._whole[name]._version
+        self._rounded.clear()
         if change != 1.0:
             self._multiply_scaling(change)
 
@@ -205,6 +214,33 @@ class DeviceOptimizer(DeviceStates):
             for state in states.values():
                 state.write_back()
             params.write_back(self._stochastic_rounding, self._generator)
+
+    def _has_kernel(self, names: list[str], grads: Mapping[str, torch.Tensor]) -> bool:
+        """Whether the kernel updates these parameters."""
+        param, values = self._params[names[0]], self._settings.values[names[0]]
+        stochastic = self._stochastic_rounding and param.dtype == torch.float16
+        if self._settings.kind not in ("Adam", "AdamW") or self._states_apart or stochastic:
+            return False
+        tensors = (t for name in names for t in (self._params[name], grads[name], *self._states[name].values()))
+        return max(values.beta1, values.beta2) < 1.0 and adam_kernel.serves(tensors)
+
+    def _kernel_step(self, names: list[str], grads: Mapping[str, torch.Tensor], divisor: Any) -> None:
+        first = names[0]
+        divisor = _as_tensor(divisor, self._params[first].device)
+        # A shard has none: the others' are still to come.
+        whole = [name for name in names if self._params[name] is self._whole[name]]
+        rounded = {name: entry for name in whole if (entry := whole_copy(self._device_params[name])) is not None}
+        self._rounded += rounded.items()
+        adam_kernel.adam(
+            [self._params[name] for name in names],
+            [grads[name] for name in names],
+            [self._states[name]["Accl1"] for name in names],
+            [self._states[name]["Accl2"] for name in names],
+            [rounded[name].copy if name in rounded else None for name in names],
+            **dataclasses.asdict(self._settings.values[first]),
+            step=self._steps[first],
+            divisor=1.0 if divisor is None else divisor.item(),
+        )
 
     def _lamb_step(self, names: list[str], grads: Mapping[str, torch.Tensor], divisor: Any) -> None:
         """Over the pieces three times: the moments, then the norms of whole tensors, then the update that needs them.

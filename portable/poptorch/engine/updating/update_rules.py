@@ -44,7 +44,7 @@ def adam(
     """Adam with bias correction; weight decay added to g (L2) or, if decoupled, to the update (AdamW).
 
     m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2;  w -= lr (m/(1-b1^t) / (sqrt(v/(1-b2^t)) + eps) [+ wd w]).
-    Kingma & Ba 2015; Loshchilov & Hutter 2019.
+    Kingma & Ba 2015; Loshchilov & Hutter 2019. On a CPU the kernel in device/native/adam.py does the same.
     """
     rule = torch._fused_adamw_ if values.decoupled else torch._fused_adam_
     step = torch.full((), float(t), device=params[0].device)
