@@ -140,7 +140,7 @@ def product_speed(device: str, half: bool) -> dict[str, Any]:
 
     size = 8192 if device == "cuda" else 2048
     dtype = torch.float16 if half and device == "cuda" else torch.float32
-    if half and device == "cpu" and _product_speed(256, torch.bfloat16, device) > _product_speed(256, dtype, device):
+    if half and device == "cpu" and _product_speed(1024, torch.bfloat16, device) > _product_speed(1024, dtype, device):
         dtype = torch.bfloat16
     return {"gflops": _product_speed(size, dtype, device), "type": str(dtype).replace("torch.", "")}
 

@@ -1,9 +1,10 @@
 // EmbedTokens, DecodeBlocks and NextLogits: GPT-2's embedding, its blocks over a static key/value cache, its head.
 // decode_blocks.py says what they mean. On a CPU up to few_rows::kMaxRows tokens go through the kernels of
 // few_rows_kernels.h, which are as fast as the weights can be read; more of them (a long prompt), and everything on a
-// CUDA device, through torch's matrix products.
+// CUDA device, through torch's matrix products: of float16 weights on a CPU in the type of half_products.h.
 
 #include "decode_step.h"
+#include "half_products.h"
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
@@ -86,6 +87,21 @@ Tensor as_float(const Matrix& matrix, at::Device device) {
   return whole.mul_(scales.to(at::kFloat)).view({matrix.n, matrix.k});
 }
 
+// The type of torch's products with the matrix.
+at::ScalarType type_of_products(const Matrix& matrix, at::Device device) {
+  const bool narrow = matrix.precision == Precision::Float16 && device.is_cpu() && half_products::in_bfloat16();
+  return narrow ? at::kBFloat16 : at::kFloat;
+}
+
+// x W^T + b for x (tokens, K), in the type of the products, whose sums are of float32.
+Tensor linear(const Tensor& x, const Matrix& matrix, const float* bias) {
+  const at::ScalarType type = type_of_products(matrix, x.device());
+  const Tensor weight = type == at::kFloat
+                            ? as_float(matrix, x.device())
+                            : half_products::rounded(part_of(matrix.data, {matrix.n, matrix.k}, at::kHalf, x.device()));
+  return at::addmm(part_of(bias, {matrix.n}, at::kFloat, x.device()).to(type), x.to(type), weight.t());
+}
+
 // What ALiBi adds to the scores of the queries from place `start` on and keys 0 to seen - 1: (1, H, queries, keys),
 // -inf behind the query.
 Tensor alibi_bias(const std::vector<float>& slopes, int64_t start, int64_t seen, const at::TensorOptions& options) {
@@ -97,17 +113,17 @@ Tensor alibi_bias(const std::vector<float>& slopes, int64_t start, int64_t seen,
 // Many tokens through one block. x: (tokens, C); keys, values: (B, H, S, D) of this layer.
 Tensor many_rows(const Layer& layer, const Tensor& x, const std::vector<Token>& tokens, const Tensor& keys,
                  const Tensor& values, const BlockForm& form) {
-  const int64_t width = x.size(1), heads = keys.size(1), inner = layer.mlp_in.n;
+  const int64_t width = x.size(1), heads = keys.size(1);
   const auto vector_of = [&](const float* data, int64_t size) { return part_of(data, {size}, at::kFloat, x.device()); };
-  const auto transposed = [&](const Matrix& matrix) { return as_float(matrix, x.device()).t(); };
   const auto norm = [&](const Tensor& input, const float* weight, const float* bias) {
     return at::layer_norm(input, {width}, vector_of(weight, width), vector_of(bias, width), form.epsilon);
   };
   const Tensor first_normed = norm(x, layer.norm_1, layer.norm_1_bias);
-  const Tensor projected =
-      at::addmm(vector_of(layer.attention_in_bias, 3 * width), first_normed, transposed(layer.attention_in));
+  const Tensor projected = linear(first_normed, layer.attention_in, layer.attention_in_bias);
   const std::vector<Tensor> parts = projected.split(width, 1);
-  Tensor context = at::empty_like(x);
+  // Distances in bfloat16 would be wrong from 257 on.
+  const at::ScalarType type = form.slopes.empty() ? projected.scalar_type() : at::kFloat;
+  Tensor context = at::empty_like(x, projected.options());
   for (size_t first = 0, last = 0; first < tokens.size(); first = last) {
     const int64_t batch = tokens[first].batch, start = tokens[first].position;
     while (last < tokens.size() && tokens[last].batch == batch) {
@@ -119,26 +135,28 @@ Tensor many_rows(const Layer& layer, const Tensor& x, const std::vector<Token>& 
     };
     keys[batch].slice(1, start, seen).copy_(heads_of(parts[1])[0]);
     values[batch].slice(1, start, seen).copy_(heads_of(parts[2])[0]);
-    const Tensor all_keys = keys[batch].slice(1, 0, seen).unsqueeze(0).to(at::kFloat);
-    const Tensor all_values = values[batch].slice(1, 0, seen).unsqueeze(0).to(at::kFloat);
+    // What has just gone into the cache is there, too: bfloat16 loses nothing in float16 but what is out of its range.
+    const bool fresh = start == 0 && type == at::kBFloat16;
+    const auto all_of = [&](const Tensor& cache, const Tensor& part) {
+      return fresh ? heads_of(part) : cache[batch].slice(1, 0, seen).unsqueeze(0).to(type);
+    };
     std::optional<Tensor> visible;
     if (!form.slopes.empty()) {
       visible = alibi_bias(form.slopes, start, seen, x.options());
     } else if (start > 0) {
       visible = at::ones({count, seen}, x.options().dtype(at::kBool)).tril_(start);
     }
-    const Tensor found =
-        at::scaled_dot_product_attention(heads_of(parts[0]), all_keys, all_values, visible, 0.0, !visible.has_value());
+    const Tensor found = at::scaled_dot_product_attention(heads_of(parts[0]).to(type), all_of(keys, parts[1]),
+                                                          all_of(values, parts[2]), visible, 0.0, !visible.has_value());
     context.slice(0, first, last).copy_(found.transpose(1, 2).reshape({count, width}));
   }
-  const Tensor middle =
-      at::addmm(vector_of(layer.attention_out_bias, width), context, transposed(layer.attention_out)).add_(x);
+  const Tensor middle = x + linear(context, layer.attention_out, layer.attention_out_bias);
   const Tensor read = form.parallel ? first_normed : norm(middle, layer.norm_2, layer.norm_2_bias);
-  Tensor active = at::addmm(vector_of(layer.mlp_in_bias, inner), read, transposed(layer.mlp_in));
+  Tensor active = linear(read, layer.mlp_in, layer.mlp_in_bias);
   active = form.activation == Activation::Relu
                ? active.relu_()
                : at::gelu_(active, form.activation == Activation::Gelu ? "none" : "tanh");
-  return at::addmm(vector_of(layer.mlp_out_bias, width), active, transposed(layer.mlp_out)).add_(middle);
+  return middle + linear(active, layer.mlp_out, layer.mlp_out_bias);
 }
 
 // The tokens of a (B, T) step: the first count[b] columns of row b, from slot start[b] on. `columns` gets their places.

@@ -1,10 +1,11 @@
 """The native decode step against its meaning in plain torch: every precision, activation and kind of kernel.
 
 `CUSTOM_OPS_PORTABLE=1`, which takes the kernels without intrinsics, is read once in a process: for them this file runs
-as a program that makes every check_* function.
+as a program that makes every check_* function. So is POPTORCH_PORTABLE_HALF, with whose bfloat16 it makes one.
 """
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -304,6 +305,24 @@ def test_kernels_without_intrinsics():
     assert done.stdout.split() == list(CHECKS)
 
 
+def prompts_in_bfloat16():
+    """Many tokens through float16 weights, behind none and behind others; float32's and int8's are not rounded."""
+    for precision, tolerance in {"float32": 1e-5, "float16": 2.0**-7, "int8": 0.03}.items():
+        for form in ({}, dict(activation="relu", parallel=True), dict(slopes=(0.5, 0.004))):
+            case = Case(precision, slots=400, **form)
+            for step, count in ((300, [300, 20, 150]), (20, [20, 20, 3]), (1, [1, 1, 1])):
+                ours, theirs = case.both(torch.randn(3, step, 64), count)
+                assert (ours - theirs).norm() < tolerance * theirs.norm(), (precision, form, step)
+
+
+def test_prompts_of_half_in_bfloat16():
+    """With the CPU's units where it has them, and by torch's own means where not."""
+    operators()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "POPTORCH_PORTABLE_HALF": "bfloat16"}
+    done = warm_process.run([__file__, "prompts_in_bfloat16"], environment)
+    assert (done.returncode, done.stdout.split()) == (0, ["prompts_in_bfloat16"]), done.stderr
+
+
 @pytest.mark.parametrize("kind", ["float32", "float16"])
 def test_reference_is_the_model(kind):
     """Unpacking and arithmetic of the reference against the modules, whose matrices are rounded in the same way."""
@@ -389,6 +408,6 @@ def test_what_does_not_fit_is_refused(change, said):
 
 if __name__ == "__main__":
     torch.set_num_threads(3)
-    for name, check in CHECKS.items():
-        check()
+    for name in sys.argv[1:] or CHECKS:
+        globals()[name]()
         print(name)
