@@ -11,6 +11,7 @@
 #include <cstring>
 #include <immintrin.h>
 #include <limits>
+#include <type_traits>
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
@@ -34,7 +35,13 @@ ALWAYS_INLINE Wide multiply_low(Wide x, uint64_t factor) {
       _mm256_mul_epu32(reinterpret_cast<__m256i>(x), _mm256_set1_epi64x(static_cast<int64_t>(factor))));
 }
 
+#include "vectors.h"
+
 #include "tiles.h"
+
+#include "attention.h"
+
+#include "residual.h"
 
 struct Square {
   Floats first, second;
@@ -62,7 +69,8 @@ ALWAYS_INLINE Halves halves_of_floats(Floats x) {
 
 #include "adam.h"
 
-const Kernels fast_kernels = {"avx2", scratch_size, forward, backward, residual, gelu, adam, philox_block};
+const Kernels fast_kernels = {"avx2", scratch_size<Singles>, forward<Singles>, backward<Singles>, residual, gelu,
+                              adam,   philox_block};
 
 } // namespace
 } // namespace poptorch_kernels

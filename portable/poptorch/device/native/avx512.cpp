@@ -10,6 +10,7 @@
 #include <cstring>
 #include <immintrin.h>
 #include <limits>
+#include <type_traits>
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl"))), apply_to = function)
@@ -33,7 +34,13 @@ ALWAYS_INLINE Wide multiply_low(Wide x, uint64_t factor) {
       _mm512_mul_epu32(reinterpret_cast<__m512i>(x), _mm512_set1_epi64(static_cast<int64_t>(factor))));
 }
 
+#include "vectors.h"
+
 #include "tiles.h"
+
+#include "attention.h"
+
+#include "residual.h"
 
 struct Square {
   Floats first, second;
@@ -61,7 +68,8 @@ ALWAYS_INLINE Halves halves_of_floats(Floats x) {
 
 #include "adam.h"
 
-const Kernels fast_kernels = {"avx512", scratch_size, forward, backward, residual, gelu, adam, philox_block};
+const Kernels fast_kernels = {"avx512", scratch_size<Singles>, forward<Singles>, backward<Singles>, residual, gelu,
+                              adam,     philox_block};
 
 } // namespace
 } // namespace poptorch_kernels

@@ -13,7 +13,7 @@ namespace poptorch_kernels {
 namespace {
 
 const Kernels* named(const char* name) {
-  for (const Kernels* kernels : {avx512_kernels(), avx2_kernels(), &portable_kernels}) {
+  for (const Kernels* kernels : {avx512_bf16_kernels(), avx512_kernels(), avx2_kernels(), &portable_kernels}) {
     if (kernels && (!name || !std::strcmp(name, kernels->name))) {
       return kernels;
     }
@@ -97,8 +97,8 @@ int64_t poptorch_kernels_version() {
   return 6;
 }
 
-// Which kernels run from now on: "avx512", "avx2", "portable", or null for the fastest. Returns the name, or null where
-// this processor does not run them.
+// Which kernels run from now on: "avx512_bf16", "avx512", "avx2", "portable", or null for the fastest. Returns the
+// name, or null where this processor does not run them.
 const char* poptorch_kernels_choose(const char* name) {
   const Kernels* found = named(name);
   if (found) {

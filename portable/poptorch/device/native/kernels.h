@@ -144,6 +144,7 @@ struct Kernels {
 extern const Kernels portable_kernels;
 const Kernels* avx2_kernels();               // null where they cannot run
 const Kernels* avx512_kernels();             // null where they cannot run
+const Kernels* avx512_bf16_kernels();        // null where they cannot run
 const Bfloat16Products* bfloat16_products(); // null where they cannot run
 
 } // namespace poptorch_kernels

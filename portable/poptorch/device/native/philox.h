@@ -1,6 +1,6 @@
 // Philox 4x32-10 over the lanes of vectors, and the masks made of it.
 //
-// Included by tiles.h inside an anonymous namespace, with kWidth and the types of its vectors defined.
+// Included by vectors.h inside an anonymous namespace, with kWidth and the types of its vectors defined.
 
 // A vector holds kWidth / 2 lanes of 64 bits, of which the lower 32 count: what a product leaves above them is ignored
 // by the next one.
@@ -55,7 +55,10 @@ ALWAYS_INLINE void masks_of_group(uint32_t first, uint32_t counter1, uint32_t co
   constexpr int kParts = 16 / kWidth; // vectors that a run of 16 columns takes
   const Ints limit = ints(static_cast<int32_t>(threshold));
   for (int part = 0; part < kParts; ++part) {
-    const Block block = philox(first + part * kWidth, counter1, counter2, stream, key);
+    Block block = {};
+    if (threshold < 65536) { // else all is kept
+      block = philox(first + part * kWidth, counter1, counter2, stream, key);
+    }
 #pragma GCC unroll 4
     for (int w = 0; w < 4; ++w) {
       // Little endian: the lower half of a 64-bit lane is the even lane of 32 bits.
@@ -64,5 +67,13 @@ ALWAYS_INLINE void masks_of_group(uint32_t first, uint32_t counter1, uint32_t co
       use(w * kParts + part, (word & ints(0xFFFF)) < limit);
       use((4 + w) * kParts + part, reinterpret_cast<Ints>(reinterpret_cast<Unsigneds>(word) >> 16) < limit);
     }
+  }
+}
+
+void philox_block(const uint32_t counter[4], const uint32_t key[2], uint32_t result[4]) {
+  const Block block =
+      philox(counter[0], counter[1], counter[2], counter[3], key[0] | static_cast<uint64_t>(key[1]) << 32);
+  for (int w = 0; w < 4; ++w) {
+    result[w] = static_cast<uint32_t>(block.word[w].even[0]);
   }
 }

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 #if defined(__SSE2__)
 #include <emmintrin.h>
 #endif
@@ -29,7 +30,13 @@ ALWAYS_INLINE Wide multiply_low(Wide x, uint64_t factor) {
 #endif
 }
 
+#include "vectors.h"
+
 #include "tiles.h"
+
+#include "attention.h"
+
+#include "residual.h"
 
 struct Square {
   Floats first, second;
@@ -61,5 +68,5 @@ ALWAYS_INLINE Floats square_root(Floats x) {
 } // namespace
 } // namespace poptorch_kernels
 
-const poptorch_kernels::Kernels poptorch_kernels::portable_kernels = {"portable", scratch_size, forward, backward,
-                                                                      residual,   gelu,         adam,    philox_block};
+const poptorch_kernels::Kernels poptorch_kernels::portable_kernels = {
+    "portable", scratch_size<Singles>, forward<Singles>, backward<Singles>, residual, gelu, adam, philox_block};
