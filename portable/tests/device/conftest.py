@@ -7,7 +7,7 @@ import pytest
 from poptorch.device import native
 
 
-@pytest.fixture(params=["portable", "avx2", "avx512"])
+@pytest.fixture(params=["portable", "avx2", "avx512", "avx512_bf16"])
 def kernels(request):
     """Each implementation in turn."""
     if not native.available() or native.choose(request.param) is None:

@@ -8,13 +8,19 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from poptorch import notices
 from poptorch.device import native
+from poptorch.device.alibi import with_alibi
 from poptorch.device.dropout_attention import dropout_attention
+from poptorch.device.native import wide_products
 from poptorch.device.residual_dropout import residual_dropout
 
 needs_library = pytest.mark.skipif(not native.available(), reason="the kernels are not built (run `make`)")
+widths = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 GROUP = 128
 SCORES, FLAT = 0, 1  # streams
 
@@ -66,14 +72,15 @@ def test_known_answers(counter, key, result, kernels):
 def scores_mask(query: torch.Tensor, dropout: float, key: int) -> torch.Tensor:
     """(B, H, T, T) of what is kept at and below the diagonal: what reaches the values if these are the identity."""
     length = query.shape[2]
-    identity = torch.eye(length).expand(*query.shape[:2], length, length)
+    identity = torch.eye(length, dtype=query.dtype).expand(*query.shape[:2], length, length)
     found, _ = native.attention_forward(query, query, identity, 0.1, dropout, [key])
     return found > 0
 
 
-def test_the_mask_of_scores_is_the_one_described(kernels):
+@widths
+def test_the_mask_of_scores_is_the_one_described(dtype, kernels):
     samples, heads, length, key = 2, 3, 301, 0x0123456789ABCDEF
-    found = scores_mask(torch.randn(samples, heads, length, 4), 0.25, key)
+    found = scores_mask(torch.randn(samples, heads, length, 4).to(dtype), 0.25, key)
     rows, columns = np.arange(length)[:, None], np.arange(length)[None, :]
     sequence = np.arange(samples * heads)[:, None, None]
     expected = drawn(columns, rows, sequence, SCORES, key) < 0.75 * 65536
@@ -163,7 +170,7 @@ def test_attention_is_that_of_float64_under_the_same_mask(size, dropout, kernels
         assert (found - wanted).norm() <= 2e-6 * wanted.norm() + 1e-6
 
 
-@needs_library
+@pytest.mark.parametrize("kernels", ["portable", "avx2", "avx512"], indirect=True)
 @pytest.mark.parametrize("size", SIZES)
 def test_attention_of_bfloat16_is_that_of_float32_rounded_on_the_way_out(size, kernels):
     narrow = [tensor.bfloat16() for tensor in operands(*size)]
@@ -175,6 +182,92 @@ def test_attention_of_bfloat16_is_that_of_float32_rounded_on_the_way_out(size, k
         assert {each.dtype for each in (context, *grads)} == {query.dtype}
         results.append([log_sums, *(each.bfloat16() for each in (context, *grads))])
     assert all(torch.equal(found, expected) for found, expected in zip(*results, strict=True))
+
+
+def outcome(query, key, value, grad, scale: float, dropout: float, random_key: int = 5) -> list[torch.Tensor]:
+    """Context and gradients by the kernel."""
+    context, log_sums = native.attention_forward(query, key, value, scale, dropout, [random_key])
+    return [
+        context,
+        *native.attention_backward(grad, query, key, value, context, log_sums, scale, dropout, [random_key]),
+    ]
+
+
+def distances(found: list[torch.Tensor], expected: list[torch.Tensor]) -> list[float]:
+    return [float((mine - wanted).norm() / wanted.norm()) for mine, wanted in zip(found, expected, strict=True)]
+
+
+@needs_library
+def test_processors_with_units_for_bfloat16_use_them():
+    assert (native.choose(None) == "avx512_bf16") == wide_products.available()
+
+
+@pytest.mark.parametrize("scale", [0.125, 0.3])
+@pytest.mark.parametrize("size", SIZES[1:])
+def test_attention_of_bfloat16_is_no_worse_than_torchs(size, scale, kernels):
+    narrow = [tensor.bfloat16() for tensor in operands(*size)]
+    expected = exact(*narrow, scale, torch.ones(()), 1.0)
+    leaves = [tensor.detach().requires_grad_() for tensor in narrow[:3]]
+    context = F.scaled_dot_product_attention(*leaves, is_causal=True, scale=scale)
+    theirs = [context.detach(), *torch.autograd.grad(context, leaves, narrow[3])]
+    for mine, other in zip(distances(outcome(*narrow, scale, 0.0), expected), distances(theirs, expected), strict=True):
+        assert mine < 1.2 * other  # 1.02 at most when this was written, 0.46 at least
+
+
+@pytest.mark.parametrize("size", SIZES[1:])
+def test_attention_of_bfloat16_is_that_of_float64_under_the_mask_of_float32(size, kernels):
+    full = operands(*size)
+    narrow = [tensor.bfloat16() for tensor in full]
+    kept = scores_mask(full[0], 0.3, 77)
+    expected = exact(*narrow, 0.3, kept, native.keeps(0.3))
+    assert max(distances(outcome(*narrow, 0.3, 0.3, 77), expected)) < 2**-8  # one rounding
+
+
+def bounded(query, key, value, grad, context, scale: float, kept: torch.Tensor, share: float):
+    """Context and gradients in float64 for the rounded `context`, each with the sum of its terms' magnitudes."""
+    query, key, value, grad, context = (each.double() for each in (query, key, value, grad, context))
+    future = torch.ones(query.shape[2], query.shape[2], dtype=torch.bool).triu(1)
+    probabilities = torch.softmax((query @ key.mT * scale).masked_fill(future, -torch.inf), -1)
+    dropped = probabilities * kept / share
+    of_scores = dropped * (grad @ value.mT) - probabilities * (grad * context).sum(-1, keepdim=True)
+    of_scores = of_scores * scale
+    products = [(dropped, value), (of_scores, key), (of_scores.mT, query), (dropped.mT, grad)]
+    return [(left @ right, left.abs() @ right.abs()) for left, right in products]
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_each_element_of_bfloat16_is_good_to_two_roundings_of_its_terms(kernels, data):
+    """One of the operand that the kernel makes, one of the result; of any sizes, and a value of its own width."""
+    samples, heads = data.draw(st.integers(1, 2)), data.draw(st.integers(1, 2))
+    length = data.draw(st.one_of(st.integers(1, 9), st.integers(10, 300)))
+    width, value_width = data.draw(st.integers(1, 70)), data.draw(st.integers(1, 70))
+    dropout = data.draw(st.sampled_from([0.0, 0.3]))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
+    query, key, value, grad = (
+        torch.randn(samples, length, heads, each, generator=generator).bfloat16().transpose(1, 2)
+        for each in (width, width, value_width, value_width)
+    )
+    scale = data.draw(st.sampled_from([1.0, -1.0])) * width**-0.5
+    found = outcome(query, key, value, grad, scale, dropout)
+    kept = scores_mask(query.float(), dropout, 5)
+    expected = bounded(query, key, value, grad, found[0], scale, kept, native.keeps(dropout))
+    for mine, (wanted, terms) in zip(found, expected, strict=True):
+        assert ((mine - wanted).abs() <= 1.01 * 2**-7 * terms + 1e-4).all()
+
+
+def test_alibi_of_bfloat16_has_the_digits_of_float32(kernels):
+    """Its columns hold scores of hundreds that cancel: these are exact in bfloat16, and their products in float32."""
+    query, key, value, _ = (tensor.bfloat16() for tensor in operands(1, 4, 700, 64))
+    slopes, scale = (0.5, 0.25, 0.0078125, 0.7071), 0.125
+    widened = with_alibi(query, key, value, slopes, scale)
+    found = native.attention_forward(*widened, scale, 0.0, [0])[0][..., :64]
+    place = torch.arange(700.0, dtype=torch.float64)
+    scores = query.double() @ key.double().mT * scale
+    scores += torch.tensor(slopes, dtype=torch.float64)[:, None, None] * (place - place[:, None])
+    future = torch.ones(700, 700, dtype=torch.bool).triu(1)
+    expected = torch.softmax(scores.masked_fill(future, -torch.inf), -1) @ value.double()
+    assert distances([found], [expected])[0] < 2**-8
 
 
 @needs_library
@@ -200,8 +293,9 @@ def threads():
 
 
 @needs_library
-def test_any_number_of_threads_computes_the_same(threads):
-    query, key, value, grad = operands(3, 3, 200, 32)
+@widths
+def test_any_number_of_threads_computes_the_same(dtype, threads):
+    query, key, value, grad = (tensor.to(dtype) for tensor in operands(3, 3, 200, 32))
     x, found = torch.randn(100_000), []
     for count in (1, 2, 5):
         threads(count)
@@ -213,19 +307,20 @@ def test_any_number_of_threads_computes_the_same(threads):
 
 
 @needs_library
-def test_each_of_several_parts_has_the_mask_of_its_key():
+@widths
+def test_each_of_several_parts_has_the_mask_of_its_key(dtype):
     """Micro-batches that run as one: n keys for n equal parts, as if each were alone."""
-    query, key, value, grad = operands(6, 2, 50, 8)
+    query, key, value, grad = (tensor.to(dtype) for tensor in operands(6, 2, 50, 8))
     x, keys = torch.randn(6, 77), [3, 4, 5]
 
-    def outcome(part: slice, keys: list[int]) -> list[torch.Tensor]:
+    def of_part(part: slice, keys: list[int]) -> list[torch.Tensor]:
         tensors = [tensor[part] for tensor in (query, key, value)]
         context, log_sums = native.attention_forward(*tensors, 0.3, 0.4, keys)
         grads = native.attention_backward(grad[part], *tensors, context, log_sums, 0.3, 0.4, keys)
         return [context, *grads, native.dropout_add(x[part], x[part], 0.4, keys)]
 
-    alone = [outcome(slice(2 * number, 2 * number + 2), [key]) for number, key in enumerate(keys)]
-    for found, parts in zip(outcome(slice(None), keys), zip(*alone, strict=True), strict=True):
+    alone = [of_part(slice(2 * number, 2 * number + 2), [key]) for number, key in enumerate(keys)]
+    for found, parts in zip(of_part(slice(None), keys), zip(*alone, strict=True), strict=True):
         assert torch.equal(found, torch.cat(parts))
 
 
@@ -318,11 +413,12 @@ def test_a_library_that_does_not_fit_is_told_once_and_not_used(case, library_nam
 
 
 @needs_library
+@widths
 @pytest.mark.parametrize("bad", [math.nan, 3e38])
-def test_what_is_not_finite_stays_so(kernels, bad):
+def test_what_is_not_finite_stays_so(kernels, dtype, bad):
     """A NaN, or scores beyond float32, in one query's row: it and no other row is NaN, as plain torch has it."""
     torch.manual_seed(0)
-    query, key, value = (torch.randn(1, 1, 40, 16) for _ in range(3))
+    query, key, value = (torch.randn(1, 1, 40, 16).to(dtype) for _ in range(3))
     query[0, 0, 9] = bad
     out = dropout_attention(query, key, value, 0.1, 1.0)
     assert out[0, 0].isnan().any(-1).nonzero().flatten().tolist() == [9]

@@ -70,7 +70,7 @@ ALWAYS_INLINE void masks_of_group(uint32_t first, uint32_t counter1, uint32_t co
   }
 }
 
-void philox_block(const uint32_t counter[4], const uint32_t key[2], uint32_t result[4]) {
+inline void philox_block(const uint32_t counter[4], const uint32_t key[2], uint32_t result[4]) {
   const Block block =
       philox(counter[0], counter[1], counter[2], counter[3], key[0] | static_cast<uint64_t>(key[1]) << 32);
   for (int w = 0; w < 4; ++w) {
