@@ -5,14 +5,17 @@
     python -m benchmarks.dropout --json benchmarks/records/dropout_cpu.json
 
 Attention, forward and backward: the kernel with dropout, the same without, torch's fused kernel without, which has no
-dropout on a CPU, and with dropout the operations in plain torch that serve without the kernel. Training: a step with
-dropout, one without, and one with dropout in plain torch (POPTORCH_PORTABLE_KERNELS=none). The sides take turns. Beside
-the seconds stand those that the processors worked: on a machine that is busy with something else they tell more.
+dropout on a CPU, and with dropout the operations in plain torch that serve without the kernel. On tensors of bfloat16
+the kernel and torch's again, and on a CPU with AVX512_BF16 the kernel with products of float32, as others have it.
+Training: a step with dropout, one without, and one with dropout in plain torch (POPTORCH_PORTABLE_KERNELS=none). The
+sides take turns. Beside the seconds stand those that the processors worked: on a machine that is busy with something
+else they tell more.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import statistics
 import sys
@@ -37,23 +40,44 @@ def attention_sides(args: argparse.Namespace) -> dict[str, Callable[[], float]]:
     import torch
     import torch.nn.functional as F
     from poptorch.device import dropout_attention as module
+    from poptorch.device import native
 
     heads = MODELS[args.model][2]
     shape = (args.batch, args.length, heads, HEAD_SIZE)
-    parts = torch.randn(args.batch, args.length, 3 * heads * HEAD_SIZE).split(heads * HEAD_SIZE, 2)
-    operands = [part.view(shape).transpose(1, 2).requires_grad_() for part in parts]
-    above = torch.randn(shape).transpose(1, 2)
     scale = HEAD_SIZE**-0.5
+    fastest = native.choose(None)
 
-    def both(forward: Callable[..., Any]) -> Callable[[], None]:
+    def both(forward: Callable[..., Any], dtype: torch.dtype = torch.float32) -> Callable[[], None]:
+        parts = torch.randn(args.batch, args.length, 3 * heads * HEAD_SIZE, dtype=dtype).split(heads * HEAD_SIZE, 2)
+        operands = [part.view(shape).transpose(1, 2).requires_grad_() for part in parts]
+        above = torch.randn(shape, dtype=dtype).transpose(1, 2)
         return lambda: torch.autograd.grad(forward(*operands), operands, above)
 
-    return {
-        "kernel with dropout": both(lambda *o: module.dropout_attention(*o, DROPOUT, scale)),
-        "kernel without": both(lambda *o: module.dropout_attention(*o, 0.0, scale)),
-        "torch without": both(lambda *o: F.scaled_dot_product_attention(*o, is_causal=True)),
+    def kernel(dropout: float) -> Callable[..., Any]:
+        return lambda *o: module.dropout_attention(*o, dropout, scale)
+
+    def with_float32_products(work: Callable[[], None]) -> Callable[[], None]:
+        def chosen() -> None:
+            native.choose("avx512")
+            work()
+            native.choose(None)
+
+        return chosen
+
+    fused = functools.partial(F.scaled_dot_product_attention, is_causal=True)
+    sides = {
+        "kernel with dropout": both(kernel(DROPOUT)),
+        "kernel without": both(kernel(0.0)),
+        "torch without": both(fused),
         "plain torch with dropout": both(lambda *o: module._DropoutAttention.apply(*o, DROPOUT, scale)),
+        "bfloat16: kernel with dropout": both(kernel(DROPOUT), torch.bfloat16),
+        "bfloat16: kernel without": both(kernel(0.0), torch.bfloat16),
+        "bfloat16: torch without": both(fused, torch.bfloat16),
     }
+    if fastest == "avx512_bf16":
+        slower = both(kernel(0.0), torch.bfloat16)
+        sides["bfloat16: float32's products"] = with_float32_products(slower)
+    return sides
 
 
 def timed(work: Callable[[], Any]) -> dict[str, float]:

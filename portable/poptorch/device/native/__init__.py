@@ -102,7 +102,8 @@ def available() -> bool:
 def serves(*tensors: torch.Tensor, narrow: bool = False) -> bool:
     """Whether the kernels take tensors of these types: all of float32, or (only attention and GELU) all `narrow`.
 
-    Narrow is bfloat16, in memory alone: the arithmetic is that of float32.
+    Narrow is bfloat16, in memory alone: the arithmetic is that of float32. Only the products inside attention have
+    operands of bfloat16 then, with float32 sums, on a CPU with AVX512_BF16.
     """
     types = {tensor.dtype for tensor in tensors}
     fit = types == {torch.float32} or (narrow and types == {torch.bfloat16})
@@ -121,9 +122,10 @@ def asked_by() -> str | None:
 
 
 def choose(name: str | None) -> str | None:
-    """Take the kernels for one kind of processor, for tests: "avx512", "avx2", "portable", None: the fastest.
+    """Take the kernels for one kind of processor, for tests; None: the fastest.
 
-    Returns the name, or None where this processor does not run them. Needs the library.
+    They are "avx512_bf16", "avx512", "avx2" and "portable". Returns the name, or None where this processor does not run
+    them. Needs the library.
     """
     found = library().poptorch_kernels_choose(name.encode() if name else None)
     return found.decode() if found else None

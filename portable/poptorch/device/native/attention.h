@@ -1,9 +1,9 @@
 // Causal attention with dropout. Included after tiles.h, in the same namespace.
 //
 // It goes through tiles as in FlashAttention (Dao et al., 2022; Dao, 2023): scores live for some rows and kBlock
-// columns at a time. Statistics of the softmax, masks, and what products are added up in are of float32; the operands
-// of the products are packed a head at a time, and are of the type that Operands (tiles.h) have: probabilities and
-// gradients of scores, which are made for one product or two, too.
+// columns at a time. The operands of the products inside are of the type that Operands (tiles.h) have: those from
+// tensors, which are packed a head at a time, and the probabilities and gradients of scores. All else is float32: sums
+// of products, scores, and the softmax's statistics.
 
 constexpr int64_t kBlock = 128; // keys of a tile: one group of the mask
 constexpr int64_t kStrip = 48;  // queries of a tile

@@ -123,7 +123,8 @@ struct Adam {
   float divisor, added_decay, kept, weight1, beta2, weight2, eps, rate;
 };
 
-// One implementation for each kind of processor.
+// One implementation for each kind of processor. Arithmetic is that of float32 whatever tensors are of, but that
+// avx512_bf16_kernels() round the operands of attention's products to bfloat16 where the tensors are of that.
 struct Kernels {
   const char* name;
   // Elements of scratch memory that a thread needs.

@@ -2,15 +2,13 @@
 // is the including file's own.
 //
 // Operands are packed first: `rows` hold one row after the other, `panels` hold kPanel columns of all rows after each
-// other, as the inner loop reads them. How, and what is multiplied at a time, is up to a type, Operands below. It has
-//     Number                    what packed operands consist of: 32 bits of them are multiplied at a time,
-//     kScaled                   whether a factor of an operand is applied before it is packed, where there is one;
-//     spread(at)                all lanes the 32 bits at `at`,
-//     lanes(at)                 kWidth times 32 bits,
-//     added(sum, left, right)   sum + left right, lane by lane;
-//     store(to, x)              a vector of float32 to an operand;
-//     pack_rows, pack_panels, pack_transposed    (rows, width) from a tensor of Element;
-//     by_columns(rows, ...)     what is read as the left operand in place of the transpose of `rows`.
+// other, as the inner loop reads them. What they consist of is up to a type, Operands below, as Singles is one:
+//     Number                     the type of an operand's elements, 32 bits of which are multiplied at a time
+//     kScaled                    whether packing takes a factor
+//     spread(at), lanes(at)      the 32 bits at `at` in all lanes; kWidth times 32 bits
+//     added(sum, left, right)    sum + left right in float32, lane by lane
+//     store(to, x)               a vector of float32 becomes elements of an operand
+//     pack_rows(), pack_panels(), pack_transposed(), by_columns()
 
 constexpr int64_t kPanel = 2 * kWidth; // columns
 

@@ -2,6 +2,7 @@
 //
 // Written with the compilers' vector types. Everything has internal linkage, so that code for one kind of processor is
 // never taken for another's.
+
 typedef float Floats __attribute__((vector_size(kWidth * 4)));
 typedef int32_t Ints __attribute__((vector_size(kWidth * 4)));
 typedef uint32_t Unsigneds __attribute__((vector_size(kWidth * 4)));
