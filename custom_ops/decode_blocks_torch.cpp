@@ -266,22 +266,31 @@ Tensor decode_blocks_shape(const Tensor& hidden, const Tensor&, const Tensor&, c
   return at::empty_like(hidden, at::MemoryFormat::Contiguous);
 }
 
-// The first rows of `logits` = normed times head, and those behind them 0.
+// The first rows of `logits` = normed rows times head, and those behind them 0. Without `norm` the rows are as they
+// are.
 class HeadProduct final : public few_rows::Job {
 public:
-  HeadProduct(Matrix head, const Tensor& normed, const Tensor& logits, int threads)
-      : Job(threads), head_(head), space_(normed.size(0), normed.size(1), 1), logits_(logits.data_ptr<float>()),
-        rows_(normed.size(0)), all_rows_(logits.size(0)), threads_(threads),
-        inputs_(space_.inputs(normed.data_ptr<float>(), normed.size(0), normed.size(1), head.precision)) {
+  HeadProduct(Matrix head, const Tensor& rows, const float* norm, const float* norm_bias, float epsilon,
+              const Tensor& logits, int threads)
+      : Job(threads), head_(head), rows_(rows.size(0)), all_rows_(logits.size(0)), space_(rows_, head.k, 1),
+        logits_(logits.data_ptr<float>()), size_(few_rows::part_rows(head, rows_, threads)) {
+    for (int64_t row = 0; row < rows_; ++row) {
+      const float* x = rows.data_ptr<float>() + row * head.k;
+      if (norm != nullptr) {
+        few_rows::kernels().layer_norm(x, head.k, norm, norm_bias, epsilon, space_.rows[row]);
+      } else {
+        std::copy_n(x, head.k, space_.rows[row]);
+      }
+    }
+    inputs_ = space_.inputs(space_.rows, rows_, head.k, head.precision);
   }
 
   void run() override {
     const few_rows::Place begin = place();
     const auto nothing = [] { return 0; };
-    product_.share(begin, head_.n, few_rows::part_rows(head_, threads_), nothing,
-                   [this](int, int64_t first, int64_t last) {
-                     few_rows::kernels().product(head_, inputs_, first, last, logits_, head_.n);
-                   });
+    product_.share(begin, head_.n, size_, nothing, [this](int, int64_t first, int64_t last) {
+      few_rows::kernels().product(head_, inputs_, first, last, logits_, head_.n, head_.row(last));
+    });
     zeros_.share(begin, all_rows_ - rows_, 1, nothing, [this](int, int64_t first, int64_t last) {
       std::fill(logits_ + (rows_ + first) * head_.n, logits_ + (rows_ + last) * head_.n, 0.0f);
     });
@@ -289,11 +298,11 @@ public:
 
 private:
   const Matrix head_;
+  const int64_t rows_, all_rows_;
   few_rows::Workspace space_;
   float* const logits_;
-  const int64_t rows_, all_rows_;
-  const int threads_;
-  const few_rows::Inputs inputs_;
+  const int64_t size_;
+  few_rows::Inputs inputs_;
   few_rows::Phase product_, zeros_;
 };
 
@@ -323,15 +332,13 @@ Tensor next_logits(const Tensor& hidden, const Tensor& count, const Tensor& norm
     const Tensor normed = norms != 0 ? at::layer_norm(rows, {n_embd}, norm, norm_bias, epsilon) : rows;
     return in_place(at::mm(normed, as_float(head, hidden.device()).t()));
   }
-  const Tensor normed = norms != 0 ? at::empty_like(rows) : rows;
-  for (int64_t row = 0; norms != 0 && row < rows.size(0); ++row) {
-    few_rows::kernels().layer_norm(rows.data_ptr<float>() + row * n_embd, n_embd, norm.data_ptr<float>(),
-                                   norm_bias.data_ptr<float>(), epsilon, normed.data_ptr<float>() + row * n_embd);
-  }
   const bool at_front = real[-1].item<int64_t>() == rows.size(0) - 1; // what a server asks for
   const Tensor logits = at::empty({at_front ? batch : rows.size(0), vocab_size}, hidden.options());
   const int threads = few_rows::useful_threads(weights.numel(), at::get_num_threads());
-  few_rows::WorkerPool::instance().run(threads, std::make_shared<HeadProduct>(head, normed, logits, threads));
+  few_rows::WorkerPool::instance().run(
+      threads, std::make_shared<HeadProduct>(head, rows, norms != 0 ? norm.data_ptr<float>() : nullptr,
+                                             norms != 0 ? norm_bias.data_ptr<float>() : nullptr,
+                                             static_cast<float>(epsilon), logits, threads));
   return at_front ? logits : in_place(logits);
 }
 

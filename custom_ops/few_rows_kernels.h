@@ -22,6 +22,13 @@ struct Matrix {
   const uint16_t* scales = nullptr; // Int8: (n, k / 32) float16
   int64_t n = 0, k = 0;
   Precision precision = Precision::Float32;
+
+  int64_t row_bytes() const {
+    return k * (precision == Precision::Float32 ? 4 : precision == Precision::Float16 ? 2 : 1);
+  }
+  const void* row(int64_t n) const {
+    return static_cast<const char*>(data) + n * row_bytes();
+  }
 };
 
 // Rows to multiply with: (rows, k) float32 and, for Int8, the same quantised with (rows, k / 32) scales.
@@ -29,13 +36,17 @@ struct Inputs {
   const float* x = nullptr;
   const int8_t* quantised = nullptr;
   const float* scales = nullptr;
-  int64_t rows = 0, stride = 0; // stride: from row to row of x, in elements
+  int64_t rows = 0;
+  int64_t stride = 0, quantised_stride = 0; // from row to row of x and of quantised, in elements
 };
 
 // One implementation for each kind of processor.
 struct Kernels {
-  // out[row * out_stride + n] = <inputs row, matrix row n> for matrix rows first ... last - 1.
-  void (*product)(const Matrix&, const Inputs&, int64_t first, int64_t last, float* out, int64_t out_stride);
+  const char* name;
+  // out[row * out_stride + n] = <inputs row, matrix row n> for matrix rows first ... last - 1. `next`, if not null, is
+  // where the weights lie that this thread needs after these: it is read ahead, about as many bytes.
+  void (*product)(const Matrix&, const Inputs&, int64_t first, int64_t last, float* out, int64_t out_stride,
+                  const void* next);
   // out[d] = sum over s of weights[s] * rows[s][d], for rows of `width` elements.
   void (*weighted_sum)(const void* rows, Precision, const float* weights, int64_t count, int64_t width, float* out);
   // x -> exp(scale * x - the largest) / sum, in place.
@@ -48,10 +59,11 @@ struct Kernels {
   float (*sum_of_exp)(const float* x, int64_t count, float shift); // of exp(x - shift)
 };
 
-// The fastest implementation that this processor runs. The environment variable CUSTOM_OPS_PORTABLE=1 takes the one
-// without intrinsics, for tests.
+// The fastest implementation that this processor runs. The environment variable CUSTOM_OPS_KERNELS=avx512, avx2 or
+// portable takes that one, for tests; where it cannot run, the fastest.
 const Kernels& kernels();
-extern const Kernels portable_kernels;
-const Kernels* avx2_kernels(); // null where they cannot run
+extern const Kernels portable_kernels; // without intrinsics
+const Kernels* avx2_kernels();         // null where they cannot run
+const Kernels* avx512_kernels();       // null where they cannot run
 
 } // namespace few_rows

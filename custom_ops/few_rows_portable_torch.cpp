@@ -24,7 +24,7 @@ float dot(const Matrix& w, const Inputs& in, int64_t n, int64_t row) {
     return sum_of(w.k, [=](int64_t i) { return half(weights[i]) * x[i]; });
   }
   const int8_t* weights = static_cast<const int8_t*>(w.data) + n * w.k;
-  const int8_t* quantised = in.quantised + row * w.k;
+  const int8_t* quantised = in.quantised + row * in.quantised_stride;
   const int64_t groups = w.k / kGroup;
   float sum = 0.0f;
   for (int64_t group = 0; group < groups; ++group) {
@@ -37,7 +37,8 @@ float dot(const Matrix& w, const Inputs& in, int64_t n, int64_t row) {
   return sum;
 }
 
-void product(const Matrix& w, const Inputs& in, int64_t first, int64_t last, float* out, int64_t out_stride) {
+void product(const Matrix& w, const Inputs& in, int64_t first, int64_t last, float* out, int64_t out_stride,
+             const void*) {
   for (int64_t n = first; n < last; ++n) {
     for (int64_t row = 0; row < in.rows; ++row) {
       out[row * out_stride + n] = dot(w, in, n, row);
@@ -65,15 +66,23 @@ void to_half(const float* x, int64_t count, uint16_t* out) {
 
 } // namespace
 
-const Kernels portable_kernels = {product,  weighted_sum, softmax, activate,  layer_norm,
-                                  quantise, to_half,      largest, sum_of_exp};
+const Kernels portable_kernels = {"portable", product,  weighted_sum, softmax, activate,
+                                  layer_norm, quantise, to_half,      largest, sum_of_exp};
 
 const Kernels& kernels() {
   static const Kernels* const chosen = [] {
-    const char* portable = std::getenv("CUSTOM_OPS_PORTABLE");
-    const bool asked = portable != nullptr && portable[0] == '1';
-    const Kernels* fast = asked ? nullptr : avx2_kernels();
-    return fast != nullptr ? fast : &portable_kernels;
+    const char* asked = std::getenv("CUSTOM_OPS_KERNELS");
+    const Kernels* fastest = nullptr;
+    for (const Kernels* family : {avx512_kernels(), avx2_kernels(), &portable_kernels}) {
+      if (family == nullptr) {
+        continue;
+      }
+      if (asked != nullptr && std::strcmp(asked, family->name) == 0) {
+        return family;
+      }
+      fastest = fastest == nullptr ? family : fastest;
+    }
+    return fastest;
   }();
   return *chosen;
 }

@@ -14,6 +14,7 @@
 #include <mutex>
 #include <optional>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include <sched.h>
@@ -48,12 +49,11 @@ public:
   template <typename Prepare, typename Work>
   void share(Place place, int64_t total, int64_t size, const Prepare& prepare, const Work& work) {
     const int64_t count = std::min(place.count, kStretches);
-    const int64_t length = ((total + size - 1) / size + count - 1) / count * size; // a multiple of `size`
     std::optional<decltype(prepare())> prepared;
     int64_t own = 0;
     for (int64_t turn = 0; turn < count; ++turn) {
-      const int64_t stretch = (place.index + turn) % count, begin = stretch * length;
-      const int64_t end = std::min(total, begin + length);
+      const int64_t stretch = (place.index + turn) % count;
+      const auto [begin, end] = stretch_of({stretch, place.count}, total, size);
       std::atomic<int64_t>& next = stretches_[stretch].next;
       for (int64_t first; (first = begin + next.fetch_add(size, std::memory_order_relaxed)) < end;) {
         if (!prepared) {
@@ -74,6 +74,14 @@ public:
         sched_yield(); // more threads than free cores: let the one that is waited for run
       }
     }
+  }
+
+  // What a thread takes first of [0, total): from where to where.
+  static std::pair<int64_t, int64_t> stretch_of(Place place, int64_t total, int64_t size) {
+    const int64_t count = std::min(place.count, kStretches);
+    const int64_t length = ((total + size - 1) / size + count - 1) / count * size; // a multiple of `size`
+    const int64_t begin = std::min(total, place.index % count * length);
+    return {begin, std::min(total, begin + length)};
   }
 
 private:

@@ -1,0 +1,275 @@
+// Products of a matrix with few rows, and what attention needs, over vectors of a processor.
+//
+// A file that includes this is compiled for such a processor and defines what it has:
+//   Floats, kWidth              a vector of float32 and how many it holds
+//   load, one                   kWidth weights, or one, of either type as float32
+//   multiply_add(a, b, c)       a b + c, rounded once
+//   four_sums(a, b, c, d)       the sum of each, all in one order
+//   Bytes, kTogether            a vector of int8 and how many groups of weights it holds
+//   load_bytes, load_scales     a vector, or of it what belongs to so many groups and zeros behind them
+//   Factors                     scales of kWidth groups, and those of kTogether of them in the lanes of their products
+//   PreparedBytes               weights, and their products with inputs
+//   kFloatingRows, kQuantisedRows   matrix rows in a block: with one input row, with 2 to 4 in a single pass, and with
+//   2
+//                                   to 4 in each of several passes
+// Everything has internal linkage: each file that includes this gets code of its own.
+#pragma once
+
+#include "few_rows_math.h"
+
+namespace few_rows {
+namespace {
+
+// What is read ahead while it is computed with weights that are at hand: as many bytes, evenly over kPasses passes.
+// Both together then take the time of the slower of the two, not of both. They are read into the L2 cache: in L1 they
+// would push out what is computed with, and the processor, which sees one stream of them, follows it far ahead by
+// itself.
+template <int kPasses> struct Ahead {
+  const char* next;
+
+  template <int64_t kBytes> void fetch() { // as many bytes of weights are about to be used
+    constexpr int64_t kShare = kBytes / kPasses;
+    for (int64_t byte = 0; byte < kShare; byte += 64) {
+      _mm_prefetch(next + byte, _MM_HINT_T1);
+    }
+    next += kShare;
+  }
+};
+
+// Where memory is the limit the processor follows its streams by itself: instructions that prefetch cost up to a third
+// of the speed.
+struct NothingAhead {
+  template <int64_t> void fetch() {
+  }
+};
+
+// The sums of R matrix rows, which are `apart`, and M input rows, into their places.
+template <int R, int M> inline void store(const Floats (&sum)[M][R], int64_t apart, float* out, int64_t out_stride) {
+  constexpr int kSums = M * R;
+  const auto at = [&sum](int i) { return i < kSums ? sum[i / R][i % R] : Floats{}; };
+  alignas(16) float sums[(kSums + 3) / 4 * 4];
+  for (int i = 0; i < kSums; i += 4) {
+    _mm_store_ps(sums + i, four_sums(at(i), at(i + 1), at(i + 2), at(i + 3)));
+  }
+  for (int m = 0; m < M; ++m) {
+    if (M > 1) { // the matrix rows lie side by side
+      std::memcpy(out + m * out_stride, sums + m * R, R * sizeof(float));
+    } else {
+      for (int r = 0; r < R; ++r) {
+        out[r * apart] = sums[r];
+      }
+    }
+  }
+}
+
+// A matrix of float32 or float16.
+template <typename T> struct Floating {
+  static constexpr const int* kRows = kFloatingRows;
+
+  const T* weights;
+  int64_t k;
+
+  // R matrix rows from row n on, `apart` from each other, times M input rows from row m on: R M sums, each over k in
+  // one order, whatever R and M.
+  template <int R, int M, typename Reading>
+  void block(int64_t n, int64_t apart, const Inputs& in, int64_t m, float* out, int64_t out_stride,
+             Reading& ahead) const {
+    const T* w = weights + n * k;
+    const float* x = in.x + m * in.stride;
+    Floats sum[M][R] = {};
+    Reading reading = ahead;
+    int64_t i = 0;
+    for (; i + kWidth <= k; i += kWidth) {
+      reading.template fetch<kWidth * R * sizeof(T)>();
+      Floats part[R];
+      for (int r = 0; r < R; ++r) {
+        part[r] = load(w + r * apart * k + i);
+      }
+      for (int m = 0; m < M; ++m) {
+        const Floats inputs = load(x + m * in.stride + i);
+        for (int r = 0; r < R; ++r) {
+          sum[m][r] = multiply_add(part[r], inputs, sum[m][r]);
+        }
+      }
+    }
+    ahead = reading;
+    store<R, M>(sum, apart, out, out_stride);
+    for (; i < k; ++i) { // rounded once, as above: not for the compiler to choose in each R, M
+      for (int m = 0; m < M; ++m) {
+        for (int r = 0; r < R; ++r) {
+          float& total = out[m * out_stride + r * apart];
+          total = std::fma(one(w + r * apart * k + i), x[m * in.stride + i], total);
+        }
+      }
+    }
+  }
+};
+
+// A matrix of int8 in groups that have a scale each. The products of a group are added up as whole numbers, four of
+// them in a lane: they are exact.
+struct Quantised {
+  static constexpr const int* kRows = kQuantisedRows;
+
+  const int8_t* weights;
+  const uint16_t* scales;
+  int64_t k;
+
+  template <int R, int M, typename Reading>
+  void block(int64_t n, int64_t apart, const Inputs& in, int64_t m, float* out, int64_t out_stride,
+             Reading& ahead) const {
+    const int64_t groups = k / kGroup;
+    const int8_t *w = weights + n * k, *x = in.quantised + m * in.quantised_stride;
+    const uint16_t* w_scales = scales + n * groups;
+    const float* x_scales = in.scales + m * groups;
+    Floats sum[M][R] = {};
+    Reading reading = ahead;
+    for (int64_t first = 0; first < groups; first += kWidth) { // the scales of as many groups are multiplied at once
+      const int64_t count = std::min<int64_t>(kWidth, groups - first);
+      Factors factors[M][R];
+      for (int r = 0; r < R; ++r) {
+        const Floats of_weights = load_scales(w_scales + r * apart * groups + first, count);
+        for (int m = 0; m < M; ++m) {
+          factors[m][r] = Factors(of_weights * load_scales(x_scales + m * groups + first, count));
+        }
+      }
+      const auto add = [&](int64_t place, auto together) {
+        reading.template fetch<together * kGroup * R>();
+        PreparedBytes part[R];
+        for (int r = 0; r < R; ++r) {
+          part[r] = PreparedBytes(load_bytes<together>(w + r * apart * k + (first + place) * kGroup));
+        }
+        for (int m = 0; m < M; ++m) {
+          const Bytes inputs = load_bytes<together>(x + m * in.quantised_stride + (first + place) * kGroup);
+          for (int r = 0; r < R; ++r) {
+            sum[m][r] = multiply_add(part[r].products(inputs), factors[m][r].at(place), sum[m][r]);
+          }
+        }
+      };
+      int64_t place = 0;
+      for (; place + kTogether <= count; place += kTogether) {
+        add(place, std::integral_constant<int, kTogether>());
+      }
+      if (place < count) {
+        add(place, std::integral_constant<int, 1>());
+      }
+    }
+    ahead = reading;
+    store<R, M>(sum, apart, out, out_stride);
+  }
+};
+
+// Matrix rows first ... last - 1 times M input rows, R at a time. With one input row they are read as R streams, each
+// of as many of them, which the processor fetches ahead by itself.
+template <int R, int M, typename Weights, typename Reading>
+inline void rows(const Weights& w, int64_t first, int64_t last, const Inputs& in, int64_t m, float* out,
+                 int64_t out_stride, Reading& ahead) {
+  const int64_t apart = M == 1 ? (last - first) / R : 1;
+  const int64_t end = M == 1 ? first + apart : last - R + 1;
+  int64_t n = first;
+  for (; n < end; n += M == 1 ? 1 : R) {
+    w.template block<R, M>(n, apart, in, m, out + m * out_stride + n, out_stride, ahead);
+  }
+  for (n = M == 1 ? first + R * apart : n; n < last; ++n) {
+    w.template block<1, M>(n, 1, in, m, out + m * out_stride + n, out_stride, ahead);
+  }
+}
+
+// 2 to 4 input rows.
+template <int R, typename Weights, typename Reading>
+inline void pass(int64_t count, const Weights& w, int64_t first, int64_t last, const Inputs& in, int64_t m, float* out,
+                 int64_t out_stride, Reading& ahead) {
+  switch (count) {
+  case 2:
+    return rows<R, 2>(w, first, last, in, m, out, out_stride, ahead);
+  case 3:
+    return rows<R, 3>(w, first, last, in, m, out, out_stride, ahead);
+  default:
+    return rows<R, 4>(w, first, last, in, m, out, out_stride, ahead);
+  }
+}
+
+template <typename Weights>
+void product(const Weights& w, const Inputs& in, int64_t first, int64_t last, float* out, int64_t out_stride,
+             const char* next) {
+  if (in.rows == 1) {
+    NothingAhead nothing;
+    rows<Weights::kRows[0], 1>(w, first, last, in, 0, out, out_stride, nothing);
+  } else if (in.rows <= 4) {
+    Ahead<1> ahead{next};
+    pass<Weights::kRows[1]>(in.rows, w, first, last, in, 0, out, out_stride, ahead);
+  } else { // several times over these weights, which stay in the cache, with up to four input rows at a time
+    Ahead<2> ahead{next};
+    const int64_t passes = (in.rows + 3) / 4;
+    for (int64_t m = 0, number = 0; number < passes; ++number) {
+      const int64_t count = (in.rows - m + passes - number - 1) / (passes - number); // as evenly as it goes
+      pass<Weights::kRows[2]>(count, w, first, last, in, m, out, out_stride, ahead);
+      m += count;
+    }
+  }
+}
+
+void product(const Matrix& w, const Inputs& in, int64_t first, int64_t last, float* out, int64_t out_stride,
+             const void* next) {
+  const char* ahead = static_cast<const char*>(next == nullptr ? w.row(first) : next);
+  switch (w.precision) {
+  case Precision::Float32:
+    return product(Floating<float>{static_cast<const float*>(w.data), w.k}, in, first, last, out, out_stride, ahead);
+  case Precision::Float16:
+    return product(Floating<uint16_t>{static_cast<const uint16_t*>(w.data), w.k}, in, first, last, out, out_stride,
+                   ahead);
+  case Precision::Int8:
+    return product(Quantised{static_cast<const int8_t*>(w.data), w.scales, w.k}, in, first, last, out, out_stride,
+                   ahead);
+  }
+}
+
+// N vectors at a time: their sums stay in registers over all rows.
+template <int N, typename T>
+inline void weighted(const T* rows, const float* weights, int64_t count, int64_t width, float* out) {
+  Floats sum[N] = {};
+  for (int64_t s = 0; s < count; ++s) {
+    const Floats weight = Floats{} + weights[s];
+    for (int v = 0; v < N; ++v) {
+      sum[v] = multiply_add(weight, load(rows + s * width + kWidth * v), sum[v]);
+    }
+  }
+  for (int v = 0; v < N; ++v) {
+    std::memcpy(out + kWidth * v, &sum[v], sizeof(Floats));
+  }
+}
+
+template <typename T>
+void weighted_rows(const T* rows, const float* weights, int64_t count, int64_t width, float* out) {
+  constexpr int kMany = 64 / kWidth;
+  int64_t d = 0;
+  for (; d + kMany * kWidth <= width; d += kMany * kWidth) {
+    weighted<kMany>(rows + d, weights, count, width, out + d);
+  }
+  for (; d + kWidth <= width; d += kWidth) {
+    weighted<1>(rows + d, weights, count, width, out + d);
+  }
+  for (; d < width; ++d) {
+    out[d] = 0.0f;
+    for (int64_t s = 0; s < count; ++s) {
+      out[d] += weights[s] * one(rows + s * width + d);
+    }
+  }
+}
+
+void weighted_sum(const void* rows, Precision precision, const float* weights, int64_t count, int64_t width,
+                  float* out) {
+  if (precision == Precision::Float32) {
+    weighted_rows(static_cast<const float*>(rows), weights, count, width, out);
+  } else {
+    weighted_rows(static_cast<const uint16_t*>(rows), weights, count, width, out);
+  }
+}
+
+void to_half(const float* x, int64_t count, uint16_t* out) {
+  for (int64_t i = 0; i < count; ++i) {
+    out[i] = static_cast<uint16_t>(_mm_cvtsi128_si32(_mm_cvtps_ph(_mm_set_ss(x[i]), _MM_FROUND_TO_NEAREST_INT)));
+  }
+}
+
+} // namespace
+} // namespace few_rows
