@@ -350,6 +350,7 @@ Tensor next_logits_shape(const Tensor& hidden, const Tensor&, const Tensor&, con
 } // namespace
 
 TORCH_LIBRARY(gpt2_decode, m) {
+  m.def("Kernels() -> str", [] { return std::string(few_rows::kernels().name); });
   m.def("EmbedTokens(Tensor input_ids, Tensor start, Tensor count, Tensor wte, Tensor wpe) -> Tensor");
   m.def("DecodeBlocks(Tensor hidden, Tensor start, Tensor count, Tensor weights, Tensor vectors, Tensor(a!) keys, "
         "Tensor(b!) values, *, int n_head, int inner, int precision, str activation, float epsilon, int parallel=0, "

@@ -27,9 +27,9 @@ using Floats = __m512;
 using Bytes = __m512i;
 constexpr int kWidth = 16, kTogether = 2;
 
-// 32 registers hold the sums of 6 times 4 rows, the weights and an input. One stream is what the processor follows
+// 32 registers hold the sums of 4 times 4 rows, the weights and an input. One stream is what the processor follows
 // best.
-constexpr int kFloatingRows[] = {1, 3, 6}, kQuantisedRows[] = {1, 2, 2};
+constexpr int kFloatingRows[] = {1, 3, 4}, kQuantisedRows[] = {1, 2, 2};
 
 inline Floats load(const float* weights) {
   return _mm512_loadu_ps(weights);
