@@ -78,6 +78,11 @@ def claimed(dtype: torch.dtype) -> bool:
     return bool(_flags() & UNITS[dtype]) or (dtype == torch.bfloat16 and _library_says_so())
 
 
+def has_tiles() -> bool:
+    """Whether the CPU has AMX for bfloat16: torch's library multiplies several times faster by it than by vectors."""
+    return "amx_bf16" in _flags()
+
+
 @functools.cache
 def _flags() -> frozenset[str]:
     """Of the first processor: "flags" of x86, "Features" of Arm. Nothing where the system does not tell."""

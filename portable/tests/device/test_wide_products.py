@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from poptorch.device import half_units
 from poptorch.device.native import wide_products
 
 pytestmark = pytest.mark.skipif(not wide_products.available(), reason="this CPU has no AVX512_BF16, or no kernels")
@@ -100,3 +101,10 @@ def test_threads_change_nothing(rows, depth, columns):
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
+def test_a_cpu_with_better_units_leaves_products_to_torch(monkeypatch):
+    """AMX, which torch's library has and the kernel has not."""
+    flags = half_units._flags()
+    monkeypatch.setattr(half_units, "_flags", lambda: flags | {"amx_bf16"})
+    assert not wide_products.available()

@@ -6,6 +6,7 @@ import ctypes
 
 import torch
 
+from .. import half_units
 from . import library
 
 
@@ -28,9 +29,9 @@ class _Product(ctypes.Structure):
 
 
 def available() -> bool:
-    """Whether the library is there and this processor has units for them (AVX512_BF16)."""
+    """Whether the library is there and this processor has units for them (AVX512_BF16), and no better ones (AMX)."""
     found = library()
-    return found is not None and bool(found.poptorch_multiplies_bfloat16())
+    return found is not None and bool(found.poptorch_multiplies_bfloat16()) and not half_units.has_tiles()
 
 
 def multiply(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor, add: bool = False) -> torch.Tensor:
