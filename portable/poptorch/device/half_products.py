@@ -115,7 +115,7 @@ def attention(
     """F.scaled_dot_product_attention of rounded operands, the softmax in float32: of type `dtype`."""
     operands = [narrow(operand, dtype) for operand in (query, key, value)]
     same = query.shape[-3:] == key.shape[-3:] and query.dim() == 4
-    if causal and mask is None and not dropout and same and _own(dtype, *operands):
+    if native and causal and mask is None and not dropout and same and _own(dtype, *operands):
         return causal_attention(*operands, scale)
     if not native or (mask is not None and mask.is_floating_point()):  # a mask of numbers would be rounded, too
         operands = [operand.float() for operand in operands]

@@ -610,3 +610,13 @@ def test_micro_batches_run_as_one_in_16_bits_too(bfloat16, monkeypatch):
         losses.append(executor(*batch(4))[1])
         assert executor._session.runner.as_one.number == int(number)
     torch.testing.assert_close(*losses, rtol=1e-3, atol=0)
+
+
+def test_attention_that_is_emulated_rounds_no_probabilities():
+    """Whatever units this CPU has: the products are float32's, of operands that were rounded."""
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, 2, 80, 16, generator=generator) for _ in range(3))
+    found = half_products.attention(query, key, value, None, 0.0, True, BFLOAT16, native=False)
+    rounded = (tensor.to(BFLOAT16).float() for tensor in (query, key, value))
+    expected = torch.nn.functional.scaled_dot_product_attention(*rounded, is_causal=True)
+    assert torch.equal(found, expected.to(BFLOAT16))
