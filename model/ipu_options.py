@@ -75,11 +75,10 @@ def join_instances(args: argparse.Namespace) -> None:
         args.replication_factor = replicas
 
 
-def replica_part() -> tuple[int, int]:
-    """Number of this process among those that hold a replica together, and how many these are."""
+def reads_samples() -> bool:
+    """Whether a call takes this process's inputs: of those that hold a replica together it takes the first one's."""
     number, count = launched()
-    parts = count // instance()[1]
-    return number % parts, parts
+    return number % (count // instance()[1]) == 0
 
 
 def instance() -> tuple[int, int]:

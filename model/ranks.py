@@ -11,7 +11,6 @@ import numpy as np
 import popdist
 import poptorch
 
-from model.ipu_options import replica_part
 from model.layout import launched
 from model.scoring import Scores
 
@@ -24,14 +23,10 @@ def is_first() -> bool:
 
 
 def combine(scores: Scores) -> Scores:
-    """The scores of all processes: what one has not reached is zero there, so that they add up.
+    """The scores of all processes: what one has not reached, or not read, is zero there, so that they add up.
 
-    Those that hold a replica together have the same. Every process must call it. Raises RuntimeError if the processes
-    cannot reach each other.
+    Every process must call it. Raises RuntimeError if the processes cannot reach each other.
     """
-    if replica_part()[0]:
-        for array in scores:
-            array[...] = 0
     _add_up(scores)
     return scores
 

@@ -122,10 +122,12 @@ class ItemScorer:
     Args:
         window: inputs that the model can see at most.
         part: (i, n): of the batches, those with number i modulo n are this process's; it leaves the others out.
+        reads: False for a process that holds a replica together with others and is not the first of them: a call takes
+            the first one's inputs. It makes as many calls, reads no item and finds nothing.
     """
 
-    def __init__(self, window: int, part: tuple[int, int] = (0, 1)) -> None:
-        self.window, self._part = window, part
+    def __init__(self, window: int, part: tuple[int, int] = (0, 1), reads: bool = True) -> None:
+        self.window, self._part, self._reads = window, part, reads
 
     def score(self, items: Sequence[Item], length: int, width: int | None, stop: Stop = go_on) -> Scores:
         """Score `items` of up to `length` inputs and `width` targets; None: as many as inputs, where most are scored.
@@ -143,7 +145,7 @@ class ItemScorer:
         index, count = self._part
         starts = range(index * rows, len(items), count * rows)
         for number, start in enumerate(starts, start=1):
-            batch = items[start : start + rows]
+            batch = items[start : start + rows] if self._reads else []
             losses, hits = self._run(batch, rows, length, width)
             for row, item in enumerate(batch):
                 targets = len(item.targets)
@@ -176,7 +178,7 @@ class Scorer(ItemScorer):
         gpt2: the placed model, in the precision to compute in.
         make_options: gives the options of a forward-only model, anew for each program.
         batch_size: rows of a micro-batch.
-        part: as for ItemScorer.
+        part, reads: as for ItemScorer.
         end_id: as for ScoringModel.
 
     Dropout is off whatever mode the model is in: PopTorch's forward-only programs have none.
@@ -189,8 +191,9 @@ class Scorer(ItemScorer):
         batch_size: int,
         part: tuple[int, int] = (0, 1),
         end_id: int | None = None,
+        reads: bool = True,
     ) -> None:
-        super().__init__(gpt2.config.n_positions, part)
+        super().__init__(gpt2.config.n_positions, part, reads)
         self._model = ScoringModel(gpt2, end_id)
         self._make_options, self._batch_size = make_options, batch_size
         self._executor: poptorch.PoplarExecutor | None = None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from model.gpt2 import at_positions
-from model.ipu_options import instance
+from model.ipu_options import instance, reads_samples
 from model.scoring import Item, ItemScorer, batch_of, token_scores
 
 
@@ -38,7 +38,7 @@ class LogitsScorer(ItemScorer):
         window: int,
         pick: Callable[[Any], Tensor] = as_it_is,
     ) -> None:
-        super().__init__(window, instance())
+        super().__init__(window, instance(), reads_samples())
         self._executor, self._rows, self._pick = executor, rows, pick
 
     def _prepare(self, length: int, width: int | None) -> int:

@@ -13,7 +13,7 @@ from model import ranks
 from model.checkpoint import load_pretrained
 from model.config import GPT2Config
 from model.gpt2 import GPT2LMHeadModel
-from model.ipu_options import forward_options, instance, join_instances
+from model.ipu_options import forward_options, instance, join_instances, reads_samples
 from model.non_finite import NonFiniteError
 from model.placement import outline, place, serialize_head
 from model.scoring import Item, Scorer, Scores, perplexity
@@ -74,7 +74,7 @@ class Session:
             print("\n".join(placement))
         serialize_head(gpt2, args.embedding_serialization_factor)
         outline(gpt2)
-        self.scorer = Scorer(gpt2, lambda: forward_options(args), args.batch_size, instance())
+        self.scorer = Scorer(gpt2, lambda: forward_options(args), args.batch_size, instance(), reads=reads_samples())
         protocol = (args.eod_mask_loss, args.protocol_batch, self.config.padding_id)
         self._planner = Planner(self.tokenizer, args.seq_length, args.overlapping_eval, *protocol)
 

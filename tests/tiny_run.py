@@ -125,7 +125,7 @@ def run_there(argv: list, timeout: float = 300.0, cold: bool = False) -> Finishe
 def together(processes: int, argv: list, program: str = "train_gpt2.py") -> Finished:
     """The program in processes that begin with everything imported, with the environment that torchrun gives them.
 
-    Returns the largest exit status, and what all of them said.
+    Returns the exit status that is farthest from 0, a signal's is negative, and what all of them said.
     """
     common = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_PORT": free_port()}
     started = []
@@ -135,7 +135,7 @@ def together(processes: int, argv: list, program: str = "train_gpt2.py") -> Fini
         started.append(warm_process.PipedProcess([ROOT / program, *argv], variables))
     with concurrent.futures.ThreadPoolExecutor(processes) as readers:
         said = list(readers.map(lambda process: process.communicate(300), started))
-    return Finished(max(process.wait() for process in started), *map("".join, zip(*said)))
+    return Finished(max((process.wait() for process in started), key=abs), *map("".join, zip(*said)))
 
 
 def run_together(processes: int, argv: list, **program: str) -> Finished:

@@ -99,13 +99,16 @@ class PipedProcess(WarmProcess):
         """What is left of output and errors, at the end of the process. Raises subprocess.TimeoutExpired."""
         errors: list[str] = []
         reader = threading.Thread(target=lambda: errors.append(self.stderr.read()), daemon=True)
-        watch = threading.Timer(timeout, self.send_signal, [signal.SIGKILL])
+        late = threading.Event()
+        watch = threading.Timer(timeout, lambda: (late.set(), self.kill()))
         reader.start(), watch.start()
         out = self.stdout.read()
         reader.join()
         watch.cancel()
         self.stdout.close(), self.stderr.close()
         self.wait(timeout)
+        if late.is_set():
+            raise subprocess.TimeoutExpired(str(self.pid), timeout, out, errors[0])
         return out, errors[0]
 
 

@@ -15,7 +15,7 @@ from command_line.interruption import ignore_in_worker
 from data.loading.datasets import ResumableSampler, check_enough, collate, open_dataset
 from model import placement
 from model.gpt2 import GPT2LMHeadModel
-from model.ipu_options import forward_options, replica_part
+from model.ipu_options import forward_options, reads_samples
 from training.arithmetic import arithmetic
 from training.inputs import corpus_arguments, load_or_make
 from training.sharing import join, samples_of_this_process
@@ -101,7 +101,7 @@ class ForwardRun:
 
         Of the processes that hold a replica together the first one reads the samples: a call takes its inputs.
         """
-        if replica_part()[0]:
+        if not reads_samples():
             for _ in range(len(self._sampler) // self._own_samples_a_call):
                 yield self._empty_call()
             return

@@ -23,7 +23,7 @@ from model import placement, ranks
 from model.config import parameter_count
 from model.disk_space import CheckpointNotWritten
 from model.gpt2 import GPT2LMHeadModel
-from model.ipu_options import forward_options, instance, local_replicas, replica_part, training_options
+from model.ipu_options import forward_options, instance, local_replicas, reads_samples, training_options
 from model.layout import launched
 from model.pretraining import PretrainingModel
 from training import state as training_state
@@ -144,8 +144,9 @@ class TrainingRun:
         self.executor = self._make_executor()
         self.validator: Validator | None = None
         if held_out is not None:
+            shared = instance(), reads_samples()
             self.validator = Validator(
-                self.model, held_out, lambda: forward_options(args), args.batch_size, self.executor, instance()
+                self.model, held_out, lambda: forward_options(args), args.batch_size, self.executor, *shared
             )
 
     def _make_executor(self) -> poptorch.PoplarExecutor:
@@ -223,7 +224,7 @@ class TrainingRun:
         together the first one reads the samples: a call takes its inputs.
         """
         begin = self.position.step
-        if replica_part()[0]:
+        if not reads_samples():
             for number in range(len(self.sampler) // self.sampler.shard.own):
                 yield self._empty_call(self.lengths.length(begin + number))
             return

@@ -47,7 +47,7 @@ class Validator:
         samples: the held-out samples, at least one; of several data sets a SeveralDatasets.
         make_options: gives the options of a forward-only model; batch_size: its micro-batch.
         trained: the training executor, which has the newest weights; None: `model` has them.
-        part: (i, n): this is process i of n, which share the samples.
+        part: (i, n): this is process i of n, which share the samples; reads: as for ItemScorer.
     """
 
     def __init__(
@@ -58,6 +58,7 @@ class Validator:
         batch_size: int,
         trained: poptorch.PoplarExecutor | None = None,
         part: tuple[int, int] = (0, 1),
+        reads: bool = True,
     ) -> None:
         several = isinstance(samples, SeveralDatasets)
         self.items = HeldOut(samples, model)
@@ -65,7 +66,7 @@ class Validator:
         self._names = samples.names if several else []
         self.losses: list[tuple[str, float]] = []
         self._length, self._trained = samples.max_len, trained
-        self._scorer = Scorer(model.gpt2, make_options, batch_size, part, model.end_id)
+        self._scorer = Scorer(model.gpt2, make_options, batch_size, part, model.end_id, reads)
 
     def follow(self, executor: poptorch.PoplarExecutor) -> None:
         """Another executor trains the model from now on."""

@@ -56,7 +56,7 @@ def test_of_a_replica_the_first_process_alone_reads_samples(folder, monkeypatch,
     first = list(made.batches())
     assert len(reads) >= len(first) > 1
     for module in (run, forward_run):
-        monkeypatch.setattr(module, "replica_part", lambda: (1, 2))
+        monkeypatch.setattr(module, "reads_samples", lambda: False)
     reads.clear()
     others = list(made.batches())
     assert reads == [] and len(others) == len(first)

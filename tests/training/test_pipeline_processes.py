@@ -9,6 +9,22 @@ from test_processes import curve, run_flags
 from tiny_run import NO_DROPOUT, ROOT, environment, run_here, run_together, saved_in, write_config, write_corpus
 
 SCHEDULE = {"lr_warmup_steps": 1, "lr_decay_steps": 8}
+NOTES_WHAT_IT_READS = """
+import os
+from pathlib import Path
+from data.batches import SampleDataset
+import train_gpt2
+
+notes = Path(__file__).with_suffix("." + os.environ["RANK"]).open("w")
+read = SampleDataset.__getitems__
+
+def noted(samples, indices):
+    print(*indices, file=notes, flush=True)
+    return read(samples, indices)
+
+SampleDataset.__getitems__ = noted
+raise SystemExit(train_gpt2.main())
+"""
 
 
 def make_folder(path, layers, **config):
@@ -65,6 +81,18 @@ def test_a_replica_over_two_processes_and_then_in_one(folder):
     assert resumed.status == 0 and "4 of 8 steps are done" in resumed.out, resumed.err
     assert losses(save) == pytest.approx(losses(alone), rel=1e-5)
     same_weights(save / "epoch_1", alone / "epoch_1")
+
+
+def test_a_sample_is_read_once_for_a_replica(folder):
+    """4 calls of 52 samples, and 6 held-out ones before the first, after the second and after the last."""
+    program = folder / "noting.py"
+    program.write_text(NOTES_WHAT_IT_READS)
+    argv = pipeline_flags(folder, folder / "noted", 1, training_steps=4, save_per_epochs=0, eval_steps=2)
+    done = run_together(2, argv, program=program)
+    assert done.out.count("validation after step") == 3
+    first, second = (program.with_suffix(f".{rank}").read_text().split() for rank in range(2))
+    assert len(second) == 64 and second == first[:64], "each looks at 64 of them beforehand, for their largest id"
+    assert len(first) - len(second) == 4 * 52 + 3 * 6
 
 
 def test_processes_that_do_not_fit_are_told_what_does(folder):
