@@ -195,9 +195,12 @@ def _precision(content: dict[str, Any]) -> str | None:
 
 
 def _corpus(flags: dict[str, Any]) -> str | None:
-    """The paths that the samples came from; None if that is not said."""
+    """The paths that the samples came from; None if that is not said.
+
+    Of several .pkl files (--dataset pickle) the first stands under train_path too.
+    """
     names = [flags.get("train_path"), *(flags.get("tfrecord_path") or []), *(flags.get("data_prefix") or [])]
-    return " ".join(str(name) for name in names if name) or None
+    return " ".join(dict.fromkeys(str(name) for name in names if name)) or None
 
 
 def _course(path: Path, flags: dict[str, Any], samples_a_call: int, facts: dict[str, Any]) -> dict[str, Any]:

@@ -179,6 +179,13 @@ def test_sequences_of_one_corpus_are_not_those_of_the_other(tmp_path, capsys):
     }
 
 
+def test_each_of_several_corpora_is_named_once(tmp_path, capsys):
+    files = ["a/corpus.pkl", "b/corpus.pkl"]  # as run.json has --dataset pickle --input-files
+    write_run(tmp_path / "run", "gpt2", train_path=files[0], data_prefix=files)
+    (row,) = shown(capsys, "001", tmp_path)["All runs"]["rows"]
+    assert row["Corpus"] == "a/corpus.pkl b/corpus.pkl"
+
+
 def test_a_figure_in_float32_comes_before_one_in_half(tmp_path, capsys):
     of = {"task": "WIKITEXT103", "protocol": "token-gpt-star", "window": 1024, "file": "x/wiki.test.raw"}
     kept = [{**result(**of, ppl=3.0), "precision": "half"}, {**result(**of, ppl=2.0), "precision": "float32"}]

@@ -171,6 +171,7 @@ def test_an_approximate_loader_marks_its_run_and_its_figures(texts, tmp_path, ca
         compared = flags(tmp_path, **words, windows=first, reference_curve=tmp_path / folder / "curves.csv")
         refused = run_here(compared)
         assert refused.status == 2 and "--reference-curve" in refused.err and "approximate" in refused.err, refused.err
+        assert (": its losses are approximate" in refused.err) != (": this run's losses are approximate" in refused.err)
     both = flags(tmp_path, **words, windows="first", reference_curve=tmp_path / "fast" / "curves.csv")
     assert run_here(both).status == 0
 

@@ -127,8 +127,9 @@ class ReferenceCurve:
         """`approximate`: why this run's own losses are, which is then not comparable with one whose are not."""
         other = approximation(path)
         if bool(other) != bool(approximate):
+            whose = "its" if other else "this run's"
             raise ValueError(
-                f"{path}: {'its' if other else 'this run'}'s losses are approximate ({other or approximate}) "
+                f"{path}: {whose} losses are approximate ({other or approximate}) "
                 "and the other's are not: they say nothing about each other"
             )
         rows = [row for row in read_rows(path) if row["loss"] is not None]
