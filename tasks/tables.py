@@ -168,24 +168,26 @@ def _all_runs(document: str, runs: Sequence[Run]) -> Table:
 
 
 def _all_evaluations(document: str, runs: Sequence[Run]) -> Table:
-    """By run, task and context: every measure, the tokens scored, and of which checkpoint and file."""
+    """By run, task, protocol and context: every measure, the tokens scored, and of which checkpoint and file."""
     head = ["Run", "Checkpoint", "Task", "Protocol", "Context", "File", "Precision", "Tokens scored", "Result", "Mark"]
     made = Table(document, "All evaluations", head, [], [])
     for run in runs:
+        found = [(one, result) for one in run.evaluations for result in one.results]
+        found.sort(key=lambda each: (each[1]["task"], each[1]["protocol"], each[1]["window"] or 0))
+        for one, result in found:
+            values = {name: value for name, value in result["values"].items() if name != "token ratio"}
+            told = ", ".join(f"{name} {number_text(value, {'decimals': 4})}" for name, value in values.items())
+            file, scored = Path(str((result["files"] or [""])[0])).name, result["counts"].get("scored")
+            fixed = (run.name, one.checkpoint, result["task"], result["protocol"], result["window"], file)
+            cells = [*fixed, one.precision, scored]
+            made.rows.append(
+                [
+                    *(Cell(number_text(c, {"decimals": 0}), c) for c in cells),
+                    Cell(told or MISSING, values),
+                    _of_run(run, [])[1],
+                ]
+            )
         for one in run.evaluations:
-            for result in one.results:
-                values = {name: value for name, value in result["values"].items() if name != "token ratio"}
-                told = ", ".join(f"{name} {number_text(value, {'decimals': 4})}" for name, value in values.items())
-                file, scored = Path(str((result["files"] or [""])[0])).name, result["counts"].get("scored")
-                fixed = (run.name, one.checkpoint, result["task"], result["protocol"], result["window"], file)
-                cells = [*fixed, one.precision, scored]
-                made.rows.append(
-                    [
-                        *(Cell(number_text(c, {"decimals": 0}), c) for c in cells),
-                        Cell(told or MISSING, values),
-                        _of_run(run, [])[1],
-                    ]
-                )
             for task, values in one.harness.items():
                 numbers = {name: value for name, value in values.items() if isinstance(value, float)}
                 told = ", ".join(f"{name.partition(',')[0]} {value:.4f}" for name, value in numbers.items())

@@ -179,6 +179,13 @@ def test_sequences_of_one_corpus_are_not_those_of_the_other(tmp_path, capsys):
     }
 
 
+def test_evaluations_stand_by_context(tmp_path, capsys):
+    text = {"task": "TEXT8", "protocol": "bits-per-character-disjoint", "file": "x/text8"}
+    kept = [result(**text, window=window, ppl=2.0) for window in (1024, 2048, 512)]  # as their files are called
+    write_run(tmp_path / "run", "gpt-127-star", kept)
+    assert [row["Context"] for row in shown(capsys, "002", tmp_path)["All evaluations"]["rows"]] == [512, 1024, 2048]
+
+
 def test_each_of_several_corpora_is_named_once(tmp_path, capsys):
     files = ["a/corpus.pkl", "b/corpus.pkl"]  # as run.json has --dataset pickle --input-files
     write_run(tmp_path / "run", "gpt2", train_path=files[0], data_prefix=files)
