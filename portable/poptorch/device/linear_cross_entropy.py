@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import torch
 
-from . import half_products
-from .native import wide_products
+from . import half_products, native
+from .native import cross_entropy, wide_products
 from .tied_embedding import shared_gradient
 
 # Float32 logits of one block. CPU: 256 rows of GPT-2's vocabulary; fewer make the products slower (8 % for 128 rows),
@@ -79,7 +79,7 @@ class _Products(NamedTuple):
 
     def mm(self, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
         """out = a b, of operands that were rounded."""
-        if self._inside and wide_products.available():
+        if self.take_bfloat16:
             wide_products.multiply(a, b, out)
             return
         with self._context():
@@ -87,11 +87,16 @@ class _Products(NamedTuple):
 
     def addmm(self, total: torch.Tensor, a: torch.Tensor, b: torch.Tensor, beta: int) -> None:
         """total = beta total + a b, of operands that were rounded; beta: 0 or 1."""
-        if self._inside and wide_products.available():
+        if self.take_bfloat16:
             wide_products.multiply(a, b, total, add=bool(beta))
             return
         with self._context():
             total.addmm_(a, b, beta=beta)
+
+    @property
+    def take_bfloat16(self) -> bool:
+        """Whether mm() and addmm() take operands of bfloat16, too."""
+        return self._inside and wide_products.available()
 
     @property
     def _inside(self) -> bool:
@@ -117,9 +122,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         best = torch.empty_like(target)
         losses = torch.zeros_like(row_scale, dtype=torch.float32)
         for part, logits in _blocks(rows, factor, bias, steps, products):
-            losses[part] = torch.where(kept[part], _to_probabilities(logits, index[part], best[part]), 0.0)
-            if gradients is not None:
-                gradients.add(part, _minus_one_hot(logits, index[part]), row_scale[part])
+            if gradients is None:
+                found = _losses(logits, index[part], best[part])
+            else:
+                found, delta, factors = _differentiate(logits, index[part], best[part], gradients.narrow)
+                gradients.add(part, delta, row_scale[part] if factors is None else row_scale[part] * factors)
+            losses[part] = torch.where(kept[part], found, 0.0)
         ctx.formed = gradients is not None
         formed = gradients.tensors() if ctx.formed else (None, None, None)
         # Several losses may have different upstream gradients, which nobody knows before the backward pass.
@@ -142,9 +150,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
             row_grad = (row_scale.view(ctx.groups or 1, -1) * grad.view(-1, 1)).view(-1)
             weight = ctx.products.prepared(weight)
             gradients = _Gradients(rows, weight, bias, ctx.needs_input_grad, ctx.products)
+            best = torch.empty_like(index)
             for part, logits in _blocks(rows, weight, bias, ctx.steps, ctx.products):
-                torch.softmax(logits, -1, out=logits)
-                gradients.add(part, _minus_one_hot(logits, index[part]), row_grad[part])
+                _, delta, factors = _differentiate(logits, index[part], best[part], gradients.narrow)
+                gradients.add(part, delta, row_grad[part] if factors is None else row_grad[part] * factors)
             tensors = gradients.tensors()
         grad_rows, grad_weight, grad_bias = tensors
         if ctx.shared is not None and grad_weight is not None:
@@ -168,9 +177,11 @@ class _Gradients:
         self._weight = torch.empty_like(weight) if needed[1] else None
         self._bias = torch.zeros_like(bias) if needed[2] else None
         self._beta = 0  # the first block overwrites, the others add
+        # Whether add() takes bfloat16: it is rounded to that in the products, but added up in float32 for the bias.
+        self.narrow = bias is None and products.take_bfloat16
 
     def add(self, part: slice, delta: torch.Tensor, row_scale: torch.Tensor) -> None:
-        """Add a block's share. `delta` (n, V), softmax minus one-hot in float32, is overwritten; row_scale: (n,)."""
+        """Add a block's share: delta (n, V) times row_scale (n,), in float32 or as `narrow` says. Overwrites delta."""
         rows, weight = self._operands
         scale = row_scale.unsqueeze(-1)
         inputs = rows[part]
@@ -217,11 +228,13 @@ def _blocks(
         yield part, logits
 
 
-def _to_probabilities(logits: torch.Tensor, index: torch.Tensor, best: torch.Tensor) -> torch.Tensor:
-    """The cross-entropy of each row of (n, V) with `index` (n,): (n,); the logits become probabilities in place.
+def _losses(logits: torch.Tensor, index: torch.Tensor, best: torch.Tensor) -> torch.Tensor:
+    """The cross-entropy of each row of (n, V) with `index` (n,): (n,). The logits are overwritten.
 
     The argmax of each row is written to `best` (n,).
     """
+    if native.serves(logits):
+        return cross_entropy.losses(logits, index, best)
     best.copy_(_argmax(logits))
     own = logits.gather(-1, index.unsqueeze(-1)).squeeze(-1)
     highest = logits.gather(-1, best.unsqueeze(-1)).squeeze(-1)
@@ -229,6 +242,19 @@ def _to_probabilities(logits: torch.Tensor, index: torch.Tensor, best: torch.Ten
     # log sum exp(x) = max x - log(probability of the max), which is at least 1 / V: nothing underflows.
     share = logits.gather(-1, best.unsqueeze(-1)).squeeze(-1)
     return highest - share.log() - own
+
+
+def _differentiate(
+    logits: torch.Tensor, index: torch.Tensor, best: torch.Tensor, narrow: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """_losses(), and softmax minus one-hot (n, V), in the memory of the logits, over the factors (n,) or None.
+
+    It is of bfloat16 if `narrow`, for which the kernel is needed.
+    """
+    if native.serves(logits):
+        return cross_entropy.differentiate(logits, index, best, narrow)
+    losses, index = _losses(logits, index, best), index.unsqueeze(-1)
+    return losses, logits.scatter_(-1, index, logits.gather(-1, index) - 1.0), None
 
 
 def _argmax(logits: torch.Tensor) -> torch.Tensor:
@@ -244,9 +270,3 @@ def _argmax(logits: torch.Tensor) -> torch.Tensor:
     start = highest.argmax(-1, keepdim=True).mul_(_ARGMAX_GROUP).clamp_(max=vocabulary - _ARGMAX_GROUP)  # (n, 1)
     group = logits.gather(-1, start + torch.arange(_ARGMAX_GROUP))
     return start.squeeze(-1) + group.argmax(-1)
-
-
-def _minus_one_hot(probabilities: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """Softmax (n, V) minus one-hot, in place: the gradient of a row's cross-entropy with respect to its logits."""
-    index = index.unsqueeze(-1)
-    return probabilities.scatter_(-1, index, probabilities.gather(-1, index) - 1.0)

@@ -1,6 +1,6 @@
 """The kernels in C++ as functions: attention with dropout, dropout in a residual sum, GELU. Start with kernels.h.
 
-Products of bfloat16 and Adam's updates are in modules of their own.
+Products of bfloat16, cross-entropy and Adam's updates are in modules of their own.
 
 `make` builds a library beside this file, with a C++ compiler and nothing of torch: tensors are handed over as pointers
 and strides, and torch's threads do the work. device/ and engine/ import this. Without a library available() is False
@@ -21,7 +21,7 @@ from ... import notices
 
 LIBRARY = Path(__file__).with_name("poptorch_kernels.so")
 VARIABLE = "POPTORCH_PORTABLE_KERNELS"
-VERSION = 6  # of the structures below and of the random numbers, as in entry.cpp
+VERSION = 7  # of the structures below and of the random numbers, as in entry.cpp
 PHILOX, TORCH = "philox 1", "torch"  # generators of dropout: the kernels' with its version, and torch's
 _GELU_PART = 1 << 16  # elements that a thread works on at a time, in 8 to 64 rows; each part has sums of its own
 HINT = "run `make` in the repository again"
@@ -87,6 +87,7 @@ def library() -> ctypes.CDLL | None:
     found.poptorch_attention.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_bool]
     found.poptorch_residual.argtypes = [ctypes.c_void_p, ctypes.c_int64]
     found.poptorch_gelu.argtypes = [ctypes.c_void_p, ctypes.c_int64]
+    found.poptorch_cross_entropy.argtypes = [ctypes.c_void_p, ctypes.c_int64]
     found.poptorch_adam.argtypes = [ctypes.c_void_p, ctypes.c_int64]
     found.poptorch_multiplies_bfloat16.restype = ctypes.c_bool
     found.poptorch_bfloat16_memory.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p]

@@ -56,6 +56,8 @@ ALWAYS_INLINE Square square_of(Floats a) {
 
 #include "gelu.h"
 
+#include "cross_entropy.h"
+
 ALWAYS_INLINE Floats square_root(Floats x) {
   return reinterpret_cast<Floats>(_mm256_sqrt_ps(reinterpret_cast<__m256>(x)));
 }
@@ -69,7 +71,7 @@ ALWAYS_INLINE Halves halves_of_floats(Floats x) {
 
 #include "adam.h"
 
-const Kernels fast_kernels = {"avx2", scratch_size<Singles>, forward<Singles>, backward<Singles>, residual, gelu,
+const Kernels fast_kernels = {"avx2", scratch_size<Singles>, forward<Singles>, backward<Singles>, residual, gelu, cross_entropy,
                               adam,   philox_block};
 
 } // namespace

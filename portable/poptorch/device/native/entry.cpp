@@ -94,7 +94,7 @@ extern "C" {
 
 // Changes with the structures and with the random numbers: Python takes a library of its own version only.
 int64_t poptorch_kernels_version() {
-  return 6;
+  return 7;
 }
 
 // Which kernels run from now on: "avx512_bf16", "avx512", "avx2", "portable", or null for the fastest. Returns the
@@ -143,6 +143,10 @@ void poptorch_gelu(const Gelu* call, int64_t threads) {
     }
     std::copy(totals, totals + count, call->grad_bias + first);
   });
+}
+
+void poptorch_cross_entropy(const CrossEntropy* call, int64_t threads) {
+  share(threads, call->rows, [&](int64_t, int64_t row) { chosen()->cross_entropy(*call, row); });
 }
 
 void poptorch_adam(const Adam* call, int64_t threads) {

@@ -1,5 +1,5 @@
-// Dropout inside attention and inside the residual sum, GELU with its bias, and Adam: what the kernels are given, and
-// which there are.
+// Dropout inside attention and inside the residual sum, GELU with its bias, cross-entropy, and Adam: what the kernels
+// are given, and which there are.
 //
 // No mask is stored. Whether an element is kept follows from its place and a key by Philox 4x32-10 (Salmon, Moraes,
 // Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", 2011), so that the backward pass, a recomputation and
@@ -60,6 +60,19 @@ struct Gelu {
   int64_t rows, width, part; // `part` rows are worked on together: what is added up does not depend on threads
   bool by_tanh;              // else by erf, GELU itself
   bool narrow;               // x, grad and out are of bfloat16, else of float32
+};
+
+// loss = log(sum of exp(logits)) - logits[target] for each row, and the place of its first largest logit. With
+// `gradient` exp(logits - the largest), of the target's one less their sum, takes the logits' place: times the row's
+// factor that is the loss's gradient. As bfloat16 (`narrow`) it takes the first half of the row's memory.
+struct CrossEntropy {
+  float* logits;         // (rows, columns)
+  const int64_t* target; // (rows,)
+  float* losses;         // (rows,)
+  int64_t* best;         // (rows,)
+  float* factors;        // (rows,): with `gradient` only
+  int64_t rows, columns, stride;
+  bool gradient, narrow;
 };
 
 // Float32, or bfloat16 (`narrow`): element (i, k) lies at data[i * row + k * column], and one of the strides is 1.
@@ -136,6 +149,8 @@ struct Kernels {
   void (*residual)(const Residual&, int64_t first, int64_t last);
   // Rows `first` ... `last` - 1; `first` is a multiple of Gelu::part, and there are no more than that.
   void (*gelu)(const Gelu&, int64_t first, int64_t last);
+  // One row.
+  void (*cross_entropy)(const CrossEntropy&, int64_t row);
   // Elements `first` ... `last` - 1 of a piece.
   void (*adam)(const Adam&, const AdamPiece&, int64_t first, int64_t last);
   // (counter, key) -> result, for tests.

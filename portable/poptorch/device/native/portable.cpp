@@ -50,6 +50,8 @@ ALWAYS_INLINE Square square_of(Floats a) {
 
 #include "gelu.h"
 
+#include "cross_entropy.h"
+
 ALWAYS_INLINE Floats square_root(Floats x) {
 #if defined(__SSE2__)
   return reinterpret_cast<Floats>(_mm_sqrt_ps(reinterpret_cast<__m128>(x)));
@@ -69,4 +71,4 @@ ALWAYS_INLINE Floats square_root(Floats x) {
 } // namespace poptorch_kernels
 
 const poptorch_kernels::Kernels poptorch_kernels::portable_kernels = {
-    "portable", scratch_size<Singles>, forward<Singles>, backward<Singles>, residual, gelu, adam, philox_block};
+    "portable", scratch_size<Singles>, forward<Singles>, backward<Singles>, residual, gelu, cross_entropy, adam, philox_block};
