@@ -85,20 +85,21 @@ ALWAYS_INLINE __m512i interleaved(const Matrix& from, int64_t at, int64_t row, i
 }
 
 // Items `first` ... `last` - 1, which follow each other, while their elements lie `row` apart along the depth. The rows
-// are too far apart for the processor to see what is read next: it is told, a block ahead.
+// are too far apart for the processor to see what is read next: it is told, a block ahead, or where there is only one
+// some rows ahead.
 template <int64_t Width>
 void pack_interleaved(const Matrix& from, int64_t row, int64_t first, int64_t last, int64_t start, int64_t depth,
                       const Packed<Width>& packed) {
-  constexpr int64_t kTogether = 4 * kLanes, kDeep = 64; // of a block
-  const int64_t size = from.narrow ? 2 : 4;
+  constexpr int64_t kTogether = 4 * kLanes, kDeep = 64, kRowsAhead = 16; // of a block
+  const int64_t size = from.narrow ? 2 : 4, ahead = last - first > kTogether ? kTogether : kRowsAhead * row;
   const char* data = static_cast<const char*>(from.data);
   for (int64_t top = 0; top < depth; top += kDeep) {
     for (int64_t block = first; block < last; block += kTogether) {
       for (int64_t k = top; k < std::min(top + kDeep, depth); k += 2) {
         for (int64_t i = block; i < std::min(block + kTogether, last); i += kLanes) {
           const int64_t count = std::min(kLanes, last - i), at = (start + k) * row + i, place = k / 2 * Width;
-          _mm_prefetch(data + (at + kTogether) * size, _MM_HINT_T0);
-          _mm_prefetch(data + (at + row + kTogether) * size, _MM_HINT_T0);
+          _mm_prefetch(data + (at + ahead) * size, _MM_HINT_T0);
+          _mm_prefetch(data + (at + row + ahead) * size, _MM_HINT_T0);
           const __m512i pairs = interleaved(from, at, row, count, k + 1 < depth);
           _mm256_storeu_si256(reinterpret_cast<__m256i*>(packed.at(i) + place), _mm512_castsi512_si256(pairs));
           if (count > 8) {
