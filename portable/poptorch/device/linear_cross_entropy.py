@@ -121,11 +121,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         gradients = _Gradients(rows, factor, bias, ctx.needs_input_grad, products) if at_once else None
         best = torch.empty_like(target)
         losses = torch.zeros_like(row_scale, dtype=torch.float32)
-        for part, logits in _blocks(rows, factor, bias, steps, products):
+        for part, logits in _blocks(rows, factor, steps, products):
             if gradients is None:
-                found = _losses(logits, index[part], best[part])
+                found = _losses(logits, bias, index[part], best[part])
             else:
-                found, delta, factors = _differentiate(logits, index[part], best[part], gradients.narrow)
+                found, delta, factors = _differentiate(logits, bias, index[part], best[part], gradients.narrow)
                 gradients.add(part, delta, row_scale[part] if factors is None else row_scale[part] * factors)
             losses[part] = torch.where(kept[part], found, 0.0)
         ctx.formed = gradients is not None
@@ -151,8 +151,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             weight = ctx.products.prepared(weight)
             gradients = _Gradients(rows, weight, bias, ctx.needs_input_grad, ctx.products)
             best = torch.empty_like(index)
-            for part, logits in _blocks(rows, weight, bias, ctx.steps, ctx.products):
-                _, delta, factors = _differentiate(logits, index[part], best[part], gradients.narrow)
+            for part, logits in _blocks(rows, weight, ctx.steps, ctx.products):
+                _, delta, factors = _differentiate(logits, bias, index[part], best[part], gradients.narrow)
                 gradients.add(part, delta, row_grad[part] if factors is None else row_grad[part] * factors)
             tensors = gradients.tensors()
         grad_rows, grad_weight, grad_bias = tensors
@@ -178,7 +178,7 @@ class _Gradients:
         self._bias = torch.zeros_like(bias) if needed[2] else None
         self._beta = 0  # the first block overwrites, the others add
         # Whether add() takes bfloat16: it is rounded to that in the products, but added up in float32 for the bias.
-        self.narrow = bias is None and products.take_bfloat16
+        self.narrow = not needed[2] and products.take_bfloat16
 
     def add(self, part: slice, delta: torch.Tensor, row_scale: torch.Tensor) -> None:
         """Add a block's share: delta (n, V) times row_scale (n,), in float32 or as `narrow` says. Overwrites delta."""
@@ -208,9 +208,9 @@ class _Gradients:
 
 
 def _blocks(
-    rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, steps: int, products: _Products
+    rows: torch.Tensor, weight: torch.Tensor, steps: int, products: _Products
 ) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Each block's rows and their float32 logits (n, V), which the next block overwrites."""
+    """Each block's rows and their float32 logits (n, V) before the bias, which the next block overwrites."""
     count, vocabulary = rows.shape[0], weight.shape[0]
     size = max(_SMALLEST_BLOCK, _BLOCK_BYTES[rows.device.type] // (4 * vocabulary))
     blocks = max(-(-count // size), min(steps, count))
@@ -223,18 +223,20 @@ def _blocks(
             products.mm(rows[part], weight.t(), out=logits)
         else:  # the product is in the type of its operands, everything after it in float32
             logits.copy_(torch.mm(rows[part], weight.t()))
-        if bias is not None:
-            logits += bias
         yield part, logits
 
 
-def _losses(logits: torch.Tensor, index: torch.Tensor, best: torch.Tensor) -> torch.Tensor:
-    """The cross-entropy of each row of (n, V) with `index` (n,): (n,). The logits are overwritten.
+def _losses(
+    logits: torch.Tensor, bias: torch.Tensor | None, index: torch.Tensor, best: torch.Tensor
+) -> torch.Tensor:
+    """The cross-entropy of each row of logits (n, V) + bias (V,) with `index` (n,): (n,). The logits are overwritten.
 
     The argmax of each row is written to `best` (n,).
     """
-    if native.serves(logits):
-        return cross_entropy.losses(logits, index, best)
+    if _kernel_serves(logits, bias):
+        return cross_entropy.losses(logits, bias, index, best)
+    if bias is not None:
+        logits += bias
     best.copy_(_argmax(logits))
     own = logits.gather(-1, index.unsqueeze(-1)).squeeze(-1)
     highest = logits.gather(-1, best.unsqueeze(-1)).squeeze(-1)
@@ -245,16 +247,20 @@ def _losses(logits: torch.Tensor, index: torch.Tensor, best: torch.Tensor) -> to
 
 
 def _differentiate(
-    logits: torch.Tensor, index: torch.Tensor, best: torch.Tensor, narrow: bool
+    logits: torch.Tensor, bias: torch.Tensor | None, index: torch.Tensor, best: torch.Tensor, narrow: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """_losses(), and softmax minus one-hot (n, V), in the memory of the logits, over the factors (n,) or None.
 
     It is of bfloat16 if `narrow`, for which the kernel is needed.
     """
-    if native.serves(logits):
-        return cross_entropy.differentiate(logits, index, best, narrow)
-    losses, index = _losses(logits, index, best), index.unsqueeze(-1)
+    if _kernel_serves(logits, bias):
+        return cross_entropy.differentiate(logits, bias, index, best, narrow)
+    losses, index = _losses(logits, bias, index, best), index.unsqueeze(-1)
     return losses, logits.scatter_(-1, index, logits.gather(-1, index) - 1.0), None
+
+
+def _kernel_serves(logits: torch.Tensor, bias: torch.Tensor | None) -> bool:
+    return native.serves(logits) if bias is None else bias.is_contiguous() and native.serves(logits, bias)
 
 
 def _argmax(logits: torch.Tensor) -> torch.Tensor:

@@ -13,18 +13,18 @@ from poptorch.device.native import cross_entropy
 INFINITY = float("inf")
 
 
-def differentiated(logits: torch.Tensor, target: torch.Tensor, narrow: bool = False):
+def differentiated(logits: torch.Tensor, target: torch.Tensor, narrow: bool = False, bias: torch.Tensor | None = None):
     """Losses, places of the largest and gradients (N, V) of a copy whose rows lie apart."""
     memory = torch.full((len(logits), logits.shape[1] + 3), 7.0)
     copy, best = memory[:, :-3].copy_(logits), torch.empty_like(target)
-    losses, delta, factors = cross_entropy.differentiate(copy, target, best, narrow)
+    losses, delta, factors = cross_entropy.differentiate(copy, bias, target, best, narrow)
     assert delta.data_ptr() == memory.data_ptr() and (memory[:, -3:] == 7.0).all()
     return losses, best, delta.double() * factors.double().unsqueeze(-1)
 
 
-def of_float64(logits: torch.Tensor, target: torch.Tensor):
+def of_float64(logits: torch.Tensor, target: torch.Tensor, bias: torch.Tensor | None = None):
     exact = logits.double().requires_grad_()
-    losses = F.cross_entropy(exact, target, reduction="none")
+    losses = F.cross_entropy(exact if bias is None else exact + bias, target, reduction="none")
     return losses.detach(), torch.autograd.grad(losses.sum(), exact)[0]
 
 
@@ -34,19 +34,23 @@ def of_float64(logits: torch.Tensor, target: torch.Tensor):
     columns=st.one_of(st.integers(1, 300), st.sampled_from([1024, 50_257])),
     spread=st.sampled_from([0.0, 1e-3, 1.0, 30.0, 1e4]),
     narrow=st.booleans(),
+    biased=st.booleans(),
     seed=st.integers(0, 1000),
 )
-def test_losses_and_gradients_are_those_of_float64(kernels, rows, columns, spread, narrow, seed):
+def test_losses_and_gradients_are_those_of_float64(kernels, rows, columns, spread, narrow, biased, seed):
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(rows, columns, generator=generator) * spread
     target = torch.randint(columns, (rows,), generator=generator)
-    losses, best, gradient = differentiated(logits, target, narrow)
-    expected, slope = of_float64(logits, target)
+    # Whole numbers are added without an error.
+    bias = (torch.randn(columns, generator=generator) * spread).round() if biased else None
+    logits = logits.round() if biased else logits
+    losses, best, gradient = differentiated(logits, target, narrow, bias)
+    expected, slope = of_float64(logits, target, bias)
     torch.testing.assert_close(losses.double(), expected, rtol=2e-6, atol=2e-6)
-    assert torch.equal(best, logits.argmax(-1))
+    assert torch.equal(best, (logits if bias is None else logits + bias).argmax(-1))
     # The exponent has an error of 2^-24 of the logits' distance; what is kept as bfloat16 is off by 2^-9 of itself.
     torch.testing.assert_close(gradient, slope, rtol=(2**-8 if narrow else 2e-5), atol=2e-7)
-    alone = cross_entropy.losses(logits.clone(), target, best)
+    alone = cross_entropy.losses(logits.clone(), bias, target, best)
     torch.testing.assert_close(alone, losses, rtol=0, atol=0)
 
 
@@ -64,7 +68,7 @@ def test_the_first_of_several_largest_is_found(kernels):
     logits[3, 2599] = 1.0
     logits[4] = -INFINITY
     best = torch.empty(5, dtype=torch.int64)
-    cross_entropy.losses(logits, torch.zeros(5, dtype=torch.int64), best)
+    cross_entropy.losses(logits, None, torch.zeros(5, dtype=torch.int64), best)
     assert best.tolist() == [0, 700, 1500, 2599, 0]
 
 
@@ -103,9 +107,9 @@ def test_rows_do_not_depend_on_threads(kernels):
 def test_a_target_outside_is_refused(kernels, wrong):
     target = torch.tensor([0, wrong])
     with pytest.raises(IndexError, match=f"Target {wrong} is out of bounds: there are 10 classes"):
-        cross_entropy.losses(torch.zeros(2, 10), target, torch.empty_like(target))
+        cross_entropy.losses(torch.zeros(2, 10), None, target, torch.empty_like(target))
 
 
 def test_no_rows_are_no_losses(kernels):
     none = torch.empty(0, dtype=torch.int64)
-    assert cross_entropy.losses(torch.empty(0, 10), none, none.clone()).shape == (0,)
+    assert cross_entropy.losses(torch.empty(0, 10), None, none, none.clone()).shape == (0,)

@@ -9,8 +9,30 @@ struct Largest {
   int64_t place; // of the first of them
 };
 
+// The sums of two rows' vectors and numbers, or those of one row.
+struct Biased {
+  const float *x, *bias;
+
+  template <typename... Count> ALWAYS_INLINE Floats vector(int64_t i, Count... count) const {
+    return load(x + i, count...) + load(bias + i, count...);
+  }
+  ALWAYS_INLINE float number(int64_t i) const {
+    return x[i] + bias[i];
+  }
+};
+struct Plain {
+  const float* x;
+
+  template <typename... Count> ALWAYS_INLINE Floats vector(int64_t i, Count... count) const {
+    return load(x + i, count...);
+  }
+  ALWAYS_INLINE float number(int64_t i) const {
+    return x[i];
+  }
+};
+
 // Of `count` numbers, NaN left out; of none or of negative infinities alone the first place.
-ALWAYS_INLINE Largest largest_of(const float* x, int64_t count) {
+template <typename Row> ALWAYS_INLINE Largest largest_of(const Row& row, int64_t count) {
   constexpr int64_t kStep = kChains * kWidth;
   Largest found = {-std::numeric_limits<float>::infinity(), 0};
   Floats high[kChains];
@@ -20,7 +42,7 @@ ALWAYS_INLINE Largest largest_of(const float* x, int64_t count) {
   const int64_t steps = count / kStep;
   for (int32_t s = 0; s < steps; ++s) {
     for (int c = 0; c < kChains; ++c) {
-      const Floats next = load(x + s * kStep + c * kWidth);
+      const Floats next = row.vector(s * kStep + c * kWidth);
       const Ints higher = next > high[c];
       high[c] = higher ? next : high[c];
       step[c] = higher ? ints(s) : step[c];
@@ -35,7 +57,7 @@ ALWAYS_INLINE Largest largest_of(const float* x, int64_t count) {
     consider(high[i / kWidth][i % kWidth], step[i / kWidth][i % kWidth] * kStep + i);
   }
   for (int64_t i = steps * kStep; i < count; ++i) {
-    consider(x[i], i);
+    consider(row.number(i), i);
   }
   return found;
 }
@@ -46,8 +68,9 @@ ALWAYS_INLINE Floats share_of(Floats x, Floats top) {
   return where(~(power < floats(-126.0f)), exp2_of(power));
 }
 
-// Each x becomes exp(x - top), as an Element, in the same memory unless `to` is null: their sum.
-template <typename Element> ALWAYS_INLINE double exponentials(const float* x, int64_t count, float top, Element* to) {
+// The sum of exp(x - top). Unless `to` is null, which may be the row's own memory, each goes there as an Element.
+template <typename Row, typename Element>
+ALWAYS_INLINE double exponentials(const Row& row, int64_t count, float top, Element* to) {
   constexpr int64_t kStep = kChains * kWidth;
   const Floats highest = floats(top);
   Floats sums[kChains] = {};
@@ -55,7 +78,7 @@ template <typename Element> ALWAYS_INLINE double exponentials(const float* x, in
   for (; i + kStep <= count; i += kStep) {
     Floats shares[kChains]; // a store of one must not be followed by the load of another: `to` may be the same memory
     for (int c = 0; c < kChains; ++c) {
-      shares[c] = share_of(load(x + i + c * kWidth), highest);
+      shares[c] = share_of(row.vector(i + c * kWidth), highest);
     }
     for (int c = 0; c < kChains; ++c) {
       sums[c] += shares[c];
@@ -70,7 +93,7 @@ template <typename Element> ALWAYS_INLINE double exponentials(const float* x, in
   }
   for (; i < count; i += kWidth) {
     const int64_t rest = std::min<int64_t>(kWidth, count - i);
-    const Floats shares = share_of(load(x + i, rest), highest);
+    const Floats shares = share_of(row.vector(i, rest), highest);
     for (int64_t j = 0; j < rest; ++j) {
       sum += shares[j];
     }
@@ -81,22 +104,31 @@ template <typename Element> ALWAYS_INLINE double exponentials(const float* x, in
   return sum;
 }
 
-template <typename Element> ALWAYS_INLINE void cross_entropy_rows(const CrossEntropy& call, int64_t row) {
-  float* x = call.logits + row * call.stride;
-  const int64_t target = call.target[row];
-  const Largest largest = largest_of(x, call.columns);
-  const float own = x[target];
-  Element* to = call.gradient ? reinterpret_cast<Element*>(x) : nullptr;
-  const double sum = exponentials(x, call.columns, largest.value, to);
-  call.best[row] = largest.place;
-  call.losses[row] = static_cast<float>(std::log(sum) + largest.value - own);
+template <typename Element, typename Row>
+ALWAYS_INLINE void cross_entropy_row(const CrossEntropy& call, int64_t number, const Row& row) {
+  const int64_t target = call.target[number];
+  const Largest largest = largest_of(row, call.columns);
+  const float own = row.number(target);
+  Element* to = call.gradient ? reinterpret_cast<Element*>(call.logits + number * call.stride) : nullptr;
+  const double sum = exponentials(row, call.columns, largest.value, to);
+  call.best[number] = largest.place;
+  call.losses[number] = static_cast<float>(std::log(sum) + largest.value - own);
   if (to) {
-    call.factors[row] = static_cast<float>(1.0 / sum);
+    call.factors[number] = static_cast<float>(1.0 / sum);
     const Floats less = share_of(floats(own), floats(largest.value)) - static_cast<float>(sum);
     store(to + target, less, 1);
   }
 }
 
+template <typename Element> void cross_entropy_by(const CrossEntropy& call, int64_t number) {
+  const float* x = call.logits + number * call.stride;
+  if (call.bias) {
+    cross_entropy_row<Element>(call, number, Biased{x, call.bias});
+  } else {
+    cross_entropy_row<Element>(call, number, Plain{x});
+  }
+}
+
 void cross_entropy(const CrossEntropy& call, int64_t row) {
-  (call.narrow ? cross_entropy_rows<uint16_t> : cross_entropy_rows<float>)(call, row);
+  (call.narrow ? cross_entropy_by<uint16_t> : cross_entropy_by<float>)(call, row);
 }

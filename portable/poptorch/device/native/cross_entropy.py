@@ -11,26 +11,29 @@ from . import library
 
 class _CrossEntropy(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("logits", "target", "losses", "best", "factors")),
+        *((name, ctypes.c_void_p) for name in ("logits", "bias", "target", "losses", "best", "factors")),
         *((name, ctypes.c_int64) for name in ("rows", "columns", "stride")),
         *((name, ctypes.c_bool) for name in ("gradient", "narrow")),
     ]
 
 
-def losses(logits: torch.Tensor, target: torch.Tensor, best: torch.Tensor) -> torch.Tensor:
+def losses(
+    logits: torch.Tensor, bias: torch.Tensor | None, target: torch.Tensor, best: torch.Tensor
+) -> torch.Tensor:
     """(N,) float32 losses of (N, V) float32 logits, whose rows are contiguous.
 
     Args:
+        bias: contiguous (V,) float32, which is added to each row first; or None.
         target: (N,) int64.
         best: (N,) int64: gets the place of each row's first largest logit.
     Raises:
         IndexError: a target is not one of the V.
     """
-    return _call(logits, target, best, None, narrow=False)
+    return _call(logits, bias, target, best, None, narrow=False)
 
 
 def differentiate(
-    logits: torch.Tensor, target: torch.Tensor, best: torch.Tensor, narrow: bool
+    logits: torch.Tensor, bias: torch.Tensor | None, target: torch.Tensor, best: torch.Tensor, narrow: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """losses(), and in the place of the logits their gradients up to a factor for each row.
 
@@ -39,19 +42,24 @@ def differentiate(
         factors: a row of the second times its factor is softmax minus one-hot.
     """
     factors = torch.empty(len(logits), device="cpu")
-    found = _call(logits, target, best, factors, narrow)
+    found = _call(logits, bias, target, best, factors, narrow)
     return found, logits.view(torch.bfloat16)[:, : logits.shape[1]] if narrow else logits, factors
 
 
 def _call(
-    logits: torch.Tensor, target: torch.Tensor, best: torch.Tensor, factors: torch.Tensor | None, narrow: bool
+    logits: torch.Tensor,
+    bias: torch.Tensor | None,
+    target: torch.Tensor,
+    best: torch.Tensor,
+    factors: torch.Tensor | None,
+    narrow: bool,
 ) -> torch.Tensor:
     rows, columns = logits.shape
     if rows and not 0 <= int(target.min()) <= int(target.max()) < columns:
         wrong = target[(target < 0) | (target >= columns)]
         raise IndexError(f"Target {int(wrong[0])} is out of bounds: there are {columns} classes.")
     found = torch.empty(rows, device="cpu")
-    tensors = (logits, target.contiguous(), found, best, factors)
+    tensors = (logits, bias, target.contiguous(), found, best, factors)
     pointers = (None if each is None else each.data_ptr() for each in tensors)
     call = _CrossEntropy(*pointers, rows, columns, logits.stride(0), factors is not None, narrow)
     library().poptorch_cross_entropy(ctypes.byref(call), torch.get_num_threads())

@@ -62,11 +62,12 @@ struct Gelu {
   bool narrow;               // x, grad and out are of bfloat16, else of float32
 };
 
-// loss = log(sum of exp(logits)) - logits[target] for each row, and the place of its first largest logit. With
-// `gradient` exp(logits - the largest), of the target's one less their sum, takes the logits' place: times the row's
+// loss = log(sum of exp(x)) - x[target] for each row x = logits + bias, and the place of its first largest x. With
+// `gradient` exp(x - the largest), of the target's one less their sum, takes the logits' place: times the row's
 // factor that is the loss's gradient. As bfloat16 (`narrow`) it takes the first half of the row's memory.
 struct CrossEntropy {
   float* logits;         // (rows, columns)
+  const float* bias;     // (columns,) or null
   const int64_t* target; // (rows,)
   float* losses;         // (rows,)
   int64_t* best;         // (rows,)
