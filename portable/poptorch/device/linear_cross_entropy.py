@@ -226,9 +226,7 @@ def _blocks(
         yield part, logits
 
 
-def _losses(
-    logits: torch.Tensor, bias: torch.Tensor | None, index: torch.Tensor, best: torch.Tensor
-) -> torch.Tensor:
+def _losses(logits: torch.Tensor, bias: torch.Tensor | None, index: torch.Tensor, best: torch.Tensor) -> torch.Tensor:
     """The cross-entropy of each row of logits (n, V) + bias (V,) with `index` (n,): (n,). The logits are overwritten.
 
     The argmax of each row is written to `best` (n,).

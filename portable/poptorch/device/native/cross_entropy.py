@@ -17,9 +17,7 @@ class _CrossEntropy(ctypes.Structure):
     ]
 
 
-def losses(
-    logits: torch.Tensor, bias: torch.Tensor | None, target: torch.Tensor, best: torch.Tensor
-) -> torch.Tensor:
+def losses(logits: torch.Tensor, bias: torch.Tensor | None, target: torch.Tensor, best: torch.Tensor) -> torch.Tensor:
     """(N,) float32 losses of (N, V) float32 logits, whose rows are contiguous.
 
     Args:
