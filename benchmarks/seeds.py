@@ -76,13 +76,24 @@ def page(results: dict[str, Any]) -> str:
         lines += part.lines(results[name])
         runs = list(made(results[name]))
         dates, machines = (sorted({run[key] for run in runs}) for key in ("date", "hardware"))
-        loads, minutes = [run["load"] for run in runs], sum(run["seconds"] for run in runs) / 60
+        loads = [run["load"] for run in runs]
         lines += [
             "",
-            f"{len(runs)} runs, {minutes:.0f} minutes, {', '.join(dates)}, {'; '.join(machines)}, load average "
+            f"{_took(runs)}, {', '.join(dates)}, {'; '.join(machines)}, load average "
             f"{min(loads):.1f} to {max(loads):.1f}.",
         ]
+    if set(PARTS) <= set(results):
+        once = list({json.dumps(run, sort_keys=True): run for run in made(results)}.values())
+        lines += ["", "## What it takes", "", f"All parts: {_took(once)}. A run of two parts counts once."]
     return "\n".join(wrapped for line in lines for wrapped in _wrapped(line)) + "\n"
+
+
+def _took(runs: list[dict[str, Any]]) -> str:
+    """How many runs, and their minutes; those of the processors are of all cores together."""
+    told = f"{len(runs)} runs, {sum(run['seconds'] for run in runs) / 60:.0f} minutes"
+    if not all("processor_seconds" in run for run in runs):  # of an earlier version's record
+        return told
+    return f"{told}, {sum(run['processor_seconds'] for run in runs) / 60:.0f} minutes of processor time"
 
 
 def _wrapped(line: str) -> list[str]:

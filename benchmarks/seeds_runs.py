@@ -98,7 +98,7 @@ class Runs:
         for of_an_earlier_run in folder.glob("evaluation-*.json"):
             of_an_earlier_run.unlink()
         print(f"  {name}", flush=True)
-        began = time.monotonic()
+        began, processor_began = time.monotonic(), _processor_seconds()
         safe = ["--save-per-steps", "100", "--keep-checkpoints", "1"]
         start = ["--resume", "latest"] if goes_on else ["--overwrite"]
         diverged: dict[str, Any] = {}
@@ -106,7 +106,9 @@ class Runs:
             self._run([sys.executable, "train_gpt2.py", *words, *safe, *start], f"runs/{name}/log")
         except Diverged:
             diverged = {"held_out_loss": None}
-        figures = {**figures_of(folder), **diverged, "seconds": round(time.monotonic() - began, 1), **_where()}
+        took = {"seconds": time.monotonic() - began, "processor_seconds": _processor_seconds() - processor_began}
+        took = {key: round(value, 1) for key, value in took.items()}
+        figures = {**figures_of(folder), **diverged, **took, **_where()}
         (folder / "done.json").write_text(json_text({"run": this, "figures": figures}, indent=2), encoding="utf-8")
         if not keep:
             for saved in folder.glob("*/training_state.pt"):
@@ -197,6 +199,12 @@ def _read(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+
+
+def _processor_seconds() -> float:
+    """Of all programs that were started here and have ended: what a run takes whatever else the machine does."""
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 def _where() -> dict[str, Any]:

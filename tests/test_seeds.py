@@ -186,6 +186,22 @@ def test_the_page_keeps_what_was_not_measured_now(tmp_path, monkeypatch, capsys)
     )
 
 
+def test_the_page_says_what_all_parts_take():
+    known = Known({"": 6.0}, {"": [90.0, 88.0, 87.0]})
+    results = {name: part.measure(known, SETTINGS) for name, part in PARTS.items()}
+    for number, run in enumerate(seeds.made(results)):
+        run.update(seconds=60.0, processor_seconds=90.0 + number / 100)  # no two are alike
+    both = results["warmup"]["rows"][0]["runs"][0]  # of alibi too, as with the real Runs
+    results["alibi"]["rows"][0]["run"] = json.loads(json.dumps(both))
+    told = " ".join(seeds.page(results).split())
+    count = len(list(seeds.made(results)))
+    assert f"All parts: {count - 1} runs, {count - 1} minutes, " in told, told[-200:]
+    assert "10 runs, 10 minutes, 15 minutes of processor time, 2000-01-01" in told
+    del both["processor_seconds"]
+    told = " ".join(seeds.page(results).split())
+    assert "4 runs, 4 minutes, 2000-01-01" in told, "a record of an earlier version has none"
+
+
 def test_too_few_steps_are_refused(capsys):
     with pytest.raises(SystemExit) as ended:
         seeds.main(["--steps", "15", "--threads", "0"])
