@@ -6,7 +6,10 @@ import concurrent.futures
 import os
 import re
 import signal
+import subprocess
+import threading
 import time
+import types
 
 import pytest
 import torch
@@ -15,6 +18,7 @@ from launch import together
 import popdist.poptorch
 import poptorch
 from poptorch.engine.processes.reduction import exchange
+from poptorch.engine.processes.watch import Watch
 
 HEARTBEAT = {"POPTORCH_PORTABLE_HEARTBEAT": "2"}
 
@@ -181,6 +185,54 @@ def leaves() -> str:
 
 def test_a_process_that_has_done_its_part_may_leave(results):
     assert results["leaves"] == ["done", "done"]
+
+
+def stuck_after_a_pause() -> set[str]:
+    """What is said of a process that is stopped for 7 s in the middle of a call, in the second in which it goes on."""
+    watch, executor, me = Watch(torch.distributed.HashStore(), 0, 2, "replica 0", 1.0), Model(), os.getpid()
+    with watch.call(executor):
+        pass
+    with watch.call(executor):
+        said, last, paused = set(), time.monotonic(), False
+        pauses = subprocess.Popen(["sh", "-c", f"kill -STOP {me}; sleep 7; kill -CONT {me}"])
+        until = last + 60
+        while last < until:
+            said.add(watch._stuck())
+            now = time.monotonic()
+            if now - last > 5 and not paused:
+                paused, until = True, now + 1
+            last = now
+        pauses.wait()
+    assert paused
+    return said
+
+
+def test_a_process_that_was_stopped_goes_on():
+    """As all of a job are by a scheduler that suspends it: the time does not count."""
+    assert together(1, stuck_after_a_pause) == [{""}]
+
+
+@pytest.mark.parametrize("gone", [False, True], ids=["busy", "gone"])
+def test_a_process_that_ends_talks_to_no_store_any_more(gone):
+    """The interpreter would abort it in the middle of a request. The store may be busy, or have gone with process 0."""
+    watch = Watch(torch.distributed.HashStore(), 0, 2, "replica 0", 20.0)
+    asked, requests = threading.Event(), []
+
+    def request(*_) -> None:
+        requests.append(asked.set())
+        if gone:
+            raise RuntimeError("broken pipe")
+        if len(requests) == 1:
+            time.sleep(3)
+
+    watch._store = types.SimpleNamespace(set=request, wait=request, check=request)
+    watch._wake.set()
+    assert asked.wait(10)
+    watch.leave()
+    assert watch._told.is_set()
+    before = len(requests)
+    time.sleep(0.5)
+    assert len(requests) == before
 
 
 def test_a_heartbeat_that_is_no_number_is_named():

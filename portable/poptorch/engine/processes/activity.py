@@ -34,6 +34,10 @@ class Activity:
             self._since, self._seconds, self._bytes = now, seconds, moved
         return now - self._since
 
+    def begin(self) -> None:
+        """Count from now on: until now this process could do nothing."""
+        self._since = time.monotonic()
+
     def _used(self) -> tuple[float, int]:
         """Processor seconds and bytes up to now."""
         watching = threading.get_native_id()

@@ -34,11 +34,13 @@ from .activity import Activity
 from .identity import Identity
 
 _BEAT = 1.0  # seconds
+_PAUSE = 5.0  # seconds without a beat, after which this process was the one that stood still
 _GRACE = 12.0  # seconds for a program to end by itself once a process of it has gone: it may have something to say
 _STORE = datetime.timedelta(seconds=5)
 _SLOWER = 10  # times the longest time that passed without another process, until which one call may take
 _EVIDENCE = 3.0  # seconds after an error in which it turns out which process has gone
-_FAREWELL = 2.0  # seconds
+_SLICE = 0.1  # seconds
+_FAREWELL = 12.0  # seconds for it, in which both requests to a store that does not answer have ended
 
 
 class Watch:
@@ -59,7 +61,7 @@ class Watch:
         self._activity = Activity()
         self._beats, self._left = 0, False
         self._wake, self._told = threading.Event(), threading.Event()
-        self._turn = time.monotonic()  # of the thread, the last one
+        self._turn = self._tick = time.monotonic()  # of the two threads, the last ones
         self.waiting = False  # for other processes
         self._begun: float | None = None  # when the executor's call, or its part since the last wait, began
         self._in_call = 0.0  # the longest such part of the call
@@ -114,12 +116,16 @@ class Watch:
         if os.getpid() == self._identity.pid and self.failure is None:
             self._left = True
             self._wake.set()
-            self._told.wait(_FAREWELL)
+            # Python ends a thread where it next asks for the interpreter's lock. In the C++ of a store's request that
+            # is std::terminate, the end of the process by SIGABRT. Slices, for while it is stopped nothing is answered.
+            for _ in range(int(_FAREWELL / _SLICE)):
+                if self._told.wait(_SLICE):
+                    break
 
     def _stuck(self) -> str:
         """Why others should not wait for this process any longer; empty as long as they should."""
         idle, begun, usual, now = self._activity.idle(), self._begun, self._usual, time.monotonic()
-        if self.waiting:
+        if self.waiting or now - self._tick > _PAUSE:
             return ""
         if idle > 2 * self._patience:
             return f"has done nothing for {idle:.0f} s, and the others wait for it"
@@ -143,6 +149,8 @@ class Watch:
                 self._look()
                 failing_since = None
             except RuntimeError:  # the store does not answer
+                if last:
+                    break
                 failing_since = failing_since or time.monotonic()
                 if time.monotonic() - failing_since > self._patience:
                     self._store_gone()
@@ -155,7 +163,12 @@ class Watch:
         while not self._left and self.failure is None:
             before = time.monotonic()
             time.sleep(_BEAT)
-            if time.monotonic() - before < 2 * _BEAT and time.monotonic() - self._turn > self._patience + 5:
+            slept = time.monotonic() - before
+            if slept > _PAUSE:  # all that time the process was stopped, perhaps with all others
+                self._activity.begin()
+                self._begun = None if self._begun is None else self._begun + slept
+            self._tick = time.monotonic()
+            if slept < 2 * _BEAT and time.monotonic() - self._turn > self._patience + 5:
                 self._store_gone()
 
     def _tell(self) -> None:
@@ -177,7 +190,7 @@ class Watch:
         if self._server is None and self._store.check(["who 0"]):
             self._server = self._who(0)
         now = time.monotonic()
-        if now - self._turn > 5 * _BEAT:  # this process was the one that stood still
+        if now - self._turn > _PAUSE:  # this process was the one that stood still
             self._heard = {near: (beat, now) for near, (beat, _) in self._heard.items()}
         for near in self._near:
             if not self._store.check([str(near)]):
