@@ -50,6 +50,7 @@ CASES: dict[str, tuple[int, dict[str, Any], str]] = {
         "--max-len 256 --enable-sequence-serialized --embedding-serialization-factor 4",
     ),
     "narrow without dropout": (1, NARROW, "--max-len 512 --dropout 0"),
+    "narrow, untied": (1, {**NARROW, "tie_word_embeddings": False}, "--max-len 512"),
     "wide": (1, {"n_embd": 1024, "n_head": 16, "n_layer": 8, "vocab_size": 8192}, "--max-len 128 --batch-size 2"),
     "replicas": (2, NARROW, "--max-len 128 --replication-factor 2"),
     "replicas sharded": (
@@ -58,6 +59,11 @@ CASES: dict[str, tuple[int, dict[str, Any], str]] = {
         "--max-len 128 --replication-factor 2 --replicated-tensor-sharding",
     ),
     "pipeline": (2, NARROW, "--max-len 512 --layers-per-ipu 0 8 --ipus-per-replica 2 --gradient-accumulation 8"),
+    "pipeline, untied": (
+        2,
+        {**NARROW, "tie_word_embeddings": False},
+        "--max-len 512 --layers-per-ipu 0 8 --ipus-per-replica 2 --gradient-accumulation 8",
+    ),
     "pipeline, blocks on both": (
         2,
         NARROW,

@@ -15,7 +15,7 @@ import torch
 
 from . import half_products, native
 from .native import cross_entropy, wide_products
-from .tied_embedding import shared_gradient
+from .tied_embedding import SharedGradient, shared_gradient
 
 # Float32 logits of one block. CPU: 256 rows of GPT-2's vocabulary; fewer make the products slower (8 % for 128 rows),
 # more cost memory. CUDA: 1,335 rows.
@@ -118,7 +118,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         scale = 1.0 / by_group.sum(-1) if reduction == "mean" else torch.ones(groups or 1, device=rows.device)
         row_scale = torch.where(by_group, scale.unsqueeze(-1), 0.0).view(-1)
         index = torch.where(kept, target, 0)
-        gradients = _Gradients(rows, factor, bias, ctx.needs_input_grad, products) if at_once else None
+        memory = shared_gradient(weight) if weight.device.type == "cpu" else None
+        gradients = _Gradients(rows, factor, bias, ctx.needs_input_grad, products, memory) if at_once else None
         best = torch.empty_like(target)
         losses = torch.zeros_like(row_scale, dtype=torch.float32)
         for part, logits in _blocks(rows, factor, steps, products):
@@ -134,7 +135,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         again = (rows, weight, bias, index, row_scale) if groups or not ctx.formed else (None,) * 5
         ctx.save_for_backward(*formed, *again)
         ctx.hidden_shape, ctx.steps, ctx.products, ctx.groups = hidden.shape, steps, products, groups
-        ctx.shared = shared_gradient(weight) if shared else None
+        ctx.shared, ctx.memory = shared_gradient(weight) if shared else None, memory
         ctx.mark_non_differentiable(best)
         total = losses.view(groups or 1, -1).sum(-1) * scale
         return (total if groups else total[0]), best
@@ -149,7 +150,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         else:
             row_grad = (row_scale.view(ctx.groups or 1, -1) * grad.view(-1, 1)).view(-1)
             weight = ctx.products.prepared(weight)
-            gradients = _Gradients(rows, weight, bias, ctx.needs_input_grad, ctx.products)
+            gradients = _Gradients(rows, weight, bias, ctx.needs_input_grad, ctx.products, ctx.memory)
             best = torch.empty_like(index)
             for part, logits in _blocks(rows, weight, ctx.steps, ctx.products):
                 _, delta, factors = _differentiate(logits, bias, index[part], best[part], gradients.narrow)
@@ -171,10 +172,13 @@ class _Gradients:
         bias: torch.Tensor | None,
         needed: tuple[bool, ...],
         products: _Products,
+        memory: SharedGradient | None,
     ):
         self._operands, self._products = (rows, weight), products
         self._rows = torch.empty_like(rows) if needed[0] else None
-        self._weight = torch.empty_like(weight) if needed[1] else None
+        self._weight = None
+        if needed[1]:
+            self._weight = torch.empty_like(weight) if memory is None else memory.memory(weight)
         self._bias = torch.zeros_like(bias) if needed[2] else None
         self._beta = 0  # the first block overwrites, the others add
         # Whether add() takes bfloat16: it is rounded to that in the products, but added up in float32 for the bias.

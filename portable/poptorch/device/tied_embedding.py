@@ -2,7 +2,11 @@
 
 torch makes the gradient of a lookup as large as the matrix, mostly of zeros, before it adds the two: for GPT-2 small's
 vocabulary 154 MB that are filled, read and added. The head's is formed earlier in the same backward pass, and nobody
-reads it before that of the lookup has come.
+reads it before that of the lookup has come. In a pipeline over processes the two are of different passes: there the
+lookup's is sparse, its rows alone, if who accumulates gradients takes that.
+
+The head's gradient is as large as nothing else that comes and goes. Its memory goes back to where the next one is
+formed: among the C library's free blocks smaller ones would cut it up, and the next gradient found no room.
 """
 
 from __future__ import annotations
@@ -10,23 +14,48 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
-from torch.utils.weak import WeakTensorKeyDictionary
+from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
 
 class SharedGradient:
-    """A weight's gradient between the operation that has formed it and one that adds to it."""
+    """A weight's gradient between the operation that forms it, one that adds to it, and who accumulates gradients.
+
+    Attributes:
+        takes_rows: whether who accumulates gradients takes sparse ones.
+    """
 
     def __init__(self) -> None:
-        self._pass, self._tensor = -1, None
+        self.takes_rows = False
+        self._pass, self._offered = -1, None
+        self._memory: torch.Tensor | None = None
+        self._asked = False
 
     def offer(self, gradient: torch.Tensor) -> None:
-        """It is complete but for what is added to it before this backward pass goes on to the weight."""
-        self._pass, self._tensor = torch._C._current_graph_task_id(), gradient
+        """It is complete but for what is added to it before this backward pass goes on to the weight.
+
+        A weak reference: torch copies a gradient that somebody else holds, too.
+        """
+        self._pass, self._offered = torch._C._current_graph_task_id(), TensorWeakRef(gradient)
 
     def take(self) -> torch.Tensor | None:
         """What was offered, once; None if that was in another backward pass."""
-        gradient, self._tensor = self._tensor, None
-        return gradient if self._pass == torch._C._current_graph_task_id() else None
+        offered, self._offered = self._offered, None
+        return offered() if offered is not None and self._pass == torch._C._current_graph_task_id() else None
+
+    def give_back(self, gradient: torch.Tensor) -> None:
+        """Nobody reads it any more: the next one may be formed in its memory, if somebody asks for that."""
+        self._memory = gradient if self._asked else None
+
+    def memory(self, like: torch.Tensor) -> torch.Tensor:
+        """Room for a gradient, of undefined contents."""
+        memory, self._memory, self._asked = self._memory, None, True
+        if memory is not None and (memory.shape, memory.dtype, memory.device) == (like.shape, like.dtype, like.device):
+            return memory
+        return torch.empty_like(like)
+
+    def release(self) -> None:
+        """Gradients are not accumulated any more."""
+        self.takes_rows, self._memory = False, None
 
 
 # Weight -> its shared gradient. An entry goes with its weight.
@@ -55,12 +84,15 @@ class _TiedEmbedding(torch.autograd.Function):
     def backward(ctx, grad):
         (ids,) = ctx.saved_tensors
         shared = ctx.shared.take()
-        if shared is None:
+        if shared is None and not ctx.shared.takes_rows:
             dense = torch.ops.aten.embedding_dense_backward
             return dense(grad, ids, ctx.rows, ctx.padding_idx, False), None, None
         rows, values = ids.reshape(-1), grad.reshape(-1, grad.shape[-1])
         if ctx.padding_idx >= 0:
             kept = rows != ctx.padding_idx
             rows, values = rows[kept], values[kept]
+        if shared is None:
+            shape = (ctx.rows, values.shape[-1])
+            return torch.sparse_coo_tensor(rows.unsqueeze(0), values, shape, check_invariants=False), None, None
         shared.index_add_(0, rows, values)
         return None, None, None

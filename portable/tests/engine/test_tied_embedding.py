@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 import torch.nn.functional as F
 from programs import make_options
 
 import poptorch
+from poptorch.device.linear_cross_entropy import linear_cross_entropy
 from poptorch.device.tied_embedding import shared_gradient, tied_embedding
 from poptorch.engine.as_one.number import VARIABLE
+from poptorch.engine.running.gradients import GradientAccumulator
 
 VOCABULARY, WIDTH, LENGTH = 1040, 12, 7  # smaller ones have no fused loss
 EMBEDDING = torch.ops.aten.embedding.default
@@ -125,3 +129,54 @@ def test_gradients_of_a_lookup(offered):
     else:
         assert torch.equal(weight.grad, rows) and torch.equal(other, torch.full((5, 3), 2.0))
     assert shared_gradient(weight).take() is None
+
+
+@pytest.mark.parametrize("running", [False, True])
+@pytest.mark.parametrize("padding", [-1, 3])
+def test_rows_that_are_accumulated_by_themselves(padding, running):
+    """As in a pipeline over processes, where the lookup's backward pass is another one than the head's: bit for bit
+    what dense gradients give, in halves too."""
+    found = []
+    for takes_rows in (True, False):
+        torch.manual_seed(0)
+        weight = torch.randn(VOCABULARY, WIDTH, requires_grad=True)
+        settings = {"mean": running, "running": running, "passes": {"weight": 2}}
+        accumulator = GradientAccumulator({"weight": weight}, {"weight": torch.float16}, 2, **settings)
+        shared_gradient(weight).takes_rows = takes_rows
+        kinds = []
+        weight.register_hook(lambda gradient, kinds=kinds: kinds.append(gradient.is_sparse))
+        for micro_batch in range(2):
+            ids, targets = batch(4)
+            accumulator.begin_micro_batch(micro_batch)
+            hidden = torch.randn(4 * LENGTH, WIDTH)
+            lookup = tied_embedding(weight, ids, padding).mul(torch.randn(WIDTH)).sum()
+            head, _ = linear_cross_entropy(hidden, weight, None, targets.flatten(), "sum", -100, True, shared=True)
+            for loss in (head, lookup) if micro_batch else (lookup, head):
+                loss.backward()
+        assert kinds == [takes_rows, False, False, takes_rows]
+        found.append(accumulator.gradients()["weight"])
+    assert found[0].is_sparse is False and torch.equal(*found)
+
+
+def test_the_heads_gradient_goes_where_the_last_one_was():
+    """It is accumulated without a copy, and its memory serves the next one."""
+    weight, ids = torch.randn(VOCABULARY, WIDTH, requires_grad=True), torch.arange(LENGTH)
+    accumulator = GradientAccumulator({"weight": weight}, {"weight": torch.float16}, 3, False, False)
+    formed, accumulated = [], []
+    weight.register_hook(lambda gradient: formed.append(gradient.data_ptr()))
+    take = accumulator._add
+    accumulator._add = lambda part, fresh, *rest: (accumulated.append(fresh.data_ptr()), take(part, fresh, *rest))
+    for _ in range(3):
+        other = torch.empty_like(weight)  # as large, and somebody else's
+        hidden = torch.randn(LENGTH, WIDTH)
+        linear_cross_entropy(hidden, weight, None, ids, "sum", -100, True, shared=True)[0].backward()
+        del other
+    assert formed == accumulated == formed[:1] * 3
+
+
+def test_who_offers_a_gradient_does_not_hold_it():
+    weight, gradient = torch.randn(5, 3), torch.zeros(5, 3)
+    shared_gradient(weight).offer(gradient)
+    there = weakref.ref(gradient)
+    del gradient
+    assert there() is None

@@ -87,6 +87,7 @@ class Anchors:
 
     def _watch(self, name: str, tensor: torch.Tensor) -> None:
         def take(gradient: torch.Tensor) -> None:
+            gradient = gradient.to_dense() if gradient.is_sparse else gradient
             found, before = gradient.detach() / self._scale, self._gradients.get(name)
             self._gradients[name] = found if before is None else before + found
 

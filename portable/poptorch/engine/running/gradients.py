@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 import torch.distributed as dist
 
+from ...device.tied_embedding import SharedGradient, shared_gradient
 from ..processes.reduction import GradientReduction
 from ..updating.pieces import chunk_elements
 
@@ -56,7 +57,9 @@ class GradientAccumulator:
                 accumulator = torch.zeros(tensor.shape, dtype=dtypes[name], device=tensor.device)
                 self._accumulators[name] = accumulator
                 several = name if passes.get(name, 1) > 1 else None
-                self._hooks.append(tensor.register_post_accumulate_grad_hook(self._take(accumulator, several)))
+                shared = shared_gradient(tensor)
+                shared.takes_rows = True
+                self._hooks.append(tensor.register_post_accumulate_grad_hook(self._take(accumulator, several, shared)))
         self._passes = passes
         self._events: dict[str, int] = {}  # gradients so far of parameters that have several of a micro-batch
         self._received: set[int] = set()
@@ -68,7 +71,7 @@ class GradientAccumulator:
         if self._reduction is not None:
             self._reduction.last_backward(last)
 
-    def _take(self, accumulator: torch.Tensor, several: str | None):
+    def _take(self, accumulator: torch.Tensor, several: str | None, shared: SharedGradient):
         def take(parameter: torch.Tensor) -> None:
             gradient, parameter.grad = parameter.grad, None
             count, together = self._count, self._together
@@ -77,11 +80,15 @@ class GradientAccumulator:
             first = id(accumulator) not in self._received
             self._received.add(id(accumulator))
             with torch.no_grad():
+                if gradient.is_sparse:
+                    self._add_rows(accumulator, gradient, first, count, together)
+                    return
                 # piece by piece: the sum of two types makes float32 copies of both
                 pieces = chunk_elements(accumulator.device)
                 parts = zip(accumulator.view(-1).split(pieces), gradient.reshape(-1).split(pieces), strict=True)
                 for part, fresh in parts:
                     self._add(part, fresh, first, count, together)
+            shared.give_back(gradient)
 
         return take
 
@@ -95,6 +102,21 @@ class GradientAccumulator:
             accumulator.mul_(count / after).add_(gradient, alpha=1 / after)
         else:
             accumulator.add_(gradient)
+
+    def _add_rows(
+        self, accumulator: torch.Tensor, gradient: torch.Tensor, first: bool, count: int, together: int
+    ) -> None:
+        """As _add, of a sparse gradient: rows of the accumulator, of which one may be there several times."""
+        rows, which = gradient._indices()[0].unique(return_inverse=True)
+        values = gradient._values()
+        values = values.new_zeros(len(rows), values.shape[1]).index_add_(0, which, values)
+        after = count + together
+        if first:
+            accumulator.zero_()
+        elif self._running:
+            accumulator.mul_(count / after)
+        part = accumulator.index_select(0, rows).add_(values, alpha=1 / after if self._running else 1)
+        accumulator.index_copy_(0, rows, part)
 
     def begin_micro_batch(self, number: int, together: int = 1) -> None:
         """The next backward pass is of micro-batch `number` of this update, and of those after it that run with it."""
@@ -138,6 +160,8 @@ class GradientAccumulator:
         """Give the accumulators' memory back and take the hooks off."""
         for hook in self._hooks:
             hook.remove()
+        for name in self._accumulators:
+            shared_gradient(self._parameters[name]).release()
         if self._reduction is not None:
             self._reduction.release()
         self._accumulators.clear()
