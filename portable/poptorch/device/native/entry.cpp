@@ -61,7 +61,53 @@ void attention(const Attention& call, int64_t threads, bool backward) {
   });
 }
 
+// A product of few rows and columns is cut along its depth, for there is not enough else to share out: the sums of
+// kChunks pieces, which are added up at the end, whatever the number of threads.
+constexpr int64_t kChunks = 8;
+
+bool is_deep(const Product& call, const Bfloat16Products& products) {
+  return call.depth >= 2 * kChunks * products.part_depth && call.rows <= products.part_rows &&
+         call.rows * call.columns <= int64_t{1} << 17;
+}
+
+void deep_product(const Product& call, const Bfloat16Products& products, int64_t threads) {
+  const int64_t parts = (call.depth + products.part_depth - 1) / products.part_depth;
+  const int64_t depth = (parts + kChunks - 1) / kChunks * products.part_depth, size = call.rows * call.columns;
+  float* sums = static_cast<float*>(call.scratch);
+  char* panels = static_cast<char*>(call.scratch) + kChunks * size * sizeof(float);
+  share(threads, kChunks, [&](int64_t place, int64_t chunk) {
+    Product own = call;
+    own.out = sums + chunk * size;
+    own.out_row = call.columns;
+    own.add = true;
+    own.packed = static_cast<char*>(call.packed) + place * products.left_bytes(call);
+    std::fill(own.out, own.out + size, 0.0f);
+    const int64_t end = std::min(call.depth, (chunk + 1) * depth);
+    for (Part part{0, chunk * depth, 0}; part.start < end; part.start += products.part_depth) {
+      part.depth = std::min(products.part_depth, end - part.start);
+      products.pack_left(own, part, 0, call.rows);
+      for (int64_t column = 0; column < call.columns; column += products.columns) {
+        products.multiply(own, part, 0, call.rows, column, panels + place * products.panel_bytes);
+      }
+    }
+  });
+  share(threads, call.rows, [&](int64_t, int64_t row) {
+    float* out = call.out + row * call.out_row;
+    for (int64_t j = 0; j < call.columns; ++j) {
+      float sum = call.add ? out[j] : 0.0f;
+      for (int64_t chunk = 0; chunk < kChunks; ++chunk) {
+        sum += sums[chunk * size + row * call.columns + j];
+      }
+      out[j] = sum;
+    }
+  });
+}
+
 void product(const Product& call, const Bfloat16Products& products, int64_t threads) {
+  if (is_deep(call, products)) {
+    deep_product(call, products, threads);
+    return;
+  }
   const int64_t panels = (call.columns + products.columns - 1) / products.columns;
   for (Part part{0, 0, 0}; part.row < call.rows; part.row += products.part_rows) {
     const int64_t rows = std::min(products.part_rows, call.rows - part.row);
@@ -173,8 +219,10 @@ bool poptorch_multiplies_bfloat16() {
 // Bytes that Product::packed and Product::scratch need, at addresses that are multiples of 64.
 void poptorch_bfloat16_memory(const Product* call, int64_t threads, int64_t* packed, int64_t* scratch) {
   const Bfloat16Products& products = *bfloat16_products();
-  *packed = products.left_bytes(*call);
-  *scratch = threads * products.panel_bytes;
+  const bool deep = is_deep(*call, products);
+  *packed = products.left_bytes(*call) * (deep ? threads : 1);
+  *scratch = threads * products.panel_bytes +
+             (deep ? kChunks * call->rows * call->columns * static_cast<int64_t>(sizeof(float)) : 0);
 }
 
 void poptorch_bfloat16_product(const Product* call, int64_t threads) {
