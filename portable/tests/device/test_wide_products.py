@@ -43,6 +43,27 @@ def test_product(rows, depth, columns, left_type, right_type, left_transposed, r
     assert (error <= (size + before.abs()) * 2.0**-24 * (depth + 2)).all()
 
 
+@pytest.mark.parametrize(("rows", "columns"), [(5, 50), (200, 130)])
+@pytest.mark.parametrize("add", [False, True])
+@pytest.mark.parametrize("depth", [16_383, 16_384, 20_001])
+def test_deep_products_do_not_depend_on_threads(rows, columns, add, depth):
+    generator = torch.Generator().manual_seed(depth)
+    left = operand(rows, depth, torch.bfloat16, False, generator)
+    right = operand(depth, columns, torch.float32, False, generator)
+    before, threads = torch.randn(rows, columns, generator=generator), torch.get_num_threads()
+    found = []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            found.append(wide_products.multiply(left, right, before.clone(), add))
+    finally:
+        torch.set_num_threads(threads)
+    expected, size = exact(left, right)
+    error = (found[0].double() - expected - (before.double() if add else 0.0)).abs()
+    assert (error <= (size + before.abs()) * 2.0**-24 * (depth + 2)).all()
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
 def test_whole_numbers_are_exact():
     left = (torch.arange(40 * 70) % 17 - 8.0).view(40, 70)
     right = (torch.arange(70 * 60) % 13 - 6.0).view(70, 60)

@@ -71,8 +71,9 @@ ALWAYS_INLINE Halves halves_of_floats(Floats x) {
 
 #include "adam.h"
 
-const Kernels fast_kernels = {"avx2", scratch_size<Singles>, forward<Singles>, backward<Singles>, residual, gelu, cross_entropy,
-                              adam,   philox_block};
+const Kernels fast_kernels = {
+    "avx2", scratch_size<Singles>, forward<Singles>, backward<Singles>, residual, gelu, cross_entropy,
+    adam,   philox_block};
 
 } // namespace
 } // namespace poptorch_kernels

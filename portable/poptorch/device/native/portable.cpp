@@ -71,4 +71,5 @@ ALWAYS_INLINE Floats square_root(Floats x) {
 } // namespace poptorch_kernels
 
 const poptorch_kernels::Kernels poptorch_kernels::portable_kernels = {
-    "portable", scratch_size<Singles>, forward<Singles>, backward<Singles>, residual, gelu, cross_entropy, adam, philox_block};
+    "portable", scratch_size<Singles>, forward<Singles>, backward<Singles>, residual, gelu, cross_entropy,
+    adam,       philox_block};
