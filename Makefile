@@ -69,7 +69,7 @@ demo: setup $(PLOTS_STAMP) ## a small GPT-2 learns Wikipedia text, in a few minu
 	bash run/demo.sh
 
 # PARTS: of sharing, postln, alibi, speed and warmup; all of them without it
-seeds: setup ## what the systems beside GPT-2 show at a small scale: docs/seeds.md; planned for an hour
+seeds: setup ## what the systems beside GPT-2 show at a small scale: docs/seeds.md; 22 minutes of processor time
 	-@$(MAKE) --no-print-directory build
 	$(VENV_PYTHON) -m benchmarks.seeds $(if $(PARTS),--parts $(PARTS))
 

@@ -1,6 +1,6 @@
 """What the systems of docs/systems.md show on two cores and the text of `make demo`, a question a part: docs/seeds.md.
 
-    make seeds                                  # all parts; planned for an hour on two quiet cores
+    make seeds                                  # all parts; 22 minutes of processor time (two cores, 2026-11-30)
     make seeds PARTS="speed warmup"             # these alone; the others' sections stay what they are
     python -m benchmarks.seeds --steps 16 --parts postln --folder /tmp/try --page /tmp/try.md --json /tmp/try.json
 
@@ -84,7 +84,8 @@ def page(results: dict[str, Any]) -> str:
         ]
     if set(PARTS) <= set(results):
         once = list({json.dumps(run, sort_keys=True): run for run in made(results)}.values())
-        lines += ["", "## What it takes", "", f"All parts: {_took(once)}. A run of two parts counts once."]
+        note = "A run of two parts counts once. Minutes are the clock's, whatever else the machine did in them."
+        lines += ["", "## What it takes", "", f"All parts: {_took(once)}. {note}"]
     return "\n".join(wrapped for line in lines for wrapped in _wrapped(line)) + "\n"
 
 
