@@ -61,16 +61,24 @@ def speed(dtype: torch.dtype) -> Speed:
     name = str(dtype).removeprefix("torch.")
     if not claimed(dtype):
         return Speed(None, f"this CPU has no units for {name}")
-    kept = _read(key := _key(name))
-    if kept is not None:
-        return Speed(kept)
-    failure = _fails(dtype)
+    failure = _fails(dtype) if _read(_key(name)) is None else None
     if failure is not None:
         return Speed(None, f"this CPU claims units for {name}, but {failure}")
-    ratio, steady = measure(_stopwatch(dtype))
+    return Speed(measured(name, lambda: _stopwatch(dtype)))
+
+
+def measured(name: str, stopwatch: Callable[[], Callable[[], tuple[float, float]]]) -> float:
+    """The ratio that is kept for `name` on this machine, or else that of samples that `stopwatch()` takes.
+
+    It is kept from then on, unless the machine was too busy.
+    """
+    kept = _read(key := _key(name))
+    if kept is not None:
+        return kept
+    ratio, steady = measure(stopwatch())
     if steady:
         _write(key, ratio)
-    return Speed(ratio)
+    return ratio
 
 
 def claimed(dtype: torch.dtype) -> bool:
@@ -176,7 +184,7 @@ def _stopwatch(dtype: torch.dtype) -> Callable[[], tuple[float, float]]:
 
 
 def measure(sample: Callable[[], tuple[float, float]]) -> tuple[float, bool]:
-    """(the median of float32's seconds over the other type's, whether the samples agree) over several samples.
+    """(the median of the first seconds over the second, whether the samples agree) over several samples.
 
     Samples are taken until they agree or the time for it is over: a machine that is busy with something else is asked
     longer, and what it answered is not to be kept.
@@ -184,9 +192,9 @@ def measure(sample: Callable[[], tuple[float, float]]) -> tuple[float, bool]:
     ratios: list[float] = []
     spent, steady = 0.0, False
     while len(ratios) < _FEWEST or (not steady and spent < _BUDGET and len(ratios) < _MOST):
-        wide, narrow = sample()
-        spent += wide + narrow
-        ratios.append(wide / max(narrow, 1e-9))
+        first, second = sample()
+        spent += first + second
+        ratios.append(first / max(second, 1e-9))
         if len(ratios) >= _FEWEST:
             lower, middle, upper = statistics.quantiles(ratios, n=4)
             steady = upper - lower <= _SPREAD * middle
@@ -197,7 +205,7 @@ def measure(sample: Callable[[], tuple[float, float]]) -> tuple[float, bool]:
 
 
 def _key(name: str) -> str:
-    """What a measurement holds for: the processor and its flags, torch and its threads, the type."""
+    """What a measurement holds for: the processor and its flags, torch and its threads, what was measured."""
     try:
         lines = _CPU_INFORMATION.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from . import half_products, native
+from . import float32_products, half_products, native
 from .native import cross_entropy, wide_products
 from .tied_embedding import SharedGradient, shared_gradient
 
@@ -49,7 +49,8 @@ def linear_cross_entropy(
             once only.
         steps: the rows go through in that many blocks at least.
         products: the type that float32 operands are rounded to before they are multiplied (half_products.py), or None;
-            logits and gradients are float32 sums in any case. native: the CPU has units for it.
+            logits and gradients are float32 sums in any case. native: the CPU has units for it. Of float32 there are
+            large products by the kernels (float32_products.py).
         groups: the rows are those of so many losses, as many consecutive ones for each.
         shared: the weight's gradient is offered to the lookup in it (tied_embedding.py).
     Returns:
@@ -70,26 +71,26 @@ class _Products(NamedTuple):
 
     def prepared(self, operand: torch.Tensor) -> torch.Tensor:
         """`operand`, a device's weight perhaps, rounded once for several products unless they do it by themselves."""
-        if self.dtype is None or self._inside:
+        if not self._rounds:
             return operand
         return half_products.rounded_weight(operand, self.dtype).float()
 
     def rounded(self, operand: torch.Tensor) -> torch.Tensor:
         """`operand` rounded unless the product does it by itself."""
-        return operand if self.dtype is None or self._inside else operand.to(self.dtype).float()
+        return operand.to(self.dtype).float() if self._rounds else operand
 
     def mm(self, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
         """out = a b, of operands that were rounded."""
-        if self.take_bfloat16:
-            wide_products.multiply(a, b, out)
+        if self._by_kernel(a, b):
+            wide_products.multiply(a, b, out, dtype=self.dtype)
             return
         with self._context():
             torch.mm(a, b, out=out)
 
     def addmm(self, total: torch.Tensor, a: torch.Tensor, b: torch.Tensor, beta: int) -> None:
         """total = beta total + a b, of operands that were rounded; beta: 0 or 1."""
-        if self.take_bfloat16:
-            wide_products.multiply(a, b, total, add=bool(beta))
+        if self._by_kernel(a, b):
+            wide_products.multiply(a, b, total, bool(beta), self.dtype)
             return
         with self._context():
             total.addmm_(a, b, beta=beta)
@@ -98,6 +99,16 @@ class _Products(NamedTuple):
     def take_bfloat16(self) -> bool:
         """Whether mm() and addmm() take operands of bfloat16, too."""
         return self._inside and wide_products.available()
+
+    def _by_kernel(self, a: torch.Tensor, b: torch.Tensor) -> bool:
+        if self.dtype == torch.float32:
+            return float32_products.are_large(*a.shape, b.shape[1])
+        return self.take_bfloat16
+
+    @property
+    def _rounds(self) -> bool:
+        """Whether operands have to be rounded before a product."""
+        return self.dtype not in (None, torch.float32) and not self._inside
 
     @property
     def _inside(self) -> bool:

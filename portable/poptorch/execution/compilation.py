@@ -12,12 +12,13 @@ import torch
 from torch._subclasses import FakeTensor
 
 from .. import notices
-from ..device import native
+from ..device import float32_products, native
 from ..device import policy as device_policy
 from ..device.policy import Policy
 from ..engine import passes
 from ..engine.numerics import Numerics
 from ..engine.passes.dropout import draws
+from ..engine.passes.float32_products import has_large_products
 from ..engine.passes.half_products import mark_half
 from ..engine.processes.layout import Layout
 from ..engine.running import replica_groups
@@ -153,7 +154,9 @@ def compile_model(
     else:
         erase_marks(traced.graph)
     products = products_of_half(traced, policy, numerics)
-    passes.run(traced, training, policy, products, training and has_philox(traced, policy, numerics))
+    philox = training and has_philox(traced, policy, numerics)
+    kernel_products = training and has_kernel_products(traced, policy, numerics, products)
+    passes.run(traced, training, policy, products, philox, kernel_products)
     program = build_program(traced)
     if options.execution_strategy.kind == "pipelined" and len(program.stages) > 1:
         _check_not_every_n(options)
@@ -188,6 +191,22 @@ def has_philox(traced: tracing.TracedGraph, policy: Policy, numerics: Numerics) 
         asked=native.asked_by(),
     )
     return chosen == native.PHILOX
+
+
+def has_kernel_products(
+    traced: tracing.TracedGraph, policy: Policy, numerics: Numerics, half: device_policy.Products | None
+) -> bool:
+    """Whether the program's large products of float32, if there are any, are the CPU's kernels'."""
+    half_too = half is not None and half.dtype == torch.float32
+    if policy.device.type != "cpu" or not has_large_products(traced, half_too):
+        return False
+    chosen = numerics.settle(
+        "products of float32",
+        float32_products.choice,
+        possible=lambda name: name == float32_products.TORCH or float32_products.available(),
+        asked=float32_products.asked_by(),
+    )
+    return chosen == float32_products.KERNELS
 
 
 def _on_device(leaf: torch.Tensor) -> bool:

@@ -21,7 +21,7 @@ from ... import notices
 
 LIBRARY = Path(__file__).with_name("poptorch_kernels.so")
 VARIABLE = "POPTORCH_PORTABLE_KERNELS"
-VERSION = 7  # of the structures below and of the random numbers, as in entry.cpp
+VERSION = 8  # of the structures below and of the random numbers, as in entry.cpp
 PHILOX, TORCH = "philox 1", "torch"  # generators of dropout: the kernels' with its version, and torch's
 _GELU_PART = 1 << 16  # elements that a thread works on at a time, in 8 to 64 rows; each part has sums of its own
 HINT = "run `make` in the repository again"
@@ -89,9 +89,11 @@ def library() -> ctypes.CDLL | None:
     found.poptorch_gelu.argtypes = [ctypes.c_void_p, ctypes.c_int64]
     found.poptorch_cross_entropy.argtypes = [ctypes.c_void_p, ctypes.c_int64]
     found.poptorch_adam.argtypes = [ctypes.c_void_p, ctypes.c_int64]
-    found.poptorch_multiplies_bfloat16.restype = ctypes.c_bool
-    found.poptorch_bfloat16_memory.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p]
-    found.poptorch_bfloat16_product.argtypes = [ctypes.c_void_p, ctypes.c_int64]
+    found.poptorch_multiplies.restype = ctypes.c_bool
+    found.poptorch_multiplies.argtypes = [ctypes.c_int32]
+    pointer, integer = ctypes.c_void_p, ctypes.c_int64
+    found.poptorch_product_memory.argtypes = [pointer, ctypes.c_int32, integer, pointer, pointer]
+    found.poptorch_product.argtypes = [pointer, ctypes.c_int32, integer]
     return found
 
 

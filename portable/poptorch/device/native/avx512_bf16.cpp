@@ -38,6 +38,7 @@ ALWAYS_INLINE Wide multiply_low(Wide x, uint64_t factor) {
 
 #include "vectors.h"
 
+#include "packing.h"
 #include "pairs.h"
 #include "tiles.h"
 
@@ -78,22 +79,22 @@ struct Pairs {
   static void pack_panels(const uint16_t* from, int64_t stride, int64_t rows, int64_t width, uint16_t* to) {
     const int64_t size = deep<Pairs>(rows) * kPanel;
     clear_last(width, size, to);
-    pack_interleaved(Matrix{from, stride, 1, true}, stride, 0, width, 0, rows,
-                     Packed<kPanel>{reinterpret_cast<Pair*>(to), 0, size / 2});
+    pack_interleaved<PairWords>(Matrix{from, stride, 1, true}, stride, 0, width, 0, rows,
+                                Packed<kPanel>{reinterpret_cast<Word*>(to), 0, size / 2});
   }
 
   // (rows, width) transposed as panels: (rows / kPanel, width / 2, kPanel, 2), with zeros after the last row.
   static void pack_transposed(const uint16_t* from, int64_t stride, int64_t rows, int64_t width, uint16_t* to) {
     const int64_t size = deep<Pairs>(width) * kPanel;
     clear_last(rows, size, to);
-    poptorch_kernels::pack_transposed(Matrix{from, stride, 1, true}, stride, 0, rows, 0, width,
-                                      Packed<kPanel>{reinterpret_cast<Pair*>(to), 0, size / 2});
+    poptorch_kernels::pack_transposed<PairWords>(Matrix{from, stride, 1, true}, stride, 0, rows, 0, width,
+                                                 Packed<kPanel>{reinterpret_cast<Word*>(to), 0, size / 2});
   }
 
   // The transpose of `rows` of `row` numbers each, `columns` of them: pairs of two rows, (count / 2, row, 2).
   static Left<Pairs> by_columns(const uint16_t* rows, int64_t row, int64_t count, int64_t columns, uint16_t* to) {
-    pack_interleaved(Matrix{rows, row, 1, true}, row, 0, columns, 0, count,
-                     Packed<kBlock>{reinterpret_cast<Pair*>(to), 0, 0});
+    pack_interleaved<PairWords>(Matrix{rows, row, 1, true}, row, 0, columns, 0, count,
+                                Packed<kBlock>{reinterpret_cast<Word*>(to), 0, 0});
     return {to, 2, 2 * kBlock};
   }
 

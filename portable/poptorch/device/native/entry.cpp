@@ -61,16 +61,20 @@ void attention(const Attention& call, int64_t threads, bool backward) {
   });
 }
 
+const Products* products_of(Type type) {
+  return type == kFloat32 ? float32_products() : bfloat16_products();
+}
+
 // A product of few rows and columns is cut along its depth, for there is not enough else to share out: the sums of
 // kChunks pieces, which are added up at the end, whatever the number of threads.
 constexpr int64_t kChunks = 8;
 
-bool is_deep(const Product& call, const Bfloat16Products& products) {
+bool is_deep(const Product& call, const Products& products) {
   return call.depth >= 2 * kChunks * products.part_depth && call.rows <= products.part_rows &&
          call.rows * call.columns <= int64_t{1} << 17;
 }
 
-void deep_product(const Product& call, const Bfloat16Products& products, int64_t threads) {
+void deep_product(const Product& call, const Products& products, int64_t threads) {
   const int64_t parts = (call.depth + products.part_depth - 1) / products.part_depth;
   const int64_t depth = (parts + kChunks - 1) / kChunks * products.part_depth, size = call.rows * call.columns;
   float* sums = static_cast<float*>(call.scratch);
@@ -103,7 +107,7 @@ void deep_product(const Product& call, const Bfloat16Products& products, int64_t
   });
 }
 
-void product(const Product& call, const Bfloat16Products& products, int64_t threads) {
+void product(const Product& call, const Products& products, int64_t threads) {
   if (is_deep(call, products)) {
     deep_product(call, products, threads);
     return;
@@ -140,7 +144,7 @@ extern "C" {
 
 // Changes with the structures and with the random numbers: Python takes a library of its own version only.
 int64_t poptorch_kernels_version() {
-  return 7;
+  return 8;
 }
 
 // Which kernels run from now on: "avx512_bf16", "avx512", "avx2", "portable", or null for the fastest. Returns the
@@ -211,22 +215,23 @@ void poptorch_adam(const Adam* call, int64_t threads) {
   });
 }
 
-// Whether this processor has units for products of bfloat16 that the kernels use.
-bool poptorch_multiplies_bfloat16() {
-  return bfloat16_products() != nullptr;
+// Whether this processor multiplies operands of the type: float32, or bfloat16, with units for it.
+bool poptorch_multiplies(Type type) {
+  return products_of(type) != nullptr;
 }
 
 // Bytes that Product::packed and Product::scratch need, at addresses that are multiples of 64.
-void poptorch_bfloat16_memory(const Product* call, int64_t threads, int64_t* packed, int64_t* scratch) {
-  const Bfloat16Products& products = *bfloat16_products();
+void poptorch_product_memory(const Product* call, Type type, int64_t threads, int64_t* packed, int64_t* scratch) {
+  const Products& products = *products_of(type);
   const bool deep = is_deep(*call, products);
   *packed = products.left_bytes(*call) * (deep ? threads : 1);
   *scratch = threads * products.panel_bytes +
              (deep ? kChunks * call->rows * call->columns * static_cast<int64_t>(sizeof(float)) : 0);
 }
 
-void poptorch_bfloat16_product(const Product* call, int64_t threads) {
-  product(*call, *bfloat16_products(), threads);
+// The operands are rounded to the type, one of those above.
+void poptorch_product(const Product* call, Type type, int64_t threads) {
+  product(*call, *products_of(type), threads);
 }
 
 void poptorch_philox(const uint32_t* counter, const uint32_t* key, uint32_t* result) {

@@ -84,14 +84,16 @@ struct Matrix {
 };
 
 // out (rows, columns) = left (rows, depth) right (depth, columns), added to what is there if `add`. The operands are
-// rounded to bfloat16, the sums are of float32; their order does not depend on the number of threads.
+// rounded to bfloat16 unless the products are float32_products(), which take no others than of float32. The sums are of
+// float32; their order does not depend on the number of threads, nor, unless the depth is cut (entry.cpp), on the
+// number of rows.
 struct Product {
   Matrix left, right;
   float* out;
   int64_t out_row; // stride
   int64_t rows, columns, depth;
   bool add;
-  void* packed;  // memory for a part of the left operand, of poptorch_bfloat16_memory()
+  void* packed;  // memory for a part of the left operand, of poptorch_product_memory()
   void* scratch; // for a panel of the right one for each thread, likewise
 };
 
@@ -100,8 +102,8 @@ struct Part {
   int64_t row, start, depth;
 };
 
-// Products on a processor with units for them.
-struct Bfloat16Products {
+// Products on a processor with instructions for them.
+struct Products {
   int64_t rows, columns;                 // of a tile
   int64_t part_rows, part_depth;         // of a Part at most
   int64_t panel_bytes;                   // of scratch memory for each thread
@@ -159,9 +161,10 @@ struct Kernels {
 };
 
 extern const Kernels portable_kernels;
-const Kernels* avx2_kernels();               // null where they cannot run
-const Kernels* avx512_kernels();             // null where they cannot run
-const Kernels* avx512_bf16_kernels();        // null where they cannot run
-const Bfloat16Products* bfloat16_products(); // null where they cannot run
+const Kernels* avx2_kernels();        // null where they cannot run
+const Kernels* avx512_kernels();      // null where they cannot run
+const Kernels* avx512_bf16_kernels(); // null where they cannot run
+const Products* bfloat16_products();  // null where they cannot run
+const Products* float32_products();   // null where they cannot run
 
 } // namespace poptorch_kernels

@@ -1,4 +1,8 @@
-"""Matrix products of bfloat16 operands with float32 results, which torch's library has none of."""
+"""Matrix products with float32 results, of operands that are rounded to bfloat16 or are of float32.
+
+Torch's library has none of the first kind. Its products of the second kind are slow on some CPUs: float32_products.py
+knows.
+"""
 
 from __future__ import annotations
 
@@ -28,19 +32,34 @@ class _Product(ctypes.Structure):
     ]
 
 
-def available() -> bool:
-    """Whether the library is there and this processor has units for them (AVX512_BF16), and no better ones (AMX)."""
+_TYPES = {torch.float32: 0, torch.bfloat16: 2}  # as Type in kernels.h
+
+
+def available(dtype: torch.dtype = torch.bfloat16) -> bool:
+    """Whether the library is there and this processor has instructions for products of `dtype`.
+
+    They are AVX-512 for float32 and AVX512_BF16 for bfloat16, and no better ones (AMX).
+    """
     found = library()
-    return found is not None and bool(found.poptorch_multiplies_bfloat16()) and not half_units.has_tiles()
+    if found is None or not found.poptorch_multiplies(_TYPES[dtype]):
+        return False
+    return dtype == torch.float32 or not half_units.has_tiles()
 
 
-def multiply(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor, add: bool = False) -> torch.Tensor:
+def multiply(
+    left: torch.Tensor,
+    right: torch.Tensor,
+    out: torch.Tensor,
+    add: bool = False,
+    dtype: torch.dtype = torch.bfloat16,
+) -> torch.Tensor:
     """out = left right, or out += left right; returns it.
 
     Args:
-        left: (M, K); right: (K, N): float32, which is rounded on the way in, or bfloat16. Transposed ones are read as
-            they lie; others whose elements do not follow each other in either dimension are copied first.
+        left: (M, K); right: (K, N): float32, or, for products of that, bfloat16. Transposed ones are read as they lie;
+            others whose elements do not follow each other in either dimension are copied first.
         out: (M, N) float32, whose rows are contiguous.
+        dtype: what operands are rounded to on the way in: bfloat16, or float32.
     """
     (rows, depth), columns = left.shape, right.shape[1]
     left, right = _readable(left), _readable(right)
@@ -50,10 +69,10 @@ def multiply(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor, add: bo
         return out if add else out.zero_()
     found, threads = library(), torch.get_num_threads()
     sizes = ctypes.c_int64(), ctypes.c_int64()
-    found.poptorch_bfloat16_memory(ctypes.byref(call), threads, *map(ctypes.byref, sizes))
+    found.poptorch_product_memory(ctypes.byref(call), _TYPES[dtype], threads, *map(ctypes.byref, sizes))
     memory = [torch.empty(size.value, dtype=torch.uint8) for size in sizes]  # torch's allocator aligns to 64
     call.packed, call.scratch = (each.data_ptr() for each in memory)
-    found.poptorch_bfloat16_product(ctypes.byref(call), threads)
+    found.poptorch_product(ctypes.byref(call), _TYPES[dtype], threads)
     return out
 
 

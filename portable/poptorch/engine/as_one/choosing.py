@@ -8,7 +8,7 @@ from collections.abc import Collection
 
 import torch
 
-from ...device import half_products, serialized
+from ...device import float32_products, half_products, serialized
 from ...device.alibi import with_alibi
 from ...device.dropout_attention import causal_attention, dropout_attention
 from ...device.gelu import bias_gelu
@@ -37,19 +37,19 @@ aten = torch.ops.aten
 
 _DROPOUTS = frozenset({aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default})
 _ATTENTION = aten.scaled_dot_product_attention.default
-PRODUCTS = frozenset({aten.linear.default, aten.addmm.default, aten.mm.default, packed_linear, half_products.linear})
+# Products with a shared weight by functions of this package: x is the first operand.
+_LINEAR_FUNCTIONS = frozenset({packed_linear, half_products.linear, float32_products.linear, float32_products.matmul})
+PRODUCTS = _LINEAR_FUNCTIONS | {aten.linear.default, aten.addmm.default, aten.mm.default}
 # Functions of this package that stand in graphs: where they draw, by their name.
 _WITH_DROPOUT = frozenset({dropout_attention, half_products.attention_with_dropout})
 _DRAWING_FUNCTIONS = _WITH_DROPOUT | {residual_dropout}
 _EMBEDDINGS = frozenset({aten.embedding.default, tied_embedding})
 _UNCHANGED = _EMBEDDINGS | {aten.layer_norm.default, bias_gelu, with_alibi, with_key_bias}
 _ATTENTIONS = frozenset({_ATTENTION, causal_attention, half_products.attention})
-_FUNCTIONS = _DRAWING_FUNCTIONS | {
+_FUNCTIONS = (_DRAWING_FUNCTIONS | _LINEAR_FUNCTIONS) | {
     linear_cross_entropy,
-    packed_linear,
     with_alibi,
     with_key_bias,
-    half_products.linear,
     half_products.matmul,
     half_products.addmm,
     half_products.attention,
@@ -139,7 +139,7 @@ def _has_kernel(node: torch.fx.Node) -> bool:
 def _rule(node: torch.fx.Node) -> type[Rule]:
     if node.target is aten.embedding.default and any(node.args[3:]):
         return OneByOne  # its gradient counts how often a row is asked for, or is sparse
-    if node.target in (aten.linear.default, packed_linear, half_products.linear):
+    if node.target is aten.linear.default or node.target in _LINEAR_FUNCTIONS:
         return Linear
     if node.target is half_products.matmul:
         return Product

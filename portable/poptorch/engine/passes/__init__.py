@@ -13,6 +13,7 @@ from .attention import fuse_attention, take_kernel
 from .copies import drop_copies
 from .dropout import fuse_dropout
 from .embedding import fuse_tied_embeddings
+from .float32_products import take_products
 from .fused_loss import fuse_losses
 from .gelu import fuse_gelu
 from .half_products import replace_half
@@ -34,11 +35,17 @@ _OFF = {
 
 
 def run(
-    traced: TracedGraph, training: bool, policy: Policy, products: Products | None = None, philox: bool = False
+    traced: TracedGraph,
+    training: bool,
+    policy: Policy,
+    products: Products | None = None,
+    philox: bool = False,
+    kernel_products: bool = False,
 ) -> None:
     """Make `traced` ready for the device.
 
-    `products` are those of half where it is held in float32, `philox` is whether dropout has the CPU's kernels.
+    `products` are those of half where it is held in float32, `philox` is whether dropout has the CPU's kernels,
+    `kernel_products` whether products of float32 have.
     """
     if not training:
         _disable_dropout(traced.graph)
@@ -61,6 +68,8 @@ def run(
     else:
         pack_weights(traced, policy.device)
     fuse_gelu(traced, policy.device)
+    if kernel_products:
+        take_products(traced)
 
 
 def _disable_dropout(graph: torch.fx.Graph) -> None:

@@ -17,7 +17,7 @@ from ...device.linear_cross_entropy import linear_cross_entropy
 from ...device.policy import Products
 from ..tracing.export import TracedGraph
 from ..tracing.writes import origins, written
-from .patterns import CASTS
+from .patterns import CASTS, bodies, graphs
 
 aten = torch.ops.aten
 _LINEAR, _ATTENTION = aten.linear.default, aten.scaled_dot_product_attention.default
@@ -56,7 +56,7 @@ _OF_SCORES = _STATISTICS | {
 def mark_half(traced: TracedGraph) -> bool:
     """Mark the products that have half results, before their types are rewritten; whether there are any."""
     found = False
-    for graph in _graphs(traced):
+    for graph in graphs(traced):
         for node in graph.nodes:
             value = node.meta.get("val")
             if node.target in _TRACED and isinstance(value, torch.Tensor) and value.dtype == torch.float16:
@@ -77,22 +77,13 @@ def hand_on(product: torch.fx.Node, fused: torch.fx.Node) -> None:
 def replace_half(traced: TracedGraph, products: Products) -> int:
     """Let the marked products have operands of `products.dtype`; returns how many there are."""
     count, kept = 0, set(traced.watched.values())
-    for graph in _graphs(traced):
+    for graph in graphs(traced):
         rewriter = _Rewriter(graph, traced.modules, products, kept)
         count += rewriter.run()
         traced.watched.update((name, rewriter.widened.get(node, node)) for name, node in traced.watched.items())
-    for body in _bodies(traced):
+    for body in bodies(traced):
         body.recompile()
     return count
-
-
-def _bodies(traced: TracedGraph) -> list[torch.fx.GraphModule]:
-    inner = (module for outer in traced.modules.values() for module in outer.modules())
-    return [module for module in inner if isinstance(module, torch.fx.GraphModule)]
-
-
-def _graphs(traced: TracedGraph) -> list[torch.fx.Graph]:
-    return [traced.graph, *(body.graph for body in _bodies(traced))]
 
 
 class _Rewriter:

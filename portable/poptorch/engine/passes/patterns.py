@@ -13,6 +13,17 @@ aten = torch.ops.aten
 CASTS = frozenset({aten.to.dtype, aten._to_copy.default, aten.to.dtype_layout})
 
 
+def bodies(traced: TracedGraph) -> list[torch.fx.GraphModule]:
+    """The graphs inside the modules of `traced`: those of loops and conditions, say."""
+    inner = (module for outer in traced.modules.values() for module in outer.modules())
+    return [module for module in inner if isinstance(module, torch.fx.GraphModule)]
+
+
+def graphs(traced: TracedGraph) -> list[torch.fx.Graph]:
+    """That of `traced` and those inside its modules."""
+    return [traced.graph, *(body.graph for body in bodies(traced))]
+
+
 def only_use(node: object, *targets: object) -> torch.fx.Node | None:
     """`node` if it is a call of one of `targets` whose value has one reader."""
     if isinstance(node, torch.fx.Node) and node.target in targets and len(node.users) == 1:
