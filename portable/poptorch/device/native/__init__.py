@@ -1,6 +1,6 @@
 """The kernels in C++ as functions: attention with dropout, dropout in a residual sum, GELU. Start with kernels.h.
 
-Products of bfloat16, cross-entropy and Adam's updates are in modules of their own.
+Matrix products, cross-entropy and Adam's updates are in modules of their own.
 
 `make` builds a library beside this file, with a C++ compiler and nothing of torch: tensors are handed over as pointers
 and strides, and torch's threads do the work. device/ and engine/ import this. Without a library available() is False
