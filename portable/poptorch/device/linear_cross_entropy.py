@@ -102,7 +102,7 @@ class _Products(NamedTuple):
 
     def _by_kernel(self, a: torch.Tensor, b: torch.Tensor) -> bool:
         if self.dtype == torch.float32:
-            return float32_products.are_large(*a.shape, b.shape[1])
+            return self.native and float32_products.are_large(*a.shape, b.shape[1])
         return self.take_bfloat16
 
     @property
