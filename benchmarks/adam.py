@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import record  # noqa: E402
 from benchmarks.dropout import measure, table, timed, what_is_lacking  # noqa: E402
+from benchmarks.flags import below_one  # noqa: E402
 from benchmarks.train_step import MODELS  # noqa: E402
 from benchmarks.train_step_sides import LOSS_SCALING, RATE, our_model  # noqa: E402
 from corpora.program import ProgramParser  # noqa: E402
@@ -88,7 +89,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--json", metavar="FILE", help="write the results there too")
     args = parser.parse_args(argv)
-    problems = [f"--{name} must be at least 1" for name in ("rounds", "threads") if getattr(args, name) < 1]
+    problems = below_one(args, ("rounds", "threads"))
     if problems:
         parser.error("; ".join(problems))
     return args

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import record  # noqa: E402
 from benchmarks.dropout import measure, table, timed, what_is_lacking  # noqa: E402
+from benchmarks.flags import below_one  # noqa: E402
 from corpora.program import ProgramParser  # noqa: E402
 
 
@@ -56,7 +57,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--json", metavar="FILE", help="write the results there too")
     args = parser.parse_args(argv)
     names = ("rows", "columns", "rounds", "threads")
-    problems = [f"--{name} must be at least 1" for name in names if getattr(args, name) < 1]
+    problems = below_one(args, names)
     if problems:
         parser.error("; ".join(problems))
     return args

@@ -26,6 +26,7 @@ from typing import Any, Callable
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import record, train_step_sides  # noqa: E402
+from benchmarks.flags import below_one  # noqa: E402
 from benchmarks.side_process import SideProcess  # noqa: E402
 from benchmarks.train_step import MODELS  # noqa: E402
 from corpora.program import ProgramParser  # noqa: E402
@@ -155,7 +156,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--json", metavar="FILE", help="write the results there too")
     args = parser.parse_args(argv)
     names = ("batch", "length", "rounds", "threads")
-    problems = [f"--{name} must be at least 1" for name in names if getattr(args, name) < 1]
+    problems = below_one(args, names)
     if args.length > 1024:
         problems.append("--length must be at most 1024, the positions of GPT-2")
     if problems:

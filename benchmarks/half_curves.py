@@ -23,6 +23,7 @@ from typing import Mapping, Sequence
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import record  # noqa: E402
+from benchmarks.flags import below_one  # noqa: E402
 from corpora.program import ProgramParser  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,7 +49,7 @@ def parser_of(program: str, text: str) -> ProgramParser:
 def parsed(parser: ProgramParser, argv: list[str]) -> argparse.Namespace:
     """What they say. Exit status 2 for what cannot be done."""
     args = parser.parse_args(argv)
-    problems = [f"--{name} must be at least 1" for name in ("steps", "threads") if getattr(args, name) < 1]
+    problems = below_one(args, ("steps", "threads"))
     if not Path(args.corpus).is_file():
         problems.append(f"--corpus {args.corpus}: no such file; `make demo` makes it")
     if problems:

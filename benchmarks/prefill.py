@@ -24,6 +24,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import generate_sides, record  # noqa: E402
+from benchmarks.flags import below_one  # noqa: E402
 from benchmarks.generate import MODELS, write_checkpoint  # noqa: E402
 from benchmarks.side_process import SideProcess  # noqa: E402
 from corpora.program import ProgramParser  # noqa: E402
@@ -100,7 +101,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--poptorch-loop", action="store_true", help="the same with --poptorch-loop, too")
     parser.add_argument("--json", metavar="FILE", help="write the results there too")
     args = parser.parse_args(argv)
-    problems = [f"--{name} must be at least 1" for name in ("tokens", "rounds", "threads") if getattr(args, name) < 1]
+    problems = below_one(args, ("tokens", "rounds", "threads"))
     if args.tokens > 1023:
         problems.append("--tokens must be at most 1023: one of GPT-2's 1024 positions is the next token's")
     if problems:

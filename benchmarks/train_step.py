@@ -29,6 +29,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import record, train_step_sides  # noqa: E402
+from benchmarks.flags import below_one  # noqa: E402
 from benchmarks.side_process import SideProcess  # noqa: E402
 from corpora.program import ProgramParser  # noqa: E402
 
@@ -165,7 +166,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--json", metavar="FILE", help="write the results there too")
     args = parser.parse_args(argv)
     counts = ("batch", "length", "accumulation", "rounds", "threads")
-    problems = [f"--{name} must be at least 1" for name in counts if getattr(args, name) < 1]
+    problems = below_one(args, counts)
     needed = {"other": ("--other DIR", args.other), "compiled": ("--compile", args.compile)}
     problems += [
         f"--sides {side}: there is none without {flag}"

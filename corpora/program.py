@@ -46,7 +46,7 @@ class ProgramParser(argparse.ArgumentParser):
         problems = unknown_words(unknown, self._option_string_actions)
         for action in self._actions:
             value = getattr(args, action.dest, None)
-            values = value if isinstance(value, list) else [value]
+            values = value if type(value) in (list, tuple) else [value]  # what was misread is a tuple of its own
             flag = "/".join(action.option_strings) or action.dest
             problems += [f"{flag}: {v.problem}" for v in values if isinstance(v, _Misread)]
             if action.dest in choices and value is not None:

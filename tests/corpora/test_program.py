@@ -29,6 +29,14 @@ def parser():
     return made
 
 
+def test_a_default_of_several_choices_is_not_one_word(parser):
+    both = ("float32", "bfloat16")
+    parser.add_argument("--precisions", nargs="+", choices=both, default=both)
+    words = ["--input", "a", "--output", "b"]
+    assert parser.parse_args(words).precisions == both
+    assert parser.parse_args([*words, "--precisions", "float32"]).precisions == ["float32"]
+
+
 def problems(parser, capsys, *words):
     with pytest.raises(SystemExit) as end:
         parser.parse_args(list(words))
