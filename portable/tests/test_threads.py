@@ -42,8 +42,13 @@ def launched_by(monkeypatch):
     launchers = []
 
     def launch(bound: int = 8, **variables: str) -> None:
-        launchers.append(subprocess.Popen(["sleep", "100"], env=variables))
-        launcher = launchers[-1].pid
+        process = subprocess.Popen(["cat"], env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        launchers.append(process)
+        # Popen returns while the kernel still replaces the program: until it answers, its environment may read empty.
+        process.stdin.write(b"?\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == b"?\n"
+        launcher = process.pid
         monkeypatch.setattr(os, "getppid", lambda: launcher)
         monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8 if pid == launcher else bound)))
         for name, value in {"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "4", "OMP_NUM_THREADS": "1"}.items():
@@ -52,7 +57,7 @@ def launched_by(monkeypatch):
     yield launch
     for process in launchers:
         process.kill()
-        process.wait()
+        process.communicate()
 
 
 def test_the_share_of_a_process(launched_by, monkeypatch):
