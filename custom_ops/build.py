@@ -146,7 +146,8 @@ def build(output: Path, cxx: str, cxxflags: str) -> int:
     # Sources first: the linker looks libraries up for what stands before them.
     command = compiler + ["-shared", "-fPIC", VECTORISE] + [str(source) for source in sources] + flags
     command += shlex.split(cxxflags)
-    return _bring_up_to_date(output, target, command, sources, have_compiler)
+    # prompt_attention.h includes the structures of portable/'s kernels.
+    return _bring_up_to_date(output, target, command, [*sources, _KERNELS / "kernels.h"], have_compiler)
 
 
 def build_native(library: Native, folder: Path, cxx: str, cxxflags: str) -> int:

@@ -5,6 +5,7 @@
 
 #include "decode_step.h"
 #include "half_products.h"
+#include "prompt_attention.h"
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
@@ -137,18 +138,22 @@ Tensor many_rows(const Layer& layer, const Tensor& x, const std::vector<Token>& 
     values[batch].slice(1, start, seen).copy_(heads_of(parts[2])[0]);
     // What has just gone into the cache is there, too: bfloat16 loses nothing in float16 but what is out of its range.
     const bool fresh = start == 0 && type == at::kBFloat16;
-    const auto all_of = [&](const Tensor& cache, const Tensor& part) {
+    const auto all_of = [&](const Tensor& cache, const Tensor& part) { // -> (1, H, seen, D)
       return fresh ? heads_of(part) : cache[batch].slice(1, 0, seen).unsqueeze(0).to(type);
     };
+    const Tensor query = heads_of(parts[0]).to(type), key = all_of(keys, parts[1]), value = all_of(values, parts[2]);
+    const Tensor found = context.slice(0, first, last).view({1, count, heads, width / heads}).transpose(1, 2);
+    if (start == 0 && form.slopes.empty() && prompt_attention::serves(type, x.device())) {
+      prompt_attention::run(query[0], key[0], value[0], found[0]);
+      continue;
+    }
     std::optional<Tensor> visible;
     if (!form.slopes.empty()) {
       visible = alibi_bias(form.slopes, start, seen, x.options());
     } else if (start > 0) {
       visible = at::ones({count, seen}, x.options().dtype(at::kBool)).tril_(start);
     }
-    const Tensor found = at::scaled_dot_product_attention(heads_of(parts[0]).to(type), all_of(keys, parts[1]),
-                                                          all_of(values, parts[2]), visible, 0.0, !visible.has_value());
-    context.slice(0, first, last).copy_(found.transpose(1, 2).reshape({count, width}));
+    found.copy_(at::scaled_dot_product_attention(query, key, value, visible, 0.0, !visible.has_value()));
   }
   const Tensor middle = x + linear(context, layer.attention_out, layer.attention_out_bias);
   const Tensor read = form.parallel ? first_normed : norm(middle, layer.norm_2, layer.norm_2_bias);

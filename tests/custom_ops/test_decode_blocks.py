@@ -340,12 +340,31 @@ def prompts_in_bfloat16():
                 assert (ours - theirs).norm() < tolerance * theirs.norm(), (precision, form, step)
 
 
-def test_prompts_of_half_in_bfloat16():
-    """With the CPU's units where it has them, and by torch's own means where not."""
+def prompt_in_bits():
+    case = Case("float16", slots=400)
+    print(case.both(torch.randn(3, 300, 64), [300, 20, 150])[0].double().sum().item().hex())
+
+
+@pytest.mark.parametrize("kernels", ["", "none"])
+def test_prompts_of_half_in_bfloat16(kernels):
+    """With the CPU's units where it has them, and by torch's own means where not; attention by the runtime's kernel
+    where that is built, and by torch's."""
+    assert of_prompts("prompts_in_bfloat16", kernels) == ["prompts_in_bfloat16"]
+
+
+def test_the_runtimes_kernel_computes_a_prompts_attention():
+    if not (ROOT / "portable" / "poptorch" / "device" / "native" / "poptorch_kernels.so").is_file():
+        pytest.skip("the runtime's kernels are not built")
+    assert of_prompts("prompt_in_bits", "") != of_prompts("prompt_in_bits", "none")
+
+
+def of_prompts(check, kernels):
+    """What one of the checks above prints, in a process with those kernels of the runtime."""
     operators()
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "POPTORCH_PORTABLE_HALF": "bfloat16"}
-    done = warm_process.run([__file__, "prompts_in_bfloat16"], environment)
-    assert (done.returncode, done.stdout.split()[1:]) == (0, ["prompts_in_bfloat16"]), done.stderr
+    settings = {"POPTORCH_PORTABLE_HALF": "bfloat16", "POPTORCH_PORTABLE_KERNELS": kernels}
+    done = warm_process.run([__file__, check], {**os.environ, "PYTHONPATH": str(ROOT), **settings})
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()[1:]
 
 
 @pytest.mark.parametrize("kind", ["float32", "float16"])

@@ -142,9 +142,8 @@ using namespace poptorch_kernels;
 
 extern "C" {
 
-// Changes with the structures and with the random numbers: Python takes a library of its own version only.
 int64_t poptorch_kernels_version() {
-  return 8;
+  return kVersion;
 }
 
 // Which kernels run from now on: "avx512_bf16", "avx512", "avx2", "portable", or null for the fastest. Returns the

@@ -18,6 +18,8 @@
 
 namespace poptorch_kernels {
 
+constexpr int64_t kVersion = 8; // of the structures and of the random numbers: who calls takes a library of its own
+
 enum Stream : uint32_t { kScores = 0, kFlat = 1 };
 constexpr int64_t kGroup = 128; // columns that one vector of blocks decides on
 
