@@ -104,7 +104,8 @@ def _block(config: GPT2Config, args: argparse.Namespace, device: Device) -> int:
         numbers += (5 + biases(config)) * config.n_head * length + heads
         masks = 2 * length
     else:  # the columns of each bias go to queries, keys and values, those of all to the product
-        wider = [heads + count * BIAS_COLUMNS * config.n_head for count in range(1 + biases(config))]
+        columns = 0 if device is CPU else biases(config)
+        wider = [heads + count * BIAS_COLUMNS * config.n_head for count in range(1 + columns)]
         numbers += 3 * sum(wider[1:]) + wider[-1]
     # Two sums with what was there before. A CPU drops and adds at once, what is added up before that excepted.
     apart = int(config.parallel_residual) if device is CPU and config.resid_pdrop else 2

@@ -38,7 +38,7 @@ DEVICES = {"cpu": CPU, "cuda": GPU, "ipu": IPU}
 _IDLE_BLOCKS = 0.6
 
 
-# Off-IPU a bias of the scores is in further columns of queries and keys, so many for each head.
+# On a GPU a bias of the scores is in further columns of queries and keys, so many a head; a CPU's kernels add it.
 BIAS_COLUMNS = 8
 
 
@@ -173,7 +173,7 @@ def block_activations(config: GPT2Config, args: argparse.Namespace, device: Devi
         masks += length + (scores if config.attn_pdrop and device is not CPU else 0)
     else:
         masks += config.n_head * FLOAT  # logarithms of the sums
-        if biases(config):  # queries, keys, values and their product with the columns of biases
+        if biases(config) and device is not CPU:  # queries, keys, values and their product with the columns of biases
             numbers += 4 * biases(config) * BIAS_COLUMNS * config.n_head + heads
     return tokens * (numbers * device.value + masks)
 

@@ -37,7 +37,7 @@ def dropout_attention(
     """
     if philox and native.serves(query, key, value, narrow=True):
         keys = (native.new_key(),) if keys is None else tuple(keys)
-        return _NativeDropoutAttention.apply(query, key, value, dropout, scale, keys)
+        return NativeAttention.apply(query, key, value, dropout, scale, keys, None, None)
     return _DropoutAttention.apply(query, key, value, dropout, scale)
 
 
@@ -48,22 +48,29 @@ def causal_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     """
     if native.serves(query, key, value, narrow=True):
         scale = query.shape[-1] ** -0.5 if scale is None else scale
-        return _NativeDropoutAttention.apply(query, key, value, 0.0, scale, (0,))
+        return NativeAttention.apply(query, key, value, 0.0, scale, (0,), None, None)
     return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
 
 
-class _NativeDropoutAttention(torch.autograd.Function):
+class NativeAttention(torch.autograd.Function):
+    """The kernel, for tensors that native.serves(); slopes of ALiBi and biases of keys (n, T) as it takes them."""
+
     @staticmethod
-    def forward(ctx, query, key, value, dropout, scale, keys):
-        ctx.settings = scale, dropout, keys
-        context, log_sums = native.attention_forward(query, key, value, *ctx.settings)
-        ctx.save_for_backward(query, key, value, context, log_sums)
+    def forward(ctx, query, key, value, dropout, scale, keys, slopes, bias):
+        ctx.settings = scale, dropout, keys, slopes
+        context, log_sums = native.attention_forward(query, key, value, *ctx.settings, bias)
+        ctx.save_for_backward(query, key, value, context, log_sums, bias)
         return context
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        return *native.attention_backward(grad, *ctx.saved_tensors, *ctx.settings), None, None, None
+        *saved, bias = ctx.saved_tensors
+        grad_bias = saved[0].new_empty(saved[0].shape[:3], dtype=torch.float32) if ctx.needs_input_grad[7] else None
+        grads = native.attention_backward(grad, *saved, *ctx.settings, bias, grad_bias)
+        if grad_bias is not None:  # of each sample and head: one bias serves several
+            grad_bias = grad_bias.view(len(bias), -1, bias.shape[-1]).sum(1)
+        return *grads, None, None, None, None, grad_bias
 
 
 class _DropoutAttention(torch.autograd.Function):

@@ -154,10 +154,14 @@ def _is_kept(tensor: Tensor) -> bool:
     return (tensor if tensor._base is None else tensor._base) in _WEIGHTS
 
 
+def has_kernel(dtype: torch.dtype) -> bool:
+    """Whether native/ has products for a CPU with units for `dtype`."""
+    return dtype == torch.bfloat16 and wide_products.available()
+
+
 def _own(dtype: torch.dtype, *tensors: Tensor) -> bool:
-    """Whether the products of native/ serve, on a CPU with units for `dtype`. They read memory: not in torch.vmap."""
-    in_vmap = any(map(torch._C._functorch.is_batchedtensor, tensors))
-    return dtype == torch.bfloat16 and not in_vmap and wide_products.available()
+    """Whether the products of native/ serve. They read memory: not in torch.vmap."""
+    return has_kernel(dtype) and not any(map(torch._C._functorch.is_batchedtensor, tensors))
 
 
 def rounded_weight(weight: Tensor, dtype: torch.dtype) -> Tensor:

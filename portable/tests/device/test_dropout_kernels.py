@@ -170,6 +170,42 @@ def test_attention_is_that_of_float64_under_the_same_mask(size, dropout, kernels
         assert (found - wanted).norm() <= 2e-6 * wanted.norm() + 1e-6
 
 
+def biased(query, key, value, grad, scale: float, kept: torch.Tensor, share: float, slopes, bias) -> list[torch.Tensor]:
+    """exact() with slopes of the heads and `bias` (n, T) of the keys, and the gradient of that."""
+    leaves = [tensor.double().requires_grad_() for tensor in (query, key, value, bias)]
+    samples, _, length, _ = query.shape
+    place = torch.arange(float(length), dtype=torch.float64)
+    scores = leaves[0] @ leaves[1].mT * scale
+    scores = scores + torch.tensor(slopes).double()[:, None, None] * (place - place[:, None])
+    scores = scores + leaves[3].repeat_interleave(samples // len(bias), 0)[:, None, None, :]
+    future = torch.ones(length, length, dtype=torch.bool).triu(1)
+    context = torch.softmax(scores.masked_fill(future, -torch.inf), -1) * kept / share @ leaves[2]
+    return [context.detach(), *torch.autograd.grad(context, leaves, grad.double())]
+
+
+@widths
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("size", [*SIZES, (4, 3, 200, 24)])
+def test_a_bias_is_added_to_the_scores(size, dropout, dtype, kernels):
+    """Slopes of the heads and a bias of the keys: one for every two samples where the samples are four."""
+    full = operands(*size)
+    samples, heads, length, _ = size
+    query, key, value, grad = (tensor.to(dtype) for tensor in full)
+    slopes = [0.5**number for number in range(heads)]
+    bias = torch.randn(max(1, samples // 2), length, generator=torch.Generator().manual_seed(2))
+    kept, scale = scores_mask(full[0], dropout, 9), 0.3
+    context, log_sums = native.attention_forward(query, key, value, scale, dropout, [9], slopes, bias)
+    grad_bias = torch.empty(samples, heads, length)
+    settings = (scale, dropout, [9], slopes, bias, grad_bias)
+    grads = native.attention_backward(grad, query, key, value, context, log_sums, *settings)
+    expected = biased(query, key, value, grad, scale, kept, native.keeps(dropout), slopes, bias)
+    grad_bias = grad_bias.view(len(bias), -1, length).sum(1)
+    # Gradients of scores add up to 0: those of a single key are what rounding leaves of it.
+    near = 2e-6 if dtype == torch.float32 else 2**-7
+    for found, wanted in zip([context, *grads, grad_bias], expected, strict=True):
+        assert (found - wanted).norm() <= near * wanted.norm() + (1e-6 if dtype == torch.float32 else 0.05)
+
+
 @pytest.mark.parametrize("kernels", ["portable", "avx2", "avx512"], indirect=True)
 @pytest.mark.parametrize("size", SIZES)
 def test_attention_of_bfloat16_is_that_of_float32_rounded_on_the_way_out(size, kernels):
@@ -256,12 +292,13 @@ def test_each_element_of_bfloat16_is_good_to_two_roundings_of_its_terms(kernels,
         assert ((mine - wanted).abs() <= 1.01 * 2**-7 * terms + 1e-4).all()
 
 
-def test_alibi_of_bfloat16_has_the_digits_of_float32(kernels):
+@pytest.mark.parametrize("columns", [True, False])
+def test_alibi_of_bfloat16_has_the_digits_of_float32(columns, kernels):
     """Its columns hold scores of hundreds that cancel: these are exact in bfloat16, and their products in float32."""
     query, key, value, _ = (tensor.bfloat16() for tensor in operands(1, 4, 700, 64))
     slopes, scale = (0.5, 0.25, 0.0078125, 0.7071), 0.125
-    widened = with_alibi(query, key, value, slopes, scale)
-    found = native.attention_forward(*widened, scale, 0.0, [0])[0][..., :64]
+    widened = with_alibi(query, key, value, slopes, scale) if columns else (query, key, value)
+    found = native.attention_forward(*widened, scale, 0.0, [0], None if columns else slopes)[0][..., :64]
     place = torch.arange(700.0, dtype=torch.float64)
     scores = query.double() @ key.double().mT * scale
     scores += torch.tensor(slopes, dtype=torch.float64)[:, None, None] * (place - place[:, None])

@@ -170,15 +170,19 @@ def test_attention_with_the_bias_of_alibi(dropout, monkeypatch):
     same(alone, together)
 
 
+@pytest.mark.parametrize("common", [None, 1, 2])
+@pytest.mark.parametrize("length", [6, 70])
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
-def test_attention_with_a_bias_of_the_keys(dropout, monkeypatch):
-    """Each micro-batch has its own, as of a mask of padding."""
-    length, heads, size = 6, 2, 4
+def test_attention_with_a_bias_of_the_keys(dropout, length, common, monkeypatch):
+    """Each micro-batch has its own, as of a mask of padding, or all have one, or one for each of their samples."""
+    heads, size = 2, 4
 
     def forward(m, x):
         q, k, v = m.project(x).view(x.shape[0], length, 3, heads, size).transpose(1, 3).unbind(2)
-        padding = (x[..., 0] > 0.5).to(x.dtype) * -1e4
-        scores = torch.matmul(q, k.transpose(-1, -2)) * 0.5 + padding[:, None, None, :]
+        bias = (x[..., 0] > 0.5).to(x.dtype) * -1e4
+        if common is not None:
+            bias = torch.arange(common * length).view(common, length).to(x.dtype) / length
+        scores = torch.matmul(q, k.transpose(-1, -2)) * 0.5 + bias[:, None, None, :]
         probabilities = torch.softmax(torch.where(torch.ones(length, length).tril() > 0, scores, -3e4), dim=-1)
         return poptorch.identity_loss(torch.matmul(F.dropout(probabilities, dropout), v).sin(), "mean")
 

@@ -11,9 +11,12 @@ from programs import Body
 from test_recompute import LiveBytes
 
 import poptorch
+from poptorch.device import native
 from poptorch.device.alibi import with_alibi
+from poptorch.device.biased_attention import biased_attention
 from poptorch.device.dropout_attention import causal_attention, dropout_attention
 from poptorch.device.key_bias import with_key_bias
+from poptorch.device.native import wide_products
 from poptorch.engine.passes.attention import fuse_attention
 
 B, H, T, D, POSITIONS = 2, 3, 8, 4, 12
@@ -190,12 +193,21 @@ def test_causal_attention_is_fused(case, length):
     assert targets(executor).count(SDPA) == 1
 
 
+def own_kernel(monkeypatch, there: bool) -> bool:
+    """Whether there is a kernel of ours, which there is not to be unless `there`."""
+    if not there:
+        monkeypatch.setattr(native, "available", lambda: False)
+    return native.available()
+
+
+@pytest.mark.parametrize("kernel", [True, False])
 @pytest.mark.parametrize("length", [2, T, 600])
-def test_the_bias_of_alibi_goes_into_the_kernel(length):
-    """600 positions: further than one of the two parts that a place is split into."""
+def test_the_bias_of_alibi_goes_into_the_kernel(length, kernel, monkeypatch):
+    """As columns into torch's. 600 positions: further than one of the two parts that a place is split into."""
+    inside = own_kernel(monkeypatch, kernel) and length >= 64
     executor = assert_like_eager(Attention(ALIBI, positions=600), ALIBI, sample(length), close=2e-5)
-    attentions = sum(target in (SDPA, causal_attention) for target in targets(executor))
-    assert attentions == targets(executor).count(with_alibi) == 1
+    counts = [targets(executor).count(each) for each in (biased_attention, SDPA, with_alibi, causal_attention)]
+    assert counts == ([1, 0, 0, 0] if inside else [0, 1, 1, 0])
     names = " ".join(str(target) for target in targets(executor))
     assert not any(left in names for left in ("softmax", "where", "matmul", "arange"))
 
@@ -204,25 +216,46 @@ def test_alibi_with_dropout_has_its_kernel_too():
     """With a dropout that drops nothing the result is that without."""
     executor = executor_of(Attention(ALIBI, dropout=1e-12))
     context, _ = executor(sample())
-    assert targets(executor).count(dropout_attention) == 1 and context.shape == (B, H, T, D)
+    own = biased_attention if native.available() else dropout_attention
+    assert targets(executor).count(own) == 1 and context.shape == (B, H, T, D)
     plain, _ = Attention(ALIBI)(sample())
     torch.testing.assert_close(context, plain.detach(), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("length", [1, T, POSITIONS])
+@pytest.mark.parametrize("kernel", [True, False])
+@pytest.mark.parametrize("length", [1, T, 70])
 @pytest.mark.parametrize("case", KEY_BIASES)
-def test_a_bias_of_the_keys_goes_into_the_kernel(case, length):
-    """Padding at the beginning too: who sees nothing else sees that."""
-    executor = assert_like_eager(Attention(KEY_BIASES[case]), KEY_BIASES[case], sample(length), close=2e-5)
-    attentions = sum(target in (SDPA, causal_attention) for target in targets(executor))
+def test_a_bias_of_the_keys_goes_into_the_kernel(case, length, kernel, monkeypatch):
+    """Padding at the beginning too: who sees nothing else sees that. What is learned has its gradient."""
+    inside = own_kernel(monkeypatch, kernel) and length >= 64
+    model = Attention(KEY_BIASES[case], positions=70)
+    executor = assert_like_eager(model, KEY_BIASES[case], sample(length), close=2e-5)
+    counts = [targets(executor).count(each) for each in (biased_attention, SDPA, with_key_bias, causal_attention)]
     if case != "beside ALiBi" or length > 1:
-        assert attentions == targets(executor).count(with_key_bias) == 1
+        assert counts == ([1, 0, 0, 0] if inside else [0, 1, 1, 0])
+
+
+@pytest.mark.parametrize("word", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dropout", [0.0, 1e-12])
+def test_a_bias_in_a_program_of_half(word, dropout, monkeypatch):
+    """Inside the kernel wherever products of half are its own; the context is rounded to 11 bits, or to 8."""
+    monkeypatch.setenv("POPTORCH_PORTABLE_HALF", word)
+    case = KEY_BIASES["beside ALiBi"]
+    model, x = Attention(case, positions=100, dropout=dropout), sample(100)
+    expected, _ = Attention(case, positions=100).double()(x.double())
+    executor = executor_of(model.half())
+    context, _ = executor(x.half())
+    torch.testing.assert_close(context.double(), expected.detach(), rtol=0.02, atol=0.02)
+    own = native.available() and (word == "float32" or dropout > 0 or wide_products.available())
+    assert targets(executor).count(biased_attention) == own
+    assert targets(executor).count(with_alibi) == targets(executor).count(with_key_bias) == (not own)
 
 
 def test_padding_with_dropout_has_its_kernel_too():
     executor = executor_of(Attention(KEY_BIASES["padding"], dropout=1e-12))
     context, _ = executor(sample())
-    assert targets(executor).count(dropout_attention) == 1 and context.shape == (B, H, T, D)
+    own = biased_attention if native.available() else dropout_attention
+    assert targets(executor).count(own) == 1 and context.shape == (B, H, T, D)
     plain, _ = Attention(KEY_BIASES["padding"])(sample())
     torch.testing.assert_close(context, plain.detach(), rtol=1e-5, atol=1e-5)
 

@@ -21,7 +21,7 @@ from ... import notices
 
 LIBRARY = Path(__file__).with_name("poptorch_kernels.so")
 VARIABLE = "POPTORCH_PORTABLE_KERNELS"
-VERSION = 8  # of the structures below and of the random numbers, as in kernels.h
+VERSION = 9  # of the structures below and of the random numbers, as in kernels.h
 PHILOX, TORCH = "philox 1", "torch"  # generators of dropout: the kernels' with its version, and torch's
 _GELU_PART = 1 << 16  # elements that a thread works on at a time, in 8 to 64 rows; each part has sums of its own
 HINT = "run `make` in the repository again"
@@ -32,13 +32,13 @@ class _View(ctypes.Structure):
 
 
 _VIEWS = ("query", "key", "value", "out", "grad_out", "grad_query", "grad_key", "grad_value")
-_SIZES = ("samples_per_key", "batch", "heads", "length", "width", "value_width")
+_SIZES = ("samples_per_key", "samples_per_bias", "batch", "heads", "length", "width", "value_width")
 
 
 class _Attention(ctypes.Structure):
     _fields_ = [
         *((name, _View) for name in _VIEWS),
-        *((name, ctypes.c_void_p) for name in ("log_sums", "scratch", "keys")),
+        *((name, ctypes.c_void_p) for name in ("log_sums", "scratch", "keys", "slopes", "bias", "grad_bias")),
         *((name, ctypes.c_int64) for name in _SIZES),
         ("scale", ctypes.c_float),
         ("threshold", ctypes.c_uint32),
@@ -158,7 +158,14 @@ def keeps(dropout: float) -> float:
 
 
 def attention_forward(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, dropout: float, keys: Sequence[int]
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scale: float,
+    dropout: float,
+    keys: Sequence[int],
+    slopes: Sequence[float] | None = None,
+    bias: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Causal attention with dropout.
 
@@ -166,6 +173,8 @@ def attention_forward(
         query, key: (B, H, T, D); value: (B, H, T, E), of float32 or all of bfloat16. Views of one projection are read
             where they are.
         keys: from new_key(), one for each of as many equal parts of the samples.
+        slopes: ALiBi's of the heads: slopes[h] (j - i) is added to the scaled score of query i and key j.
+        bias: (n, T) float32, what is added to the scores of each key, for n equal parts of the samples.
     Returns:
         (B, H, T, E) of their type, which is a view of (B, T, H, E), and log2 of the sums of exponentials (B, H, T).
     """
@@ -174,7 +183,7 @@ def attention_forward(
     out = torch.empty(samples, length, heads, value.shape[-1], dtype=query.dtype, device="cpu").transpose(1, 2)
     log_sums = torch.empty(samples, heads, length, dtype=torch.float32, device="cpu")
     views = {"query": query, "key": key, "value": value, "out": out}
-    _attention(views, log_sums, scale, dropout, keys, backward=False)
+    _attention(views, log_sums, scale, dropout, keys, slopes, bias, None, backward=False)
     return out, log_sums
 
 
@@ -188,12 +197,18 @@ def attention_backward(
     scale: float,
     dropout: float,
     keys: Sequence[int],
+    slopes: Sequence[float] | None = None,
+    bias: torch.Tensor | None = None,
+    grad_bias: torch.Tensor | None = None,
 ) -> list[torch.Tensor]:
-    """Gradients of query, key and value. `out` and `log_sums` are what attention_forward() gave for `keys`."""
+    """Gradients of query, key and value. `out` and `log_sums` are what attention_forward() gave for `keys`.
+
+    That of the bias is written to `grad_bias`, (B, H, T) float32, of each sample and head alone.
+    """
     query, key, value, out, grad = tensors = [_rows(tensor) for tensor in (query, key, value, out, grad)]
     grads = [torch.empty_like(tensor) for tensor in (query, key, value)]
     views = dict(zip(_VIEWS, [*tensors, *grads], strict=True))
-    _attention(views, log_sums, scale, dropout, keys, backward=True)
+    _attention(views, log_sums, scale, dropout, keys, slopes, bias, grad_bias, backward=True)
     return grads
 
 
@@ -208,6 +223,9 @@ def _attention(
     scale: float,
     dropout: float,
     keys: Sequence[int],
+    slopes: Sequence[float] | None,
+    bias: torch.Tensor | None,
+    grad_bias: torch.Tensor | None,
     backward: bool,
 ) -> None:
     query = views["query"]
@@ -217,6 +235,13 @@ def _attention(
         setattr(call, name, _View(tensor.data_ptr(), *tensor.stride()[:3]))
     held = (ctypes.c_uint64 * len(keys))(*keys)
     call.keys, call.samples_per_key = ctypes.addressof(held), samples // len(keys)
+    if slopes is not None:
+        held_slopes = (ctypes.c_float * heads)(*slopes)
+        call.slopes = ctypes.addressof(held_slopes)
+    if bias is not None:
+        call.bias, call.samples_per_bias = bias.data_ptr(), samples // len(bias)
+    if grad_bias is not None:
+        call.grad_bias = grad_bias.data_ptr()
     call.log_sums = log_sums.data_ptr()
     call.batch, call.heads, call.length, call.width = samples, heads, length, width
     call.value_width = views["value"].shape[-1]

@@ -8,7 +8,7 @@
 constexpr int64_t kBlock = 128; // keys of a tile: one group of the mask
 constexpr int64_t kStrip = 48;  // queries of a tile
 
-// One head of one sample: where its tensors are, and its part of the random numbers.
+// One head of one sample: where its tensors are, its bias, and its part of the random numbers.
 struct Head {
   Head(const Attention& call, int64_t sample, int64_t head)
       : call(call), sample(sample), head(head), key(call.keys[sample / call.samples_per_key]),
@@ -20,6 +20,22 @@ struct Head {
   }
   float* log_sums() const {
     return call.log_sums + (sample * call.heads + head) * call.length;
+  }
+  float* grad_bias() const {
+    return call.grad_bias ? call.grad_bias + (sample * call.heads + head) * call.length : nullptr;
+  }
+  bool is_biased() const {
+    return call.slopes || call.bias;
+  }
+  float slope() const {
+    return call.slopes ? call.slopes[head] : 0.0f;
+  }
+  // The keys' biases (T,), times `unit`.
+  void write_bias(float unit, float* to) const {
+    const float* bias = call.bias ? call.bias + sample / call.samples_per_bias * call.length : nullptr;
+    for (int64_t j = 0; j < call.length; ++j) {
+      to[j] = bias ? bias[j] * unit : 0.0f;
+    }
   }
   template <typename Use> ALWAYS_INLINE void masks(int64_t row, int64_t first_key, const Use& use) const {
     masks_of_group(static_cast<uint32_t>(first_key / kGroup * 16), static_cast<uint32_t>(row), counter, kScores, key,
@@ -48,6 +64,20 @@ template <typename Operands> float factor_of_scores(const Attention& call) {
 }
 template <typename Operands> ALWAYS_INLINE Floats scaled(Floats scores, float factor) {
   return Operands::kScaled ? scores : scores * factor;
+}
+
+// A strip's scores (rows, kBlock) of `count` keys from `first_key` on with what is added to them: the keys' `bias`, and
+// `slope` times how far each key lies behind the query, which is below 0 where something is seen.
+inline void add_bias(float* scores, int64_t rows, int64_t row, int64_t first_key, int64_t count, const float* bias,
+                     float slope) {
+  const Ints lanes = lane_numbers();
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = 0; j < count; j += kWidth) {
+      const Ints behind = lanes + ints(static_cast<int32_t>(first_key + j - row - i));
+      float* at = scores + i * kBlock + j;
+      store(at, load(at) + (load(bias + first_key + j) + __builtin_convertvector(behind, Floats) * slope));
+    }
+  }
 }
 
 // Rows (rows, stride) times `factor` to where they belong.
@@ -102,6 +132,7 @@ template <typename Operands> struct Forward {
     context = room.take<float>(kStrip * wide_E);
     highest = room.take<float>(kStrip);
     sums = room.take<float>(kStrip);
+    bias = room.take<float>(whole(T, kBlock));
   }
 
   Room room;
@@ -111,6 +142,7 @@ template <typename Operands> struct Forward {
   Number* probabilities; // (kStrip, kBlock)
   float* context;        // (kStrip, wide_E)
   float *highest, *sums; // (kStrip,)
+  float* bias;           // (T,), of the keys
 };
 
 // And its backward pass.
@@ -137,6 +169,8 @@ template <typename Operands> struct Backward {
     probabilities = room.take_beside<Number>(scores, kStrip * kBlock);
     score_gradients = room.take_beside<Number>(gradients, kStrip * kBlock);
     columns = room.take_beside<Number>(scores, kStrip * kBlock);
+    bias = room.take<float>(whole(T, kBlock));
+    grad_bias = room.take<float>(kBlock);
   }
 
   Room room;
@@ -149,6 +183,7 @@ template <typename Operands> struct Backward {
   float *scores, *gradients;                          // (kStrip, kBlock), of the dropped probabilities
   Number *probabilities, *score_gradients;            // (kStrip, kBlock)
   Number* columns;                                    // for Operands::by_columns()
+  float *bias, *grad_bias;                            // of the keys: (T,), (kBlock,)
 };
 
 template <typename Operands> int64_t scratch_size(const Attention& call, bool backward) {
@@ -208,6 +243,10 @@ void forward_of(const Attention& call, int64_t sample, int64_t number, float* sc
   Operands::pack_transposed(head.at<Element>(call.key), call.key.row, T, D, its.keys);
   Operands::pack_panels(head.at<Element>(call.value), call.value.row, T, E, its.values);
   const float factor = factor_of_scores<Operands>(call), kept_scale = 65536.0f / call.threshold;
+  const float unit = kLog2E / factor, slope = head.slope() * unit; // of the scores as they come from the product
+  if (head.is_biased()) {
+    head.write_bias(unit, its.bias);
+  }
   for (int64_t row = 0; row < T; row += kStrip) {
     const int64_t rows = std::min(kStrip, T - row);
     const Element* queries = head.at<Element>(call.query) + row * call.query.row;
@@ -223,6 +262,9 @@ void forward_of(const Attention& call, int64_t sample, int64_t number, float* sc
       const int64_t count = std::min(kBlock, row + rows - first); // keys that the last row sees
       product<false>(by_rows<Operands>(its.queries, deep_D), rows, its.keys + first * deep_D, deep_D * kPanel, D, count,
                      its.scores, kBlock);
+      if (head.is_biased()) {
+        add_bias(its.scores, rows, row, first, count, its.bias, slope);
+      }
       for (int64_t i = 0; i < rows; ++i) {
         auto* probabilities = its.probabilities + i * kBlock;
         if (row + i >= first) {
@@ -244,12 +286,12 @@ void forward_of(const Attention& call, int64_t sample, int64_t number, float* sc
 }
 
 // A row of scores and of gradients of the dropped probabilities becomes dropped probabilities (times the share kept)
-// and gradients of scores.
+// and gradients of scores, which are added to `grad_bias` too, unless that is null.
 template <typename Operands>
 ALWAYS_INLINE void to_gradients(const Head& head, int64_t row, int64_t first_key, const float* scores, float factor,
                                 const float* gradients, typename Operands::Number* probabilities,
                                 typename Operands::Number* score_gradients, float log_sum, float delta,
-                                float kept_scale) {
+                                float kept_scale, float* grad_bias) {
   const int64_t count = seen(row, first_key);
   const Ints lanes = lane_numbers();
   head.masks(row, first_key, [&](int v, Ints kept) {
@@ -268,6 +310,9 @@ ALWAYS_INLINE void to_gradients(const Head& head, int64_t row, int64_t first_key
     const Floats gradient = p * (where(kept, load(gradients + column) * kept_scale) - delta);
     Operands::store(probabilities + column, where(kept, p));
     Operands::store(score_gradients + column, gradient);
+    if (grad_bias) {
+      store(grad_bias + column, load(grad_bias + column) + gradient);
+    }
   });
 }
 
@@ -308,22 +353,31 @@ void backward_of(const Attention& call, int64_t sample, int64_t number, float* s
       its.deltas[i] += as_float(out[d]) * as_float(above[d]);
     }
   }
+  const float unit = kLog2E / factor, slope = head.slope() * unit;
+  if (head.is_biased()) {
+    head.write_bias(unit, its.bias);
+  }
+  float* grad_bias = head.grad_bias() ? its.grad_bias : nullptr;
   std::fill(its.grad_queries, its.grad_queries + T * wide_D, 0.0f);
   for (int64_t first = 0; first < T; first += kBlock) {
     const int64_t keys_here = std::min(kBlock, T - first);
+    std::fill(its.grad_bias, its.grad_bias + kBlock, 0.0f);
     std::fill(its.grad_keys, its.grad_keys + keys_here * wide_D, 0.0f);
     std::fill(its.grad_values, its.grad_values + keys_here * wide_E, 0.0f);
     for (int64_t row = first; row < T; row += kStrip) {
       const int64_t rows = std::min(kStrip, T - row), count = std::min(kBlock, row + rows - first);
       product<false>(by_rows<Operands>(its.queries + row * deep_D, deep_D), rows, its.keys_transposed + first * deep_D,
                      deep_D * kPanel, D, count, its.scores, kBlock);
+      if (head.is_biased()) {
+        add_bias(its.scores, rows, row, first, count, its.bias, slope);
+      }
       product<false>(by_rows<Operands>(its.above + row * deep_E, deep_E), rows, its.values_transposed + first * deep_E,
                      deep_E * kPanel, E, count, its.gradients, kBlock);
       for (int64_t i = 0; i < rows; ++i) {
         const int64_t at = i * kBlock;
         to_gradients<Operands>(head, row + i, first, its.scores + at, factor, its.gradients + at,
                                its.probabilities + at, its.score_gradients + at, head.log_sums()[row + i],
-                               its.deltas[row + i], kept_scale);
+                               its.deltas[row + i], kept_scale, grad_bias);
       }
       const int64_t panel_of_T = deep_T * kPanel;
       product<true>(Operands::by_columns(its.probabilities, kBlock, rows, count, its.columns), count,
@@ -337,6 +391,9 @@ void backward_of(const Attention& call, int64_t sample, int64_t number, float* s
           head.at<Element>(call.grad_key) + first * call.grad_key.row, call.grad_key.row);
     write(its.grad_values, wide_E, keys_here, E, kept_scale,
           head.at<Element>(call.grad_value) + first * call.grad_value.row, call.grad_value.row);
+    if (grad_bias) {
+      std::copy(grad_bias, grad_bias + keys_here, head.grad_bias() + first);
+    }
   }
   write(its.grad_queries, wide_D, T, D, call.scale, head.at<Element>(call.grad_query), call.grad_query.row);
 }

@@ -18,7 +18,7 @@
 
 namespace poptorch_kernels {
 
-constexpr int64_t kVersion = 8; // of the structures and of the random numbers: who calls takes a library of its own
+constexpr int64_t kVersion = 9; // of the structures and of the random numbers: who calls takes a library of its own
 
 enum Stream : uint32_t { kScores = 0, kFlat = 1 };
 constexpr int64_t kGroup = 128; // columns that one vector of blocks decides on
@@ -29,14 +29,18 @@ struct View {
   int64_t batch, head, row;
 };
 
-// Causal attention with dropout. The fields are those of the ctypes.Structure in __init__.py.
+// Causal attention with dropout. The fields are those of the ctypes.Structure in __init__.py. What is added to the
+// score of query i and key j is ALiBi's slope times (j - i), and a bias of the key.
 struct Attention {
   View query, key, value, out; // (B, H, T, D), (B, H, T, D), (B, H, T, E), (B, H, T, E)
   View grad_out, grad_query, grad_key, grad_value;
   float* log_sums;      // (B, H, T): log2 of the sums of exponentials of the scores
   float* scratch;       // scratch_size() elements for each thread
   const uint64_t* keys; // one for each `samples_per_key` samples, which are numbered from 0 on for each key
-  int64_t samples_per_key;
+  const float* slopes;  // (H,) or null
+  const float* bias;    // (biases, T) or null: a row for each `samples_per_bias` samples
+  float* grad_bias;     // (B, H, T) or null: each head's gradient of the bias of its sample
+  int64_t samples_per_key, samples_per_bias;
   int64_t batch, heads, length, width, value_width; // B, H, T, D, E
   float scale;                                      // of the scores
   uint32_t threshold;                               // of 65536

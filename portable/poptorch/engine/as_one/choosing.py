@@ -10,6 +10,7 @@ import torch
 
 from ...device import float32_products, half_products, serialized
 from ...device.alibi import with_alibi
+from ...device.biased_attention import biased_attention
 from ...device.dropout_attention import causal_attention, dropout_attention
 from ...device.gelu import bias_gelu
 from ...device.key_bias import with_key_bias
@@ -45,7 +46,7 @@ _WITH_DROPOUT = frozenset({dropout_attention, half_products.attention_with_dropo
 _DRAWING_FUNCTIONS = _WITH_DROPOUT | {residual_dropout}
 _EMBEDDINGS = frozenset({aten.embedding.default, tied_embedding})
 _UNCHANGED = _EMBEDDINGS | {aten.layer_norm.default, bias_gelu, with_alibi, with_key_bias}
-_ATTENTIONS = frozenset({_ATTENTION, causal_attention, half_products.attention})
+_ATTENTIONS = frozenset({_ATTENTION, causal_attention, half_products.attention, biased_attention})
 _FUNCTIONS = (_DRAWING_FUNCTIONS | _LINEAR_FUNCTIONS) | {
     linear_cross_entropy,
     with_alibi,
@@ -53,6 +54,7 @@ _FUNCTIONS = (_DRAWING_FUNCTIONS | _LINEAR_FUNCTIONS) | {
     half_products.matmul,
     half_products.addmm,
     half_products.attention,
+    biased_attention,
     causal_attention,
     bias_gelu,
     tied_embedding,
@@ -65,6 +67,8 @@ def draws(node: torch.fx.Node) -> bool:
         return True
     if node.target is half_products.attention:
         return bool(node.args[4])
+    if node.target is biased_attention:
+        return bool(node.args[6])
     if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
         return False
     if node.target in _DROPOUTS:
@@ -127,7 +131,7 @@ def _depends_on_values(node: torch.fx.Node) -> bool:
 def _drawing_rule(node: torch.fx.Node) -> type[Rule]:
     if node.target is residual_dropout:
         return Keyed
-    if node.target in _WITH_DROPOUT and _has_kernel(node):
+    if node.target is biased_attention or (node.target in _WITH_DROPOUT and _has_kernel(node)):
         return KeyedSamples
     return Dropout if node.target is aten.dropout.default else Drawing
 
@@ -166,7 +170,7 @@ def _rule_fits(node: torch.fx.Node, stacked: Collection[str]) -> bool:
         return flags[0] and not any(flags[place] for place in flags if place)
     if node.target in _EMBEDDINGS and rule is Unchanged:
         return flags == {0: False, 1: True}
-    if node.target is with_key_bias:
+    if node.target in (with_key_bias, biased_attention):
         return all(flags[place] for place in range(3))
     if rule is Samples:
         return len(flags) == 3 and all(flags.values())

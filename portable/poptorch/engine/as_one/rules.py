@@ -138,9 +138,9 @@ class Samples(Rule):
     def forward(self, *operands: torch.Tensor) -> torch.Tensor:
         """The results, stacked."""
         count = operands[0].shape[0]
-        if any(operand.dim() != 5 for operand in operands):
+        if any(operand.dim() != 4 + stacked for operand, stacked in zip(operands, self.stacked, strict=True)):
             return self.vmapped(operands)
-        return self.call([operand.flatten(0, 1) for operand in operands]).unflatten(0, (count, -1))
+        return self.call(joined_samples(operands, self.stacked, count)).unflatten(0, (count, -1))
 
 
 class LinearCrossEntropy(Rule):
@@ -191,10 +191,14 @@ class Keyed(Drawing):
 
     def forward(self, streams: Streams, *operands: torch.Tensor) -> tuple[torch.Tensor, Streams]:
         """The results, stacked, and the streams afterwards."""
-        if not all(self.stacked) or not native.serves(*operands, narrow=True):
+        if not self.serves(operands):
             return super().forward(streams, *operands)
         keys, streams = streams.draw(lambda number: native.new_key())
         return self.keyed(operands, keys), streams
+
+    def serves(self, operands: Sequence[torch.Tensor]) -> bool:
+        """Whether the kernel takes these operands."""
+        return all(self.stacked) and native.serves(*operands, narrow=True)
 
     def keyed(self, operands: Sequence[torch.Tensor], keys: Sequence[int]) -> torch.Tensor:
         """The results, stacked, of micro-batches with these keys."""
@@ -202,11 +206,22 @@ class Keyed(Drawing):
 
 
 class KeyedSamples(Keyed):
-    """Attention of that kind: (n, B, …) is (n B, …) to it."""
+    """Attention of that kind: (n, B, …) is (n B, …) to it. Behind query, key and value there may be a bias."""
+
+    def serves(self, operands: Sequence[torch.Tensor]) -> bool:
+        """Whether the kernel takes these operands."""
+        return all(self.stacked[:3]) and native.serves(*operands[:3], narrow=True)
 
     def keyed(self, operands: Sequence[torch.Tensor], keys: Sequence[int]) -> torch.Tensor:
         """The results, stacked, of micro-batches with these keys."""
-        return super().keyed([operand.flatten(0, 1) for operand in operands], keys).unflatten(0, (len(keys), -1))
+        joined = joined_samples(operands, self.stacked, len(keys))
+        return super().keyed(joined, keys).unflatten(0, (len(keys), -1))
+
+
+def joined_samples(operands: Sequence[torch.Tensor], stacked: Sequence[bool], count: int) -> list[torch.Tensor]:
+    """(n, B, …) and, of operands that all `count` micro-batches share, (B, …) -> (n B, …) each."""
+    pairs = zip(operands, stacked, strict=True)
+    return [(each if differs else each.expand(count, *each.shape)).flatten(0, 1) for each, differs in pairs]
 
 
 def stack_results(results: Sequence[Any]) -> Any:

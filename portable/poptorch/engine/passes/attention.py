@@ -5,7 +5,7 @@ constant of the program and causal. A bias of the scores goes into the kernel as
 times distance (alibi.py), or depends on the key alone, as a mask of padding does (key_bias.py). The (B, H, T, T) scores
 are then never held; with dropout on a CPU, where torch's kernel has none, dropout_attention.py takes its place and
 holds them once. What is left of torch's kernel in the end, the program's own calls of it among that, goes to ours where
-that is faster.
+that is faster, and our kernel takes a bias without columns (biased_attention.py).
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from collections.abc import Callable
 
 import torch
 
-from ...device import alibi, key_bias, native
+from ...device import alibi, half_products, key_bias, native
 from ...device.alibi import LONGEST, with_alibi
+from ...device.biased_attention import biased_attention
 from ...device.dropout_attention import causal_attention, dropout_attention
 from ...device.key_bias import with_key_bias
 from ..tracing.constants import constant_value
 from ..tracing.export import TracedGraph
 from ..tracing.writes import origins, written
 from .half_products import hand_on, is_half
-from .patterns import erase, only_use, overwritten
+from .patterns import CASTS, erase, only_use, overwritten
 
 aten = torch.ops.aten
 _FUSED = aten.scaled_dot_product_attention.default
@@ -84,13 +85,70 @@ def fuse_attention(traced: TracedGraph, device: torch.device, philox: bool = Tru
 
 
 def take_kernel(traced: TracedGraph, device: torch.device) -> int:
-    """Causal attention without dropout, by our kernel where there is one for it; returns how often."""
+    """Causal attention without dropout by our kernel where there is one for it; returns how often.
+
+    Wherever ours serves biases of the scores need no columns. For when the products of half are what they will be.
+    """
     found = [node for node in traced.graph.nodes if node.target is _FUSED and _takes_kernel(node)]
     if device.type != "cpu" or not native.available():
         return 0
     for node in found:
         node.args, node.kwargs, node.target = (*node.args[:3], node.kwargs.get("scale")), {}, causal_attention
+    for node in list(traced.graph.nodes):
+        _take_bias(traced.graph, node)
+    traced.graph.eliminate_dead_code()
     return len(found)
+
+
+def _take_bias(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
+    """Attention by our kernel over operands with columns for a bias becomes one with a bias, over those without."""
+    settings = _of_own_kernel(node)
+    operands, of_keys, slopes = node.args[:3], None, None
+    while settings is not None and (together := _origin_of_columns(operands)) is not None:
+        operands, bias = together.args[:3], together.args[3]
+        if together.target is with_alibi:
+            slopes = bias
+        else:
+            of_keys = bias
+    if of_keys is None and slopes is None:
+        return
+    columns = list(node.users)  # _without_columns()
+    with graph.inserting_before(node):
+        context = graph.call_function(biased_attention, (*map(_unwidened, operands), of_keys, slopes, *settings))
+    context.meta.update({**node.meta, "val": columns[0].meta["val"]})
+    for old in columns:
+        old.replace_all_uses_with(context)
+
+
+def _of_own_kernel(node: torch.fx.Node) -> tuple[object, ...] | None:
+    """Scale, dropout and 16-bit type of attention that our kernel computes; None of anything else."""
+    if node.target is causal_attention:
+        return node.args[3], 0.0, None
+    if node.target in (dropout_attention, half_products.attention_with_dropout):
+        dropout, scale, philox, *dtype = node.args[3:]
+        return (scale, dropout, *(dtype or (None,))) if philox else None
+    if node.target is half_products.attention:
+        mask, dropout, causal, dtype, native_products = node.args[3:8]
+        own = causal and mask is None and not dropout and native_products and half_products.has_kernel(dtype)
+        return (node.kwargs.get("scale"), 0.0, dtype) if own else None
+    return None
+
+
+def _origin_of_columns(operands: tuple[torch.fx.Node, ...]) -> torch.fx.Node | None:
+    """The operation that added columns to query, key and value, if one did."""
+    parts = [_unwidened(operand) for operand in operands]
+    if any(part.target is not operator.getitem for part in parts):
+        return None
+    sources = {part.args[0] for part in parts}
+    together = next(iter(sources))
+    return together if len(sources) == 1 and together.target in (with_alibi, with_key_bias) else None
+
+
+def _unwidened(operand: torch.fx.Node) -> torch.fx.Node:
+    """What was widened for the columns' sake, in 16 bits."""
+    narrow = operand.target in CASTS and operand.args[1:] == (torch.float32,) and not operand.kwargs
+    value = operand.args[0].meta.get("val") if narrow else None
+    return operand.args[0] if value is not None and value.dtype in (torch.float16, torch.bfloat16) else operand
 
 
 def _takes_kernel(node: torch.fx.Node) -> bool:
