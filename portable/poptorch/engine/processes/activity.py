@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from pathlib import Path
@@ -48,6 +49,24 @@ class Activity:
                     seconds += int((_read(task / "schedstat").split() or ["0"])[0]) / 1e9
                     moved += _moved(_read(task / "io"))
         return seconds, moved
+
+
+def wait_for_rest(name: str, patience: float) -> None:
+    """Until the threads of this process that are called `name` sleep, or for about `patience` seconds.
+
+    For the native ones among them, whose end cannot be waited for. One that was waiting for the interpreter's lock has
+    had it by then: the lock is asked for anew every switch interval, so that a thread that has not run for two of them
+    wants something else. Where there is no /proc nothing is waited for.
+    """
+    tasks = [task for task in _entries(_PROC / "self/task") if _read(task / "comm").strip() == name]
+    moment, before = 2 * sys.getswitchinterval(), None
+    for _ in range(int(patience / moment) if tasks else 0):  # not by the clock: this process may be stopped for a while
+        states = [_read(task / "stat").rpartition(")")[2].split()[:1] for task in tasks]
+        turns = [_read(task / "schedstat").split()[2:] for task in tasks]
+        if turns == before and all(state in (["S"], []) for state in states):
+            break
+        before = turns
+        time.sleep(moment)
 
 
 def _moved(text: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import datetime
 import os
 import uuid
@@ -13,6 +14,7 @@ import torch.distributed as dist
 
 from ...poptorch_core import createPoptorchError
 from . import watch
+from .activity import wait_for_rest
 from .layout import Layout
 from .meeting import meet
 from .reduction import exchange
@@ -22,6 +24,13 @@ HEARTBEAT_VARIABLE = "POPTORCH_PORTABLE_HEARTBEAT"
 _TIMEOUT = 1800.0  # seconds; one process may load data or validate while others wait
 _HEARTBEAT = 20.0  # seconds without a sign of life; three times as long, and the launcher's part, are below a minute
 _ARRIVAL = 300.0  # seconds; a launcher starts all processes at once
+
+# A thread of gloo lets go of a collective's tensors some time after those who wait for it know that it is done, and
+# needs the interpreter's lock for that (pytorch#190489). While the interpreter ends Python ends a thread that asks for
+# it, in a destructor: std::terminate, the end of the process by SIGABRT. Said here, once the program imports this, it
+# comes after what the program says later. Leaving the groups (destroy_process_group) would not do: gloo's threads end
+# with the last reference to a group, and the program's executors have some.
+atexit.register(wait_for_rest, "pt_gloo_runloop", 5.0)
 
 
 def _seconds(variable: str, default: float, least: float) -> float:
