@@ -11,6 +11,7 @@
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <limits>
 #include <map>
 
@@ -164,14 +165,56 @@ Tensor many_rows(const Layer& layer, const Tensor& x, const std::vector<Token>& 
   return middle + linear(active, layer.mlp_out, layer.mlp_out_bias);
 }
 
+// The whole numbers of a tensor. On a CPU what a dozen of torch's operators would do for a token is done here by hand:
+// after a step has read all weights their code is in no cache any more, and each takes microseconds.
+std::vector<int64_t> numbers(const Tensor& tensor) {
+  const Tensor here = tensor.is_cpu() && tensor.is_contiguous() ? tensor : tensor.to(at::kCPU).contiguous();
+  if (here.scalar_type() == at::kInt) {
+    const int32_t* data = here.data_ptr<int32_t>();
+    return {data, data + here.numel()};
+  }
+  const Tensor wide = here.to(at::kLong);
+  const int64_t* data = wide.data_ptr<int64_t>();
+  return {data, data + wide.numel()};
+}
+
+Tensor to_device(const std::vector<int64_t>& numbers, at::Device device) {
+  return at::tensor(numbers, at::kLong).to(device);
+}
+
+// Rows `places` of (rows, C), of float32: a new tensor.
+Tensor rows_at(const Tensor& all, const std::vector<int64_t>& places) {
+  if (!all.is_cpu() || !all.is_contiguous()) {
+    return all.index_select(0, to_device(places, all.device()));
+  }
+  const int64_t width = all.size(1), count = places.size();
+  const Tensor found = at::empty({count, width}, all.options());
+  for (int64_t row = 0; row < count; ++row) {
+    std::copy_n(all.data_ptr<float>() + places[row] * width, width, found.data_ptr<float>() + row * width);
+  }
+  return found;
+}
+
+// Rows `places` of (rows, C), contiguous and of float32, become those of `found`.
+void put_rows(const Tensor& all, const std::vector<int64_t>& places, const Tensor& found) {
+  if (!all.is_cpu() || !found.is_contiguous()) {
+    all.index_copy_(0, to_device(places, all.device()), found);
+    return;
+  }
+  const int64_t width = all.size(1), count = places.size();
+  for (int64_t row = 0; row < count; ++row) {
+    std::copy_n(found.data_ptr<float>() + row * width, width, all.data_ptr<float>() + places[row] * width);
+  }
+}
+
 // The tokens of a (B, T) step: the first count[b] columns of row b, from slot start[b] on. `columns` gets their places.
 std::vector<Token> tokens_of(const Tensor& start, const Tensor& count, int64_t batch, int64_t width, int64_t slots,
                              std::vector<int64_t>& columns) {
   TORCH_CHECK_VALUE(start.numel() == batch && count.numel() == batch, "start and count must have ", batch, " entries");
-  const Tensor starts = start.to(at::kCPU, at::kLong).contiguous(), counts = count.to(at::kCPU, at::kLong).contiguous();
+  const std::vector<int64_t> starts = numbers(start), counts = numbers(count);
   std::vector<Token> tokens;
   for (int64_t row = 0; row < batch; ++row) {
-    const int64_t first = starts.data_ptr<int64_t>()[row], number = counts.data_ptr<int64_t>()[row];
+    const int64_t first = starts[row], number = counts[row];
     TORCH_CHECK_VALUE(0 <= number && number <= width && 0 <= first && first + number <= slots, "row ", row, ": ",
                       number, " tokens from slot ", first, " on do not fit into ", width, " columns and ", slots,
                       " slots");
@@ -188,6 +231,8 @@ Tensor embed_tokens(const Tensor& input_ids, const Tensor& start, const Tensor& 
                     const Tensor& wpe) {
   TORCH_CHECK_VALUE(input_ids.dim() == 2 && wte.scalar_type() == at::kFloat && wpe.scalar_type() == at::kFloat,
                     "input_ids must be (B, T), wte and wpe float32");
+  TORCH_CHECK_VALUE(wpe.dim() == 2 && (wpe.size(1) == 1 || wpe.size(1) == wte.size(1)), "wpe must be (slots, C) or ",
+                    "(slots, 1), for wte ", wte.sizes());
   const int64_t batch = input_ids.size(0), width = input_ids.size(1), n_embd = wte.size(1);
   Tensor hidden = at::empty({batch, width, n_embd}, wte.options());
   std::vector<int64_t> columns, positions;
@@ -197,7 +242,22 @@ Tensor embed_tokens(const Tensor& input_ids, const Tensor& start, const Tensor& 
   if (columns.empty()) {
     return hidden;
   }
-  const Tensor places = at::tensor(columns, at::kLong).to(wte.device());
+  if (wte.is_cpu() && wte.is_contiguous() && wpe.is_contiguous()) {
+    const std::vector<int64_t> ids = numbers(input_ids);
+    const int64_t step = wpe.size(1) == 1 ? 0 : 1; // one number for all columns, or one for each
+    for (size_t token = 0; token < columns.size(); ++token) {
+      const int64_t id = ids[columns[token]];
+      TORCH_CHECK_INDEX(0 <= id && id < wte.size(0), "input_ids: ", id, " is none of the ", wte.size(0), " of wte");
+      const float* word = wte.data_ptr<float>() + id * n_embd;
+      const float* place = wpe.data_ptr<float>() + positions[token] * wpe.size(1);
+      float* out = hidden.data_ptr<float>() + columns[token] * n_embd;
+      for (int64_t i = 0; i < n_embd; ++i) {
+        out[i] = word[i] + place[i * step];
+      }
+    }
+    return hidden;
+  }
+  const Tensor places = to_device(columns, wte.device());
   const Tensor ids = input_ids.reshape({-1}).index_select(0, places).to(at::kLong);
   const Tensor found = at::embedding(wte, ids).add_(at::embedding(wpe, at::tensor(positions, ids.options())));
   hidden.view({batch * width, n_embd}).index_copy_(0, places, found);
@@ -240,6 +300,8 @@ Tensor decode_blocks(const Tensor& hidden, const Tensor& start, const Tensor& co
   check_packed(weights, reader.offset());
   if (weights.is_cpu()) {
     use_large_pages(weights);
+    use_large_pages(keys);
+    use_large_pages(values);
   }
   std::vector<int64_t> columns;
   std::vector<Token> tokens = tokens_of(start, count, batch, width, slots, columns);
@@ -247,8 +309,7 @@ Tensor decode_blocks(const Tensor& hidden, const Tensor& start, const Tensor& co
   if (tokens.empty()) {
     return result;
   }
-  const Tensor places = at::tensor(columns, at::kLong).to(hidden.device());
-  Tensor x = hidden.reshape({batch * width, n_embd}).index_select(0, places); // (tokens, C), a new tensor
+  Tensor x = rows_at(hidden.reshape({batch * width, n_embd}), columns); // (tokens, C)
   if (hidden.is_cpu() && static_cast<int64_t>(tokens.size()) <= few_rows::kMaxRows) {
     const few_rows::Cache cache{keys.data_ptr(), values.data_ptr(), half ? Precision::Float16 : Precision::Float32,
                                 batch, slots};
@@ -262,7 +323,7 @@ Tensor decode_blocks(const Tensor& hidden, const Tensor& start, const Tensor& co
       x = many_rows(layers[index], x, tokens, all_keys[index], all_values[index], form);
     }
   }
-  result.view({batch * width, n_embd}).index_copy_(0, places, x);
+  put_rows(result.view({batch * width, n_embd}), columns, x);
   return result;
 }
 
@@ -323,12 +384,19 @@ Tensor next_logits(const Tensor& hidden, const Tensor& count, const Tensor& norm
   if (weights.is_cpu()) {
     use_large_pages(weights);
   }
-  const Tensor real = count.to(at::kLong).gt(0).nonzero().squeeze(1); // rows with tokens
-  const Tensor last = count.to(at::kLong).index_select(0, real).sub_(1).clamp_(0, hidden.size(1) - 1);
-  const Tensor rows = hidden.index({real, last}).contiguous(); // (rows with tokens, C)
+  std::vector<int64_t> real, last; // rows with tokens, and the place of the last one of each
+  const std::vector<int64_t> counts = numbers(count);
+  for (int64_t row = 0; row < batch; ++row) {
+    if (counts[row] > 0) {
+      real.push_back(row);
+      last.push_back(row * hidden.size(1) + std::min(counts[row], hidden.size(1)) - 1);
+    }
+  }
+  const Tensor rows = rows_at(hidden.reshape({-1, n_embd}), last); // (rows with tokens, C)
   const bool all = rows.size(0) == batch;
   const auto in_place = [&](const Tensor& found) { // zeros for rows without tokens
-    return all ? found : at::zeros({batch, vocab_size}, found.options()).index_copy_(0, real, found);
+    return all ? found
+               : at::zeros({batch, vocab_size}, found.options()).index_copy_(0, to_device(real, found.device()), found);
   };
   if (rows.size(0) == 0) {
     return at::zeros({batch, vocab_size}, hidden.options());
@@ -337,7 +405,7 @@ Tensor next_logits(const Tensor& hidden, const Tensor& count, const Tensor& norm
     const Tensor normed = norms != 0 ? at::layer_norm(rows, {n_embd}, norm, norm_bias, epsilon) : rows;
     return in_place(at::mm(normed, as_float(head, hidden.device()).t()));
   }
-  const bool at_front = real[-1].item<int64_t>() == rows.size(0) - 1; // what a server asks for
+  const bool at_front = real.back() == rows.size(0) - 1; // what a server asks for
   const Tensor logits = at::empty({at_front ? batch : rows.size(0), vocab_size}, hidden.options());
   const int threads = few_rows::useful_threads(weights.numel(), at::get_num_threads());
   few_rows::WorkerPool::instance().run(

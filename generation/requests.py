@@ -104,8 +104,7 @@ def generate(
             seen[number, row.pending] = True
     while any(not row.text.ended for row in rows):
         ids = torch.zeros(batch, width, dtype=torch.int32)
-        start, count = torch.zeros(batch, dtype=torch.int32), torch.zeros(batch, dtype=torch.int32)
-        uniform = torch.zeros(batch)
+        start, count, uniform = [0] * batch, [0] * batch, [0.0] * batch
         ready = []  # rows whose next token this call decides
         for number, row in enumerate(rows):
             if row.text.ended:
@@ -119,8 +118,9 @@ def generate(
             row.pending, row.start = row.pending[width:], row.start + len(part)
             if not row.pending:
                 ready.append(number)
-                uniform[number] = row.text.uniform[len(row.text.tokens)]
-        tokens, log_probs = (each.tolist() for each in step(ids, start, count, uniform, *told))
+                uniform[number] = row.text.uniform[len(row.text.tokens)].item()
+        counters = (torch.tensor(each, dtype=torch.int32) for each in (start, count))
+        tokens, log_probs = (each.tolist() for each in step(ids, *counters, torch.tensor(uniform), *told))
         for number in ready:
             row = rows[number]
             if row.text.take(tokens[number], log_probs[number], stop_ids):

@@ -304,8 +304,9 @@ def check_embedding():
     wte, wpe = case.model.transformer.wte.weight.detach(), case.model.transformer.wpe.weight.detach()
     ids, start, count = torch.randint(0, 41, (3, 5)), torch.tensor([0, 40, 7]), torch.tensor([5, 2, 0])
     real = torch.arange(5) < count[:, None]
-    ours = operators().EmbedTokens(ids, start, count, wte, wpe)
-    assert torch.equal(ours[real], native.embed_tokens(ids, start, count, wte, wpe)[real])
+    for places in (wpe, wpe[:, :1].contiguous(), wpe.t().contiguous().t()):  # ALiBi has a column for all
+        ours = operators().EmbedTokens(ids, start, count, wte, places)
+        assert torch.equal(ours[real], native.embed_tokens(ids, start, count, wte, places)[real])
 
 
 CHECKS = {name: check for name, check in list(globals().items()) if name.startswith("check_")}
@@ -448,6 +449,23 @@ def test_what_does_not_fit_is_refused(change, said):
     )  # fmt: skip
     with pytest.raises((ValueError, RuntimeError), match=said):
         operators().DecodeBlocks(**{**inputs, **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"wpe": torch.zeros(48, 3)}, r"wpe must be \(slots, C\) or \(slots, 1\)"),
+        ({"input_ids": torch.tensor([[5, 48]])}, "input_ids: 48 is none of the 48 of wte"),
+        ({"input_ids": torch.tensor([[5, -1]])}, "input_ids: -1 is none of the 48 of wte"),
+    ],
+)
+def test_tokens_that_have_no_embedding_are_refused(change, said):
+    one = torch.ones(1, dtype=torch.int32)
+    inputs = dict(
+        input_ids=torch.tensor([[5, 47]]), start=one, count=2 * one, wte=torch.zeros(48, 64), wpe=torch.zeros(48, 64)
+    )
+    with pytest.raises((ValueError, IndexError), match=said):
+        operators().EmbedTokens(**{**inputs, **change})
 
 
 if __name__ == "__main__":

@@ -52,15 +52,17 @@ class Compiled:
     input_names: list[str]
     products: device_policy.Products | None = None  # of half, where it is held in float32
 
-    def bind(self, model: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> BoundCall:
-        """Bind a call's arguments and check them against the compiled ones."""
-        call = BoundCall(model, args, kwargs, self.call)
-        call.check_against(self.call, self.counts.fed, self.micro_batch)
-        call.leaves = [
+    def bind(self, model: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> list[torch.Tensor]:
+        """The tensors of a call, which is checked against the compiled one."""
+        leaves = self.call.same_tensors(model, args, kwargs, self.counts.fed, self.micro_batch)
+        if leaves is None:
+            call = BoundCall(model, args, kwargs, self.call)
+            call.check_against(self.call, self.counts.fed, self.micro_batch)
+            leaves = call.leaves
+        return [
             _as_input(leaf, name in self.program.written_inputs)
-            for leaf, name in zip(call.leaves, self.program.inputs, strict=True)
+            for leaf, name in zip(leaves, self.program.inputs, strict=True)
         ]
-        return call
 
     def outputs(self, tensors: list[torch.Tensor]) -> Any:
         """The structure that forward() returned, with these tensors."""

@@ -46,12 +46,12 @@ class PoplarExecutor(LibraryNames):
         if self._session is None:
             self.attachToDevice()
         with torch.inference_mode(False), self._probe.call():
-            call = self._compiled.bind(self._model, args, kwargs)
+            leaves = self._compiled.bind(self._model, args, kwargs)
             self._session.ready()
             self._follow()
             try:
                 with self._random.active(), watch.call(self):
-                    outputs = self._session.runner.run(replaced(call.leaves, self._options))
+                    outputs = self._session.runner.run(replaced(leaves, self._options))
             finally:
                 if self._training:
                     self._source.changed()  # an interrupted call may have stepped already

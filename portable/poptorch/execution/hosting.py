@@ -39,9 +39,11 @@ class WeightSource:
     `version` counts the changes of the weights on the device; `dirty` says that the host has not got the last one.
     """
 
+    any_made = False
     _changes = itertools.count(1)
 
     def __init__(self, fetch: Callable[[], None]):
+        WeightSource.any_made = True
         self._fetch = fetch
         self._suspended = 0
         self.used = False  # a program was compiled for the weights
@@ -75,7 +77,7 @@ class WeightSource:
 def source_of(model: torch.nn.Module) -> WeightSource | None:
     """The training executor's weights behind `model`, if it, or the model it is a part of, is wrapped."""
     source = getattr(type(model), "_poptorch_source", None)
-    if source is not None:
+    if source is not None or not WeightSource.any_made:  # then there is nobody to look for
         return source
     return next((_sources(tensor)[0] for tensor in _tensors(model) if type(tensor) in _HOSTED), None)
 

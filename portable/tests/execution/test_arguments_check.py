@@ -197,3 +197,27 @@ def test_on_demand_attaches_when_it_runs():
     assert executor.isCompiled() and not executor.isAttachedToDevice()
     executor(X)
     assert executor.isAttachedToDevice()
+
+
+def test_a_forward_that_was_replaced_is_called_as_it_takes():
+    """What a class's forward() takes is found out once; one of the model's own is looked at each time."""
+
+    class Sum(torch.nn.Module):
+        def forward(self, x):
+            return x + 1
+
+    model = Sum()
+    executor = poptorch.inferenceModel(model)
+    assert executor(X).unique().item() == 2
+    assert executor(x=X).unique().item() == 2
+    with pytest.raises(poptorch.Error, match="Shape mismatch"):
+        executor(X[:1])
+    with pytest.raises(poptorch.Error, match="Data type mismatch"):
+        executor(X.int())
+    with pytest.raises(AssertionError, match="Too many arguments provided"):
+        executor(X, X)
+    Sum.forward = lambda self, x, scale: x * scale
+    assert poptorch.inferenceModel(Sum())(X, 3 * X).unique().item() == 3
+    own = Sum()
+    own.forward = lambda x, a, b: x + a + b
+    assert poptorch.inferenceModel(own)(X, X, X).unique().item() == 3

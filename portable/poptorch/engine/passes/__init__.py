@@ -19,6 +19,7 @@ from .gelu import fuse_gelu
 from .half_products import replace_half
 from .packing import pack_weights
 from .retarget import retarget
+from .unread import drop_unread
 
 aten = torch.ops.aten
 # Operators with dropout in them, and what turns it off: (position, value) of the training switch or the probability.
@@ -70,6 +71,7 @@ def run(
     fuse_gelu(traced, policy.device)
     if kernel_products:
         take_products(traced)
+    drop_unread(traced)
 
 
 def _disable_dropout(graph: torch.fx.Graph) -> None:
