@@ -192,6 +192,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def main(argv: list[str]) -> int:
     args = parse(argv)
+    # Sides inherit how OpenMP's threads wait, which poptorch sets. It was set after the start of the plain side, whose
+    # threads alone then spun at barriers: on a busy machine that made its steps several times as long.
+    import poptorch  # noqa: F401
+
     plain, results = plain_model(args), []
     size = f"{args.model}, {args.batch} x {args.length} tokens"
     print(f"{size}, dropout {args.dropout}, {args.rounds} rounds", flush=True)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
+from poptorch.openmp import DECIDED
 
 from benchmarks import variants
 from model.config import MODELS
@@ -86,3 +90,28 @@ def test_what_is_no_variant_is_refused(capsys):
     told = capsys.readouterr().err
     assert "--variants algpt9: is no name of --model" in told and "--variants parallel=true: is no name" in told
     assert "--variants embedding_size=65: the model configuration is not valid" in told
+
+
+def test_the_threads_of_all_sides_wait_alike():
+    """How OpenMP's threads wait at barriers is told to sides by their environment."""
+    code = """
+import os
+from benchmarks import variants
+
+class Side:
+    def __init__(self, name, config, args):
+        print(name, os.environ.get("GOMP_SPINCOUNT"), flush=True)
+
+    def ask(self, request):
+        return {"peak_gb": 1.0, "loss": 2.0} if request == "memory" else {"seconds": 1.0, "processor_seconds": 1.0}
+
+    def close(self):
+        pass
+
+variants.start = Side
+variants.main(["--model", "tiny", "--rounds", "1", "--variants", "algpt2", "tfchat-preln"])
+"""
+    environment = {name: value for name, value in os.environ.items() if name not in DECIDED}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    told = [line.split() for line in done.stdout.splitlines() if len(line.split()) == 2]
+    assert told == [["plain", "1000"], ["algpt2", "1000"], ["tfchat-preln", "1000"]]
