@@ -9,7 +9,8 @@ Each case is a training run on generated samples in as many processes as it says
 call is over the kernel's record of a process's peak is set back, and the peak of the next call counts. Taken off is
 what the same program has at its peak with a model of next to nothing in as many processes: interpreter and libraries,
 which the plan leaves out. The ratio is planned / measured of what is left, rank by rank; `total` is that with the
-program added to both. `build` is the peak until the first call was over, in which the whole model was made.
+program added to both. `build` is the peak until the first call was over, in which the whole model was made. Half's
+products are what they are on this CPU, or what POPTORCH_PORTABLE_HALF says.
 
 It needs Linux: /proc/self/clear_refs sets the record back.
 """
@@ -150,24 +151,24 @@ def measure(argv: list[str], processes: int, as_one: str) -> list[dict[str, floa
     return [json.loads(lines[-1]) for lines in answers]
 
 
-def planned(argv: list[str], processes: int, as_one: str) -> list[float]:
-    """What the plan says of each rank, the data included, in bytes."""
+def planned(argv: list[str], processes: int, as_one: str, in_16_bits: bool) -> list[float]:
+    """What the plan says of each rank, the data included, in bytes. `in_16_bits`: the products of half."""
     from arguments import parse_train_args
     from model.layout import Layout
     from training.plan import data_bytes, plan_rows, rank_memory
     from training.plan_request import planned_config
-    from training.stage_memory import CPU
+    from training.stage_memory import CPU, CPU_IN_16_BITS
 
     args = parse_train_args(argv)
     config = planned_config(args)
     layout = Layout(processes, args.replication_factor, args.ipus_per_replica)
     with mock.patch.dict(os.environ, {AS_ONE: as_one}):
-        rows = plan_rows(config, args, layout, CPU)
+        rows = plan_rows(config, args, layout, CPU_IN_16_BITS if in_16_bits else CPU)
     parts = [rank_memory(rows, rank).total + data_bytes(args, layout) for rank in range(layout.ranks_a_replica)]
     return [parts[rank % layout.ranks_a_replica] for rank in range(processes)]
 
 
-def compare(name: str, updates: int, as_one: str) -> list[dict[str, Any]]:
+def compare(name: str, updates: int, as_one: str, in_16_bits: bool) -> list[dict[str, Any]]:
     """A row for each rank of a case. `as_one`: as the environment variable has it, empty for the runtime's choice."""
     processes, changes, words = CASES[name]
     with tempfile.TemporaryDirectory() as folder:
@@ -182,17 +183,17 @@ def compare(name: str, updates: int, as_one: str) -> list[dict[str, Any]]:
         row["program_mib"] = round(program["peak"] / MIB)
         row["build_mib"] = round((peak["build"] - program["build"]) / MIB)
         rows.append(row)
-    return with_plan(rows, updates, as_one)
+    return with_plan(rows, updates, as_one, in_16_bits)
 
 
-def with_plan(rows: Sequence[Mapping[str, Any]], updates: int, as_one: str) -> list[dict[str, Any]]:
+def with_plan(rows: Sequence[Mapping[str, Any]], updates: int, as_one: str, in_16_bits: bool) -> list[dict[str, Any]]:
     """Rows of measured figures with what the plan says and the quotients."""
     result = []
     for row in rows:
         processes, changes, words = CASES[row["case"]]
         with tempfile.TemporaryDirectory() as folder:
             argv = flags_of(write_config(Path(folder), changes), words, updates)
-            plan = planned(argv, processes, as_one)[row["rank"]] / MIB
+            plan = planned(argv, processes, as_one, in_16_bits)[row["rank"]] / MIB
         own, program = row["measured_mib"], row["program_mib"]
         result.append(
             {
@@ -223,17 +224,20 @@ def main(argv: list[str]) -> int:
         parser.error("--updates must be at least 1")
     if not Path("/proc/self/clear_refs").exists():
         parser.error("needs Linux, whose /proc/self/clear_refs sets a process's peak back")
+    from training.log.machine import products_in_16_bits
+
     settings = {"updates": args.updates, "accumulation": ACCUMULATION, "as_one": args.as_one, "cases": CASES}
+    settings["in_16_bits"] = products_in_16_bits()
     head = record.head("plan_memory", argv)
     rows: list[dict[str, Any]] = []
     if args.again:
         written = json.loads(Path(args.again).read_text(encoding="utf-8"))
         head = {key: written[key] for key in written if key not in ("settings", "results")}
         settings = written["settings"]
-        rows = with_plan(written["results"], settings["updates"], settings["as_one"])
+        rows = with_plan(written["results"], settings["updates"], settings["as_one"], settings["in_16_bits"])
         show(rows)
     for name in [] if args.again else args.case or CASES:
-        found = compare(name, args.updates, args.as_one)
+        found = compare(name, args.updates, args.as_one, settings["in_16_bits"])
         show(found)
         rows += found
         if args.json:  # each as soon as it is there

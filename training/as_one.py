@@ -12,7 +12,7 @@ import os
 from model.config import GPT2Config
 from model.layout import Layout
 from model.pipeline import POSITIONS, TOKENS, Stage, has_position_embedding, last_embedding, pipeline_stages
-from training.stage_memory import BIAS_COLUMNS, CPU, IPU, Device, attends_in_steps, biases
+from training.stage_memory import BIAS_COLUMNS, IPU, Device, attends_in_steps, biases
 
 VARIABLE = "POPTORCH_PORTABLE_MICRO_BATCHES_AS_ONE"
 _BUDGET = 1 << 30  # bytes
@@ -41,7 +41,7 @@ def micro_batches_as_one(config: GPT2Config, args: argparse.Namespace, layout: L
 
 def _worth(args: argparse.Namespace, layout: Layout, device: Device, most: int) -> int:
     """How many as one make a pipeline over processes fastest, for fewer passes fill it worse; elsewhere `most`."""
-    if layout.ranks_a_replica == 1 or device is not CPU:
+    if layout.ranks_a_replica == 1 or not device.is_cpu:
         return most
     tokens, count = args.batch_size * args.max_len, args.gradient_accumulation
     divisors = [number for number in range(1, most + 1) if count % number == 0]
@@ -104,15 +104,15 @@ def _block(config: GPT2Config, args: argparse.Namespace, device: Device) -> int:
         numbers += (5 + biases(config)) * config.n_head * length + heads
         masks = 2 * length
     else:  # the columns of each bias go to queries, keys and values, those of all to the product
-        columns = 0 if device is CPU else biases(config)
+        columns = 0 if device.is_cpu else biases(config)
         wider = [heads + count * BIAS_COLUMNS * config.n_head for count in range(1 + columns)]
         numbers += 3 * sum(wider[1:]) + wider[-1]
     # Two sums with what was there before. A CPU drops and adds at once, what is added up before that excepted.
-    apart = int(config.parallel_residual) if device is CPU and config.resid_pdrop else 2
+    apart = int(config.parallel_residual) if device.is_cpu and config.resid_pdrop else 2
     sums = 2 * _dropped(width, config.resid_pdrop, device) + apart * width
     return tokens * ((numbers + sums) * device.value + masks)
 
 
 def _dropped(width: int, probability: float, device: Device) -> int:
     """Numbers of a token that dropout makes: a GPU's are counted with the noise."""
-    return width * (2 if probability and device is not CPU else 1)
+    return width * (2 if probability and not device.is_cpu else 1)

@@ -23,7 +23,7 @@ from model.schedule import Event, in_order, in_step, stage_passes
 from training.as_one import micro_batches_as_one
 from training.plan import off_chip
 from training.plan_request import planned_config, planned_layout
-from training.stage_memory import CPU, IPU, Device, Memory, block_activations, stage_memory
+from training.stage_memory import IPU, Device, Memory, block_activations, stage_memory
 
 FILE = "estimate.json"
 _MOST_DRAWN = 24  # micro-batches
@@ -102,7 +102,7 @@ def _assumptions(args: argparse.Namespace, device: Device, elsewhere: int, as_on
         'Memory is estimated from the flags, as in the plan of --compile-only; "working" is held for the time of a '
         "pass only, and of several stages in one memory the largest counts.",
     ]
-    if device is CPU:
+    if device.is_cpu:
         found.append(
             "On a CPU weights are counted with the program's own copy in half, and gradients with those on their way, "
             "which the runtime does not count."

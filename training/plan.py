@@ -25,7 +25,7 @@ from model.pipeline import (
 )
 from training.arithmetic import samples_per_call
 from training.as_one import micro_batches_as_one
-from training.stage_memory import CPU, IPU, Device, Memory, stage_memory, together
+from training.stage_memory import IPU, Device, Memory, stage_memory, together
 
 COLUMNS = ("rank", "IPU", "stage", "layers", "parameters", "weights", "gradients", "optimizer", "in flight")
 LAST_COLUMNS = ("working", "total", "work")
@@ -117,7 +117,7 @@ def _contents(stages: Sequence[Stage]) -> str:
 
 def off_chip(args: argparse.Namespace, device: Device) -> bool:
     """Whether the optimizer's state is not in the device's own memory."""
-    return device is not CPU and args.optimizer_state_offchip
+    return not device.is_cpu and args.optimizer_state_offchip
 
 
 def _sizes(memory: Memory, off_chip: bool) -> list[str]:

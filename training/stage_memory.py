@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from typing import NamedTuple, Sequence
 
-from model.config import GPT2Config
+from model.config import GPT2Config, block_parameters
 from model.layout import Layout
 from model.pipeline import TOKENS, Stage, last_embedding, stage_parameters
 from training.optimizer_memory import FLOAT, HALF, largest_parameter, shares_out, state_bytes
@@ -24,13 +24,23 @@ class Device(NamedTuple):
     fresh: int  # of one backward pass, added to that sum
     value: int  # an activation
     logits: int  # bytes held at a time by the head
+    operand: int  # an activation that a product reads or makes
+    copy: int = 0  # of a number of a block's weights, rounded for its products
+
+    @property
+    def is_cpu(self) -> bool:
+        """Whether it is a CPU, whatever its products are made in."""
+        return self.name == CPU.name
 
 
 # A CPU computes in float32 beside the program's half weights; the sums of gradients and the moments stay as they are.
-CPU = Device("CPU", FLOAT + HALF, HALF, FLOAT, FLOAT, 64 << 20)
+CPU = Device("CPU", FLOAT + HALF, HALF, FLOAT, FLOAT, 64 << 20, FLOAT)
+# Products of bfloat16 (or float16) read copies of the weights, and what is kept for their backward pass is in 16 bits.
+# They are fast, so that the head takes more rows at a time.
+CPU_IN_16_BITS = CPU._replace(logits=128 << 20, operand=HALF, copy=HALF)
 # The head's float32 logits have the half ones beside them. The host's copy of the weights is in the host's memory.
-GPU = Device("GPU", HALF, HALF, HALF, HALF, 3 * (256 << 20) // 2)
-IPU = Device("IPU", HALF, HALF, 0, HALF, 0)
+GPU = Device("GPU", HALF, HALF, HALF, HALF, 3 * (256 << 20) // 2, HALF)
+IPU = Device("IPU", HALF, HALF, 0, HALF, 0, HALF)
 DEVICES = {"cpu": CPU, "cuda": GPU, "ipu": IPU}
 
 # A CPU's freed memory is kept, and large blocks of it are cut up by smaller ones: beside what is used about so much of
@@ -96,7 +106,7 @@ def stage_memory(
     parameters = stage_parameters(stage, config)
     flight = as_one * in_flight(stage, stages, layout, max(1, args.gradient_accumulation // as_one), device)
     return Memory(
-        weights=parameters * device.weight,
+        weights=parameters * device.weight + len(stage.layers) * block_parameters(config) * device.copy,
         gradients=parameters * device.gradient + _fresh_matrix(stage, config, device),
         optimizer=state_bytes(stage, config, args) // optimizer_shards(args, layout, device),
         activations=flight * (_kept(stage, config, args, device) + _sent(stage, stages, config, args, layout, device)),
@@ -120,7 +130,7 @@ def _fresh_matrix(stage: Stage, config: GPT2Config, device: Device) -> int:
     blocks = (2 if tied else 1) * (TOKENS in stage.embeddings) + (not tied) * stage.head
     if not blocks or not device.fresh:
         return 0
-    if device is CPU:
+    if device.is_cpu:
         blocks += _IDLE_BLOCKS - tied
     return int(blocks * config.vocab_size * config.embedding_width * device.fresh)
 
@@ -133,7 +143,7 @@ def _kept(stage: Stage, config: GPT2Config, args: argparse.Namespace, device: De
     kept = again * vector + (len(stage.layers) - again) * block_activations(config, args, device)
     if device is IPU:
         kept += len(stage.embeddings) * vector
-    elif last_embedding(config) in stage.embeddings and config.embd_pdrop and device is not CPU:  # of tokens, the ids
+    elif last_embedding(config) in stage.embeddings and config.embd_pdrop and not device.is_cpu:  # of tokens, the ids
         kept += tokens * config.n_embd
     if config.n_layer - 1 in stage.layers and config.final_norm and device is not IPU:  # what the last norm was given
         kept += vector
@@ -156,26 +166,28 @@ def block_activations(config: GPT2Config, args: argparse.Namespace, device: Devi
     On IPUs B T C (34 + 5 H T / C) bytes: Korthikanti et al. 2022, "Reducing Activation Recomputation in Large
     Transformer Models", equation 1. Elsewhere attention is fused. Kept are the inputs of the layer norms, two or with a
     parallel residual one, of the four products and of the activation function, with queries, keys and values: of GPT-2
-    8 C + 2 I numbers a token. Isolated documents keep attention in steps.
+    8 C + 2 I numbers a token, all but the 2 C of the norms operands of products. Isolated documents keep attention in
+    steps.
     """
     width, length, heads = config.n_embd, args.max_len, config.attention_size
     tokens = args.batch_size * length
     if device is IPU:
         return tokens * (34 * width + 5 * config.n_head * length)
     norms = 1 if config.parallel_residual else 2
-    numbers = 2 * norms * width + 4 * heads + 2 * config.inner_size + 2 * norms
+    numbers = norms * width + 2 * norms  # means and deviations with them
+    operands = norms * width + 4 * heads + 2 * config.inner_size
     scores = config.n_head * length  # of one token
     masks = 0
-    if config.resid_pdrop and device is not CPU:
+    if config.resid_pdrop and not device.is_cpu:
         masks += 2 * width
     if attends_in_steps(args):  # probabilities, and what dropout makes of them
-        numbers += scores * (2 if config.attn_pdrop else 1)
-        masks += length + (scores if config.attn_pdrop and device is not CPU else 0)
+        operands += scores * (2 if config.attn_pdrop else 1)
+        masks += length + (scores if config.attn_pdrop and not device.is_cpu else 0)
     else:
         masks += config.n_head * FLOAT  # logarithms of the sums
-        if biases(config) and device is not CPU:  # queries, keys, values and their product with the columns of biases
-            numbers += 4 * biases(config) * BIAS_COLUMNS * config.n_head + heads
-    return tokens * (numbers * device.value + masks)
+        if biases(config) and not device.is_cpu:  # queries, keys, values and their product with the columns of biases
+            operands += 4 * biases(config) * BIAS_COLUMNS * config.n_head + heads
+    return tokens * (numbers * device.value + operands * device.operand + masks)
 
 
 def attends_in_steps(args: argparse.Namespace) -> bool:
@@ -195,7 +207,7 @@ def _working(
     # a product's gradient, which is made transposed and copied
     needs = [2 * config.n_embd * config.inner_size * device.fresh] if stage.layers else [0]
     if TOKENS in stage.embeddings and sharded and device is not IPU:  # the matrix, put together from its shards
-        needs.append(config.vocab_size * config.embedding_width * (FLOAT if device is CPU else HALF))
+        needs.append(config.vocab_size * config.embedding_width * (FLOAT if device.is_cpu else HALF))
     if args.optimizer.startswith("Adafactor"):  # a whole parameter's gradient in float32, and its update
         needs.append(2 * largest_parameter(stage, config) * FLOAT)
     if any(layer in args.recompute_checkpoint_layers for layer in stage.layers):
@@ -211,7 +223,7 @@ def _head_working(config: GPT2Config, args: argparse.Namespace, device: Device, 
     rows = as_one * args.batch_size * args.max_len // blocks
     if device is IPU:  # half logits and their float32 copy in the loss
         return rows * config.vocab_size * (HALF + FLOAT)
-    row = config.vocab_size * (FLOAT if device is CPU else FLOAT + HALF)
+    row = config.vocab_size * (FLOAT if device.is_cpu else FLOAT + HALF)
     pieces = -(-rows // max(16, device.logits // row))  # of one size
     logits = -(-rows // pieces) * row
     return logits + (config.vocab_size * config.embedding_width * device.fresh if blocks > 1 else 0)

@@ -10,8 +10,10 @@ from arguments import parse_train_args
 from model.config import GPT2Config, parameter_count
 from model.layout import Layout
 from model.pipeline import bubble
+from training.log import machine
 from training.plan import data_bytes, plan_lines, plan_rows, rank_memory
-from training.stage_memory import CPU, GPU, IPU
+from training.plan_request import planned_layout
+from training.stage_memory import CPU, CPU_IN_16_BITS, GPU, IPU
 
 LINE = "--model gpt2 --max-len 1024 --layers-per-ipu 0 4 4 4 --gradient-accumulation 9 --device-iterations 2"
 
@@ -137,3 +139,20 @@ def test_machines_that_are_not_here_are_planned_and_nothing_else(tmp_path):
     assert done.status == 0 and "memory in MiB of each IPU" in done.out, done.err
     done = run_here(flags(tmp_path, plan_processes=3, **asked))
     assert done.status == 2 and "3 processes cannot share 512 replicas of 2 IPUs; start 1, 2, 4, 8, " in done.err
+
+
+@pytest.mark.parametrize(
+    "asked, flags, device",
+    [
+        ("float32", "avx512_bf16", CPU),
+        ("bfloat16", "", CPU_IN_16_BITS),
+        ("", "fpu avx512_bf16 vme", CPU_IN_16_BITS),
+        ("", "fpu avx2", CPU),
+    ],
+)
+def test_a_cpu_is_planned_for_with_the_products_that_it_has(asked, flags, device, monkeypatch):
+    monkeypatch.setenv("POPTORCH_PORTABLE_HALF", asked)
+    monkeypatch.setenv("POPTORCH_PORTABLE_DEVICE", "cpu")
+    monkeypatch.setattr(machine, "_flags", lambda: set(flags.split()))
+    args = parse_train_args([*LINE.split(), "--compile-only", "--plan-processes", "1", "--plan-device", "cpu"])
+    assert planned_layout(args)[1] == device

@@ -12,6 +12,7 @@ from model.layout import Layout, fitting_processes
 from model.pipeline import forward_stages, pipeline_stages
 from training.stage_memory import (
     CPU,
+    CPU_IN_16_BITS,
     DEVICES,
     GPU,
     IPU,
@@ -56,6 +57,17 @@ def test_a_cpu_process_that_has_everything_by_hand():
     assert memory_of(args, Layout(3, 1, 3), CPU)[0].gradients == 20 * 2 + 1.6 * 20 * 4, "in a pipeline too"
     assert (last.weights, last.gradients, last.optimizer) == (0, 0, 0)
     assert last.activations == 4 * 2 * (2 * 3 * 2) and last.working == 4 * 2 * 3 * 10, "all logits in one piece"
+
+
+def test_products_in_16_bits_have_copies_of_weights_and_keep_half_as_much():
+    args = arguments()
+    wide, narrow = (memory_of(args, Layout(1, 1, 3), device) for device in (CPU, CPU_IN_16_BITS))
+    assert [after.weights - before.weights for before, after in zip(wide, narrow)] == [0, 4 * BLOCK, 4 * BLOCK, 0]
+    # of 36 numbers a token the inputs of the norms, with mean and deviation of each, stay in float32
+    block = 2 * 3 * ((2 * 2 + 4) * 4 + (6 * 2 + 2 * 8) * 2 + 4)
+    assert block_activations(TINY, args, CPU_IN_16_BITS) == block and narrow[1].activations == 2 * block
+    assert [after[1:3] for after in narrow] == [before[1:3] for before in wide]
+    assert CPU_IN_16_BITS.is_cpu and CPU.is_cpu and not GPU.is_cpu
 
 
 def test_recomputed_blocks_keep_their_input_and_work_one_at_a_time():

@@ -33,6 +33,7 @@ DATA_SHEETS = (
     ("V100", 125.0),
     ("T4", 65.0),
 )
+_UNITS = {"avx512_bf16", "amx_bf16", "bf16", "avx512_fp16", "amx_fp16"}  # of CPUs, for products of 16 bits
 _PRODUCT = 1024  # rows and columns of the product that is timed on a CPU
 
 
@@ -121,6 +122,28 @@ def _half_on_a_cpu() -> str:
     return "float32 for half" if asked == "float32" else f"float32 for half, its products in {asked}"
 
 
+def products_in_16_bits() -> bool:
+    """Whether the operands of half's products on this CPU are of 16 bits: as asked, or where it has units for that.
+
+    The runtime's own choice, which it makes when it compiles, is by a measurement of these units.
+    """
+    asked = os.environ.get("POPTORCH_PORTABLE_HALF")
+    return asked in ("bfloat16", "float16") if asked else bool(_UNITS & _flags())
+
+
+def _flags() -> set[str]:
+    """What the first processor says it can, in the system's words. Nothing where the system does not tell."""
+    found = (line.partition(":")[2].split() for line in _cpu_information() if line.startswith(("flags", "Features")))
+    return set(next(found, []))
+
+
+def _cpu_information() -> list[str]:
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+
+
 def memory_gb() -> dict[str, float]:
     """The most memory taken so far in GB, by place: this process, and the CUDA device if it uses one."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
@@ -157,11 +180,7 @@ def _versions() -> dict[str, str]:
 
 
 def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    names = [line.split(":", 1)[1].strip() for line in _cpu_information() if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
 
 
