@@ -28,6 +28,7 @@ constexpr int kWidth = 8, kTogether = 1;
 // Six streams give a single input row enough sums that do not wait for each other, and are read faster than one, or
 // than rows that lie side by side. With four input rows, three matrix rows' sums, weights and an input fill the 16
 // registers.
+constexpr int64_t kLead = 0;
 constexpr int kFloatingRows[] = {6, 3, 3}, kQuantisedRows[] = {2, 2, 2};
 
 inline Floats load(const float* weights) {

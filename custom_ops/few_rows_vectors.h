@@ -9,6 +9,9 @@
 //   load_bytes, load_scales     a vector, or of it what belongs to so many groups and zeros behind them
 //   Factors                     scales of kWidth groups, and those of kTogether of them in the lanes of their products
 //   PreparedBytes               weights, and their products with inputs
+//   kLead                       how far ahead of a single input row's weights to prefetch, in bytes: of one matrix row
+//   at
+//                               a time, which is one stream. Or 0
 //   kFloatingRows, kQuantisedRows   matrix rows in a block: with one input row, with 2 to 4 in a single pass, and with
 //   2
 //                                   to 4 in each of several passes
@@ -36,8 +39,8 @@ template <int kPasses> struct Ahead {
   }
 };
 
-// Where memory is the limit the processor follows its streams by itself: instructions that prefetch cost up to a third
-// of the speed.
+// Where memory is the limit processors follow their streams by themselves, and on some instructions that prefetch cost
+// up to a third of the speed. Others leave some of it: see kLead.
 struct NothingAhead {
   template <int64_t> void fetch() {
   }
@@ -192,8 +195,13 @@ template <typename Weights>
 void product(const Weights& w, const Inputs& in, int64_t first, int64_t last, float* out, int64_t out_stride,
              const char* next) {
   if (in.rows == 1) {
-    NothingAhead nothing;
-    rows<Weights::kRows[0], 1>(w, first, last, in, 0, out, out_stride, nothing);
+    if constexpr (kLead > 0) {
+      Ahead<1> ahead{reinterpret_cast<const char*>(w.weights + first * w.k) + kLead};
+      rows<Weights::kRows[0], 1>(w, first, last, in, 0, out, out_stride, ahead);
+    } else {
+      NothingAhead nothing;
+      rows<Weights::kRows[0], 1>(w, first, last, in, 0, out, out_stride, nothing);
+    }
   } else if (in.rows <= 4) {
     Ahead<1> ahead{next};
     pass<Weights::kRows[1]>(in.rows, w, first, last, in, 0, out, out_stride, ahead);
