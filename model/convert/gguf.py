@@ -14,7 +14,7 @@ from model.convert.nanogpt import CONV1D
 from model.convert.sink import Target, check_computes, kept_bytes
 from model.convert.source import Source, Weight, Wishes, make_config, make_source
 from model.convert.vocabulary import Vocabulary
-from model.weights import PREFIX, WPE, WTE
+from model.weights import HEAD, PREFIX, WPE
 from tokenizer import EOT, Tokenizer
 from tokenizer.native import GPT2_SPLIT
 
@@ -30,7 +30,7 @@ _INNER = {
     "ffn_up": "mlp.c_fc",
     "ffn_down": "mlp.c_proj",
 }
-_OUTPUT = "output.weight"  # the head, which is there a second time in files of older converters
+_OUTPUT = "output.weight"  # the head if it is not the embedding; in files of older converters the embedding again
 _FILE_TYPES = {"float32": 0, "float16": 1, "q8_0": 7, "bfloat16": 32}
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized")  # of an added token in a tokenizer.json
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5  # types of tokens
@@ -38,6 +38,8 @@ _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5  # types of tokens
 
 def our_name(theirs: str) -> str:
     """blk.3.attn_qkv.weight -> transformer.h.3.attn.c_attn.weight; a name that is none of them stays."""
+    if theirs == _OUTPUT:
+        return HEAD
     stem, _, end = theirs.rpartition(".")
     block = re.fullmatch(r"blk\.(\d+)\.(\w+)", stem)
     if block and block.group(2) in _INNER:
@@ -47,6 +49,8 @@ def our_name(theirs: str) -> str:
 
 def their_name(ours: str) -> str:
     """transformer.h.3.attn.c_attn.weight -> blk.3.attn_qkv.weight"""
+    if ours == HEAD:
+        return _OUTPUT
     stem, _, end = ours[len(PREFIX) :].rpartition(".")
     if stem.startswith("h."):
         _, layer, part = stem.split(".", 2)
@@ -76,7 +80,12 @@ def read(path: Path, wishes: Wishes) -> Source:
     if found["n_inner"] == 4 * found["n_embd"]:
         found["n_inner"] = None
     types = values.get("tokenizer.ggml.token_type") or []
-    rows = tensors["token_embd.weight"].shape[0]
+    embedding = tensors["token_embd.weight"]
+    head = tensors.get(_OUTPUT, embedding)
+    tied = head is embedding or (head.shape == embedding.shape and head.read().equal(embedding.read()))
+    if tied:
+        tensors.pop(_OUTPUT, None)
+    rows = embedding.shape[0]
     unused = next((i for i in range(len(types), 0, -1) if types[i - 1] != _UNUSED), 0)
     config = make_config(
         path,
@@ -85,14 +94,10 @@ def read(path: Path, wishes: Wishes) -> Source:
         vocab_size=rows,
         real_vocab_size=unused if 0 < unused < rows else None,
         activation_function=wishes.activation or "gelu_new",
+        tie_word_embeddings=tied,
         **{f"{name}_token_id": values.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos")},
     )
-    head = tensors.pop(_OUTPUT, None)
     weights = {our_name(name): weight for name, weight in tensors.items()}
-    if head is not None and (head.shape != weights[WTE].shape or not head.read().equal(weights[WTE].read())):
-        raise ValueError(
-            f"{path}: {_OUTPUT} differs from token_embd.weight; a head that is not tied is not implemented"
-        )
     weights = {name: w.transposed() if CONV1D.search(name) else w for name, w in weights.items()}
     return make_source(path, KIND, config, weights, DESCRIBED, _vocabulary(path, values), wishes)
 
@@ -132,7 +137,7 @@ def check(source: Source, target: Target) -> str:
     if target.dtype == "q8_0" and (source.config.n_embd % BLOCK or source.config.inner_size % BLOCK):
         raise ValueError(f"--dtype q8_0: n_embd {source.config.n_embd} is no multiple of {BLOCK}; use float16")
     _tokenizer(source)
-    return check_computes(source.config, KIND, "gelu_new", epsilon=True, inner=True)
+    return check_computes(source.config, KIND, "gelu_new", epsilon=True, inner=True, head=True)
 
 
 def _tokenizer(source: Source) -> Tokenizer:

@@ -166,10 +166,11 @@ def source_of(
         raise ValueError(
             f"{path}: {config.n_head} heads are not shared by {len(tensors[WTE])} ranks; its args are wrong"
         )
-    for copy, piece in zip(tensors.pop(HEAD, []), tensors[WTE]):
+    for copy, piece in zip(tensors.pop(HEAD, []) if config.tie_word_embeddings else [], tensors[WTE]):
         if copy.shape != piece.shape or not copy.read().equal(piece.read()):
             raise ValueError(
-                f"{path}: the output layer differs from the embedding; a head that is not tied is not read"
+                f"{path}: the output layer differs from the embedding, and {wishes.config or DESCRIBED} does not say "
+                "that it may; name a config.json with tie_word_embeddings false with --config"
             )
     weights: dict[str, Weight] = {}
     for name, pieces in tensors.items():
@@ -191,7 +192,7 @@ def source_of(
 def check(source: Source, target: Target) -> str:
     """What to tell; raises ValueError for a model that Megatron-LM does not have."""
     used = source.config.activation_function
-    return check_computes(source.config, KIND, used if used != "relu" else "gelu", epsilon=True, inner=True)
+    return check_computes(source.config, KIND, used if used != "relu" else "gelu", epsilon=True, inner=True, head=True)
 
 
 def _rows(config: GPT2Config, target: Target) -> int:
@@ -223,7 +224,7 @@ def _theirs(name: str, weight: Weight, config: GPT2Config, rows: int) -> Weight:
         weight = weight.transposed()
     if ".attn.c_attn." in name:
         weight = weight.changed(weight.shape, lambda tensor: fused(tensor, config.n_head))
-    if name == WTE:
+    if name in (WTE, HEAD):
         padding = rows - config.vocab_size
         weight = weight.changed((rows, config.n_embd), lambda t: torch.cat((t, t[-1:].expand(padding, -1))))
     return weight
@@ -253,7 +254,7 @@ def _arguments(config: GPT2Config, rows: int, target: Target) -> dict[str, Any]:
         "position_embedding_type": "learned_absolute",
         "normalization": "LayerNorm",
         "apply_layernorm_1p": False,
-        "untie_embeddings_and_output_weights": False,
+        "untie_embeddings_and_output_weights": not config.tie_word_embeddings,
         "group_query_attention": False,
         "transformer_impl": "local",
         "tensor_model_parallel_size": 1,

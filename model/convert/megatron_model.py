@@ -33,7 +33,6 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "swiglu": (False,),
     "squared_relu": (False,),
     "apply_layernorm_1p": (False,),
-    "untie_embeddings_and_output_weights": (False,),
     "group_query_attention": (False,),
     "multi_latent_attention": (False,),
     "num_experts": (None,),
@@ -61,6 +60,7 @@ _HEADS = re.compile(r"output_layer\.weight|(?:language_model\.)?(?:word_embeddin
 # The dimension along which tensor parallelism cuts; what is not here every rank has whole.
 _CUT = {
     "wte.weight": 0,
+    HEAD: 0,
     "attn.c_attn.weight": 0,
     "attn.c_attn.bias": 0,
     "attn.c_proj.weight": 1,
@@ -71,7 +71,7 @@ _CUT = {
 
 
 def our_name(theirs: str, first_layer: int = 0) -> str | None:
-    """Hugging Face's name of a tensor, HEAD for a copy of the embedding; None for what is no weight.
+    """Hugging Face's name of a tensor, HEAD for a copy of the embedding, too; None for what is no weight.
 
     `first_layer` is that of the pipeline stage. A name that is not known stays, so that it is told.
     """
@@ -92,6 +92,8 @@ def their_name(ours: str) -> str:
     """The name in megatron.core's model of --transformer-impl local."""
     if ours in (WTE, WPE):
         return f"embedding.{'word' if ours == WTE else 'position'}_embeddings.weight"
+    if ours == HEAD:
+        return "output_layer.weight"
     stem, _, end = ours[len(PREFIX) :].rpartition(".")
     if stem == "ln_f":
         return f"decoder.final_layernorm.{end}"
@@ -189,5 +191,6 @@ def config_of(path: Path, args: Mapping[str, Any], rows: int, wishes: Wishes) ->
         resid_pdrop=args.get("hidden_dropout", 0.1),
         embd_pdrop=args.get("hidden_dropout", 0.1),
         attn_pdrop=args.get("attention_dropout", 0.1),
+        tie_word_embeddings=not args.get("untie_embeddings_and_output_weights", False),
         layer_norm_epsilon=args.get("norm_epsilon", args.get("layernorm_epsilon", 1e-5)),
     )

@@ -50,13 +50,15 @@ def choose_dtype(source: Source, wanted: str | None, allowed: tuple[str, ...], k
     raise ValueError(f"{source.path}: is in {name}, which {kind} has not; choose --dtype {' or '.join(allowed)}")
 
 
-def check_computes(config: GPT2Config, kind: str, activation: str, epsilon: bool = False, inner: bool = False) -> str:
+def check_computes(
+    config: GPT2Config, kind: str, activation: str, epsilon: bool = False, inner: bool = False, head: bool = False
+) -> str:
     """What to tell of a model that `kind` computes a little differently, empty if nothing.
 
-    `epsilon` and `inner`: whether the format has another layer_norm_epsilon than 1e-5, and another n_inner than 4
-    n_embd. Raises ValueError for a model that it would compute otherwise.
+    `epsilon`, `inner` and `head`: whether the format has another layer_norm_epsilon than 1e-5, another n_inner than 4
+    n_embd, and a head of its own. Raises ValueError for a model that it would compute otherwise.
     """
-    known = _ANYWHERE | ({"layer_norm_epsilon"} if epsilon else set())
+    known = _ANYWHERE | ({"layer_norm_epsilon"} if epsilon else set()) | ({"tie_word_embeddings"} if head else set())
     others = [
         f"{field.name} {getattr(config, field.name)!r}"
         for field in dataclasses.fields(config)

@@ -235,6 +235,20 @@ def test_gguf_holds_model_and_tokenizer(tiny, tmp_path):
     assert theirs("The river isn't wet: 42 bridges")["input_ids"] == bpe.encode("The river isn't wet: 42 bridges")
 
 
+@pytest.mark.parametrize("to", ["gguf", "megatron"])
+def test_a_head_of_its_own_stays_one(tmp_path, to):
+    torch.manual_seed(1)
+    config = dataclasses.replace(tiny_checkpoint.model(300).config, tie_word_embeddings=False)
+    save_pretrained(GPT2LMHeadModel(config), tmp_path / "ours")
+    (tmp_path / "ours" / "tokenizer.json").write_text(tiny_tokenizer(), encoding="utf-8")
+    convert(tmp_path / "ours", tmp_path / OUTPUTS[to], to)
+    back = convert(tmp_path / OUTPUTS[to], tmp_path / "back", "huggingface")
+    assert same(stored(back), stored(tmp_path / "ours")) and "lm_head.weight" in stored(back)
+    ids = torch.tensor([[3, 1, 4]])
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(back)(ids).logits
+    torch.testing.assert_close(theirs, load_pretrained(tmp_path / "ours")(ids)[..., :300], rtol=1e-5, atol=1e-5)
+
+
 def tiny_tokenizer():
     return tiny_checkpoint.tokenizer().to_json()
 

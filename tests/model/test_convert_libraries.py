@@ -5,6 +5,7 @@ device, its random numbers and its waiting are replaced.
 """
 
 import contextlib
+import dataclasses
 import math
 
 import foreign_checkpoints as foreign
@@ -51,7 +52,7 @@ def megatron(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(get_cuda_rng_tracker(), "fork", lambda *names: contextlib.nullcontext())
 
-    def build(rows, layers=2):
+    def build(rows, layers=2, tied=True):
         config = TransformerConfig(
             num_layers=layers,
             hidden_size=16,
@@ -71,7 +72,7 @@ def megatron(tmp_path, monkeypatch):
             vocab_size=rows,
             max_sequence_length=32,
             position_embedding_type="learned_absolute",
-            share_embeddings_and_output_weights=True,
+            share_embeddings_and_output_weights=tied,
         ).eval()
 
     yield build
@@ -86,11 +87,15 @@ def megatron_logits(model, ids):
         return model(ids, positions, mask)
 
 
-def test_megatron_core_loads_ours_and_computes_the_same(megatron, tmp_path):
+@pytest.mark.parametrize("tied", [True, False])
+def test_megatron_core_loads_ours_and_computes_the_same(megatron, tmp_path, tied):
     tiny_checkpoint.write(tmp_path)
+    if not tied:
+        config = dataclasses.replace(load_pretrained(tmp_path / "checkpoint").config, tie_word_embeddings=False)
+        save_pretrained(GPT2LMHeadModel(config), tmp_path / "checkpoint")
     convert(tmp_path / "checkpoint", tmp_path / "run", "megatron")
     content = torch.load(tmp_path / "run" / "release" / "mp_rank_00" / "model_optim_rng.pt", weights_only=False)
-    model = megatron(content["args"].padded_vocab_size)
+    model = megatron(content["args"].padded_vocab_size, tied=tied)
     wrong = model.load_state_dict(content["model"], strict=False)
     assert not wrong.unexpected_keys and all(key.endswith("_extra_state") for key in wrong.missing_keys)
     ours = load_pretrained(tmp_path / "checkpoint")
@@ -98,11 +103,12 @@ def test_megatron_core_loads_ours_and_computes_the_same(megatron, tmp_path):
     torch.testing.assert_close(theirs, ours(IDS)[..., :300], rtol=0, atol=2e-5)
 
 
-def test_what_megatron_core_saves_as_torch_dist(megatron, tmp_path):
+@pytest.mark.parametrize("tied", [True, False])
+def test_what_megatron_core_saves_as_torch_dist(megatron, tmp_path, tied):
     from megatron.core import dist_checkpointing
 
     torch.manual_seed(5)
-    model = megatron(384)
+    model = megatron(384, tied=tied)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
@@ -110,7 +116,9 @@ def test_what_megatron_core_saves_as_torch_dist(megatron, tmp_path):
     folder = tmp_path / "run" / "iter_0000007"
     folder.mkdir(parents=True)
     (tmp_path / "run" / "latest_checkpointed_iteration.txt").write_text("7")
-    state = {"model": model.sharded_state_dict(), "args": foreign.megatron_args(dims), "checkpoint_version": 3.0}
+    args = foreign.megatron_args(dims)
+    args.untie_embeddings_and_output_weights = not tied
+    state = {"model": model.sharded_state_dict(), "args": args, "checkpoint_version": 3.0}
     dist_checkpointing.save(state, str(folder))
     assert (folder / ".metadata").is_file()
     convert(tmp_path / "run", tmp_path / "ours", "huggingface")
@@ -122,12 +130,10 @@ def test_what_megatron_core_saves_as_torch_dist(megatron, tmp_path):
 # llama.cpp
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """Wide enough for Q8_0, with GPT-2's own vocabulary."""
-    folder = tmp_path_factory.mktemp("model")
+def written(folder, **settings):
+    """A checkpoint wide enough for Q8_0, with GPT-2's own vocabulary."""
     torch.manual_seed(0)
-    gpt2 = GPT2LMHeadModel(GPT2Config(50257, 64, 64, 2, 2))
+    gpt2 = GPT2LMHeadModel(GPT2Config(50257, 64, 64, 2, 2, **settings))
     with torch.no_grad():
         for parameter in gpt2.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
@@ -135,8 +141,22 @@ def model(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return written(tmp_path_factory.mktemp("model"))
+
+
 @pytest.mark.parametrize(("dtype", "apart"), [("float32", 5e-3), ("float16", 5e-3), ("q8_0", 0.1)])
 def test_llama_cpp_tokenizes_and_computes_the_same(model, tmp_path, dtype, apart):
+    check_llama_cpp(model, tmp_path, dtype, apart)
+
+
+def test_llama_cpp_reads_a_head_of_its_own(tmp_path):
+    """llama.cpp takes output.weight where it is there, the embedding elsewhere (its pull request 12456)."""
+    check_llama_cpp(written(tmp_path / "ours", tie_word_embeddings=False), tmp_path, "float32", 5e-3)
+
+
+def check_llama_cpp(model, tmp_path, dtype, apart):
     """Its table of GELU has 16 bits, hence the distance in float32."""
     xllamacpp = pytest.importorskip("xllamacpp", reason=INSTALL)
     params = xllamacpp.CommonParams()
