@@ -21,8 +21,8 @@ SHARING = {
     "ALGPT2, E 1/6": "algpt2",
 }
 SMALL_BATCH = 4  # for twice as many updates where what is compared shows late
-# Without them the gradient of a block that is shared by all layers grows until factorised models diverge at this rate: by
-# itself, and at a larger loss scale beyond half's largest number (a factor of 100,000 from the last layer to the first).
+# Without them the gradient of a block that is shared by all layers grows until factorised models diverge at this rate:
+# by itself and, at a larger loss scale, beyond half's largest number (a factor of 10 million from the last layer on).
 STEADY = ["--gradient-clipping", "1.0", "--loss-scaling", "4"]
 POSTLN = {"PreLN": "tfchat-preln", "PostLN": "tfchat-postln"}
 POSTLN_RATES = ("0.0003", "0.001", "0.003")
