@@ -94,14 +94,15 @@ def take_kernel(traced: TracedGraph, device: torch.device) -> int:
         return 0
     for node in found:
         node.args, node.kwargs, node.target = (*node.args[:3], node.kwargs.get("scale")), {}, causal_attention
-    for node in list(traced.graph.nodes):
-        _take_bias(traced.graph, node)
-    traced.graph.eliminate_dead_code()
+    erase(traced, {old for node in list(traced.graph.nodes) for old in _take_bias(traced.graph, node)})
     return len(found)
 
 
-def _take_bias(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
-    """Attention by our kernel over operands with columns for a bias becomes one with a bias, over those without."""
+def _take_bias(graph: torch.fx.Graph, node: torch.fx.Node) -> list[torch.fx.Node]:
+    """Attention by our kernel over operands with columns for a bias becomes one with a bias, over those without.
+
+    Returns the nodes that nobody reads any more.
+    """
     settings = _of_own_kernel(node)
     operands, of_keys, slopes = node.args[:3], None, None
     while settings is not None and (together := _origin_of_columns(operands)) is not None:
@@ -111,13 +112,14 @@ def _take_bias(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
         else:
             of_keys = bias
     if of_keys is None and slopes is None:
-        return
+        return []
     columns = list(node.users)  # _without_columns()
     with graph.inserting_before(node):
         context = graph.call_function(biased_attention, (*map(_unwidened, operands), of_keys, slopes, *settings))
     context.meta.update({**node.meta, "val": columns[0].meta["val"]})
     for old in columns:
         old.replace_all_uses_with(context)
+    return columns
 
 
 def _of_own_kernel(node: torch.fx.Node) -> tuple[object, ...] | None:
