@@ -46,8 +46,13 @@ class Samples:
     """--save-samples-path: each text is in the file as soon as it is whole."""
 
     def __init__(self, path: str | None) -> None:
-        """Of several processes the first writes."""
-        self._file: TextIO | None = open(path, "w", encoding="utf-8") if path and is_first_process() else None
+        """Of several processes the first writes. Raises ValueError for a file that cannot be written."""
+        self._file: TextIO | None = None
+        if path and is_first_process():
+            try:
+                self._file = open(path, "w", encoding="utf-8")
+            except OSError as error:
+                raise ValueError(f"--save-samples-path {path}: cannot be written ({error.strerror})") from error
 
     def add(self, line: str) -> None:
         if self._file is not None:

@@ -202,6 +202,20 @@ def check_folder(problems: Problems, dest: str) -> None:
         problems.add(dest, f"{there} cannot be written; name another folder")
 
 
+def check_file(problems: Problems, dest: str) -> None:
+    """A file to be written, if one is named: its folder must be there, and it must be possible to write it."""
+    path = getattr(problems.args, dest)
+    if not path:
+        return
+    folder = os.path.dirname(os.path.abspath(path))
+    if os.path.isdir(path):
+        problems.add(dest, "this is a folder; name a file")
+    elif not os.path.isdir(folder):
+        problems.add(dest, "its folder does not exist; create it first")
+    elif not os.access(path if os.path.lexists(path) else folder, os.W_OK):
+        problems.add(dest, "cannot be written; name another file")
+
+
 def check_profile(problems: Problems) -> None:
     """args.profile becomes the folder of the report itself, whose name ends in _profile; None: there is none."""
     args = problems.args

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-
-from command_line.checks import Problems, check_checkpoint_source, check_profile, check_proportions
+from command_line.checks import Problems, check_checkpoint_source, check_file, check_profile, check_proportions
 from command_line.flags import BOOLEAN, PATH, TEXT, Flag, real, select, whole
 from command_line.training_flags import BATCH, DATA, LOG, PLACEMENT
 
@@ -92,8 +90,4 @@ def check_generation(problems: Problems) -> None:
             args.notes.append(f"{problems.shown('num_samples')} with --topk 1: the texts of a prompt are all the same")
     if "" in args.stop_string:
         problems.add("stop_string", "an empty text stops nothing; give one of at least one character")
-    if args.save_samples_path:
-        if os.path.isdir(args.save_samples_path):
-            problems.add("save_samples_path", "this is a folder; name a file")
-        elif not os.path.isdir(os.path.dirname(os.path.abspath(args.save_samples_path))):
-            problems.add("save_samples_path", "its folder does not exist; create it first")
+    check_file(problems, "save_samples_path")

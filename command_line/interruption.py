@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import mmap
 import os
+import select
 import shlex
 import signal
 import sys
@@ -21,13 +22,16 @@ _ASKED = "the run ends after the current call, with a checkpoint if --save-model
 # Whether a program's main function is running; processes that it forked see it too.
 _runs = mmap.mmap(-1, 1)
 
+PIPE_CLOSED = 128 + signal.SIGPIPE  # the exit status that shells give it
+
 Main = TypeVar("Main", bound=Callable[..., int])
 
 
 def interruptible(main: Main) -> Main:
     """A program's main function, in which SIGTERM raises Terminated.
 
-    Where it does not catch that, or Ctrl-C, it ends with the exit status and without a traceback.
+    Where it does not catch that, or Ctrl-C, it ends with the exit status and without a traceback. So it does, with that
+    of a SIGPIPE, where who reads its standard output has closed it, as `head` does.
     """
 
     @functools.wraps(main)
@@ -38,10 +42,27 @@ def interruptible(main: Main) -> Main:
                 return main(*arguments, **named)
             except KeyboardInterrupt as stop:
                 return exit_status(stop)
+            except BrokenPipeError:
+                if not _nobody_reads():
+                    raise
+                return PIPE_CLOSED
             finally:
                 _runs[0] = 0
 
     return run  # type: ignore[return-value]
+
+
+def _nobody_reads() -> bool:
+    """Whether standard output is closed at its other end. Then nothing is written there any more."""
+    poll = select.poll()
+    try:
+        poll.register(sys.stdout, 0)  # what is wrong with it is told without being asked for
+    except OSError:  # it is no file
+        return False
+    if not any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 class Interruption:

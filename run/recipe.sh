@@ -129,6 +129,7 @@ train_sample() {
     relay "$python" train_gpt2.py --config "$config" "$@" "${split[@]}" --batch-size 8 --device-iterations 1 \
         --num-workers 0 --log-steps 20 --save-model-path "$output" --save-per-steps 50 --keep-checkpoints 1 \
         "${further[@]}"
+    ! given --compile-only || return 0
     local unigram held_out
     unigram=$("$python" -m data.baseline "${split[@]}" --seed "$(last --seed "${seed:-1234}")")
     held_out=$(awk -F, 'NR > 1 && $8 != "" { last = $8 } END { print last }' "$output/curves.csv")

@@ -8,6 +8,7 @@ from pathlib import Path
 from command_line.checks import (
     Problems,
     check_checkpoint_source,
+    check_file,
     check_folder,
     check_layers,
     check_profile,
@@ -36,7 +37,7 @@ def check_evaluation(problems: Problems) -> None:
     elif args.valid_data:
         file = "--text" if args.text is not None else "--valid-data"
         problems.ignored("data_dir", f" beside {file}, which is the file that is read")
-    _check_json(problems)
+    check_file(problems, "json")
     _check_protocols(problems)
     check_folder(problems, "executable_cache_dir")
     check_profile(problems)
@@ -49,16 +50,6 @@ def check_evaluation(problems: Problems) -> None:
     check_checkpoint_source(problems, "pretrained_checkpoint")
     _check_record(problems)
     _check_model(problems)
-
-
-def _check_json(problems: Problems) -> None:
-    path = problems.args.json
-    if path is None:
-        return
-    if os.path.isdir(path):
-        problems.add("json", "this is a folder; name a file")
-    elif not os.path.isdir(os.path.dirname(os.path.abspath(path))):
-        problems.add("json", "its folder does not exist; create it first")
 
 
 def _check_record(problems: Problems) -> None:

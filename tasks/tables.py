@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any, Sequence
 if __package__ in (None, ""):  # started as a script: modules are found from the repository
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from command_line.interruption import interruptible  # noqa: E402
 from corpora.program import ProgramParser  # noqa: E402
+from corpora.refusal import not_installed  # noqa: E402
 from model.config import read_json_object  # noqa: E402
 from tasks import table_text  # noqa: E402
 from tasks.measures import matches, measured  # noqa: E402
@@ -198,6 +200,7 @@ def _all_evaluations(document: str, runs: Sequence[Run]) -> Table:
     return made
 
 
+@interruptible
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line (default: the program's own). Returns the exit status."""
     parser = ProgramParser(PROGRAM, __doc__)
@@ -213,8 +216,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         problems.append(f"--runs {args.runs}: there is no such folder; check the path")
     if problems:
         parser.refuse(problems)
-    from tasks.runs import find  # takes seconds, which --help need not wait for
-
+    try:
+        from tasks.runs import find  # takes seconds, which --help need not wait for
+    except ModuleNotFoundError as error:
+        parser.refuse([not_installed(error)])
     told: list[str] = []
     try:
         runs = find(args.runs, told)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -11,6 +13,7 @@ import pytest
 from command_line import interruption
 from command_line.interruption import (
     INTERRUPTED,
+    PIPE_CLOSED,
     TERMINATED,
     Interruption,
     Terminated,
@@ -98,6 +101,25 @@ def test_sigterm_raises_in_a_program() -> None:
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_that_a_program_does_not_catch_is_its_exit_status(number, status) -> None:
     assert interruptible(lambda: send(number))() == status
+
+
+def test_nobody_reads_what_a_program_prints() -> None:
+    program = "from command_line.interruption import interruptible\n"
+    program += "@interruptible\ndef main():\n    for i in range(10**6):\n        print(i, flush=True)\n"
+    words = [sys.executable, "-c", program + "raise SystemExit(main())"]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "0\n"
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait()) == ("", PIPE_CLOSED)
+    process.stderr.close()
+
+
+def test_another_pipe_that_is_closed_is_an_error() -> None:
+    def main() -> int:
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        interruptible(main)()
 
 
 def test_where_signals_are_ignored_or_cannot_be_caught_nothing_changes() -> None:

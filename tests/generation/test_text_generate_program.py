@@ -79,6 +79,13 @@ def test_compile_only_writes_nothing(checkpoint, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="a folder in which nobody, root neither, can make a file")
+def test_samples_that_cannot_be_written(checkpoint):
+    flags = ("--model-name-or-path", checkpoint, "--input-len", 4, "--output-len", 3, "--prompt", "Hello")
+    result = run_program(*flags, "--save-samples-path", "/proc/samples")
+    assert result.returncode == 2 and "--save-samples-path /proc/samples: cannot be written" in result.stderr
+
+
 def test_asks_until_the_end_of_input(checkpoint, tmp_path):
     samples = tmp_path / "samples.txt"
     result = run_program(

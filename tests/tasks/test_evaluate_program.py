@@ -153,6 +153,13 @@ REFUSED = {
 }  # fmt: skip
 
 
+def test_a_file_that_cannot_be_written_is_told_first(folder, monkeypatch):
+    allowed = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK and allowed(path, mode))  # root may write all
+    status, out, err = run(folder, "--json", "results.json")
+    assert status == 2 and "--json results.json: cannot be written; name another file" in err and not out
+
+
 @pytest.mark.parametrize("words, message", REFUSED.values(), ids=list(REFUSED))
 def test_flags_that_do_not_fit(folder, words, message):
     status, out, err = run(folder, *words)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Dict, Iterator, Optional, Sequence
 
 from command_line.checks import refuse
+from command_line.interruption import interruptible
 from corpora.program import ProgramParser
 
 PROGRAM = "training.log.curves"
@@ -274,6 +275,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
     return ["/".join(part[-depth:]) for part in parts]
 
 
+@interruptible
 def main(argv: Sequence[str] | None = None) -> int:
     """Draws the curves of one run anew, or of several over each other, and prints a line for each.
 
