@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import importlib
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -211,10 +212,15 @@ def prepare(args: argparse.Namespace, stream: TextIO) -> None:
 
 
 def further_flags(args: argparse.Namespace, validation: CorpusWriter | None) -> str:
-    """Flags of train_gpt2.py beside those of the writer: of a .pkl its validation file, and how it is cut."""
+    """Flags of train_gpt2.py beside those of the writer: the model of a tokenizer that has one, of a .pkl its
+    validation file, and how it is cut."""
+    flags = ""
+    if args.tokenizer is not None:
+        config = (args.tokenizer if args.tokenizer.is_dir() else args.tokenizer.parent) / "config.json"
+        flags = f" --config {shlex.quote(str(config))}" if config.is_file() else ""
     if args.format != "pkl":
-        return ""
-    flags = " --windows stream" if args.document_ends == "none" else ""
+        return flags
+    flags += " --windows stream" if args.document_ends == "none" else ""
     return flags + (f" --validation-files {validation.train_flags().split(' ', 1)[1]}" if validation else "")
 
 

@@ -768,6 +768,15 @@ def test_the_last_line_is_the_command_that_trains_on_it(tmp_path, corpus, tokeni
     assert capsys.readouterr().err.splitlines()[-1] == f"train on it: python3 train_gpt2.py {flags.format(out)}"
 
 
+@pytest.mark.parametrize("folder", [True, False])
+def test_that_command_names_the_model_of_the_tokenizer(tmp_path, corpus, tokenizer, capsys, folder):
+    config = tokenizer.with_name("config.json")
+    config.write_text("{}", encoding="utf-8")
+    named = tokenizer.parent if folder else tokenizer
+    assert run("--input", corpus, "--output", tmp_path / "out", "--tokenizer", named, "--workers", 1) == 0
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f"/corpus.pkl --config {config}")
+
+
 @pytest.mark.parametrize("form", prepare.FORMATS)
 def test_folders_that_an_error_leaves_empty_go_again(tmp_path, tokenizer, form):
     (tmp_path / "a.txt").write_text("too short\n", encoding="utf-8")
