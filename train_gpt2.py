@@ -102,8 +102,12 @@ def report_stop(run: TrainingRun, at_once: bool, argv: Sequence[str]) -> None:
     lines = [f"Stopped at once after step {step}" if at_once else f"Stopped after step {step}"]
     if checkpoint is None:
         lost = "everything since the start" if step else "only the call under way"
-        flag = "--save-per-steps N" if run.args.save_model_path else "--save-model-path DIR"
-        lines[0] += f"; no checkpoint was written, {lost} is lost. {flag} keeps more next time."
+        remedy = "--save-per-steps N keeps more next time."
+        if not run.args.save_model_path:
+            remedy = "--save-model-path DIR keeps more next time."
+        elif not step:
+            remedy = "A call is shorter with a smaller --device-iterations or --gradient-accumulation."
+        lines[0] += f"; no checkpoint was written, {lost} is lost. {remedy}"
     else:
         steps = step - run.last_saved_step
         lost = [f"{steps} step{'s' if steps > 1 else ''}"] * (steps > 0) + ["the call under way"] * at_once

@@ -344,6 +344,7 @@ def test_ctrl_c_in_the_first_call_ends_it_at_once(folder, full, tmp_path, monkey
         assert f"Stopped at once after step 3; the last checkpoint is {save / 'step_3'}, lost: the call" in done.err
     else:
         assert "Stopped at once after step 0; no checkpoint was written, only the call under way is lost." in done.err
+        assert "A call is shorter with a smaller --device-iterations or --gradient-accumulation." in done.err
     assert not saved_in(tmp_path)
 
 
