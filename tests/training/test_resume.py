@@ -484,6 +484,7 @@ def test_the_remedy_for_a_lost_run_is_the_flag_that_is_missing(folder, tmp_path,
     import train_gpt2
 
     def interrupted(run, log, interruption):
+        run.position.step = 2
         raise KeyboardInterrupt
 
     monkeypatch.setattr(train_gpt2, "train", interrupted)
