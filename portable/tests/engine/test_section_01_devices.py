@@ -141,6 +141,14 @@ def test_vmap_in_forward():
     assert_trains_like(loss, lambda m, x: (m.w * x).square().sum(), torch.randn(4, 3), w=parameter(3))
 
 
+def test_vmap_beside_what_is_fused():
+    def loss(m, x):
+        mapped = torch.vmap(lambda row: (m.w * row).square())(x)
+        return poptorch.identity_loss(x + torch.nn.functional.dropout(mapped, 2.0**-20, True), "sum")
+
+    assert_trains_like(loss, lambda m, x: ((m.w * x).square() + x).sum(), torch.randn(4, 3), w=parameter(3))
+
+
 def test_vmap_in_what_export_refuses(monkeypatch):
     def refuse(*args, **kwargs):
         raise torch._dynamo.exc.Unsupported("refused")

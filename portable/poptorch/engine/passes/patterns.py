@@ -56,11 +56,11 @@ def overwritten(
 def erase(traced: TracedGraph, nodes: set[torch.fx.Node]) -> None:
     """Remove nodes that nobody reads but each other, and what only they read.
 
-    torch's own elimination keeps random operations and those in place, for whose sake it then keeps all the rest.
+    Not by torch's own elimination: it goes through the whole graph, keeps random operations and those in place, and
+    takes out what works by its effect alone, as torch.vmap's levels do.
     """
-    if not nodes:
-        return
+    read: set[torch.fx.Node] = set()
     for node in reversed(list(traced.graph.nodes)):
-        if node in nodes:
+        if node in nodes or (node in read and not node.users and not node.is_impure()):
+            read.update(node.all_input_nodes)
             traced.graph.erase_node(node)
-    traced.graph.eliminate_dead_code()
