@@ -64,9 +64,10 @@ $(PLOTS_STAMP): $(STAMP)
 	$(VENV_PYTHON) -m pip install --disable-pip-version-check -r requirements-plots.txt -c constraints.txt
 	@rm -f $(VENV)/.stamp-plots-* && touch $@
 
+# PWD is where the caller stands, also after make -C.
 demo: setup $(PLOTS_STAMP) ## a small GPT-2 learns Wikipedia text, in a few minutes, and its curves are drawn
 	-@$(MAKE) --no-print-directory build
-	bash run/demo.sh
+	CALLED_FROM="$(PWD)" bash run/demo.sh
 
 # PARTS: of sharing, postln, alibi, speed and warmup; all of them without it
 seeds: setup ## what the systems beside GPT-2 show at a small scale: docs/seeds.md; 22 minutes of processor time

@@ -157,8 +157,15 @@ def _report(kind: Any, error: Any, trace: Any) -> None:
 
 
 def command_line(argv: Sequence[str]) -> str:
-    """This program with the flags `argv`, as one types it in a shell."""
-    return shlex.join([sys.executable, sys.argv[0], *argv])
+    """This program with the flags `argv`, as one types it in a shell where the program was started.
+
+    A script of run/ goes to the repository, which paths in flags are relative to, and has its caller type so from
+    where the script was called.
+    """
+    command = shlex.join([sys.executable, sys.argv[0], *argv])
+    caller, here = os.environ.get("CALLED_FROM"), os.getcwd()
+    moved = caller is not None and os.path.realpath(caller) != here
+    return f"(cd {shlex.quote(here)} && {command})" if moved else command
 
 
 def command_to_resume(argv: Sequence[str], checkpoint: Path) -> str:

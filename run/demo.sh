@@ -57,9 +57,11 @@ relay "$python" text_generate_gpt2.py \
     --repetition-penalty 1.2 \
     --input-len 16 \
     --output-len 40
+place='' # of these commands, if their reader stands elsewhere
+[ "$CALLED_FROM" -ef . ] || place=", in $PWD"
 cat <<END
 
-Three things to try next:
+Three things to try next$place:
   $python text_generate_gpt2.py --model-name-or-path $trained --input-len 64 --output-len 60
   $python tasks/evaluate_wiki.py --pretrained-checkpoint $trained --task TEXT --valid-data YOUR.txt
   $python -m data.prepare --input YOUR.txt --output prepared

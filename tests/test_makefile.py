@@ -232,6 +232,10 @@ def test_order_of_commands(tree, target, commands):
     assert places == sorted(places), output
 
 
+def test_the_demo_is_told_where_its_caller_stands(tree):
+    assert 'CALLED_FROM="/over there" bash run/demo.sh' in make(tree, "-n", "demo", PWD="/over there")[1]
+
+
 def test_help_lists_the_targets(tree):
     status, output = make(tree, "help")
     assert status == 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -180,3 +182,41 @@ def test_inference_script(checkout: Path) -> None:
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_scripts_are_executable(script: str) -> None:
     assert os.access(ROOT / "run" / f"{script}.sh", os.X_OK)
+
+
+STOPPED = """
+import os, sys
+from pathlib import Path
+from command_line.interruption import command_to_resume
+
+if "--resume-training-from-checkpoint" in sys.argv:
+    print(os.getcwd(), *sys.argv[1:])
+else:
+    print(command_to_resume(sys.argv[1:], Path("my runs/step_1")))
+"""
+
+
+def test_the_command_to_resume_works_where_the_script_was_called(checkout: Path) -> None:
+    (checkout / "train_gpt2.py").write_text(STOPPED)
+    environment = {"PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
+    printed = run(checkout, "pretraining_test", "--save-model-path", "my runs", **environment).stdout
+    pasted = subprocess.run(
+        ["bash", "-c", printed], cwd=checkout / "elsewhere", env=environment, capture_output=True, text=True
+    )
+    start = f"{checkout} {' '.join(shlex.split(TRAINING['pretraining_test']))}"
+    resume = "--pretrained-checkpoint my runs/step_1 --resume-training-from-checkpoint True"
+    assert (pasted.stdout, pasted.stderr) == (f"{start} --save-model-path my runs {resume}\n", "")
+    at_home = subprocess.run(
+        ["bash", "run/pretraining_test.sh"], cwd=checkout, env=environment, capture_output=True, text=True
+    )
+    assert at_home.stdout.startswith(f"{sys.executable} train_gpt2.py --model")
+
+
+def test_the_demo_names_its_folder_to_who_stands_elsewhere(checkout: Path) -> None:
+    for name in ("corpus/wikicorpus_en_one_article_per_line.pkl", "checkpoints/epoch_0/config.json"):
+        path = checkout / "demo" / name
+        path.parent.mkdir(parents=True)
+        path.touch()
+    assert f"\nThree things to try next, in {checkout}:\n" in run(checkout, "demo").stdout
+    from_make = run(checkout, "demo", CALLED_FROM=str(checkout))
+    assert "\nThree things to try next:\n" in from_make.stdout
