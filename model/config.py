@@ -6,7 +6,7 @@ Imports neither torch nor transformers, so that `--help` and the argument checks
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Mapping
 
@@ -303,13 +303,21 @@ def block_parameters(config: GPT2Config) -> int:
 
 
 def parameter_count(config: GPT2Config) -> int:
-    """Number of parameters of the model, a tied head and a shared block counted once, padding rows included."""
+    """Number of parameters in memory, a tied head and a shared block counted once, padding rows included."""
     width = config.embedding_width
     matrices = 1 if config.tie_word_embeddings else 2  # of the vocabulary
     embeddings = (matrices * config.vocab_size + config.learns_positions * config.n_positions) * width
     norms = 2 * width * config.embedding_norm + 2 * config.n_embd * config.final_norm
     blocks = 1 if config.share_layers else config.n_layer
     return embeddings + norms + sum(projection_parameters(config)) + blocks * block_parameters(config)
+
+
+def real_parameter_count(config: GPT2Config) -> int:
+    """Number of parameters of the model as it is published and exported: what `parameter_count` says, without padding.
+
+    It is how large a model is called, beside its figures: two checkpoints that differ in padding alone have one size.
+    """
+    return parameter_count(replace(config, vocab_size=config.real_vocab_size))
 
 
 def read_json_object(path: str | Path) -> dict[str, Any]:

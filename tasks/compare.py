@@ -42,7 +42,7 @@ class Point(NamedTuple):
     """One checkpoint's figure."""
 
     checkpoint: str
-    parameters: int
+    parameters: int  # real_parameter_count
     step: int | None  # of a folder named step_N
     value: float
 
@@ -152,7 +152,7 @@ def evaluate(parsed: Sequence[argparse.Namespace], points: list[Point], troubles
 
     Raises ValueError for checkpoints and files that cannot be used.
     """
-    from model.config import parameter_count
+    from model.config import real_parameter_count
     from tasks.session import Session, run_all
 
     title = ""
@@ -163,7 +163,9 @@ def evaluate(parsed: Sequence[argparse.Namespace], points: list[Point], troubles
         result = next(result for result in results if result.protocol == args.protocols[0])
         measure = next(name for name in _MEASURES if name in result.values)
         checkpoint = args.shown
-        points.append(Point(checkpoint, parameter_count(session.config), step_of(checkpoint), result.values[measure]))
+        points.append(
+            Point(checkpoint, real_parameter_count(session.config), step_of(checkpoint), result.values[measure])
+        )
         if result.trouble is not None:
             troubles[checkpoint] = result.trouble
         title = f"{measure} ({result.protocol}, {Path(result.files[0]).name}, T {result.window})"

@@ -8,7 +8,7 @@ from typing import Any, Sequence
 
 from corpora.atomic import atomic_file
 from corpora.strict_json import json_text
-from model.config import GPT2Config, parameter_count
+from model.config import GPT2Config, real_parameter_count
 from tasks.protocols import Result
 from tasks.published import comparable
 from tasks.records import EVALUATIONS, folder_of, keep, name_of
@@ -134,7 +134,7 @@ def as_json(results: Sequence[Result], checkpoint: str, config: GPT2Config) -> d
     """Everything about an evaluation of one checkpoint."""
     return {
         "checkpoint": checkpoint,
-        "parameters": parameter_count(config),
+        "parameters": real_parameter_count(config),
         "config": config.to_dict(),
         "results": [
             {

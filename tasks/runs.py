@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Iterator, NamedTuple, Sequence
 
-from model.config import MODELS, VARIANT_FIELDS, GPT2Config, parameter_count, read_json_object
+from model.config import MODELS, VARIANT_FIELDS, GPT2Config, read_json_object, real_parameter_count
 from model.scoring import perplexity
 from tasks.records import EVALUATIONS, Evaluation, fingerprint, kept_in, read
 from training.log.curves import CURVES_FILE, Row, read_rows
@@ -89,7 +89,7 @@ def _run(path: Path, top: Path, told: list[str]) -> Run:
         facts.update(
             activation=_ACTIVATIONS.get(config.activation_function, config.activation_function),
             tied="Yes" if config.tie_word_embeddings else "No",
-            parameters=parameter_count(replace(config, vocab_size=config.real_vocab_size)),
+            parameters=real_parameter_count(config),
         )
     places = [path] + [path / name for name in written]
     facts["vocabulary"] = "own" if any((place / "tokenizer.json").is_file() for place in places) else "gpt2"

@@ -3,6 +3,7 @@
 import pytest
 import tiny_checkpoint
 import torch
+import transformers
 
 from model.checkpoint import save_pretrained
 from model.convert.__main__ import main as convert
@@ -27,6 +28,8 @@ def test_two_checkpoints_side_by_side(tmp_path, capsys):
     assert "ppl (token, wiki.test.tokens, T 32)" in head
     values = [float(row.split()[-1]) for row in rows[:2]]
     assert sorted(row.split()[0] for row in rows[:2]) == checkpoints and values == sorted(values)
+    exported = [transformers.GPT2LMHeadModel.from_pretrained(checkpoint) for checkpoint in checkpoints]
+    assert sorted(row.split()[1] for row in rows[:2]) == sorted(f"{model.num_parameters():,}" for model in exported)
     assert picture is None or picture.read_bytes()[:4] == b"\x89PNG"
 
 

@@ -17,6 +17,7 @@ import pytest
 import safetensors.torch
 import tiny_checkpoint
 import torch
+import transformers
 
 from model.checkpoint import save_pretrained
 from model.config import GPT2Config
@@ -55,6 +56,8 @@ def test_one_protocol_of_lambada(folder, tmp_path, protocol):
     assert status == 0, err
     found = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     assert [result["protocol"] for result in found["results"]] == [protocol]
+    exported = transformers.GPT2LMHeadModel.from_pretrained(str(folder / "checkpoint"))
+    assert found["parameters"] == exported.num_parameters(), "padding rows are none of the model's"
     assert bool(re.search(LAMBADA_LINE, out)) == (protocol == "last-bpe"), "the reference's line is about that one"
 
 
