@@ -45,6 +45,11 @@ def means(values: Sequence[float]) -> list[float]:
     return (array / launched()[1]).tolist()
 
 
+def of_first(value: Any) -> Any:
+    """The first process's value, which is plain. Every process must call it. Raises RuntimeError as `combine`."""
+    return _tell(value)[0]
+
+
 def check_same(facts: Mapping[str, Any]) -> None:
     """That all processes were started alike. Every process must call it.
 

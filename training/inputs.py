@@ -145,9 +145,11 @@ def corpus_arguments(args: argparse.Namespace, tokenizer: Entries | None, real_v
 
 
 def read_inputs(
-    args: argparse.Namespace,
+    args: argparse.Namespace, state: dict[str, Any] | None = None
 ) -> tuple[dict[str, Any] | None, Entries | None, GPT2LMHeadModel, SampleDataset, SampleDataset | None]:
     """Training state (None unless resuming), tokenizer (None if none is there), model, training and held-out samples.
+
+    `state` is the one to resume where it has been read already.
 
     Raises ValueError whose `args` are all the problems found.
     """
@@ -160,8 +162,8 @@ def read_inputs(
             problems.extend([] if str(error) in problems else [str(error)])
             return None
 
-    resumes = args.resume_training_from_checkpoint
-    state = attempt(training_state.read, Path(args.pretrained_checkpoint)) if resumes else None
+    if state is None and args.resume_training_from_checkpoint:
+        state = attempt(training_state.read, Path(args.pretrained_checkpoint))
     tokenizer = attempt(run_tokenizer, args)
     gpt2 = attempt(load_or_make, args, tokenizer)
     config = attempt(model_config, args, tokenizer) if gpt2 is None else gpt2.config

@@ -77,8 +77,12 @@ class TrainingRun:
         with ranks.first_before_others():  # which may mend what an interrupted save left, but no save under way
             if args.save_model_path and not args.compile_only and ranks.is_first():
                 claim(Path(args.save_model_path))
-            find_latest(args)
-            state, tokenizer, gpt2, self.samples, held_out = read_inputs(args)
+            state = find_latest(args) if ranks.is_first() else None
+        # What the first process has found to be whole is what all of them resume.
+        resumes = (args.pretrained_checkpoint, args.resume_training_from_checkpoint)
+        args.pretrained_checkpoint, args.resume_training_from_checkpoint = ranks.of_first(resumes)
+        with ranks.first_before_others():
+            state, tokenizer, gpt2, self.samples, held_out = read_inputs(args, state)
         self.approximate = self.samples.approximate or (held_out.approximate if held_out is not None else "")
         self.sampler = make_sampler(self.samples, args.seed, samples_of_this_process(args))
         self.samples_a_step = self.sampler.shard.group  # of all processes

@@ -10,18 +10,19 @@ import shutil
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import Callable, Sequence
+from typing import Any, Callable, Sequence
 
 from safetensors import SafetensorError, safe_open
 
 from command_line.checks import is_first_process
 from command_line.interruption import command_line, without_flag
 from model.checkpoint import CONFIG_FILE, recover_interrupted
+from model.config import read_json_object
 from model.disk_space import free_bytes
 from model.weights import WEIGHTS_FILE
 from training.folder_lock import claim
 from training.run_file import run_file
-from training.state import STATE_FILE, read
+from training.state import STATE_FILE, Damaged, read, read_whole
 
 BEST = "best"  # the checkpoint of --keep-best; the others are step_N and epoch_N
 
@@ -54,22 +55,18 @@ def recorded(folder: Path) -> list[str]:
 def is_whole(checkpoint: Path) -> bool:
     """Whether the files of a checkpoint have the lengths that they state, and a run can be resumed from it."""
     try:
+        read_json_object(checkpoint / CONFIG_FILE)
         with safe_open(str(checkpoint / WEIGHTS_FILE), "pt"):
-            return (checkpoint / CONFIG_FILE).is_file() and zipfile.is_zipfile(str(checkpoint / STATE_FILE))
-    except (OSError, SafetensorError):
+            return zipfile.is_zipfile(str(checkpoint / STATE_FILE))
+    except (OSError, ValueError, SafetensorError):
         return False
 
 
-def latest(folder: Path) -> Path | None:
-    """The newest whole checkpoint in a folder, `best` only if there is no other; None if there is none."""
+def newest_first(folder: Path) -> list[Path]:
+    """The checkpoints in a folder in the order in which --resume latest takes them: `best` if there is no other."""
     if not folder.is_dir():
-        return None
-    newest = checkpoints(folder)[::-1]
-    for checkpoint in sorted(newest, key=lambda path: path.name == BEST):
-        if is_whole(checkpoint):
-            return checkpoint
-        print(f"{checkpoint}: is not a whole checkpoint to resume from, passed over")
-    return None
+        return []
+    return sorted(checkpoints(folder)[::-1], key=lambda path: path.name == BEST)
 
 
 def launch() -> str | None:
@@ -90,18 +87,37 @@ def _started_again(folder: Path) -> bool:
     return again and same and bool(recorded(folder))
 
 
-def find_latest(args: argparse.Namespace) -> None:
-    """--resume latest: the newest checkpoint becomes the one to resume; if there is none the run starts.
+def find_latest(args: argparse.Namespace) -> dict[str, Any] | None:
+    """--resume latest: the newest whole checkpoint becomes the one to resume; if there is none the run starts.
 
-    A process that torchrun started again (--max-restarts) does so too, if this run has written a checkpoint.
+    A process that torchrun started again (--max-restarts) does so too, if this run has written a checkpoint. One that
+    is damaged is passed over, which a line says; nothing is changed in it.
+
+    Returns the checkpoint's training state, for the bytes have been compared then; None if the run starts, or
+    something else is resumed. Raises ValueError if there are checkpoints and none of them can be resumed.
     """
     if args.resume != "latest" and not (args.save_model_path and _started_again(Path(args.save_model_path))):
-        return
-    found = latest(Path(args.save_model_path))
-    if found is None:
-        print(f"--resume latest: no checkpoint in {args.save_model_path}, the run starts from the beginning")
-    else:
-        args.pretrained_checkpoint, args.resume_training_from_checkpoint = str(found), True
+        return None
+    folder, damaged = Path(args.save_model_path), []
+    for checkpoint in newest_first(folder):
+        try:
+            if not is_whole(checkpoint):
+                raise Damaged(f"{checkpoint} is not a whole checkpoint to resume from")
+            state = read_whole(checkpoint)
+        except Damaged as error:
+            damaged.append(str(error))
+            print(f"--resume latest: passed over {checkpoint.name}, for {error}")
+            continue
+        args.pretrained_checkpoint, args.resume_training_from_checkpoint = str(checkpoint), True
+        return state
+    if damaged and not args.overwrite:
+        raise ValueError(
+            *damaged,
+            f"--resume latest: of the checkpoints in {folder} none is whole; copy one there again, or start over with "
+            "--overwrite, or with another --save-model-path",
+        )
+    print(f"--resume latest: no checkpoint in {folder}, the run starts from the beginning")
+    return None
 
 
 def names_due(args: argparse.Namespace, step: int, epoch: int, epoch_ended: bool, last: bool) -> list[str]:
@@ -206,7 +222,7 @@ def _taken(folder: Path, others: Sequence[Path], argv: Sequence[str]) -> str:
     for name in ("--overwrite", "--resume"):
         flags = without_flag(flags, name)
     lines = [f"--save-model-path {folder}: has checkpoints of an earlier run ({names}), which this one would replace"]
-    if latest(folder) is not None:
+    if any(map(is_whole, newest_first(folder))):
         for name in ("--pretrained-checkpoint", "--checkpoint-input-dir", "--resume-training-from-checkpoint"):
             flags = without_flag(flags, name)
         resume = [*flags, "--save-model-path", str(folder), "--resume", "latest"]

@@ -168,6 +168,10 @@ def save(
     return chosen
 
 
+class Damaged(ValueError):
+    """A checkpoint that nothing can be resumed from: its file, and what is wrong with that."""
+
+
 def read(directory: Path, within: Sequence[str] = ()) -> dict[str, Any]:
     """The training state of a checkpoint. Raises ValueError naming the file if it is not there, damaged or of no use.
 
@@ -175,6 +179,17 @@ def read(directory: Path, within: Sequence[str] = ()) -> dict[str, Any]:
     each machine reads the file through, to compare its bytes with the CRCs in it, and that of the weights; if keys
     `within` are given, of the tensors only those under them.
     """
+    try:
+        return read_whole(directory, within)
+    except Damaged as error:
+        raise ValueError(
+            f"nothing can be resumed, for {error}. Copy the checkpoint again, go on from an earlier one with --resume "
+            f"{directory.parent / 'step_N'}, or start from its weights (--pretrained-checkpoint alone)"
+        ) from error
+
+
+def read_whole(directory: Path, within: Sequence[str] = ()) -> dict[str, Any]:
+    """What `read` does. Raises Damaged, without advice, where that is what is wrong with the checkpoint."""
     recover_interrupted(directory)
     path = directory / STATE_FILE
     if not path.is_file():
@@ -186,19 +201,19 @@ def read(directory: Path, within: Sequence[str] = ()) -> dict[str, Any]:
     try:
         state = load_torch_file(path, within=within, compared=is_first_of_machine())
     except ValueError as error:
-        raise ValueError(
-            f"nothing can be resumed, for {STATE_FILE} cannot be read. {error}. Or go on from an earlier checkpoint: "
-            f"--resume {directory.parent / 'step_N'}"
-        ) from error
+        raise Damaged(*error.args) from error
     if not isinstance(state, dict) or state.get("format") != _FORMAT:
         raise ValueError(f"{path} is no training state of this program (format {_FORMAT}): use another checkpoint")
     weights = directory / WEIGHTS_FILE
     if not within and is_first_of_machine() and _WEIGHTS in state and weights.is_file():
-        if _crc32(weights) != state[_WEIGHTS]:
-            raise ValueError(
-                f"nothing can be resumed, for the bytes of {weights} are not those that were saved with {STATE_FILE}: "
-                "the file is damaged, or was replaced. Copy the checkpoint again, go on from an earlier one with "
-                f"--resume {directory.parent / 'step_N'}, or start from these weights (--pretrained-checkpoint alone)"
+        try:
+            changed = _crc32(weights) != state[_WEIGHTS]
+        except OSError as error:
+            raise Damaged(f"{weights}: cannot be read ({error.strerror})") from error
+        if changed:
+            raise Damaged(
+                f"the bytes of {weights} are not those that were saved with {STATE_FILE}: the file is damaged, or was "
+                "replaced"
             )
     return state
 

@@ -96,6 +96,21 @@ def test_two_processes_and_then_one_make_the_curve_of_one(folder, alone):
     assert curve(save) == pytest.approx(alone, rel=1e-5)
 
 
+def test_processes_pass_over_a_damaged_checkpoint_together(folder, alone):
+    """One of them compares the bytes; the other one follows it."""
+    save = folder / "damaged"
+    argv = run_flags(folder, save, save_per_steps=1, save_per_epochs=0)
+    schedule = ["--lr-warmup-steps", "1", "--lr-decay-steps", "12"]
+    assert run_here([*argv, "--training-steps", "4", *schedule]).status == 0
+    state = save / "step_4" / "training_state.pt"
+    content = bytearray(state.read_bytes())
+    content[len(content) // 2] ^= 1
+    state.write_bytes(content)
+    done = run_together(2, [*argv, *schedule, "--resume", "latest"])
+    assert done.out.count("passed over step_4") == 1 and f"resuming from {save / 'step_3'}:" in done.out
+    assert curve(save) == pytest.approx(alone, rel=1e-5)
+
+
 def test_two_processes_of_poprun(folder, alone):
     """Which says by the variables of Open MPI who they are, and how many replicas there are in place of the flag."""
     save = folder / "poprun"

@@ -1,10 +1,13 @@
 """The folder of --save-model-path: whose checkpoints are in it, the newest one, and what is pruned."""
 
+import argparse
 import json
 import os
+import re
 import shlex
 import shutil
 import stat
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +18,7 @@ from model.checkpoint import save_pretrained, tensor_bytes
 from model.config import GPT2Config
 from model.gpt2 import GPT2LMHeadModel
 from training import save_folder
-from training.save_folder import SaveFolder, checkpoints, latest
+from training.save_folder import SaveFolder, checkpoints, find_latest
 
 
 @pytest.fixture
@@ -102,6 +105,13 @@ def test_compile_only_does_not_mind(folder):
     assert run(folder, compile_only=True).status == 0
 
 
+def latest(folder):
+    """What --resume latest takes in a folder."""
+    args = argparse.Namespace(resume="latest", save_model_path=str(folder), overwrite=False, pretrained_checkpoint="")
+    find_latest(args)
+    return Path(args.pretrained_checkpoint) if args.pretrained_checkpoint else None
+
+
 # ---- The newest one ----------------------------------------------------------------------------------------------
 
 
@@ -125,11 +135,33 @@ def test_the_newest_whole_checkpoint(folder, capsys):
         (save / name / file).write_bytes(whole[: len(whole) // 2])
     assert latest(save) == save / "step_2"
     said = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in said] == [str(save / "step_4"), str(save / "step_3")]
+    assert [re.search("passed over (step_.), for", line).group(1) for line in said] == ["step_4", "step_3"]
     (save / "step_2").rename(save / ".step_2.old")  # a save of step_2 was killed between its two renames
     (save / ".step_5.new").mkdir()
     assert latest(save) == save / "step_2"
     assert latest(folder / "none") is None and latest(folder) is None
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_the_run_goes_on_before_it(folder):
+    """Bytes that changed while the lengths are right, in each of the files; nothing is done where no other is whole."""
+    whole = run(folder, training_steps=4)
+    save = folder / "save"
+    for name, file in {"step_4": "training_state.pt", "step_3": "model.safetensors"}.items():
+        content = bytearray((save / name / file).read_bytes())
+        content[len(content) // 2] ^= 1
+        (save / name / file).write_bytes(content)
+    done = run(folder, "--resume", "latest", training_steps=4)
+    assert done.status == 0 and losses(done.out) == losses(whole.out)[2:], done.err
+    said = [line for line in done.out.splitlines() if "passed over" in line]
+    assert f"passed over step_4, for {save / 'step_4' / 'training_state.pt'}: the bytes of " in said[0]
+    assert f"passed over step_3, for the bytes of {save / 'step_3' / 'model.safetensors'} are not those" in said[1]
+    assert latest(save) == save / "step_4", "it was written anew"
+    for step in range(1, 5):
+        (save / f"step_{step}" / "config.json").write_text('{"n_layer": 2,')
+    before = contents(save)
+    refused = run(folder, "--resume", "latest")
+    assert refused.status == 2 and f"of the checkpoints in {save} none is whole" in refused.err
+    assert contents(save) == before and all(f"{save / f'step_{step}'} is not a whole" in refused.err for step in (1, 4))
 
 
 def test_copying_a_folder_does_not_change_the_order(folder):
