@@ -14,6 +14,7 @@ import os
 import resource
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ _OF_A_TRIAL: dict[str, Any] = {
     "async_dataloader": False,
     "save_model_path": None,
     "profile": None,
+    "resume": None,
     "resume_training_from_checkpoint": False,
     "keep_best": False,
     "early_stopping": None,
@@ -74,14 +76,13 @@ def choose(args: argparse.Namespace) -> str:
     A resumed run keeps what it began with: another split draws other dropout. Raises BadFlags if not even one sample
     fits, ValueError if there is nothing to resume.
     """
-    from training import state
     from training.memory import next_settings
 
     if "WORLD_SIZE" in os.environ or "OMPI_COMM_WORLD_SIZE" in os.environ:
         raise BadFlags("--batch-size auto: a micro-batch is looked for by one process, not by several; give a number")
     share = args.global_batch_size // args.replication_factor
-    if args.resume_training_from_checkpoint:
-        facts = state.read(Path(args.pretrained_checkpoint), ("facts",))["facts"]
+    facts = _facts_of_the_resumed(args)
+    if facts is not None:
         size, why = facts["--batch-size"], "as the run began"
     else:
         sizes = candidates(args)
@@ -93,6 +94,22 @@ def choose(args: argparse.Namespace) -> str:
         why = f"{larger} did not fit" if larger else "the most to be tried, and it fits"
     args.batch_size, args.gradient_accumulation = size, max(1, share // size)
     return f"--batch-size auto: --batch-size {size} --gradient-accumulation {args.gradient_accumulation} ({why})"
+
+
+def _facts_of_the_resumed(args: argparse.Namespace) -> dict[str, Any] | None:
+    """The facts of the run that these flags resume; None if they start one. Raises ValueError if there are none."""
+    from training import state
+    from training.folder_lock import claim
+    from training.save_folder import newest_first
+
+    if args.resume_training_from_checkpoint:
+        return state.read(Path(args.pretrained_checkpoint), ("facts",))["facts"]
+    if args.resume == "latest":
+        claim(Path(args.save_model_path))  # until the run is over
+        for checkpoint in newest_first(Path(args.save_model_path)):  # which have them all
+            with suppress(ValueError):
+                return state.read(checkpoint, ("facts",))["facts"]
+    return None
 
 
 def fits(args: argparse.Namespace, size: int) -> bool:

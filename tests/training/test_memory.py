@@ -147,6 +147,10 @@ def test_the_largest_that_fits_is_taken(folder, monkeypatch):
     again = run_here(argv)
     assert again.status == 0, again.err
     assert tried == [] and "--batch-size 4 --gradient-accumulation 3 (as the run began)" in again.out
+    argv, tried = auto(folder, monkeypatch, largest=12, save_model_path=folder / "save", resume="latest")
+    chained = run_here([*argv, "--training-steps", "3"])
+    assert chained.status == 0, chained.err
+    assert tried == [] and "(as the run began)" in chained.out and "step 3 of epoch" in chained.out
 
 
 def test_not_even_one_sample(folder, monkeypatch):
@@ -186,7 +190,7 @@ def trials(monkeypatch, tmp_path_factory):
 def test_a_trial_sees_what_does_not_fit(folder, monkeypatch, trials):
     write_config(folder, **WIDE)
     words = {"gradient_accumulation": None, "batch_size": "auto", "global_batch_size": 64, "max_len": 512}
-    args = parsed(folder, **words)
+    args = parsed(folder, **words, save_model_path=folder / "save", resume="latest")
     before = dict(vars(args))
     free = iter([400 * 10**6, 16 * 10**9])
     monkeypatch.setattr(micro_batch, "free_memory", lambda: next(free))
