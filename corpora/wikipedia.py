@@ -67,7 +67,9 @@ class ArticleReader:
     The text is the body's lines, right-stripped, blank ones left out, joined with single spaces; the title line is
     not part of it. `bytes_read` tells how far it is, `broken_lines` counts lines that were not UTF-8 (their bad bytes
     become U+FFFD). A `</doc>` ends an article if the next one or the end of the file follows; any other, and a
-    `<doc ...>` inside an article, is text.
+    `<doc ...>` inside an article, is text. Of a whole document inside it, `<doc ... title="X">` with X on the next line
+    and `</doc>`, that is so wherever it stands; one without its `</doc>` looks like the next article after one that is
+    cut off.
     """
 
     def __init__(self, files: list[Path], drop_placeholders: bool = False) -> None:
@@ -77,7 +79,7 @@ class ArticleReader:
         self.broken_lines = 0
 
     def __iter__(self) -> Iterator[str]:
-        """Raises ValueError naming file and line where a `<doc id=...>` has no `</doc>`, or a line is not JSON."""
+        """Raises ValueError naming file and line where an article has no `</doc>` of its own, or a line is not JSON."""
         for path in self.files:
             bodies = self._rows(path) if holds_json(path) else self._elements(path)
             for body in bodies:
@@ -100,11 +102,11 @@ class ArticleReader:
         lines: list[str] | None = None  # of the article under way, its title first
         begun = 0
         ended: int | None = None  # how many lines it has if the </doc> seen last is its end
-        title: bytes | None = None  # of the <doc> just seen inside an article: if it is the next line, a new one begins
+        inside = 0  # documents in the text of the article under way, begun and not ended
+        title: bytes | None = None  # of the <doc> just seen inside an article: one begins if it is the next line
         for number, raw in self._numbered(path):
             begins = _BEGIN.match(raw)
-            if title is not None and raw.strip() == title:
-                raise _unfinished(path, begun)
+            inside += title is not None and raw.strip() == title
             title = None
             if begins and (lines is None or ended is not None):
                 if lines is not None:
@@ -113,7 +115,9 @@ class ArticleReader:
                 continue
             if lines is None:
                 continue
-            if raw.strip() == _END:
+            if raw.strip() == _END and inside:
+                inside -= 1
+            elif raw.strip() == _END:
                 ended = len(lines)
             elif raw.strip():
                 ended = None

@@ -47,10 +47,20 @@ def test_marks_of_documents_inside_an_article_are_text(tmp_path):
     ]
 
 
+def test_whole_documents_inside_an_article_are_text(tmp_path):
+    """Of an article about this very format: one after the other, one in another, at the end."""
+    inner, outer = doc("X", "body of X"), doc("Y", doc("Z", "body of Z"))
+    found = articles(tmp_path, doc("A", f"It looks so:\n{inner}\n{outer}or\n{inner}") + doc("B", "b"))
+    x = '<doc id="7" url="u" title="X"> X body of X </doc>'
+    y = '<doc id="7" url="u" title="Y"> Y <doc id="7" url="u" title="Z"> Z body of Z </doc> </doc>'
+    assert found == [f"It looks so: {x} {y} or {x}", "b"]
+
+
 @pytest.mark.parametrize(
     "content",
     [
         doc("A", "b").replace("</doc>", "") + doc('C "D"', "e"),  # the head of another one, its title below it
+        doc("A", "b").replace("</doc>", "") + doc("C", "d") + doc("E", "f"),
         doc("A", "b") + "more of A, and no end\n",
         doc("A", "b").replace("</doc>", "</doc"),
     ],
