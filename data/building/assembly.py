@@ -47,17 +47,21 @@ class Progress:
         self.done += part.counts["size"]
         if there_already:
             self._skipped += part.counts["size"]
+        if self.done == self._skipped:
+            self._begin = time.monotonic()  # nothing has been made yet
         if time.monotonic() - self._shown >= self._interval:
             self.show("\r" if self.stream.isatty() else "\n")
 
     def show(self, end: str = "\n") -> None:
         """Print where it stands; on a terminal the same line again."""
         self._shown = time.monotonic()
-        rate = (self.done - self._skipped) / max(self._shown - self._begin, 1e-9)
-        left = (self.total - self.done) / rate if rate else 0.0
+        made = self.done - self._skipped
+        before = f" ({self._skipped / 1e6:,.1f} by an earlier start)" if self._skipped else ""
+        rate = made / max(self._shown - self._begin, 1e-9)
+        pace = f", {rate / 1e6:.1f} MB/s, {(self.total - self.done) / rate:.0f} s left" if made else ""
         self.stream.write(
             f"{self.documents:,} documents, {self.kept:,} kept, {self.tokens:,} tokens, {self.done / 1e6:,.1f} of "
-            f"{self.total / 1e6:,.1f} MB, {rate / 1e6:.1f} MB/s, {left:.0f} s left{end}"
+            f"{self.total / 1e6:,.1f} MB{before}{pace}{end}"
         )
         self.stream.flush()
 

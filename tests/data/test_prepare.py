@@ -20,6 +20,7 @@ import sys
 import tarfile
 import threading
 import time
+import types
 import zipfile
 from pathlib import Path
 
@@ -364,6 +365,24 @@ def test_goes_on_where_it_stopped(tmp_path, corpus, tokenizer, monkeypatch, work
     assert seen[:8] == [True, True, False, True, True, True, True, True] and not all(seen)
     assert pickle.loads((out / "corpus.pkl").read_bytes()) == ids_of(documents(120))
     assert sorted(path.name for path in out.iterdir()) == ["corpus.pkl", "tokenizer.json"]
+
+
+def test_the_rate_of_a_resumed_run_is_of_what_it_makes_itself(monkeypatch):
+    """Nothing is said of a rate while there is none: it was 0.0 MB/s, and 0 s left."""
+    now = [100.0]
+    monkeypatch.setattr(assembly.time, "monotonic", lambda: now[0])
+    stream = io.StringIO()
+    progress = assembly.Progress(12_000_000, stream)
+    part = types.SimpleNamespace(counts={"documents": 5, "broken": 0, "size": 4_000_000})
+    now[0] += 3.0
+    progress.add(part, there_already=True)
+    progress.show()
+    now[0] += 4.0
+    progress.add(part, there_already=False)
+    progress.show()
+    first, second = stream.getvalue().splitlines()
+    assert first == "5 documents, 0 kept, 0 tokens, 4.0 of 12.0 MB (4.0 by an earlier start)"
+    assert second == first.replace("5", "10", 1).replace(" 4.0 of", " 8.0 of") + ", 1.0 MB/s, 4 s left"
 
 
 @pytest.mark.skipif(sys.version_info < (3, 9), reason="the pool's own thread has another name")
