@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import collections
+import os
+import re
 import zipfile
 from pathlib import Path
+from typing import Sequence
 
 from corpora.pieces import HEADING, LINE, Corpus, archives, naming, running, whole_files, wikipedia
 from corpora.wikipedia import holds_json, wiki_files
@@ -17,6 +21,8 @@ PATTERNS: dict[str, tuple[str, ...]] = {
     "jsonl": tuple(f"*.{ending}{packed}" for ending in ("jsonl", "ndjson", "json") for packed in PACKED),
     "text": (*(f"*.txt{packed}" for packed in PACKED), "*.story"),  # the latter are CNN's and the Daily Mail's
 }
+_WIKITEXT_REST = re.compile(r"wiki\.(valid|test)\.")  # is read where it is wanted, from beside the training text
+_MOST_ENDINGS = 6  # that a line names
 _ORDER = ("wikipedia", "wikitext", "jsonl", "text", "openwebtext")  # a .txt.xz is no archive
 
 
@@ -67,6 +73,31 @@ def open_source(kind: str, inputs: list[Path], documents: str | None = None) -> 
         return Corpus(files, lambda: whole_files("file", files)), None
     reader = "passages" if documents == "passage" else "lines"
     return Corpus(files, lambda: running(reader, LINE, files)), None
+
+
+def passed_over(inputs: Sequence[Path], taken: Sequence[Path]) -> str:
+    """What the folders of the input hold beside the files `taken`, by the endings of names; "" if there is nothing.
+
+    Left out are hidden files and the rest of WikiText. A folder counts if nothing in it is taken.
+    """
+    files: collections.Counter[str] = collections.Counter()
+    folders = 0
+    used = {os.path.realpath(path) for path in taken}
+    used.update(str(folder) for path in list(used) for folder in Path(path).parents)
+    for folder in filter(Path.is_dir, inputs):
+        for entry in folder.iterdir():
+            if entry.name.startswith(".") or os.path.realpath(entry) in used or _WIKITEXT_REST.match(entry.name):
+                continue
+            if entry.is_dir():
+                folders += 1
+            else:
+                files["".join(entry.suffixes[-2 if entry.suffix in PACKED else -1 :]) or "without an ending"] += 1
+    named = sorted(files, key=lambda ending: (-files[ending], ending))
+    found = [f"{files[ending]:,} {ending}" for ending in named[:_MOST_ENDINGS]]
+    rest = sum(files[ending] for ending in named[_MOST_ENDINGS:])
+    found += [f"{rest:,} others"] * (rest > 0)
+    found += [f"{folders:,} folder{'s'[: folders != 1]}"] * (folders > 0)
+    return f"passed over beside them: {', '.join(found)}; --input FILE ... reads others" if found else ""
 
 
 def _check_documents(kind: str, documents: str | None) -> None:

@@ -159,7 +159,7 @@ def prepare(args: argparse.Namespace, stream: TextIO) -> None:
         from data.building.worker_pool import start_server
 
         start_server()
-    from corpora.sources import check_placeholders, guess, open_source
+    from corpora.sources import check_placeholders, guess, open_source, passed_over
     from data.building.corpus import build, worker_count
     from data.building.duplicates import Selector
     from data.building.parts import Recipe
@@ -181,6 +181,8 @@ def prepare(args: argparse.Namespace, stream: TextIO) -> None:
         f"{source}: {len(corpus.files):,} files, {corpus.size() / 1e6:,.1f} MB; vocabulary of "
         f"{tokenizer.vocab_size:,}, encoder {encoder}\n"
     )
+    others = passed_over(args.input, [*corpus.files, args.output])
+    stream.write(f"{others}\n" if others else "")
     held_out = (args.validation_fraction, args.seed, args.validation_first)
     selector = Selector(args.deduplicate, args.near_threshold, *held_out)
     recipe = Recipe(

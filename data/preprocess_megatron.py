@@ -64,7 +64,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def preprocess(args: argparse.Namespace, stream: TextIO) -> None:
     """Write the corpora. Raises ValueError naming the input that cannot be used, RuntimeError, OSError."""
     # Imported where they are used: --help and bad flags need not wait for them.
-    from corpora.sources import holds_wikipedia, open_source
+    from corpora.sources import holds_wikipedia, open_source, passed_over
     from data.building.corpus import build, worker_count
     from data.building.corpus_formats import MegatronWriter
     from data.building.duplicates import Selector
@@ -75,6 +75,8 @@ def preprocess(args: argparse.Namespace, stream: TextIO) -> None:
     if wikipedia and args.json_keys != ["text"]:
         raise ValueError(f"--json-keys {' '.join(args.json_keys)}: --input is extracted Wikipedia, whose key is text")
     corpus, _ = open_source("wikipedia" if wikipedia else "jsonl", args.input)
+    others = passed_over(args.input, corpus.files)
+    stream.write(f"{others}\n" if others else "")
     if args.tokenizer is not None:
         tokenizer = Tokenizer.from_folder(args.tokenizer)
     else:

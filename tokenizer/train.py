@@ -24,7 +24,7 @@ from corpora.atomic import atomic_files, folder_made  # noqa: E402
 from corpora.documents import DocumentReader  # noqa: E402
 from corpora.pieces import Corpus  # noqa: E402
 from corpora.program import ProgramParser, add_input_flags, reported  # noqa: E402
-from corpora.sources import check_placeholders, guess, open_source  # noqa: E402
+from corpora.sources import check_placeholders, guess, open_source, passed_over  # noqa: E402
 from tokenizer.entries import TOKENIZER_FILE, json_object, read_text  # noqa: E402
 from tokenizer.learning import SMALLEST_VOCAB, train_bpe  # noqa: E402
 
@@ -152,6 +152,8 @@ def train(args: argparse.Namespace, stream: TextIO) -> None:
     source = args.source or guess(args.input)
     check_placeholders(args.drop_placeholders, source)
     corpus, _ = open_source(source, args.input, args.documents)
+    others = passed_over(args.input, [*corpus.files, args.output])
+    stream.write(f"{others}\n" if others else "")
     limits = Part(args.first_documents, args.first_bytes, args.first_share)
     part = None if limits == Part() else limits
     tokenizer = learn_vocabulary(corpus, args.json_key, args.vocab_size, stream, args.drop_placeholders, part)

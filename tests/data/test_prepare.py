@@ -32,7 +32,7 @@ from hypothesis import strategies as st
 from corpora import pieces
 from corpora.documents import DocumentReader
 from corpora.pieces import HEADING, LINE, running
-from corpora.sources import guess, open_source
+from corpora.sources import guess, open_source, passed_over
 from data import prepare
 from data.building import assembly, parts
 from data.building.duplicates import DROPPED, TRAIN, VALIDATION, DigestSet, Selector
@@ -131,6 +131,25 @@ def test_text_one_document_a_file(tmp_path):
     assert texts_in(open_source("text", [tmp_path], "file")[0]) == ["first", "two\nlines\n"]
 
 
+def test_what_is_passed_over_in_a_folder_is_told_in_a_line(tmp_path, tokenizer, capsys):
+    """Other kinds, other packings of this kind and folders; not hidden files, and not what the program writes."""
+    folder = tmp_path / "mixed"
+    (folder / "more").mkdir(parents=True)
+    for name in ("b.txt", "c.txt.gz", "d.txt.gz", "READ.me", "LICENSE", ".hidden", "more/e.jsonl"):
+        (folder / name).write_text("a text\n", encoding="utf-8")
+    (folder / "a.jsonl").write_text('{"text": "some words of it"}\n' * 3, encoding="utf-8")
+    command = ["--input", folder, "--output", folder / "out", "--tokenizer", tokenizer, "--workers", 1]
+    told = "passed over beside them: 2 .txt.gz, 1 .me, 1 .txt, 1 without an ending, 1 folder; --input FILE ... reads"
+    for _ in range(2):
+        assert run(*command) == 0
+        source, said, *_ = capsys.readouterr().err.splitlines()
+        assert source.startswith("jsonl: 1 files") and said.startswith(told)
+    assert passed_over([folder / "a.jsonl"], [folder / "a.jsonl"]) == ""
+    for number in range(9):
+        (folder / f"x.{number}").touch()
+    assert "1 .1, 1 .2, 1 .3, 1 .4, 7 others, 1 folder" in passed_over([folder], [folder / "a.jsonl", folder / "out"])
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_wikitext(tmp_path, piece_bytes, packed):
     content = {
@@ -146,6 +165,7 @@ def test_wikitext(tmp_path, piece_bytes, packed):
     for given_path in (tmp_path, next(tmp_path.glob("*train*" if not packed else "*.zip"))):
         assert guess([given_path]) == "wikitext"
         train, validation = open_source("wikitext", [given_path])
+        assert passed_over([given_path], train.files) == ""
         stripped = [article.strip("\n") for article in WIKITEXT]
         # " = 2 + 2 = 5 = " has a sign inside: not taken for a heading of this level
         assert [t for t in texts_in(train) if t.strip()] == [stripped[0] + "\n" + stripped[1], stripped[2]]
