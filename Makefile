@@ -82,15 +82,16 @@ test: setup-dev ## the tests that need no GPU
 	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n auto --maxprocesses 4 --dist loadfile \
 		--no-loadscope-reorder
 
+# -rs: what is missing for the tests that are skipped.
 test-gpu: setup-dev ## the tests that need a CUDA device
-	$(VENV_PYTHON) -m pytest -m gpu
+	$(VENV_PYTHON) -m pytest -m gpu -rs
 
 test-harness: setup-dev ## lm-evaluation-harness against its own model; installs requirements-evaluation.txt, 600 MB
 	$(VENV_PYTHON) -m pip install --disable-pip-version-check -r requirements-evaluation.txt -c constraints.txt
 	$(VENV_PYTHON) -m pytest -m harness
 
 test-browser: setup-dev ## the server's page and reports in headless Chromium (CHROMIUM=/path, or as Debian installs it)
-	CHROMIUM="$(CHROMIUM)" $(VENV_PYTHON) -m pytest -m browser
+	CHROMIUM="$(CHROMIUM)" $(VENV_PYTHON) -m pytest -m browser -rs
 
 # GROUPS: of transformers, torchvision, lightning and optimum-graphcore; all of them without it
 test-programs: setup-dev ## libraries written for PopTorch on portable/, each in an environment of its own; 4 GB

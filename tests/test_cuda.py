@@ -14,7 +14,9 @@ from training.optimization import make_optimizer
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device"),
+    pytest.mark.skipif(
+        not torch.cuda.is_available(), reason="torch sees no CUDA device: it takes an NVIDIA GPU and torch's CUDA build"
+    ),
 ]
 CONFIG = GPT2Config(
     vocab_size=2048,

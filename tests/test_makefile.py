@@ -232,6 +232,17 @@ def test_order_of_commands(tree, target, commands):
     assert places == sorted(places), output
 
 
+@pytest.mark.parametrize("target", ["test-gpu", "test-browser"])
+def test_what_is_missing_for_skipped_tests_is_said(tree, target):
+    command = re.search(r"-m pytest (.*)", make(tree, "-n", target)[1]).group(1)
+    file = {"test-gpu": "tests/test_cuda.py", "test-browser": "tests/serving/test_page.py"}[target]
+    bare = {"CUDA_VISIBLE_DEVICES": "", "CHROMIUM": "", "PATH": ""}
+    words = [sys.executable, "-m", "pytest", *command.split(), "-p", "no:cacheprovider", file]
+    said = subprocess.run(words, cwd=ROOT, env={**os.environ, **bare}, capture_output=True, text=True).stdout
+    needed = {"test-gpu": "it takes an NVIDIA GPU and torch's CUDA build", "test-browser": "`apt install chromium`"}
+    assert needed[target] in said or "requirements-serving.txt is not installed" in said, said
+
+
 def test_the_demo_is_told_where_its_caller_stands(tree):
     assert 'CALLED_FROM="/over there" bash run/demo.sh' in make(tree, "-n", "demo", PWD="/over there")[1]
 

@@ -10,7 +10,10 @@ from launch import together
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(torch.cuda.device_count() < 2, reason="torch sees fewer than two CUDA devices"),
+    pytest.mark.skipif(
+        torch.cuda.device_count() < 2,
+        reason="torch sees fewer than two CUDA devices: it takes two NVIDIA GPUs and torch's CUDA build",
+    ),
 ]
 
 
