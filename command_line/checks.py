@@ -6,6 +6,7 @@ A check adds to the list of problems and goes on, so that one run of the program
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import platform
 import re
@@ -69,6 +70,11 @@ class Problems:
 
 class BadFlags(ValueError):
     """Flags that the runtime refuses once it sees the whole program."""
+
+
+def installed(package: str) -> bool:
+    """Whether a package could be imported; it is not."""
+    return importlib.util.find_spec(package) is not None
 
 
 _PATIENCE = 10.0  # seconds; torchrun of torch 2.0 looks at its processes every 5

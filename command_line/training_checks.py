@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 
-from command_line.checks import Problems, check_checkpoint_source, check_folder, check_profile
+from command_line.checks import Problems, check_checkpoint_source, check_folder, check_profile, installed
 from command_line.data_checks import validates
 from command_line.training_flags import FORWARD, TRAIN_GROUPS
 from model.balance import balanced_layers
@@ -192,11 +191,6 @@ def check_forward(problems: Problems) -> None:
         for flag in group:
             if flag.dest not in FORWARD and getattr(problems.args, flag.dest) != flag.default:
                 problems.ignored(flag.dest, ": nothing is trained or saved")
-
-
-def installed(package: str) -> bool:
-    """Whether a package could be imported; it is not."""
-    return importlib.util.find_spec(package) is not None
 
 
 def check_log(problems: Problems) -> None:

@@ -45,7 +45,9 @@ fi
 step "Summary"
 unigram=$("$python" -m data.baseline "${split[@]}")
 unigram=${unigram##* }
-relay "$python" -m training.log.curves "$checkpoints" --output "$demo/curves.png" --line "unigram model of the same text=$unigram"
+picture=() # which needs requirements-plots.txt
+if "$python" -c 'import matplotlib' 2>/dev/null; then picture=(--output "$demo/curves.png"); fi
+relay "$python" -m training.log.curves "$checkpoints" "${picture[@]}" --line "unigram model of the same text=$unigram"
 echo "held-out loss of a unigram model of the same text: $unigram"
 echo "checkpoint: $trained"
 echo "a sample from it:"

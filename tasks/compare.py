@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple, Sequence
 if __package__ in (None, ""):  # started as a script: modules are found from the repository
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from command_line.checks import is_first_process, leave_to_first_process, not_installed, refuse  # noqa: E402
+from command_line.checks import installed, is_first_process, leave_to_first_process, not_installed, refuse  # noqa: E402
 from command_line.flags import PATH, Flag  # noqa: E402
 from command_line.interruption import exit_status, interruptible  # noqa: E402
 from tasks.names import PROTOCOLS  # noqa: E402
@@ -82,7 +82,7 @@ def _place(point: Point) -> tuple[bool, float]:
 
 
 def draw(points: Sequence[Point], measure: str, path: str) -> None:
-    """A PNG of the points. Raises ModuleNotFoundError without matplotlib, ValueError if it cannot be written."""
+    """A PNG of the points, by matplotlib. Raises ValueError if it cannot be written."""
     from matplotlib.figure import Figure
 
     over = axis(points)
@@ -119,6 +119,9 @@ def parse(words: Sequence[str], scratch: Path) -> list[argparse.Namespace]:
         args.shown = checkpoint
         if args.png and not Path(args.png).resolve().parent.is_dir():
             refuse(PROGRAM, [f"--png {args.png}: its folder does not exist; create it first"])
+        if args.png and not installed("matplotlib"):
+            remedy = "pip install -r requirements-plots.txt, or leave the flag out"
+            refuse(PROGRAM, [f"--png {args.png}: the picture needs matplotlib, which is not installed; {remedy}"])
         if args.all:
             refuse(PROGRAM, ["--all: one task is compared; name it with --task"])
         if args.record:
@@ -197,9 +200,7 @@ def _compare(parsed: Sequence[argparse.Namespace]) -> int:
         print(f"{PROGRAM}: stopped, {len(points)} of {len(parsed)} checkpoints were evaluated", file=sys.stderr)
         return exit_status(stop)
     except ModuleNotFoundError as error:
-        if error.name != "matplotlib":
-            refuse(PROGRAM, [not_installed(error)])
-        refuse(PROGRAM, [f"{error}: the picture needs matplotlib; pip install -r requirements-plots.txt"])
+        refuse(PROGRAM, [not_installed(error)])
     except ValueError as error:
         refuse(PROGRAM, [str(error)])
     except RuntimeError as error:

@@ -1,5 +1,7 @@
 """tasks/compare.py: several checkpoints side by side."""
 
+import sys
+
 import pytest
 import tiny_checkpoint
 import torch
@@ -92,6 +94,16 @@ def test_a_task_without_the_adjusted_protocol(tmp_path, capsys, words, measure):
     assert compare.main([checkpoint, checkpoint, *words, "--valid-data", str(tmp_path / "data" / name)]) == 0
     head, first, second = capsys.readouterr().out.splitlines()
     assert measure in head and first == second
+
+
+def test_a_picture_that_cannot_be_drawn_is_told_before_anything_is_evaluated(tmp_path, monkeypatch, capsys):
+    tiny_checkpoint.write(tmp_path, layers=1)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr(compare, "evaluate", None)
+    words = ["--data-dir", str(tmp_path / "data"), "--png", str(tmp_path / "a.png")]
+    with pytest.raises(SystemExit) as end:
+        compare.main([str(tmp_path / "checkpoint")] * 2 + words)
+    assert end.value.code == 2 and "pip install -r requirements-plots.txt, or leave" in capsys.readouterr().err
 
 
 def test_what_is_not_looked_at_is_told_once(tmp_path, capsys):

@@ -91,8 +91,12 @@ def test_bad_input(tmp_path, monkeypatch, capsys, arguments, told):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_without_matplotlib(tmp_path, monkeypatch, capsys):
+def test_without_matplotlib_the_figures_are_told_and_a_picture_asked_for_is_a_failure(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(SystemExit) as stop:
-        curves.main([str(run_folder(tmp_path / "run", [1.0], (1.0, 1.0)))])
-    assert stop.value.code == 2 and "pip install -r requirements-plots.txt" in capsys.readouterr().err
+    run = str(run_folder(tmp_path / "run", [1.0], (1.0, 1.0)))
+    for words, status in (([], 0), (["--output", str(tmp_path / "a.png")], 2)):
+        assert curves.main([run, *words]) == status
+        said = capsys.readouterr()
+        assert said.out.startswith(f"{run}/curves.csv: 1 step") and said.out.count("\n") == 1
+        picture = words[1] if words else f"{run}/curves.png"
+        assert f"no picture {picture}: matplotlib is not installed; pip install -r requirements-plots.txt" in said.err

@@ -2,7 +2,8 @@
 
     python -m training.log.curves RUN [RUN ...] [--output PNG]
 
-draws the picture of one run anew, or several runs over each other.
+draws the picture of one run anew, or several runs over each other. Without matplotlib the figures of the runs are told
+all the same; that is a failure only where --output asked for a picture.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ import csv
 import json
 import math
 import statistics
+import sys
 from pathlib import Path
 from typing import Dict, Iterator, Optional, Sequence
 
-from command_line.checks import refuse
+from command_line.checks import installed, refuse
 from command_line.interruption import interruptible
 from corpora.program import ProgramParser
 
@@ -25,6 +27,7 @@ COLUMNS = (
     *("step", "epoch", "tokens", "loss", "accuracy", "learning_rate", "samples_per_second", "validation_loss"),
     *("loss_scale", "gradient_norm"),
 )
+INSTALL = "pip install -r requirements-plots.txt"
 _POINTS = 4000  # of a curve in the picture; more cannot be told apart
 
 Row = Dict[str, Optional[float]]
@@ -305,10 +308,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if problems:
         refuse(PROGRAM, problems)
     print("\n".join(told), flush=True)
+    if not installed("matplotlib"):
+        print(f"{PROGRAM}: no picture {output}: matplotlib is not installed; {INSTALL}", file=sys.stderr)
+        return 0 if args.output is None else 2  # the figures are all that was asked for, or they are not
     try:
         draw(files, output, lines)
-    except ModuleNotFoundError:
-        refuse(PROGRAM, ["matplotlib is not installed: pip install -r requirements-plots.txt"])
     except OSError as error:
         refuse(PROGRAM, [f"--output {output}: cannot be written ({error.strerror})"])
     print(f"curves: {output}")

@@ -22,7 +22,7 @@ from model.scoring import perplexity
 from training.arithmetic import arithmetic
 from training.log import machine
 from training.log.clock import Clock, time_text
-from training.log.curves import CURVES_FILE, CurveFile, ReferenceCurve, Row, draw
+from training.log.curves import CURVES_FILE, INSTALL, CurveFile, ReferenceCurve, Row, draw
 from training.log.gradient_norm import GradientNorm
 from training.log.live_line import LiveLine
 from training.log.loss_scale import FallingScale
@@ -266,7 +266,7 @@ class RunLog:
         try:
             draw([self._folder / CURVES_FILE], picture)
         except ModuleNotFoundError:
-            print(f"no {picture}: matplotlib is not installed (`pip install -r requirements-plots.txt`)", flush=True)
+            print(f"no {picture}: matplotlib is not installed (`{INSTALL}`)", flush=True)
         except OSError as error:
             print(f"no {picture}: {error.strerror}", flush=True)
         else:
