@@ -21,7 +21,7 @@ from command_line.checks import (
     speaker,
 )
 from command_line.collection import no_collection
-from command_line.interruption import Interruption, command_to_resume, exit_status, interruptible
+from command_line.interruption import Interruption, command_to_resume, exit_status, interruptible, left_to_launcher
 from data.bad_data import BadData
 from model.disk_space import CheckpointNotWritten
 from training import folder_lock
@@ -111,7 +111,8 @@ def report_stop(run: TrainingRun, at_once: bool, argv: Sequence[str]) -> None:
     else:
         steps = step - run.last_saved_step
         lost = [f"{steps} step{'s' if steps > 1 else ''}"] * (steps > 0) + ["the call under way"] * at_once
-        lines[0] += f"; the last checkpoint is {checkpoint}, lost: {' and '.join(lost) or 'nothing'}. To go on:"
+        lines[0] += f"; the last checkpoint is {checkpoint}, lost: {' and '.join(lost) or 'nothing'}. To go on"
+        lines[0] += ", in as many processes as this time:" if left_to_launcher() else ":"
         lines.append("  " + command_to_resume(argv, checkpoint))
     print("\n".join(lines), file=sys.stderr, flush=True)
 

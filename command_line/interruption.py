@@ -160,12 +160,28 @@ def command_line(argv: Sequence[str]) -> str:
     """This program with the flags `argv`, as one types it in a shell where the program was started.
 
     A script of run/ goes to the repository, which paths in flags are relative to, and has its caller type so from
-    where the script was called.
+    where the script was called. Processes that torchrun has started on one machine are so again.
     """
-    command = shlex.join([sys.executable, sys.argv[0], *argv])
+    command = shlex.join([sys.executable, *_torchrun(), sys.argv[0], *argv])
     caller, here = os.environ.get("CALLED_FROM"), os.getcwd()
     moved = caller is not None and os.path.realpath(caller) != here
     return f"(cd {shlex.quote(here)} && {command})" if moved else command
+
+
+def _torchrun() -> list[str]:
+    """The words that start as many processes as this run has, if torchrun did, and all of them on this machine."""
+    count = os.environ.get("WORLD_SIZE", "1")
+    if "TORCHELASTIC_RUN_ID" not in os.environ or count in ("1", "") or os.environ.get("LOCAL_WORLD_SIZE") != count:
+        return []
+    restarts = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")
+    again = [] if restarts == "0" else ["--max-restarts", restarts]
+    return ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", count, *again]
+
+
+def left_to_launcher() -> bool:
+    """Whether this is one of several processes, and `command_line` leaves it to the reader how to start them."""
+    names = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE")
+    return any(os.environ.get(name, "1") not in ("1", "") for name in names) and not _torchrun()
 
 
 def command_to_resume(argv: Sequence[str], checkpoint: Path) -> str:

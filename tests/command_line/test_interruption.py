@@ -17,10 +17,12 @@ from command_line.interruption import (
     TERMINATED,
     Interruption,
     Terminated,
+    command_line,
     command_to_resume,
     exit_status,
     ignore_in_worker,
     interruptible,
+    left_to_launcher,
     without_flag,
 )
 
@@ -180,3 +182,27 @@ def test_the_command_that_resumes(monkeypatch: pytest.MonkeyPatch, tmp_path) -> 
     ]
     assert without_flag(["--save_model_path=a", "b"], "--save-model-path") == ["b"]
     assert INTERRUPTED == 130
+
+
+def test_the_command_of_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.executable", "python")
+    monkeypatch.setattr("sys.argv", ["train_gpt2.py"])
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID", "OMPI_COMM_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    alone = "python train_gpt2.py --epochs 3"
+
+    def told(**variables: str) -> tuple[str, bool]:
+        with monkeypatch.context() as scope:
+            for name, value in variables.items():
+                scope.setenv(name, value)
+            return command_line(["--epochs", "3"]), left_to_launcher()
+
+    torchrun = {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4", "TORCHELASTIC_RUN_ID": "x"}
+    started = alone.replace("python", "python -m torch.distributed.run --standalone --nproc-per-node 4")
+    assert told() == (alone, False)
+    assert told(**torchrun, TORCHELASTIC_MAX_RESTARTS="0") == (started, False)
+    restarted = started.replace("node 4", "node 4 --max-restarts 3")
+    assert told(**torchrun, TORCHELASTIC_MAX_RESTARTS="3") == (restarted, False)
+    assert told(**{**torchrun, "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}) == (alone, False)
+    assert told(**{**torchrun, "WORLD_SIZE": "8"}) == (alone, True), "over two machines"
+    assert told(OMPI_COMM_WORLD_SIZE="2") == (alone, True), "by poprun"

@@ -190,6 +190,7 @@ def test_a_signal_to_torchrun_leaves_one_checkpoint_and_no_process(folder, numbe
     text = log.read_text()
     (name,) = saved_in(save)
     assert text.count("Stopped after step") == 1 and f"the last checkpoint is {save / name}, lost: nothing" in text
+    assert "-m torch.distributed.run --standalone --nproc-per-node 2 " in text.split("To go on:\n")[1]
     said = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
     assert text.count(f"{said}: the run ends after the current call") == 1
     safetensors.torch.load_file(str(save / name / "model.safetensors"))
