@@ -41,7 +41,7 @@ def losses(args: argparse.Namespace) -> dict[str, float]:
     import custom_ops
     from custom_ops.decode_blocks import PRECISIONS
     from data.loading.datasets import open_dataset
-    from generation.decoding import NativeSteps
+    from generation.native_steps import NativeSteps
     from model.checkpoint import load_pretrained
 
     custom_ops.load()

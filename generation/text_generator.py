@@ -13,7 +13,8 @@ import torch
 
 import custom_ops
 from custom_ops import decode_blocks as native
-from generation.decoding import ModuleSteps, NativeSteps, OneStep, WholeText, is_variant, not_native
+from generation.decoding import ModuleSteps, OneStep, WholeText
+from generation.native_steps import NativeSteps, is_variant, not_native
 from generation.requests import NonFiniteScores, Text, generate, generate_at_once, new_text
 from generation.sampling import Sampling
 from generation.text_stream import TextStream

@@ -12,7 +12,8 @@ import torch
 
 import custom_ops
 from custom_ops import decode_blocks as native
-from generation.decoding import ModuleSteps, NativeSteps, OneStep, WholeText
+from generation.decoding import ModuleSteps, OneStep, WholeText
+from generation.native_steps import NativeSteps
 from generation.requests import generate, generate_at_once, new_text
 from generation.sampling import Sampling
 from model.checkpoint import save_pretrained

@@ -10,7 +10,8 @@ from test_text_generate_program import run_program
 
 import custom_ops
 from custom_ops import decode_blocks as native
-from generation.decoding import ModuleSteps, NativeSteps, OneStep, WholeText, not_native
+from generation.decoding import ModuleSteps, OneStep, WholeText
+from generation.native_steps import NativeSteps, not_native
 from generation.requests import generate, generate_at_once, new_text
 from generation.sampling import Sampling
 from generation.text_generator import load_for_texts, make_steps
