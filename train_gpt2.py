@@ -21,7 +21,8 @@ from command_line.checks import (
     speaker,
 )
 from command_line.collection import no_collection
-from command_line.interruption import Interruption, command_to_resume, exit_status, interruptible, left_to_launcher
+from command_line.commands import command_to_resume, left_to_launcher
+from command_line.interruption import Interruption, exit_status, interruptible
 from data.bad_data import BadData
 from model.disk_space import CheckpointNotWritten
 from training import folder_lock

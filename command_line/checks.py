@@ -10,11 +10,13 @@ import importlib.util
 import os
 import platform
 import re
+import sys
 import time
 from contextlib import contextmanager, redirect_stdout
 from typing import Iterator, Mapping, NoReturn, Sequence
 
 import corpora.refusal
+from command_line.commands import misplaced
 from corpora.refusal import not_installed as not_installed
 from model.config import MODELS, GPT2Config, padding_note
 from model.layout import launched
@@ -123,7 +125,11 @@ def refuse(program: str, problems: Sequence[str]) -> NoReturn:
     Of the processes of one run the first alone does (leave_to_first_process).
     """
     leave_to_first_process()
-    corpora.refusal.refuse(program, [speaker() + problem for problem in problems])
+    lines = [speaker() + problem for problem in problems]
+    hint = misplaced(sys.argv[1:])
+    if hint:
+        lines[-1] += f"\n      {hint}"
+    corpora.refusal.refuse(program, lines)
 
 
 def check_config(problems: Problems) -> GPT2Config | None:

@@ -6,13 +6,11 @@ import functools
 import mmap
 import os
 import select
-import shlex
 import signal
 import sys
 import time
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, Callable, Iterator, Sequence, TypeVar
+from typing import Any, Callable, Iterator, TypeVar
 
 from corpora.termination import INTERRUPTED, TERMINATED, Terminated, exit_status, terminable
 from corpora.termination import SAME_TERMINATION as _SAME_TERMINATION
@@ -154,56 +152,3 @@ def _report(kind: Any, error: Any, trace: Any) -> None:
     """Errors of a loader process's threads. That the program at the other end has just ended is none."""
     if not issubclass(kind, (EOFError, ConnectionError)):
         sys.__excepthook__(kind, error, trace)
-
-
-def command_line(argv: Sequence[str]) -> str:
-    """This program with the flags `argv`, as one types it in a shell where the program was started.
-
-    A script of run/ goes to the repository, which paths in flags are relative to, and has its caller type so from
-    where the script was called. Processes that torchrun has started on one machine are so again.
-    """
-    command = shlex.join([sys.executable, *_torchrun(), sys.argv[0], *argv])
-    caller, here = os.environ.get("CALLED_FROM"), os.getcwd()
-    moved = caller is not None and os.path.realpath(caller) != here
-    return f"(cd {shlex.quote(here)} && {command})" if moved else command
-
-
-def _torchrun() -> list[str]:
-    """The words that start as many processes as this run has, if torchrun did, and all of them on this machine."""
-    count = os.environ.get("WORLD_SIZE", "1")
-    if "TORCHELASTIC_RUN_ID" not in os.environ or count in ("1", "") or os.environ.get("LOCAL_WORLD_SIZE") != count:
-        return []
-    restarts = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")
-    again = [] if restarts == "0" else ["--max-restarts", restarts]
-    return ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", count, *again]
-
-
-def left_to_launcher() -> bool:
-    """Whether this is one of several processes, and `command_line` leaves it to the reader how to start them."""
-    names = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE")
-    return any(os.environ.get(name, "1") not in ("1", "") for name in names) and not _torchrun()
-
-
-def command_to_resume(argv: Sequence[str], checkpoint: Path) -> str:
-    """The command line that continues the run of the flags `argv` from a checkpoint. The last of equal flags counts."""
-    kept = without_flag(without_flag(argv, "--overwrite"), "--resume")
-    resume = ["--pretrained-checkpoint", str(checkpoint), "--resume-training-from-checkpoint", "True"]
-    if kept[-len(resume) :: 2] == resume[::2] and kept[-1] == "True":  # of the command that resumed this run
-        kept = kept[: -len(resume)]
-    return command_line([*kept, *resume])
-
-
-def without_flag(argv: Sequence[str], name: str) -> list[str]:
-    """A command line without a flag of at most one value, however it was written."""
-    kept: list[str] = []
-    dropping = False
-    for word in argv:
-        spelling = word.partition("=")[0]
-        if spelling.startswith("--") and spelling.replace("_", "-") == name:
-            dropping = "=" not in word
-        elif dropping and not word.startswith("--"):
-            dropping = False
-        else:
-            dropping = False
-            kept.append(word)
-    return kept

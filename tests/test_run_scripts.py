@@ -187,7 +187,7 @@ def test_scripts_are_executable(script: str) -> None:
 STOPPED = """
 import os, sys
 from pathlib import Path
-from command_line.interruption import command_to_resume
+from command_line.commands import command_to_resume
 
 if "--resume-training-from-checkpoint" in sys.argv:
     print(os.getcwd(), *sys.argv[1:])

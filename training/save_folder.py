@@ -15,7 +15,7 @@ from typing import Any, Callable, Sequence
 from safetensors import SafetensorError, safe_open
 
 from command_line.checks import is_first_process
-from command_line.interruption import command_line, without_flag
+from command_line.commands import command_line, without_flag
 from model.checkpoint import CONFIG_FILE, recover_interrupted
 from model.config import read_json_object
 from model.disk_space import free_bytes

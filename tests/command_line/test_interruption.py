@@ -12,18 +12,13 @@ import pytest
 
 from command_line import interruption
 from command_line.interruption import (
-    INTERRUPTED,
     PIPE_CLOSED,
     TERMINATED,
     Interruption,
     Terminated,
-    command_line,
-    command_to_resume,
     exit_status,
     ignore_in_worker,
     interruptible,
-    left_to_launcher,
-    without_flag,
 )
 
 
@@ -165,44 +160,3 @@ def test_a_loader_process_ends_with_the_program_and_not_before() -> None:
 
     assert interruptible(fork)() == 7, "the main process decides"
     assert fork() == 0, "what is left of it when it ends is told by SIGTERM"
-
-
-def test_the_command_that_resumes(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
-    monkeypatch.setattr("sys.executable", "python")
-    monkeypatch.setattr("sys.argv", ["train_gpt2.py"])
-    resume = f"--pretrained-checkpoint {tmp_path} --resume-training-from-checkpoint True"
-    for words in ("", "--resume latest", "--resume=latest", "--overwrite", "--overwrite True", resume):
-        assert (
-            command_to_resume(["--epochs", "3", *words.split()], tmp_path)
-            == f"python train_gpt2.py --epochs 3 {resume}"
-        )
-    assert without_flag(["--resume", "--resume-training-from-checkpoint", "1"], "--resume") == [
-        "--resume-training-from-checkpoint",
-        "1",
-    ]
-    assert without_flag(["--save_model_path=a", "b"], "--save-model-path") == ["b"]
-    assert INTERRUPTED == 130
-
-
-def test_the_command_of_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.executable", "python")
-    monkeypatch.setattr("sys.argv", ["train_gpt2.py"])
-    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID", "OMPI_COMM_WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-    alone = "python train_gpt2.py --epochs 3"
-
-    def told(**variables: str) -> tuple[str, bool]:
-        with monkeypatch.context() as scope:
-            for name, value in variables.items():
-                scope.setenv(name, value)
-            return command_line(["--epochs", "3"]), left_to_launcher()
-
-    torchrun = {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4", "TORCHELASTIC_RUN_ID": "x"}
-    started = alone.replace("python", "python -m torch.distributed.run --standalone --nproc-per-node 4")
-    assert told() == (alone, False)
-    assert told(**torchrun, TORCHELASTIC_MAX_RESTARTS="0") == (started, False)
-    restarted = started.replace("node 4", "node 4 --max-restarts 3")
-    assert told(**torchrun, TORCHELASTIC_MAX_RESTARTS="3") == (restarted, False)
-    assert told(**{**torchrun, "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}) == (alone, False)
-    assert told(**{**torchrun, "WORLD_SIZE": "8"}) == (alone, True), "over two machines"
-    assert told(OMPI_COMM_WORLD_SIZE="2") == (alone, True), "by poprun"
