@@ -79,8 +79,9 @@ class TrainingRun:
                 claim(Path(args.save_model_path))
             state = find_latest(args) if ranks.is_first() else None
         # What the first process has found to be whole is what all of them resume.
-        resumes = (args.pretrained_checkpoint, args.resume_training_from_checkpoint)
-        args.pretrained_checkpoint, args.resume_training_from_checkpoint = ranks.of_first(resumes)
+        latest = ranks.of_first(args.pretrained_checkpoint if state is not None else None)
+        if latest is not None:
+            args.pretrained_checkpoint, args.resume_training_from_checkpoint = latest, True
         with ranks.first_before_others():
             state, tokenizer, gpt2, self.samples, held_out = read_inputs(args, state)
         self.approximate = self.samples.approximate or (held_out.approximate if held_out is not None else "")

@@ -320,7 +320,7 @@ sys.exit(train_gpt2.main(sys.argv[1:]))
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("what", ["data", "flags", "checkpoint", "version"])
+@pytest.mark.parametrize("what", ["data", "flags", "checkpoint", "resumed", "version"])
 def test_a_process_with_something_else_is_named(machines, what):
     folders, argv = machines
     other, named = argv, "--train-path: process 1 has "
@@ -334,6 +334,13 @@ def test_a_process_with_something_else_is_named(machines, what):
             assert run_here(list(map(str, [*argv, *begun]))).status == 0
         argv = other = [*argv, "--pretrained-checkpoint", "step_1"]
         named = "process 1 has another weight "
+    elif what == "resumed":
+        run = [*argv, "--train-path", "generated", "--lr-warmup-steps", "1", "--lr-decay-steps", "12"]
+        for there in folders:
+            begun = ["--save-model-path", str(there), "--save-per-steps", "1", "--training-steps", "2"]
+            assert run_here([*run, *begun]).status == 0
+        argv, other = ([*run, "--resume", f"step_{step}"] for step in (2, 1))
+        named = "the checkpoint to resume: process 1 has step_1, process 0 step_2;"
     else:
         other = ["-c", OTHER_VERSION, *argv]
         named = f"poptorch: process 1 has 3.3.0, process 0 {poptorch.__version__};"
