@@ -3,6 +3,9 @@
 The rows go through in blocks, each in the same piece of memory. A block of logits gives its part of the loss, is turned
 into its own gradient on the spot, and is multiplied into the gradients of its operands. Where these gradients can wait
 for the backward pass this happens in the forward pass ("at once"); otherwise each block is computed a second time.
+
+Of few rows the gradients of all logits, rounded to bfloat16, take less memory than the weight's gradient does in
+float32: then it is they that wait, and the weight's goes into its accumulator part by part, without being held either.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from .tied_embedding import SharedGradient, shared_gradient
 # that reading the weight and adding to its gradient for each block shows (5 to 8 % of a step of GPT-2 small).
 _BLOCK_BYTES = {"cpu": 64 << 20, "cuda": 256 << 20}
 _SMALLEST_BLOCK = 16  # rows
+_PART_ROWS = 4096  # of a weight's gradient that is never held as a whole
 _ARGMAX_GROUP = 1024  # columns
 
 
@@ -131,11 +135,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
         row_scale = torch.where(by_group, scale.unsqueeze(-1), 0.0).view(-1)
         index = torch.where(kept, target, 0)
         memory = shared_gradient(weight) if weight.device.type == "cpu" else None
+        keeps = at_once and _keeps_logits(rows, weight, bias, ctx.needs_input_grad, products, memory)
+        kept_logits = torch.empty(len(rows), len(weight), dtype=torch.bfloat16) if keeps else None
+        kept_scale = torch.empty(len(rows)) if keeps else None
+        at_once = at_once and not keeps
         gradients = _Gradients(rows, factor, bias, ctx.needs_input_grad, products, memory) if at_once else None
         best = torch.empty_like(target)
         losses = torch.zeros_like(row_scale, dtype=torch.float32)
-        for part, logits in _blocks(rows, factor, steps, products):
-            if gradients is None:
+        for part, logits in _blocks(rows, factor, steps, products, small=keeps):
+            if keeps:
+                out = kept_logits[part]
+                found, _, factors = cross_entropy.differentiate(logits, bias, index[part], best[part], True, out)
+                torch.mul(row_scale[part], factors, out=kept_scale[part])
+            elif gradients is None:
                 found = _losses(logits, bias, index[part], best[part])
             else:
                 found, delta, factors = _differentiate(logits, bias, index[part], best[part], gradients.narrow)
@@ -145,7 +157,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         formed = gradients.tensors() if ctx.formed else (None, None, None)
         # Several losses may have different upstream gradients, which nobody knows before the backward pass.
         again = (rows, weight, bias, index, row_scale) if groups or not ctx.formed else (None,) * 5
-        ctx.save_for_backward(*formed, *again)
+        ctx.save_for_backward(*formed, *again, kept_logits, kept_scale)
         ctx.hidden_shape, ctx.steps, ctx.products, ctx.groups = hidden.shape, steps, products, groups
         ctx.shared, ctx.memory = shared_gradient(weight) if shared else None, memory
         ctx.mark_non_differentiable(best)
@@ -154,9 +166,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad, _):
-        *formed, rows, weight, bias, index, row_scale = ctx.saved_tensors
+        *formed, rows, weight, bias, index, row_scale, kept_logits, kept_scale = ctx.saved_tensors
         common = grad[0] if ctx.groups else grad
-        if ctx.formed and (not ctx.groups or bool((grad == common).all())):
+        if kept_logits is not None:
+            row_grad = (kept_scale.view(ctx.groups or 1, -1) * grad.view(-1, 1)).view(-1, 1)
+            grad_rows = _gradients_of_kept(kept_logits, row_grad, rows, weight, ctx.products, ctx.memory)
+            tensors = (grad_rows if ctx.needs_input_grad[0] else None, None, None)
+        elif ctx.formed and (not ctx.groups or bool((grad == common).all())):
             # Nobody else holds these: scaling them in place saves a copy of each.
             tensors = [None if tensor is None else tensor.mul_(common) for tensor in formed]
         else:
@@ -223,12 +239,57 @@ class _Gradients:
         return self._rows, self._weight, self._bias
 
 
+def _keeps_logits(
+    rows: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    needed: tuple[bool, ...],
+    products: _Products,
+    memory: SharedGradient | None,
+) -> bool:
+    """Whether the gradients of all logits wait for the backward pass, instead of those of the operands."""
+    if memory is None or memory.accumulate is None or not needed[1] or needed[2] or not products.take_bfloat16:
+        return False
+    return 2 * len(rows) <= 4 * rows.shape[1] and rows.dtype == torch.float32 and _kernel_serves(rows, bias)
+
+
+def _gradients_of_kept(
+    logits: torch.Tensor,
+    row_grad: torch.Tensor,
+    rows: torch.Tensor,
+    weight: torch.Tensor,
+    products: _Products,
+    memory: SharedGradient,
+) -> torch.Tensor:
+    """The gradient of `rows` (N, C), from those of the logits (N, V) in bfloat16, to be multiplied by row_grad (N, 1).
+
+    That of the weight (V, C) is accumulated.
+    """
+    inputs = rows * row_grad
+
+    def parts() -> Iterator[tuple[int, torch.Tensor]]:
+        room = torch.empty(min(_PART_ROWS, len(weight)), rows.shape[1])
+        for first in range(0, len(weight), _PART_ROWS):
+            columns = logits[:, first : first + _PART_ROWS]
+            part = room[: columns.shape[1]]
+            products.mm(columns.t(), inputs, part)
+            yield first, part
+
+    memory.accumulate(parts())
+    grad_rows = torch.empty_like(rows)
+    products.mm(logits, weight, grad_rows)
+    return grad_rows.mul_(row_grad)
+
+
 def _blocks(
-    rows: torch.Tensor, weight: torch.Tensor, steps: int, products: _Products
+    rows: torch.Tensor, weight: torch.Tensor, steps: int, products: _Products, small: bool = False
 ) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Each block's rows and their float32 logits (n, V) before the bias, which the next block overwrites."""
+    """Each block's rows and their float32 logits (n, V) before the bias, which the next block overwrites.
+
+    `small` ones are for logits of which nothing is multiplied in float32.
+    """
     count, vocabulary = rows.shape[0], weight.shape[0]
-    limit = _BLOCK_BYTES[rows.device.type] * (2 if products.take_bfloat16 else 1)
+    limit = _BLOCK_BYTES[rows.device.type] * (2 if products.take_bfloat16 and not small else 1)
     size = max(_SMALLEST_BLOCK, limit // (4 * vocabulary))
     blocks = max(-(-count // size), min(steps, count))
     size = -(-count // blocks)  # blocks of one size, rather than a small one at the end

@@ -6,10 +6,13 @@ reads it before that of the lookup has come. In a pipeline over processes the tw
 lookup's is sparse, its rows alone, if who accumulates gradients takes that.
 
 The head's gradient is as large as nothing else that comes and goes. Its memory goes back to where the next one is
-formed: among the C library's free blocks smaller ones would cut it up, and the next gradient found no room.
+formed: among the C library's free blocks smaller ones would cut it up, and the next gradient found no room. Of few
+rows it is not held at all (linear_cross_entropy.py).
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -22,10 +25,13 @@ class SharedGradient:
 
     Attributes:
         takes_rows: whether who accumulates gradients takes sparse ones.
+        accumulate: takes a gradient part by part, (first row, rows of it), and is done with a part when it asks for the
+            next one; None where gradients come whole.
     """
 
     def __init__(self) -> None:
         self.takes_rows = False
+        self.accumulate: Callable[[Iterable[tuple[int, torch.Tensor]]], None] | None = None
         self._pass, self._offered = -1, None
         self._memory: torch.Tensor | None = None
         self._asked = False
@@ -55,7 +61,7 @@ class SharedGradient:
 
     def release(self) -> None:
         """Gradients are not accumulated any more."""
-        self.takes_rows, self._memory = False, None
+        self.takes_rows, self.accumulate, self._memory = False, None, None
 
 
 # Weight -> its shared gradient. An entry goes with its weight.

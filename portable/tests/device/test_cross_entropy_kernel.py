@@ -50,6 +50,11 @@ def test_losses_and_gradients_are_those_of_float64(kernels, rows, columns, sprea
     assert torch.equal(best, (logits if bias is None else logits + bias).argmax(-1))
     # The exponent has an error of 2^-24 of the logits' distance; what is kept as bfloat16 is off by 2^-9 of itself.
     torch.testing.assert_close(gradient, slope, rtol=(2**-8 if narrow else 2e-5), atol=2e-7)
+    out = torch.zeros(rows, columns + 1, dtype=torch.bfloat16 if narrow else torch.float32)[:, :-1]  # elsewhere
+    copy = logits.clone()
+    _, delta, factors = cross_entropy.differentiate(copy, bias, target, best, narrow, out)
+    assert delta is out and torch.equal(out.double() * factors.double().unsqueeze(-1), gradient)
+    assert torch.equal(copy, logits)
     alone = cross_entropy.losses(logits.clone(), bias, target, best)
     torch.testing.assert_close(alone, losses, rtol=0, atol=0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ import torch.nn.functional as F
 from programs import make_options
 
 import poptorch
+from poptorch.device import linear_cross_entropy as kernel
 from poptorch.device.linear_cross_entropy import linear_cross_entropy
+from poptorch.device.native import wide_products
 from poptorch.device.tied_embedding import shared_gradient, tied_embedding
 from poptorch.engine.as_one.number import VARIABLE
 from poptorch.engine.running.gradients import GradientAccumulator
@@ -158,14 +161,19 @@ def test_rows_that_are_accumulated_by_themselves(padding, running):
     assert found[0].is_sparse is False and torch.equal(*found)
 
 
-def test_the_heads_gradient_goes_where_the_last_one_was():
+def test_the_heads_gradient_goes_where_the_last_one_was(monkeypatch):
     """It is accumulated without a copy, and its memory serves the next one."""
     weight, ids = torch.randn(VOCABULARY, WIDTH, requires_grad=True), torch.arange(LENGTH)
     accumulator = GradientAccumulator({"weight": weight}, {"weight": torch.float16}, 3, False, False)
     formed, accumulated = [], []
     weight.register_hook(lambda gradient: formed.append(gradient.data_ptr()))
-    take = accumulator._add
-    accumulator._add = lambda part, fresh, *rest: (accumulated.append(fresh.data_ptr()), take(part, fresh, *rest))
+    share = accumulator._share
+
+    def watched(*arguments):
+        how = share(*arguments)
+        return SimpleNamespace(add=lambda part, fresh: (accumulated.append(fresh.data_ptr()), how.add(part, fresh)))
+
+    monkeypatch.setattr(accumulator, "_share", watched)
     for _ in range(3):
         other = torch.empty_like(weight)  # as large, and somebody else's
         hidden = torch.randn(LENGTH, WIDTH)
@@ -180,3 +188,73 @@ def test_who_offers_a_gradient_does_not_hold_it():
     there = weakref.ref(gradient)
     del gradient
     assert there() is None
+
+
+@pytest.mark.skipif(not wide_products.available(), reason="this processor has no units for products of bfloat16")
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("running", [False, True])
+@pytest.mark.parametrize("accumulated_in", [torch.float16, torch.float64])
+def test_a_heads_gradient_of_few_rows_is_accumulated_in_parts(accumulated_in, running, tied, monkeypatch):
+    """It is never there as a whole. The sum is that of gradients that come whole, and within bfloat16 of float64's."""
+    monkeypatch.setattr(kernel, "_PART_ROWS", 300)
+    width, rows, scaling, found = 16, 24, 256.0, []
+    for whole in (False, True):
+        torch.manual_seed(0)
+        weight = torch.randn(VOCABULARY, width, requires_grad=True)
+        settings = {"mean": running, "running": running}
+        accumulator = GradientAccumulator({"weight": weight}, {"weight": accumulated_in}, 2, **settings)
+        if whole:
+            shared_gradient(weight).accumulate = None
+        seen, exact = [], weight.detach().double().requires_grad_()
+        weight.register_hook(lambda gradient, seen=seen: seen.append(gradient is not None and gradient.layout))
+        for micro_batch in range(2):
+            accumulator.begin_micro_batch(micro_batch)
+            ids, targets = (torch.randint(VOCABULARY, (rows,)) for _ in range(2))
+            hidden = torch.randn(rows, width)
+            loss, _ = linear_cross_entropy(
+                hidden, weight, None, targets, "mean", -100, True, products=torch.bfloat16, native=True, shared=True
+            )
+            loss = loss * 3.0 + (tied_embedding(weight, ids).sum() if tied else 0.0)
+            (loss * scaling).backward()
+            same = 3.0 * F.cross_entropy(F.linear(hidden.double(), exact), targets)
+            (scaling * (same + (F.embedding(ids, exact).sum() if tied else 0.0))).backward()
+        assert seen == 2 * [torch.strided if whole else tied and torch.sparse_coo]
+        gradient, exact = accumulator.gradients()["weight"].double(), exact.grad / (2 if running else 1)
+        assert (gradient - exact).norm() < 2**-7 * exact.norm()
+        found.append(gradient)
+    assert (found[0] - found[1]).norm() < 2**-8 * found[1].norm()
+
+
+@pytest.mark.skipif(not wide_products.available(), reason="this processor has no units for products of bfloat16")
+def test_gradients_of_kept_logits_follow_each_losss_own():
+    """Several losses in one, each with an upstream gradient; the hidden states get theirs, twice if asked twice."""
+    torch.manual_seed(0)
+    weight, hidden = torch.randn(VOCABULARY, 16, requires_grad=True), torch.randn(3, 4, 16, requires_grad=True)
+    target, upstream = torch.randint(VOCABULARY, (12,)), torch.tensor([1.0, -2.0, 0.5])
+    target[5] = -100
+    accumulator = GradientAccumulator({"weight": weight}, {"weight": torch.float64}, 2, False, False)
+    settings = {"products": torch.bfloat16, "native": True, "groups": 3}
+    losses, _ = linear_cross_entropy(hidden, weight, None, target, "mean", -100, True, **settings)
+    exact = [tensor.detach().double().requires_grad_() for tensor in (weight, hidden)]
+    rows = F.linear(exact[1], exact[0]).flatten(0, 1).split(4)
+    same = torch.stack([F.cross_entropy(part, t) for part, t in zip(rows, target.split(4), strict=True)])
+    (same * upstream).sum().backward()
+    torch.testing.assert_close(losses.double(), same, rtol=2**-8, atol=2**-8)
+    for passes in (1, 2):
+        losses.backward(upstream, retain_graph=True)
+        gradients = (accumulator.gradients()["weight"], hidden.grad.double())
+        for gradient, reference in zip(gradients, (each.grad for each in exact), strict=True):
+            assert (gradient - passes * reference).norm() < 2**-7 * passes * reference.norm()
+
+
+@pytest.mark.skipif(not wide_products.available(), reason="this processor has no units for products of bfloat16")
+def test_a_heads_gradient_of_many_rows_comes_whole():
+    """Their logits would take more memory than it does."""
+    weight, seen = torch.randn(VOCABULARY, WIDTH, requires_grad=True), []
+    accumulator = GradientAccumulator({"weight": weight}, {"weight": torch.float16}, 2, False, False)
+    weight.register_hook(lambda gradient: seen.append(gradient is not None))
+    for rows in (2 * WIDTH, 2 * WIDTH + 1):
+        hidden, target = torch.randn(rows, WIDTH), torch.arange(rows)
+        settings = {"products": torch.bfloat16, "native": True}
+        linear_cross_entropy(hidden, weight, None, target, "sum", -100, True, **settings)[0].backward()
+    assert seen == [False, True] and accumulator.gradients()["weight"].isfinite().all()

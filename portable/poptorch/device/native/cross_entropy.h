@@ -109,7 +109,7 @@ ALWAYS_INLINE void cross_entropy_row(const CrossEntropy& call, int64_t number, c
   const int64_t target = call.target[number];
   const Largest largest = largest_of(row, call.columns);
   const float own = row.number(target);
-  Element* to = call.gradient ? reinterpret_cast<Element*>(call.logits + number * call.stride) : nullptr;
+  Element* to = call.gradient ? static_cast<Element*>(call.gradient) + number * call.gradient_stride : nullptr;
   const double sum = exponentials(row, call.columns, largest.value, to);
   call.best[number] = largest.place;
   call.losses[number] = static_cast<float>(std::log(sum) + largest.value - own);

@@ -18,7 +18,7 @@
 
 namespace poptorch_kernels {
 
-constexpr int64_t kVersion = 9; // of the structures and of the random numbers: who calls takes a library of its own
+constexpr int64_t kVersion = 10; // of the structures and of the random numbers: who calls takes a library of its own
 
 enum Stream : uint32_t { kScores = 0, kFlat = 1 };
 constexpr int64_t kGroup = 128; // columns that one vector of blocks decides on
@@ -78,8 +78,9 @@ struct CrossEntropy {
   float* losses;         // (rows,)
   int64_t* best;         // (rows,)
   float* factors;        // (rows,): with `gradient` only
-  int64_t rows, columns, stride;
-  bool gradient, narrow;
+  void* gradient;        // (rows, columns) of float32 or (`narrow`) bfloat16, perhaps over the logits; or null
+  int64_t rows, columns, stride, gradient_stride;
+  bool narrow;
 };
 
 // Float32, or bfloat16 (`narrow`): element (i, k) lies at data[i * row + k * column], and one of the strides is 1.

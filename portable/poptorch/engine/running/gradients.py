@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 import torch.distributed as dist
@@ -10,6 +11,36 @@ import torch.distributed as dist
 from ...device.tied_embedding import SharedGradient, shared_gradient
 from ..processes.reduction import GradientReduction
 from ..updating.pieces import chunk_elements
+
+
+@dataclasses.dataclass(frozen=True)
+class _Share:
+    """accumulator = kept accumulator + weight gradient.
+
+    A running mean m of k gradients takes a sum g of n more by m_{k+n} = m_k k / (k + n) + g / (k + n).
+    """
+
+    kept: float  # 0 where the accumulator has nothing of this update yet
+    weight: float
+
+    def add(self, accumulator: torch.Tensor, gradient: torch.Tensor) -> None:
+        """Of equal shapes."""
+        if self.kept == 0.0:
+            accumulator.copy_(gradient if self.weight == 1.0 else gradient * self.weight)
+            return
+        if self.kept != 1.0:
+            accumulator.mul_(self.kept)
+        accumulator.add_(gradient, alpha=self.weight)
+
+    def add_rows(self, accumulator: torch.Tensor, gradient: torch.Tensor) -> None:
+        """Of a sparse gradient: rows of the accumulator, of which one may be there several times."""
+        rows, which = gradient._indices()[0].unique(return_inverse=True)
+        values = gradient._values()
+        values = values.new_zeros(len(rows), values.shape[1]).index_add_(0, which, values)
+        if self.kept != 1.0:
+            accumulator.mul_(self.kept) if self.kept else accumulator.zero_()
+        part = accumulator.index_select(0, rows).add_(values, alpha=self.weight)
+        accumulator.index_copy_(0, rows, part)
 
 
 class GradientAccumulator:
@@ -59,10 +90,13 @@ class GradientAccumulator:
                 several = name if passes.get(name, 1) > 1 else None
                 shared = shared_gradient(tensor)
                 shared.takes_rows = True
+                if group is None and several is None:
+                    shared.accumulate = self._take_parts(accumulator)
                 self._hooks.append(tensor.register_post_accumulate_grad_hook(self._take(accumulator, several, shared)))
         self._passes = passes
         self._events: dict[str, int] = {}  # gradients so far of parameters that have several of a micro-batch
         self._received: set[int] = set()
+        self._begun: set[int] = set()  # that have something of the current backward pass
         self._complete: set[str] = set()  # parameters whose gradients were asked for in this update
         self._reduction = None if group is None else GradientReduction(self._parameters, self._gradient, group, passes)
 
@@ -74,53 +108,52 @@ class GradientAccumulator:
     def _take(self, accumulator: torch.Tensor, several: str | None, shared: SharedGradient):
         def take(parameter: torch.Tensor) -> None:
             gradient, parameter.grad = parameter.grad, None
-            count, together = self._count, self._together
+            if gradient is None:  # it has gone in by parts, or there is none
+                return
+            count = self._count
             if several is not None:
-                count = self._events[several] = self._events.get(several, -together) + together
-            first = id(accumulator) not in self._received
-            self._received.add(id(accumulator))
+                count = self._events[several] = self._events.get(several, -self._together) + self._together
+            share = self._share(accumulator, count)
             with torch.no_grad():
                 if gradient.is_sparse:
-                    self._add_rows(accumulator, gradient, first, count, together)
+                    share.add_rows(accumulator, gradient)
                     return
                 # piece by piece: the sum of two types makes float32 copies of both
                 pieces = chunk_elements(accumulator.device)
                 parts = zip(accumulator.view(-1).split(pieces), gradient.reshape(-1).split(pieces), strict=True)
                 for part, fresh in parts:
-                    self._add(part, fresh, first, count, together)
+                    share.add(part, fresh)
             shared.give_back(gradient)
 
         return take
 
-    def _add(self, accumulator: torch.Tensor, gradient: torch.Tensor, first: bool, count: int, together: int) -> None:
-        """Add the sum of `together` gradients of an update, from number `count` on, to what there is."""
-        after = count + together
-        if first:
-            accumulator.copy_(gradient if not self._running else gradient / after)
-        elif self._running:
-            # m_{k+n} = m_k * k / (k + n) + g / (k + n)
-            accumulator.mul_(count / after).add_(gradient, alpha=1 / after)
-        else:
-            accumulator.add_(gradient)
+    def _take_parts(self, accumulator: torch.Tensor) -> Callable[[Iterable[tuple[int, torch.Tensor]]], None]:
+        """Takes a gradient in parts, which torch never sees: more of it may come through the hook."""
 
-    def _add_rows(
-        self, accumulator: torch.Tensor, gradient: torch.Tensor, first: bool, count: int, together: int
-    ) -> None:
-        """As _add, of a sparse gradient: rows of the accumulator, of which one may be there several times."""
-        rows, which = gradient._indices()[0].unique(return_inverse=True)
-        values = gradient._values()
-        values = values.new_zeros(len(rows), values.shape[1]).index_add_(0, which, values)
-        after = count + together
-        if first:
-            accumulator.zero_()
-        elif self._running:
-            accumulator.mul_(count / after)
-        part = accumulator.index_select(0, rows).add_(values, alpha=1 / after if self._running else 1)
-        accumulator.index_copy_(0, rows, part)
+        def take(parts: Iterable[tuple[int, torch.Tensor]]) -> None:
+            share = self._share(accumulator, self._count)
+            with torch.no_grad():
+                for first, fresh in parts:
+                    share.add(accumulator[first : first + len(fresh)], fresh)
+
+        return take
+
+    def _share(self, accumulator: torch.Tensor, count: int) -> _Share:
+        """How the next gradient, of the micro-batches from number `count` of the update on, goes into `accumulator`."""
+        after = count + self._together
+        kept, weight = (count / after, 1 / after) if self._running else (1.0, 1.0)
+        if id(accumulator) in self._begun:
+            kept = 1.0
+        if id(accumulator) not in self._received:
+            kept = 0.0
+        self._begun.add(id(accumulator))
+        self._received.add(id(accumulator))
+        return _Share(kept, weight)
 
     def begin_micro_batch(self, number: int, together: int = 1) -> None:
         """The next backward pass is of micro-batch `number` of this update, and of those after it that run with it."""
         self._count, self._together = number, together
+        self._begun.clear()
 
     def gradients(self) -> dict[str, torch.Tensor]:
         """The reduced gradients, of the parameters that have one. To be asked for once an update."""
@@ -152,6 +185,7 @@ class GradientAccumulator:
         for parameter in self._parameters.values():
             parameter.grad = None
         self._received.clear()
+        self._begun.clear()
         self._complete.clear()
         self._events.clear()
         self._count = 0
