@@ -297,9 +297,13 @@ def block_parameters(config: GPT2Config) -> int:
     """Parameters of one block."""
     width, inner, heads = config.n_embd, config.inner_size, config.attention_size
     norms = (1 if config.parallel_residual else 2) * 2 * width
-    attention = 4 * width * heads + (3 * heads + width if config.attention_bias else 0)
-    mlp = width * inner + inner + inner * width + width
-    return norms + attention + mlp
+    biases = inner + width + (3 * heads + width if config.attention_bias else 0)
+    return norms + biases + block_matrices(config)
+
+
+def block_matrices(config: GPT2Config) -> int:
+    """Weights of the four products of one block."""
+    return 4 * config.n_embd * config.attention_size + 2 * config.n_embd * config.inner_size
 
 
 def parameter_count(config: GPT2Config) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from typing import NamedTuple, Sequence
 
-from model.config import GPT2Config, block_parameters
+from model.config import GPT2Config, block_matrices, block_parameters
 from model.layout import Layout
 from model.pipeline import TOKENS, Stage, last_embedding, stage_parameters
 from training.optimizer_memory import FLOAT, HALF, largest_parameter, shares_out, state_bytes
@@ -31,6 +31,11 @@ class Device(NamedTuple):
     def is_cpu(self) -> bool:
         """Whether it is a CPU, whatever its products are made in."""
         return self.name == CPU.name
+
+    @property
+    def computes_again(self) -> bool:
+        """Whether products make what layer norms and GELU gave them a second time, instead of keeping it."""
+        return self.is_cpu and self.operand < self.value
 
 
 # A CPU computes in float32 beside the program's half weights; the sums of gradients and the moments stay as they are.
@@ -107,10 +112,11 @@ def stage_memory(
     flight = as_one * in_flight(stage, stages, layout, max(1, args.gradient_accumulation // as_one), device)
     return Memory(
         weights=parameters * device.weight + len(stage.layers) * block_parameters(config) * device.copy,
-        gradients=parameters * device.gradient + _fresh_matrix(stage, config, device),
+        gradients=_accumulated(stage, config, args, layout, device, as_one) * device.gradient
+        + _fresh_matrix(stage, config, args, layout, device, as_one),
         optimizer=state_bytes(stage, config, args) // optimizer_shards(args, layout, device),
         activations=flight * (_kept(stage, config, args, device) + _sent(stage, stages, config, args, layout, device)),
-        working=_working(stage, config, args, device, as_one, sharded=optimizer_shards(args, layout, device) > 1),
+        working=_working(stage, config, args, layout, device, as_one),
     )
 
 
@@ -121,7 +127,37 @@ def optimizer_shards(args: argparse.Namespace, layout: Layout, device: Device) -
     return layout.replicas if device is IPU else layout.processes // layout.ranks_a_replica
 
 
-def _fresh_matrix(stage: Stage, config: GPT2Config, device: Device) -> int:
+def _accumulated(
+    stage: Stage, config: GPT2Config, args: argparse.Namespace, layout: Layout, device: Device, as_one: int
+) -> int:
+    """How many gradients are added up until the update, or wait for it.
+
+    Where one backward pass is all there is, a CPU updates the matrices of blocks as it goes, unless the norm of all
+    gradients, or their range, comes first.
+    """
+    parameters = stage_parameters(stage, config)
+    passes = args.gradient_accumulation * layout.replicas_a_rank // as_one
+    alone = device.is_cpu and layout.processes == 1 and passes == 1 and not config.share_layers
+    norms = args.gradient_clipping is not None or args.tensor_gradient_clipping is not None or args.auto_loss_scaling
+    if not alone or norms or args.optimizer not in ("Adam", "AdamW"):
+        return parameters
+    return parameters - len(stage.layers) * block_matrices(config)
+
+
+def keeps_logits(config: GPT2Config, args: argparse.Namespace, layout: Layout, device: Device, as_one: int) -> bool:
+    """Whether the gradients of the logits wait for the backward pass, instead of that of the head's matrix.
+
+    So it is of few positions on a CPU with units for 16 bits, where no other process has a part in that matrix.
+    """
+    rows = as_one * args.batch_size * args.max_len
+    alone = layout.processes == (1 if config.tie_word_embeddings else layout.ranks_a_replica)
+    whole = not args.enable_sequence_serialized
+    return device.computes_again and alone and whole and rows <= 2 * config.embedding_width
+
+
+def _fresh_matrix(
+    stage: Stage, config: GPT2Config, args: argparse.Namespace, layout: Layout, device: Device, as_one: int
+) -> int:
     """Gradients of the matrices of the vocabulary, (V, E), of one backward pass.
 
     A tied head's is kept until the embedding's is there, which on a CPU goes into it, or into the sum, row by row.
@@ -132,6 +168,8 @@ def _fresh_matrix(stage: Stage, config: GPT2Config, device: Device) -> int:
         return 0
     if device.is_cpu:
         blocks += _IDLE_BLOCKS - tied
+    if keeps_logits(config, args, layout, device, as_one):
+        blocks -= tied or stage.head
     return int(blocks * config.vocab_size * config.embedding_width * device.fresh)
 
 
@@ -166,8 +204,8 @@ def block_activations(config: GPT2Config, args: argparse.Namespace, device: Devi
     On IPUs B T C (34 + 5 H T / C) bytes: Korthikanti et al. 2022, "Reducing Activation Recomputation in Large
     Transformer Models", equation 1. Elsewhere attention is fused. Kept are the inputs of the layer norms, two or with a
     parallel residual one, of the four products and of the activation function, with queries, keys and values: of GPT-2
-    8 C + 2 I numbers a token, all but the 2 C of the norms operands of products. Isolated documents keep attention in
-    steps.
+    8 C + 2 I numbers a token, all but the 2 C of the norms operands of products. A CPU with units for 16 bits computes
+    2 C + I of them again. Isolated documents keep attention in steps.
     """
     width, length, heads = config.n_embd, args.max_len, config.attention_size
     tokens = args.batch_size * length
@@ -176,6 +214,8 @@ def block_activations(config: GPT2Config, args: argparse.Namespace, device: Devi
     norms = 1 if config.parallel_residual else 2
     numbers = norms * width + 2 * norms  # means and deviations with them
     operands = norms * width + 4 * heads + 2 * config.inner_size
+    if device.computes_again:
+        operands -= norms * width + config.inner_size * config.activation_function.startswith("gelu")
     scores = config.n_head * length  # of one token
     masks = 0
     if config.resid_pdrop and not device.is_cpu:
@@ -201,9 +241,10 @@ def biases(config: GPT2Config) -> int:
 
 
 def _working(
-    stage: Stage, config: GPT2Config, args: argparse.Namespace, device: Device, as_one: int, sharded: bool
+    stage: Stage, config: GPT2Config, args: argparse.Namespace, layout: Layout, device: Device, as_one: int
 ) -> int:
     """What a stage holds for the time of a pass, or of an update, only."""
+    sharded = optimizer_shards(args, layout, device) > 1
     # a product's gradient, which is made transposed and copied
     needs = [2 * config.n_embd * config.inner_size * device.fresh] if stage.layers else [0]
     if TOKENS in stage.embeddings and sharded and device is not IPU:  # the matrix, put together from its shards
@@ -213,17 +254,21 @@ def _working(
     if any(layer in args.recompute_checkpoint_layers for layer in stage.layers):
         needs[0] += as_one * block_activations(config, args, device)
     if stage.head:
-        needs.append(_head_working(config, args, device, as_one))
+        needs.append(_head_working(config, args, layout, device, as_one))
     return max(needs)
 
 
-def _head_working(config: GPT2Config, args: argparse.Namespace, device: Device, as_one: int) -> int:
-    """The logits that are there at a time, and the gradient of the matrix that several blocks of positions add up."""
+def _head_working(config: GPT2Config, args: argparse.Namespace, layout: Layout, device: Device, as_one: int) -> int:
+    """The logits that are there at a time, and the gradient of the matrix that several blocks of positions add up.
+
+    Where gradients of the logits wait they are there as well, and a block of logits is half as large.
+    """
     blocks = args.max_len // args.serialized_seq_len if args.enable_sequence_serialized else 1
     rows = as_one * args.batch_size * args.max_len // blocks
     if device is IPU:  # half logits and their float32 copy in the loss
         return rows * config.vocab_size * (HALF + FLOAT)
     row = config.vocab_size * (FLOAT if device.is_cpu else FLOAT + HALF)
-    pieces = -(-rows // max(16, device.logits // row))  # of one size
-    logits = -(-rows // pieces) * row
+    kept = rows * config.vocab_size * HALF * keeps_logits(config, args, layout, device, as_one)
+    pieces = -(-rows // max(16, device.logits // (2 if kept else 1) // row))  # of one size
+    logits = kept + -(-rows // pieces) * row
     return logits + (config.vocab_size * config.embedding_width * device.fresh if blocks > 1 else 0)

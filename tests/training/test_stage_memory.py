@@ -59,15 +59,49 @@ def test_a_cpu_process_that_has_everything_by_hand():
     assert last.activations == 4 * 2 * (2 * 3 * 2) and last.working == 4 * 2 * 3 * 10, "all logits in one piece"
 
 
-def test_products_in_16_bits_have_copies_of_weights_and_keep_half_as_much():
+def test_products_in_16_bits_have_copies_of_weights_and_keep_less():
     args = arguments()
     wide, narrow = (memory_of(args, Layout(1, 1, 3), device) for device in (CPU, CPU_IN_16_BITS))
     assert [after.weights - before.weights for before, after in zip(wide, narrow)] == [0, 4 * BLOCK, 4 * BLOCK, 0]
-    # of 36 numbers a token the inputs of the norms, with mean and deviation of each, stay in float32
-    block = 2 * 3 * ((2 * 2 + 4) * 4 + (6 * 2 + 2 * 8) * 2 + 4)
+    # of 36 numbers a token the inputs of the norms, with mean and deviation of each, stay in float32; what norms and
+    # GELU make is computed again
+    block = 2 * 3 * ((2 * 2 + 4) * 4 + (4 * 2 + 8) * 2 + 4)
     assert block_activations(TINY, args, CPU_IN_16_BITS) == block and narrow[1].activations == 2 * block
     assert [after[1:3] for after in narrow] == [before[1:3] for before in wide]
     assert CPU_IN_16_BITS.is_cpu and CPU.is_cpu and not GPU.is_cpu
+
+
+def test_another_activation_than_gelu_is_kept():
+    relu = dataclasses.replace(TINY, activation_function="relu")
+    more = block_activations(relu, arguments(), CPU_IN_16_BITS) - block_activations(TINY, arguments(), CPU_IN_16_BITS)
+    assert more == 2 * 3 * 8 * 2 and block_activations(relu, arguments(), CPU) == block_activations(
+        TINY, arguments(), CPU
+    )
+
+
+def test_the_logits_gradients_of_few_positions_wait_in_place_of_the_matrixs():
+    args = arguments("--batch-size 1")
+    first, *_, head = memory_of(args, Layout(1, 1, 3), CPU_IN_16_BITS)
+    matrix, rows = 10 * 2, 3
+    assert head.working == rows * 10 * (2 + 4)
+    assert first.gradients == int(0.6 * matrix * 4) + 2 * matrix
+    for other, device in ((arguments(), CPU_IN_16_BITS), (args, CPU)):  # more than 2 C positions; products in float32
+        more, *_ = memory_of(other, Layout(1, 1, 3), device)
+        assert more.gradients == int(1.6 * matrix * 4) + 2 * matrix
+
+
+def test_of_one_backward_pass_the_matrices_have_no_accumulators():
+    layout, stages = Layout(1, 1, 3), pipeline_stages(arguments().layers_per_ipu)
+
+    def gradients(words, as_one, layout=layout):
+        found = [stage_memory(stage, stages, TINY, arguments(words), layout, CPU, as_one) for stage in stages]
+        return [each.gradients for each in found]
+
+    matrices = 2 * (4 * 2 * 2 + 2 * 2 * 8)  # of a stage
+    some, every = gradients("", 32), gradients("", 64)
+    assert [before - after for before, after in zip(some, every)] == [0, 2 * matrices, 2 * matrices, 0]
+    for words in ("--gradient-clipping 1", "--auto-loss-scaling True", "--optimizer LAMB"):
+        assert gradients(words, 64) == some
 
 
 def test_recomputed_blocks_keep_their_input_and_work_one_at_a_time():

@@ -1,9 +1,9 @@
 """Matrix products of half programs on a CPU: operands of 16 bits, float32 sums.
 
 An operand is rounded where it is not of 16 bits already, and it is the rounded one that is kept for the backward pass,
-whose products are made in the same way. A weight, which lies in float32 on the device, is rounded once an update: the
-copy is kept with it until its version changes. What writes to a weight by other means than torch's operations must say
-so by torch.autograd.graph.increment_version.
+or nothing where it can be computed again (computed_again.py); the products there are made in the same way. A weight,
+which lies in float32 on the device, is rounded once an update: the copy is kept with it until its version changes. What
+writes to a weight by other means than torch's operations must say so by torch.autograd.graph.increment_version.
 
 A result is of 16 bits, too, unless the caller wants it `wide`: float32, as the sums are. Gradients of weights are wide.
 torch's library rounds every result to the type of its operands: where native/ has products that do not, these serve.
@@ -25,6 +25,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from . import native as native_kernels
+from .computed_again import recipe_of
 from .dropout_attention import causal_attention, dropout_attention
 from .native import wide_products
 
@@ -70,7 +71,7 @@ def linear(
     if native and not wide:
         narrow_bias = None if bias is None else narrow(bias, dtype)
         if _is_kept(weight) and _own(dtype, x, weight):
-            return _Linear.apply(narrow(x, dtype), weight, narrow_bias)
+            return _Linear.apply(narrow(x, dtype), weight, narrow_bias, recipe_of(x))
         return F.linear(narrow(x, dtype), narrow(weight, dtype), narrow_bias)
     out = matmul(x, weight.t(), dtype, native, wide=True)
     if bias is not None:
@@ -207,28 +208,31 @@ class _Linear(torch.autograd.Function):
     """F.linear of rounded operands: x (..., K) and bias (N,) are, `weight` (N, K) is a device's, in float32."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias):
+    def forward(ctx, x, weight, bias, found):
         rounded = rounded_weight(weight, x.dtype)
-        ctx.save_for_backward(x, rounded)
+        ctx.recipe, operands = found or (None, (x,))
+        ctx.save_for_backward(rounded, *operands)
         ctx.transposed = weight.stride(0) == 1  # as the weight lies in memory, so will its gradient
         return F.linear(x, rounded, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        x, rounded = ctx.saved_tensors
+        rounded, *operands = ctx.saved_tensors
         grad_x = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
             grad_x = torch.matmul(grad, rounded)
-        grad, x = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
+        grad = grad.reshape(-1, grad.shape[-1])
         if ctx.needs_input_grad[1]:
+            x = operands[0] if ctx.recipe is None else ctx.recipe.make(tuple(operands)).to(rounded.dtype)
+            x = x.reshape(-1, x.shape[-1])
             if ctx.transposed:
                 grad_weight = wide_products.multiply(x.t(), grad, torch.empty(x.shape[1], grad.shape[1])).t()
             else:
                 grad_weight = wide_products.multiply(grad.t(), x, torch.empty(grad.shape[1], x.shape[1]))
         if ctx.needs_input_grad[2]:
             grad_bias = grad.sum(0)  # added up in float32
-        return grad_x, grad_weight, grad_bias
+        return grad_x, grad_weight, grad_bias, None
 
 
 class _Product(torch.autograd.Function):

@@ -136,17 +136,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
         index = torch.where(kept, target, 0)
         memory = shared_gradient(weight) if weight.device.type == "cpu" else None
         keeps = at_once and _keeps_logits(rows, weight, bias, ctx.needs_input_grad, products, memory)
-        kept_logits = torch.empty(len(rows), len(weight), dtype=torch.bfloat16) if keeps else None
-        kept_scale = torch.empty(len(rows)) if keeps else None
+        size = _block_rows(rows, weight, steps, wide=products.take_bfloat16 and not keeps)
+        waiting = _KeptLogits(len(rows), len(weight), size, memory) if keeps else None
         at_once = at_once and not keeps
         gradients = _Gradients(rows, factor, bias, ctx.needs_input_grad, products, memory) if at_once else None
         best = torch.empty_like(target)
         losses = torch.zeros_like(row_scale, dtype=torch.float32)
-        for part, logits in _blocks(rows, factor, steps, products, small=keeps):
-            if keeps:
-                out = kept_logits[part]
-                found, _, factors = cross_entropy.differentiate(logits, bias, index[part], best[part], True, out)
-                torch.mul(row_scale[part], factors, out=kept_scale[part])
+        for part, logits in _blocks(rows, factor, size, products, None if waiting is None else waiting.block):
+            if waiting is not None:
+                found = waiting.take(part, logits, bias, index[part], best[part], row_scale[part])
             elif gradients is None:
                 found = _losses(logits, bias, index[part], best[part])
             else:
@@ -157,7 +155,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         formed = gradients.tensors() if ctx.formed else (None, None, None)
         # Several losses may have different upstream gradients, which nobody knows before the backward pass.
         again = (rows, weight, bias, index, row_scale) if groups or not ctx.formed else (None,) * 5
-        ctx.save_for_backward(*formed, *again, kept_logits, kept_scale)
+        ctx.save_for_backward(*formed, *again)
+        ctx.waiting = waiting
         ctx.hidden_shape, ctx.steps, ctx.products, ctx.groups = hidden.shape, steps, products, groups
         ctx.shared, ctx.memory = shared_gradient(weight) if shared else None, memory
         ctx.mark_non_differentiable(best)
@@ -166,12 +165,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad, _):
-        *formed, rows, weight, bias, index, row_scale, kept_logits, kept_scale = ctx.saved_tensors
+        *formed, rows, weight, bias, index, row_scale = ctx.saved_tensors
         common = grad[0] if ctx.groups else grad
-        if kept_logits is not None:
-            row_grad = (kept_scale.view(ctx.groups or 1, -1) * grad.view(-1, 1)).view(-1, 1)
-            grad_rows = _gradients_of_kept(kept_logits, row_grad, rows, weight, ctx.products, ctx.memory)
-            tensors = (grad_rows if ctx.needs_input_grad[0] else None, None, None)
+        if ctx.waiting is not None:
+            tensors = (*ctx.waiting.gradients(grad, rows, weight, ctx.products), None, None)
         elif ctx.formed and (not ctx.groups or bool((grad == common).all())):
             # Nobody else holds these: scaling them in place saves a copy of each.
             tensors = [None if tensor is None else tensor.mul_(common) for tensor in formed]
@@ -180,7 +177,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             weight = ctx.products.prepared(weight)
             gradients = _Gradients(rows, weight, bias, ctx.needs_input_grad, ctx.products, ctx.memory)
             best = torch.empty_like(index)
-            for part, logits in _blocks(rows, weight, ctx.steps, ctx.products):
+            size = _block_rows(rows, weight, ctx.steps, wide=ctx.products.take_bfloat16)
+            for part, logits in _blocks(rows, weight, size, ctx.products):
                 _, delta, factors = _differentiate(logits, bias, index[part], best[part], gradients.narrow)
                 gradients.add(part, delta, row_grad[part] if factors is None else row_grad[part] * factors)
             tensors = gradients.tensors()
@@ -206,7 +204,7 @@ class _Gradients:
         self._rows = torch.empty_like(rows) if needed[0] else None
         self._weight = None
         if needed[1]:
-            self._weight = torch.empty_like(weight) if memory is None else memory.memory(weight)
+            self._weight = torch.empty_like(weight) if memory is None else memory.memory(weight.shape, weight.dtype)
         self._bias = torch.zeros_like(bias) if needed[2] else None
         self._beta = 0  # the first block overwrites, the others add
         # Whether add() takes bfloat16: it is rounded to that in the products, but added up in float32 for the bias.
@@ -250,51 +248,77 @@ def _keeps_logits(
     """Whether the gradients of all logits wait for the backward pass, instead of those of the operands."""
     if memory is None or memory.accumulate is None or not needed[1] or needed[2] or not products.take_bfloat16:
         return False
-    return 2 * len(rows) <= 4 * rows.shape[1] and rows.dtype == torch.float32 and _kernel_serves(rows, bias)
+    return 0 < 2 * len(rows) <= 4 * rows.shape[1] and rows.dtype == torch.float32 and _kernel_serves(rows, bias)
 
 
-def _gradients_of_kept(
-    logits: torch.Tensor,
-    row_grad: torch.Tensor,
-    rows: torch.Tensor,
-    weight: torch.Tensor,
-    products: _Products,
-    memory: SharedGradient,
-) -> torch.Tensor:
-    """The gradient of `rows` (N, C), from those of the logits (N, V) in bfloat16, to be multiplied by row_grad (N, 1).
+class _KeptLogits:
+    """The gradients of all logits (N, V), in bfloat16, up to a factor for each row, from the forward pass on.
 
-    That of the weight (V, C) is accumulated.
+    Attributes:
+        block: room for the float32 logits of a block (n, V), in one piece of memory with them that is given back.
     """
-    inputs = rows * row_grad
 
-    def parts() -> Iterator[tuple[int, torch.Tensor]]:
-        room = torch.empty(min(_PART_ROWS, len(weight)), rows.shape[1])
-        for first in range(0, len(weight), _PART_ROWS):
-            columns = logits[:, first : first + _PART_ROWS]
-            part = room[: columns.shape[1]]
-            products.mm(columns.t(), inputs, part)
-            yield first, part
+    def __init__(self, rows: int, vocabulary: int, block_rows: int, memory: SharedGradient):
+        self._memory = memory
+        self._room = memory.memory(torch.Size([vocabulary * (2 * rows + 4 * block_rows)]), torch.uint8)
+        block, logits = self._room.split([vocabulary * 4 * block_rows, vocabulary * 2 * rows])
+        self.block = block.view(torch.float32).view(block_rows, vocabulary)
+        self._logits = logits.view(torch.bfloat16).view(rows, vocabulary)
+        self._factors = torch.empty(rows)
 
-    memory.accumulate(parts())
-    grad_rows = torch.empty_like(rows)
-    products.mm(logits, weight, grad_rows)
-    return grad_rows.mul_(row_grad)
+    def take(
+        self,
+        part: slice,
+        logits: torch.Tensor,
+        bias: torch.Tensor | None,
+        index: torch.Tensor,
+        best: torch.Tensor,
+        row_scale: torch.Tensor,
+    ) -> torch.Tensor:
+        """_losses() of the block; what its gradients are to be multiplied by is `row_scale` (n,)."""
+        found, _, factors = cross_entropy.differentiate(logits, bias, index, best, True, self._logits[part])
+        torch.mul(row_scale, factors, out=self._factors[part])
+        return found
+
+    def gradients(
+        self, grad: torch.Tensor, rows: torch.Tensor, weight: torch.Tensor, products: _Products
+    ) -> tuple[torch.Tensor]:
+        """That of `rows` (N, C), for the gradient of the loss or of each group's. The weight's is accumulated."""
+        row_grad = (self._factors.view(max(1, grad.numel()), -1) * grad.view(-1, 1)).view(-1, 1)
+        inputs = rows * row_grad
+
+        def parts() -> Iterator[tuple[int, torch.Tensor]]:
+            room = torch.empty(min(_PART_ROWS, len(weight)), rows.shape[1])
+            for first in range(0, len(weight), _PART_ROWS):
+                columns = self._logits[:, first : first + _PART_ROWS]
+                part = room[: columns.shape[1]]
+                products.mm(columns.t(), inputs, part)
+                yield first, part
+
+        self._memory.accumulate(parts())
+        grad_rows = torch.empty_like(rows)
+        products.mm(self._logits, weight, grad_rows)
+        self._memory.give_back(self._room)
+        return (grad_rows.mul_(row_grad),)
+
+
+def _block_rows(rows: torch.Tensor, weight: torch.Tensor, steps: int, wide: bool) -> int:
+    """How many rows a block has, of `steps` at least; `wide` ones have twice as many."""
+    count, vocabulary = rows.shape[0], weight.shape[0]
+    limit = _BLOCK_BYTES[rows.device.type] * (2 if wide else 1)
+    size = max(_SMALLEST_BLOCK, limit // (4 * vocabulary))
+    blocks = max(-(-count // size), min(steps, count), 1)
+    return -(-count // blocks)  # blocks of one size, rather than a small one at the end
 
 
 def _blocks(
-    rows: torch.Tensor, weight: torch.Tensor, steps: int, products: _Products, small: bool = False
+    rows: torch.Tensor, weight: torch.Tensor, size: int, products: _Products, memory: torch.Tensor | None = None
 ) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Each block's rows and their float32 logits (n, V) before the bias, which the next block overwrites.
-
-    `small` ones are for logits of which nothing is multiplied in float32.
-    """
+    """Each block's rows and their float32 logits (size, V) before the bias, which the next block overwrites."""
     count, vocabulary = rows.shape[0], weight.shape[0]
-    limit = _BLOCK_BYTES[rows.device.type] * (2 if products.take_bfloat16 and not small else 1)
-    size = max(_SMALLEST_BLOCK, limit // (4 * vocabulary))
-    blocks = max(-(-count // size), min(steps, count))
-    size = -(-count // blocks)  # blocks of one size, rather than a small one at the end
-    memory = torch.empty(size, vocabulary, dtype=torch.float32, device=rows.device)
-    for start in range(0, count, size):
+    if memory is None:
+        memory = torch.empty(size, vocabulary, dtype=torch.float32, device=rows.device)
+    for start in range(0, count, max(1, size)):
         part = slice(start, min(start + size, count))
         logits = memory[: part.stop - start]
         if rows.dtype == torch.float32:

@@ -6,8 +6,8 @@ reads it before that of the lookup has come. In a pipeline over processes the tw
 lookup's is sparse, its rows alone, if who accumulates gradients takes that.
 
 The head's gradient is as large as nothing else that comes and goes. Its memory goes back to where the next one is
-formed: among the C library's free blocks smaller ones would cut it up, and the next gradient found no room. Of few
-rows it is not held at all (linear_cross_entropy.py).
+formed: among the C library's free blocks smaller ones would cut it up, and the next gradient found no room. So does
+that of what is kept in its place for few rows (linear_cross_entropy.py).
 """
 
 from __future__ import annotations
@@ -49,15 +49,15 @@ class SharedGradient:
         return offered() if offered is not None and self._pass == torch._C._current_graph_task_id() else None
 
     def give_back(self, gradient: torch.Tensor) -> None:
-        """Nobody reads it any more: the next one may be formed in its memory, if somebody asks for that."""
+        """Nobody reads it any more, nor what was in memory(): there the next one may be formed, if somebody asks."""
         self._memory = gradient if self._asked else None
 
-    def memory(self, like: torch.Tensor) -> torch.Tensor:
-        """Room for a gradient, of undefined contents."""
+    def memory(self, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
+        """Room for a gradient, or for what it is made of, on a CPU, of undefined contents."""
         memory, self._memory, self._asked = self._memory, None, True
-        if memory is not None and (memory.shape, memory.dtype, memory.device) == (like.shape, like.dtype, like.device):
+        if memory is not None and (memory.shape, memory.dtype) == (shape, dtype):
             return memory
-        return torch.empty_like(like)
+        return torch.empty(shape, dtype=dtype, device="cpu")
 
     def release(self) -> None:
         """Gradients are not accumulated any more."""

@@ -24,6 +24,7 @@ from ..engine.running.pipeline import PipelineRunner
 from ..engine.running.placement import first_names, ipus_of
 from ..engine.running.probe import Probe
 from ..engine.running.randomness import RandomStreams
+from ..engine.running.rounded_weights import round_weights
 from ..engine.running.runner import Runner
 from ..engine.running.state import DeviceState
 from ..engine.updating import registered_rules
@@ -103,6 +104,7 @@ class Session:
         if kept is not None:
             self._load_optimizer(kept)
         self.upload((kept or {}).get(MASTERS))
+        round_weights(program, self._state.values)
         self.anchors = self._anchors(compiled)
         make, spread = Runner, {}
         if self._parts is not None:

@@ -11,6 +11,7 @@ import torch
 from ...device import float32_products, half_products, serialized
 from ...device.alibi import with_alibi
 from ...device.biased_attention import biased_attention
+from ...device.computed_again import layer_norm
 from ...device.dropout_attention import causal_attention, dropout_attention
 from ...device.gelu import bias_gelu
 from ...device.key_bias import with_key_bias
@@ -45,7 +46,8 @@ PRODUCTS = _LINEAR_FUNCTIONS | {aten.linear.default, aten.addmm.default, aten.mm
 _WITH_DROPOUT = frozenset({dropout_attention, half_products.attention_with_dropout})
 _DRAWING_FUNCTIONS = _WITH_DROPOUT | {residual_dropout}
 _EMBEDDINGS = frozenset({aten.embedding.default, tied_embedding})
-_UNCHANGED = _EMBEDDINGS | {aten.layer_norm.default, bias_gelu, with_alibi, with_key_bias}
+_NORMS = frozenset({aten.layer_norm.default, layer_norm})
+_UNCHANGED = _EMBEDDINGS | _NORMS | {bias_gelu, with_alibi, with_key_bias}
 _ATTENTIONS = frozenset({_ATTENTION, causal_attention, half_products.attention, biased_attention})
 _FUNCTIONS = (_DRAWING_FUNCTIONS | _LINEAR_FUNCTIONS) | {
     linear_cross_entropy,
@@ -57,6 +59,7 @@ _FUNCTIONS = (_DRAWING_FUNCTIONS | _LINEAR_FUNCTIONS) | {
     biased_attention,
     causal_attention,
     bias_gelu,
+    layer_norm,
     tied_embedding,
 }
 
@@ -166,7 +169,7 @@ def _rule_fits(node: torch.fx.Node, stacked: Collection[str]) -> bool:
     """Whether the operands are stacked or not as the rule of the operation wants them."""
     flags = {place: each.name in stacked for place, each in enumerate(node.args) if isinstance(each, torch.fx.Node)}
     rule = _rule(node)
-    if rule is Linear or node.target in (aten.layer_norm.default, bias_gelu):
+    if rule is Linear or node.target is bias_gelu or node.target in _NORMS:
         return flags[0] and not any(flags[place] for place in flags if place)
     if node.target in _EMBEDDINGS and rule is Unchanged:
         return flags == {0: False, 1: True}

@@ -12,6 +12,7 @@ import operator
 import torch
 
 from ...device import half_products, serialized
+from ...device.computed_again import layer_norm
 from ...device.dropout_attention import dropout_attention
 from ...device.linear_cross_entropy import linear_cross_entropy
 from ...device.policy import Products
@@ -114,6 +115,8 @@ class _Rewriter:
                 self._mark_narrow(node)
             elif not (node.target in CASTS and torch.float32 in (*node.args, *node.kwargs.values())):
                 self._widen_arguments(node)
+                if self._native and node.target is aten.layer_norm.default:
+                    node.target = layer_norm
         return count
 
     def _stays_narrow(self, node: torch.fx.Node) -> bool:

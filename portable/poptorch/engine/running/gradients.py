@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 import torch
 import torch.distributed as dist
+from torch.utils.hooks import RemovableHandle
 
 from ...device.tied_embedding import SharedGradient, shared_gradient
 from ..processes.reduction import GradientReduction
@@ -47,7 +49,8 @@ class GradientAccumulator:
     """Sums, or keeps the running mean of, the gradients of micro-batches.
 
     A parameter whose accumulator has its own type lets autograd add into `.grad`. Otherwise each gradient goes into an
-    accumulator of the type asked for as soon as it is complete, and is freed.
+    accumulator of the type asked for as soon as it is complete, and is freed. Where there is nothing to add up it may
+    go on from there (allocate()): of such a parameter there is no accumulator.
 
     Args:
         parameters: leaf tensors by name.
@@ -71,7 +74,10 @@ class GradientAccumulator:
         passes: Mapping[str, int] = {},  # noqa: B006 - never written to
     ):
         self._parameters = {name: tensor for name, tensor in parameters.items() if tensor.requires_grad}
+        self._dtypes = dtypes
         self._accumulators: dict[str, torch.Tensor] = {}
+        self._handed_on: frozenset[str] = frozenset()
+        self._hand_on: Callable[[str, torch.Tensor], None] | None = None
         self._running = running and mean
         self._count, self._together = 0, 1
         # Dividing the loss divides the gradients: no pass over them is needed at the end. Half gradients would
@@ -82,21 +88,18 @@ class GradientAccumulator:
         self._divisor = micro_batches if divide and narrow else 1
         if self._running and group is not None:
             self._divisor = dist.get_world_size(group)  # the mean of their running means
-        self._hooks = []
+        self._passes = passes
+        self._hooks: dict[str, RemovableHandle] = {}
         for name, tensor in self._parameters.items():
-            if dtypes[name] != tensor.dtype or self._running:
-                accumulator = torch.zeros(tensor.shape, dtype=dtypes[name], device=tensor.device)
-                self._accumulators[name] = accumulator
-                several = name if passes.get(name, 1) > 1 else None
+            if self._has_own(name):
                 shared = shared_gradient(tensor)
                 shared.takes_rows = True
-                if group is None and several is None:
-                    shared.accumulate = self._take_parts(accumulator)
-                self._hooks.append(tensor.register_post_accumulate_grad_hook(self._take(accumulator, several, shared)))
-        self._passes = passes
+                if group is None and passes.get(name, 1) == 1:
+                    shared.accumulate = partial(self._take_parts, name)
+                self._hooks[name] = tensor.register_post_accumulate_grad_hook(self._take(name, shared))
         self._events: dict[str, int] = {}  # gradients so far of parameters that have several of a micro-batch
-        self._received: set[int] = set()
-        self._begun: set[int] = set()  # that have something of the current backward pass
+        self._received: set[str] = set()  # whose accumulators have something of the current update
+        self._begun: set[str] = set()  # and of the current backward pass
         self._complete: set[str] = set()  # parameters whose gradients were asked for in this update
         self._reduction = None if group is None else GradientReduction(self._parameters, self._gradient, group, passes)
 
@@ -105,16 +108,59 @@ class GradientAccumulator:
         if self._reduction is not None:
             self._reduction.last_backward(last)
 
-    def _take(self, accumulator: torch.Tensor, several: str | None, shared: SharedGradient):
+    def _has_own(self, name: str) -> bool:
+        """Whether gradients are not added up in `.grad`."""
+        return self._dtypes[name] != self._parameters[name].dtype or self._running
+
+    def allocate(self, handed_on: frozenset[str], to: Callable[[str, torch.Tensor], None]) -> None:
+        """Make the accumulators that the next passes need, before these fill the memory.
+
+        Gradients of the parameters `handed_on` need none: every backward pass is the only one of its update, and to()
+        gets each of them as soon as it is complete, reduced. None of these are of several spans, and there is no group.
+        """
+        assert self._reduction is None or not handed_on
+        for name in self._handed_on - handed_on:
+            if not self._has_own(name):
+                self._hooks.pop(name).remove()
+        for name in handed_on - self._hooks.keys():
+            tensor = self._parameters[name]
+            self._hooks[name] = tensor.register_post_accumulate_grad_hook(self._take(name, shared_gradient(tensor)))
+        self._handed_on, self._hand_on = handed_on, to
+        for name in self._parameters:
+            if name in handed_on:
+                self._accumulators.pop(name, None)
+            elif self._has_own(name):
+                self._accumulator(name)
+
+    def take_whole(self) -> None:
+        """Every gradient is to come as torch has it, for somebody watches: none in parts."""
+        for tensor in self._parameters.values():
+            shared_gradient(tensor).accumulate = None
+
+    def _accumulator(self, name: str) -> torch.Tensor:
+        if name not in self._accumulators:
+            self._accumulators[name] = self._zeros(name)
+        return self._accumulators[name]
+
+    def _zeros(self, name: str) -> torch.Tensor:
+        tensor = self._parameters[name]
+        return torch.zeros(tensor.shape, dtype=self._dtypes[name], device=tensor.device)
+
+    def _take(self, name: str, shared: SharedGradient) -> Callable[[torch.Tensor], None]:
+        several = self._passes.get(name, 1) > 1
+
         def take(parameter: torch.Tensor) -> None:
             gradient, parameter.grad = parameter.grad, None
             if gradient is None:  # it has gone in by parts, or there is none
                 return
-            count = self._count
-            if several is not None:
-                count = self._events[several] = self._events.get(several, -self._together) + self._together
-            share = self._share(accumulator, count)
             with torch.no_grad():
+                if name in self._handed_on:
+                    self._hand_on(name, self._reduced(name, gradient))
+                    return
+                count = self._count
+                if several:
+                    count = self._events[name] = self._events.get(name, -self._together) + self._together
+                accumulator, share = self._accumulator(name), self._share(name, count)
                 if gradient.is_sparse:
                     share.add_rows(accumulator, gradient)
                     return
@@ -127,27 +173,31 @@ class GradientAccumulator:
 
         return take
 
-    def _take_parts(self, accumulator: torch.Tensor) -> Callable[[Iterable[tuple[int, torch.Tensor]]], None]:
-        """Takes a gradient in parts, which torch never sees: more of it may come through the hook."""
+    def _reduced(self, name: str, gradient: torch.Tensor) -> torch.Tensor:
+        """What an accumulator would have after this gradient, the only one of an update."""
+        if self._has_own(name):
+            accumulator = torch.empty(gradient.shape, dtype=self._dtypes[name], device=gradient.device)
+            self._share(name, 0).add(accumulator, gradient)
+            gradient = accumulator
+        return gradient if self._divisor == 1 else gradient.div_(self._divisor)
 
-        def take(parts: Iterable[tuple[int, torch.Tensor]]) -> None:
-            share = self._share(accumulator, self._count)
-            with torch.no_grad():
-                for first, fresh in parts:
-                    share.add(accumulator[first : first + len(fresh)], fresh)
+    @torch.no_grad()
+    def _take_parts(self, name: str, parts: Iterable[tuple[int, torch.Tensor]]) -> None:
+        """A gradient in parts, which torch never sees: more of it may come through the hook."""
+        accumulator, share = self._accumulator(name), self._share(name, self._count)
+        for first, fresh in parts:
+            share.add(accumulator[first : first + len(fresh)], fresh)
 
-        return take
-
-    def _share(self, accumulator: torch.Tensor, count: int) -> _Share:
-        """How the next gradient, of the micro-batches from number `count` of the update on, goes into `accumulator`."""
+    def _share(self, name: str, count: int) -> _Share:
+        """How the next gradient, of the micro-batches from number `count` of the update on, is added up."""
         after = count + self._together
         kept, weight = (count / after, 1 / after) if self._running else (1.0, 1.0)
-        if id(accumulator) in self._begun:
+        if name in self._begun:
             kept = 1.0
-        if id(accumulator) not in self._received:
+        if name not in self._received:
             kept = 0.0
-        self._begun.add(id(accumulator))
-        self._received.add(id(accumulator))
+        self._begun.add(name)
+        self._received.add(name)
         return _Share(kept, weight)
 
     def begin_micro_batch(self, number: int, together: int = 1) -> None:
@@ -164,10 +214,10 @@ class GradientAccumulator:
 
     def _gradient(self, name: str) -> torch.Tensor | None:
         """What the micro-batches of this process gave, divided where that is done at the end."""
-        accumulator = self._accumulators.get(name)
-        gradient = self._parameters[name].grad if accumulator is None else accumulator
-        if accumulator is not None and id(accumulator) not in self._received:
-            gradient = None
+        if self._has_own(name):
+            gradient = self._accumulators.get(name) if name in self._received else None
+        else:
+            gradient = self._parameters[name].grad
         # A running mean over several gradients of each micro-batch is one over their sums when multiplied by how many.
         divisor = self._divisor / (self._passes.get(name, 1) if self._running else 1)
         if gradient is not None and divisor != 1 and name not in self._complete:
@@ -178,7 +228,7 @@ class GradientAccumulator:
     def seen(self) -> dict[str, torch.Tensor]:
         """What has been accumulated so far, not reduced yet."""
         found = {name: p.grad for name, p in self._parameters.items() if p.grad is not None}
-        return {**found, **{n: a for n, a in self._accumulators.items() if id(a) in self._received}}
+        return {**found, **{n: a for n, a in self._accumulators.items() if n in self._received}}
 
     def clear(self) -> None:
         """Begin the next update."""
@@ -192,9 +242,8 @@ class GradientAccumulator:
 
     def release(self) -> None:
         """Give the accumulators' memory back and take the hooks off."""
-        for hook in self._hooks:
+        for name, hook in self._hooks.items():
             hook.remove()
-        for name in self._accumulators:
             shared_gradient(self._parameters[name]).release()
         if self._reduction is not None:
             self._reduction.release()

@@ -78,6 +78,7 @@ class PipelineRunner(Runner):
         announced = self._announced or self._placement.part > 0
         progress = CallProgress(counts.micro_batches, str(self._policy.device), announced)
         self._announced = True
+        self._allocate_accumulators()
         try:
             if training:
                 for s in range(counts.iterations):

@@ -22,6 +22,7 @@ from ..as_one.streams import NAME as STREAMS
 from ..as_one.streams import Streams
 from ..stages import Program
 from .anchors import FINAL_LOSS_SCALE, Anchors
+from .early_updates import early
 from .gradients import GradientAccumulator
 from .outputs import OutputCollector
 from .probe import Probe
@@ -119,6 +120,9 @@ class Runner:
         self._stop_at_invalid = stop_at_invalid
         self._random = random
         self.as_one = as_one
+        if accumulator is not None and anchors is not None:
+            accumulator.take_whole()
+        self._early = frozenset() if optimizer is None else early(program, state.parameters)
         self._worked = False  # micro-batches have run as one
         self._announced = False
         self.timings = Timings(len(program.inputs), len(program.outputs))  # of the last call
@@ -146,6 +150,7 @@ class Runner:
             for r in range(counts.replicas)
         ]
         step = self.as_one.number
+        self._allocate_accumulators()
         try:
             for first in range(0, len(places), step):
                 self._run(collector, leaves, places[first : first + step])
@@ -159,6 +164,18 @@ class Runner:
         if self._anchors is not None:
             self._anchors.finish()
         return collector.result()
+
+    def _allocate_accumulators(self) -> None:
+        """But for weights that are updated within the backward pass: none unless it is the only one before an update.
+
+        Nor where somebody looks at gradients: a report, anchors, or the check for what is not finite.
+        """
+        if self._accumulator is None:
+            return
+        alone = self.as_one.number == self._counts.accumulation * self._counts.all_replicas
+        watched = self._anchors is not None or self._stop_at_invalid or type(self.probe) is not Probe
+        names = self._early & self._optimizer.independent() if alone and not watched else frozenset()
+        self._accumulator.allocate(names, lambda name, gradient: self._optimizer.step({name: gradient}))
 
     def _run(self, collector: OutputCollector, leaves: list[torch.Tensor], places: list[Place]) -> None:
         """The micro-batches at these (s, a, r), as one if there are several, and the ends of iterations among them."""
@@ -192,6 +209,7 @@ class Runner:
                 # Nothing has happened yet. If it is the program that fails it does so again.
                 self.as_one.give_up()
                 self.as_one = AsOne(reason=f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
+                self._allocate_accumulators()
                 notices.logger.warning("Micro-batches run one at a time after all: %s", self.as_one.reason)
                 del self.timings.input[before[0] :], self.timings.input_complete[before[1] :]
                 return False

@@ -122,6 +122,15 @@ class DeviceOptimizer(DeviceStates):
         self._allocate_states()
         self._rescale_velocities(scales)
 
+    def independent(self) -> frozenset[str]:
+        """Parameters whose update, by the kernel, depends on nothing but their own gradient and states.
+
+        The others' must be there for norms, automatic loss scaling and what processes share.
+        """
+        if self.measures_norms or self._automatic is not None or not self._spread.is_alone:
+            return frozenset()
+        return frozenset(name for name in self._params if self._has_kernel([name], {}))
+
     @torch.no_grad()
     def step(self, grads: Mapping[str, torch.Tensor]) -> None:
         """One update of the parameters that `grads` has a gradient for; the others stay as they are.
@@ -156,7 +165,8 @@ class DeviceOptimizer(DeviceStates):
         """Every process gets the weights that others have updated; the loss scaling follows the gradients."""
         self._spread.spread(self._whole, names)
         # Fused updates, and what came from other processes, do not count as changes by themselves.
-        torch.autograd.graph.increment_version([*self._whole.values(), *(entry.copy for _, entry in self._rounded)])
+        copies = (entry.copy for _, entry in self._rounded)
+        torch.autograd.graph.increment_version([*(self._whole[name] for name in names), *copies])
         for name, entry in self._rounded:
             entry.version = self._whole[name]._version
         self._rounded.clear()
@@ -221,7 +231,8 @@ class DeviceOptimizer(DeviceStates):
         stochastic = self._stochastic_rounding and param.dtype == torch.float16
         if self._settings.kind not in ("Adam", "AdamW") or self._states_apart or stochastic:
             return False
-        tensors = (t for name in names for t in (self._params[name], grads[name], *self._states[name].values()))
+        tensors = [t for name in names for t in (self._params[name], *self._states[name].values())]
+        tensors += (grads[name] for name in names if name in grads)
         return max(values.beta1, values.beta2) < 1.0 and adam_kernel.serves(tensors)
 
     def _kernel_step(self, names: list[str], grads: Mapping[str, torch.Tensor], divisor: Any) -> None:

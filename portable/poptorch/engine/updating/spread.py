@@ -40,6 +40,11 @@ class Spread:
         self._processes = 1 if shards is None else dist.get_world_size(shards)
         self._rank = 0 if shards is None else dist.get_rank(shards)
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether no other process has anything of the parameters or of their states."""
+        return self._group is None and self.parts is None
+
     def own(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """The shard that this process updates, 1-D, a view; the tensor as it is if it is not sharded."""
         return self.own_entries(name, tensor, 1)

@@ -1,0 +1,58 @@
+"""Weights that are updated during the backward pass, each as soon as its gradient is complete.
+
+Where one backward pass is all there is before an update, nothing needs to be accumulated: gradients come and go one by
+one. What is computed is the same, to the bit. A weight must not be read any more by then, so it is one that nothing but
+one product reads: with the product's own backward pass, which gives the gradient, it is done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from ...device import float32_products, half_products
+from ..stages import Program
+
+aten = torch.ops.aten
+_PRODUCTS = frozenset(
+    {
+        aten.linear.default, aten.addmm.default, aten.mm.default, aten.matmul.default, half_products.linear,
+        half_products.matmul, float32_products.linear, float32_products.matmul,
+    }
+)  # fmt: skip
+_TRANSPOSITIONS = frozenset({aten.t.default, aten.numpy_T.default})
+_FEWEST = 1 << 16  # elements; the updates of smaller ones together take fewer calls
+
+
+def early(program: Program, parameters: dict[str, torch.Tensor]) -> frozenset[str]:
+    """Names, among the device's `parameters`, of the large ones that nothing but one product of the program reads."""
+    reads: dict[str, int] = {}
+    others: set[str] = set()
+    for stage in program.stages:
+        for segment in stage.segments:
+            for node in segment.module.graph.find_nodes(op="placeholder"):
+                name = program.parameters.get(node.target)
+                for reader in _readers(node) if name is not None else ():
+                    reads[name] = reads.get(name, 0) + 1
+                    if reader.target not in _PRODUCTS:
+                        others.add(name)
+    large = {name for name, tensor in parameters.items() if tensor.numel() >= _FEWEST}
+    return frozenset(name for name in large - others if reads.get(name) == 1)
+
+
+def _readers(node: torch.fx.Node) -> Iterator[torch.fx.Node]:
+    """What reads a value, as it lies or transposed; once for each operand that it is of a reader."""
+    for user in node.users:
+        if user.target in _TRANSPOSITIONS:
+            yield from _readers(user)
+        else:
+            count = 0
+
+            def found(source: torch.fx.Node) -> torch.fx.Node:
+                nonlocal count
+                count += source is node
+                return source
+
+            torch.fx.node.map_arg((user.args, user.kwargs), found)
+            yield from [user] * count
