@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from test_recompute import LiveBytes
 import poptorch
 from poptorch.device import native
 from poptorch.engine.running import early_updates
+from poptorch.engine.running.runner import Runner
 from poptorch.engine.updating.optimizer import DeviceOptimizer
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the kernels are not built (run `make`)")
@@ -121,7 +124,6 @@ def test_whatever_needs_all_gradients_gets_them(case, monkeypatch, tmp_path):
 
 def test_one_at_a_time_after_all(monkeypatch):
     """Micro-batches that turn out not to run as one are accumulated."""
-    from poptorch.engine.running.runner import Runner
 
     def fails(*_):
         raise RuntimeError("no room")
@@ -181,6 +183,24 @@ def test_gradients_are_never_held_together(monkeypatch):
 
     gradients = 12 * 2 * WIDTH**2
     assert peak(True) < peak(False) - 0.8 * gradients
+
+
+@pytest.mark.parametrize("leave", ["destroy", "detachFromDevice"])
+@pytest.mark.parametrize("half", [False, True])
+def test_what_was_on_the_device_is_freed_when_it_is_left(half, leave, monkeypatch):
+    """Not when Python looks for cycles: a training run keeps it from that."""
+    runners, run = [], Runner.run
+    monkeypatch.setattr(Runner, "run", lambda self, leaves: (runners.append(weakref.ref(self)), run(self, leaves))[1])
+    model = made(half)
+    executor = poptorch.trainingModel(model, None, optimizer_of(model))
+    executor(*(torch.randn(ROWS, WIDTH).to(model.inner.dtype) for _ in range(2)))
+    gc.collect()
+    gc.disable()
+    try:
+        getattr(executor, leave)()
+        assert runners[0]() is None
+    finally:
+        gc.enable()
 
 
 def test_readers_count_an_operand_as_often_as_it_is_read():

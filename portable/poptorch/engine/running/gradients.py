@@ -248,3 +248,4 @@ class GradientAccumulator:
         if self._reduction is not None:
             self._reduction.release()
         self._accumulators.clear()
+        self._hand_on = None  # has the runner and all that is on the device, which has this accumulator
