@@ -34,7 +34,7 @@ class SharedGradient:
         self.accumulate: Callable[[Iterable[tuple[int, torch.Tensor]]], None] | None = None
         self._pass, self._offered = -1, None
         self._memory: torch.Tensor | None = None
-        self._asked = False
+        self._asked: tuple[torch.Size, torch.dtype] | None = None
 
     def offer(self, gradient: torch.Tensor) -> None:
         """It is complete but for what is added to it before this backward pass goes on to the weight.
@@ -49,13 +49,17 @@ class SharedGradient:
         return offered() if offered is not None and self._pass == torch._C._current_graph_task_id() else None
 
     def give_back(self, gradient: torch.Tensor) -> None:
-        """Nobody reads it any more, nor what was in memory(): there the next one may be formed, if somebody asks."""
-        self._memory = gradient if self._asked else None
+        """Nobody reads it any more, nor what was in memory(): there the next one may be formed.
+
+        If it is what was asked for last: another one, which a further operation formed, would take its place in vain.
+        """
+        if (gradient.shape, gradient.dtype) == self._asked:
+            self._memory = gradient
 
     def memory(self, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
         """Room for a gradient, or for what it is made of, on a CPU, of undefined contents."""
-        memory, self._memory, self._asked = self._memory, None, True
-        if memory is not None and (memory.shape, memory.dtype) == (shape, dtype):
+        memory, self._memory, self._asked = self._memory, None, (shape, dtype)
+        if memory is not None and (memory.shape, memory.dtype) == self._asked:
             return memory
         return torch.empty(shape, dtype=dtype, device="cpu")
 

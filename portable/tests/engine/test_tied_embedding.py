@@ -182,6 +182,19 @@ def test_the_heads_gradient_goes_where_the_last_one_was(monkeypatch):
     assert formed == accumulated == formed[:1] * 3
 
 
+def test_room_is_kept_for_what_asks_for_it():
+    """A weight's gradient that another operation forms is not held in the place of the head's room, nor beside it."""
+    weight = torch.randn(VOCABULARY, WIDTH)
+    shared, gradient = shared_gradient(weight), torch.empty_like(weight)
+    shared.give_back(gradient)  # nobody has asked
+    room = shared.memory(torch.Size([64]), torch.uint8)
+    shared.give_back(room)
+    shared.give_back(gradient)
+    there = weakref.ref(gradient)
+    del gradient
+    assert there() is None and shared.memory(room.shape, room.dtype) is room
+
+
 def test_who_offers_a_gradient_does_not_hold_it():
     weight, gradient = torch.randn(5, 3), torch.zeros(5, 3)
     shared_gradient(weight).offer(gradient)
