@@ -8,10 +8,10 @@ import dataclasses
 from model.config import GPT2Config
 from model.layout import Layout, launched
 from training.inputs import dropouts
-from training.log.machine import computes_on_cuda, computes_on_ipus, products_in_16_bits
+from training.log.machine import computes_on_cuda, computes_on_ipus, has_bfloat16_kernels, products_in_16_bits
 from training.plan import plan_lines
 from training.run import join
-from training.stage_memory import CPU, CPU_IN_16_BITS, DEVICES, Device
+from training.stage_memory import CPU, CPU_BY_TORCH, CPU_IN_16_BITS, DEVICES, Device
 from training.vocabulary import model_config, run_tokenizer
 
 
@@ -31,7 +31,9 @@ def planned_layout(args: argparse.Namespace) -> tuple[Layout, Device]:
     here = "ipu" if computes_on_ipus() else "cuda" if computes_on_cuda() else "cpu"
     layout = Layout(args.plan_processes or launched()[1], args.replication_factor, args.ipus_per_replica)
     device = DEVICES[args.plan_device or here]
-    return layout, CPU_IN_16_BITS if device is CPU and products_in_16_bits() else device
+    if device is CPU and products_in_16_bits():
+        device = CPU_IN_16_BITS if has_bfloat16_kernels() else CPU_BY_TORCH
+    return layout, device
 
 
 def planned_config(args: argparse.Namespace) -> GPT2Config:

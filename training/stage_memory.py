@@ -26,23 +26,20 @@ class Device(NamedTuple):
     logits: int  # bytes held at a time by the head
     operand: int  # an activation that a product reads or makes
     copy: int = 0  # of a number of a block's weights, rounded for its products
+    computes_again: bool = False  # products make what layer norms and GELU gave them a second time: it is not kept
 
     @property
     def is_cpu(self) -> bool:
         """Whether it is a CPU, whatever its products are made in."""
         return self.name == CPU.name
 
-    @property
-    def computes_again(self) -> bool:
-        """Whether products make what layer norms and GELU gave them a second time, instead of keeping it."""
-        return self.is_cpu and self.operand < self.value
-
 
 # A CPU computes in float32 beside the program's half weights; the sums of gradients and the moments stay as they are.
 CPU = Device("CPU", FLOAT + HALF, HALF, FLOAT, FLOAT, 64 << 20, FLOAT)
 # Products of bfloat16 (or float16) read copies of the weights, and what is kept for their backward pass is in 16 bits.
-# They are fast, so that the head takes more rows at a time.
-CPU_IN_16_BITS = CPU._replace(logits=128 << 20, operand=HALF, copy=HALF)
+CPU_BY_TORCH = CPU._replace(operand=HALF, copy=HALF)
+# The runtime's own, for AVX512_BF16, are fast: the head takes more rows at a time, and others compute again.
+CPU_IN_16_BITS = CPU_BY_TORCH._replace(logits=128 << 20, computes_again=True)
 # The head's float32 logits have the half ones beside them. The host's copy of the weights is in the host's memory.
 GPU = Device("GPU", HALF, HALF, HALF, HALF, 3 * (256 << 20) // 2, HALF)
 IPU = Device("IPU", HALF, HALF, 0, HALF, 0, HALF)
@@ -148,7 +145,7 @@ def _accumulated(
 def keeps_logits(config: GPT2Config, args: argparse.Namespace, layout: Layout, device: Device, as_one: int) -> bool:
     """Whether the gradients of the logits wait for the backward pass, instead of that of the head's matrix.
 
-    So it is of few positions on a CPU with units for 16 bits, where no other process has a part in that matrix.
+    So it is of few positions by the runtime's products of bfloat16, where no other process has a part in that matrix.
     """
     rows = as_one * args.batch_size * args.max_len
     alone = layout.processes == (1 if config.tie_word_embeddings else layout.ranks_a_replica)
@@ -205,8 +202,8 @@ def block_activations(config: GPT2Config, args: argparse.Namespace, device: Devi
     On IPUs B T C (34 + 5 H T / C) bytes: Korthikanti et al. 2022, "Reducing Activation Recomputation in Large
     Transformer Models", equation 1. Elsewhere attention is fused. Kept are the inputs of the layer norms, two or with a
     parallel residual one, of the four products and of the activation function, with queries, keys and values: of GPT-2
-    8 C + 2 I numbers a token, all but the 2 C of the norms operands of products. A CPU with units for 16 bits computes
-    2 C + I of them again; part of their memory lies idle. Isolated documents keep attention in steps.
+    8 C + 2 I numbers a token, all but the 2 C of the norms operands of products. The runtime's products of bfloat16
+    compute 2 C + I of them again; part of their memory lies idle. Isolated documents keep attention in steps.
     """
     width, length, heads = config.n_embd, args.max_len, config.attention_size
     tokens = args.batch_size * length

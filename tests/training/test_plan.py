@@ -13,7 +13,7 @@ from model.pipeline import bubble
 from training.log import machine
 from training.plan import data_bytes, plan_lines, plan_rows, rank_memory
 from training.plan_request import planned_layout
-from training.stage_memory import CPU, CPU_IN_16_BITS, GPU, IPU
+from training.stage_memory import CPU, CPU_BY_TORCH, CPU_IN_16_BITS, GPU, IPU
 
 LINE = "--model gpt2 --max-len 1024 --layers-per-ipu 0 4 4 4 --gradient-accumulation 9 --device-iterations 2"
 
@@ -145,8 +145,11 @@ def test_machines_that_are_not_here_are_planned_and_nothing_else(tmp_path):
     "asked, flags, device",
     [
         ("float32", "avx512_bf16", CPU),
-        ("bfloat16", "", CPU_IN_16_BITS),
+        ("bfloat16", "", CPU_BY_TORCH),
         ("", "fpu avx512_bf16 vme", CPU_IN_16_BITS),
+        ("bfloat16", "avx512_bf16", CPU_IN_16_BITS),
+        ("float16", "avx512_bf16 avx512_fp16", CPU_BY_TORCH),
+        ("", "avx512_bf16 amx_bf16", CPU_BY_TORCH),
         ("", "fpu avx2", CPU),
     ],
 )

@@ -12,6 +12,7 @@ from model.layout import Layout, fitting_processes
 from model.pipeline import forward_stages, pipeline_stages
 from training.stage_memory import (
     CPU,
+    CPU_BY_TORCH,
     CPU_IN_16_BITS,
     DEVICES,
     GPU,
@@ -69,6 +70,8 @@ def test_products_in_16_bits_have_copies_of_weights_and_keep_less():
     assert block_activations(TINY, args, CPU_IN_16_BITS) == block and narrow[1].activations == 2 * block
     assert [after[1:3] for after in narrow] == [before[1:3] for before in wide]
     assert CPU_IN_16_BITS.is_cpu and CPU.is_cpu and not GPU.is_cpu
+    # torch's products of 16 bits keep all that they were given
+    assert block_activations(TINY, args, CPU_BY_TORCH) == 2 * 3 * ((2 * 2 + 4) * 4 + (6 * 2 + 2 * 8) * 2 + 4)
 
 
 def test_another_activation_than_gelu_is_kept():
@@ -85,7 +88,8 @@ def test_the_logits_gradients_of_few_positions_wait_in_place_of_the_matrixs():
     matrix, rows = 10 * 2, 3
     assert head.working == rows * 10 * (2 + 4)
     assert first.gradients == int(0.6 * matrix * 4) + 2 * matrix
-    for other, device in ((arguments(), CPU_IN_16_BITS), (args, CPU)):  # more than 2 C positions; products in float32
+    # more than 2 C positions; products by torch
+    for other, device in ((arguments(), CPU_IN_16_BITS), (args, CPU), (args, CPU_BY_TORCH)):
         more, *_ = memory_of(other, Layout(1, 1, 3), device)
         assert more.gradients == int(1.6 * matrix * 4) + 2 * matrix
 

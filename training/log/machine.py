@@ -131,6 +131,13 @@ def products_in_16_bits() -> bool:
     return asked in ("bfloat16", "float16") if asked else bool(_UNITS & _flags())
 
 
+def has_bfloat16_kernels() -> bool:
+    """Whether the runtime makes such products by its own kernels: of bfloat16 with AVX512_BF16, and without AMX."""
+    flags = _flags()
+    asked = os.environ.get("POPTORCH_PORTABLE_HALF") or "bfloat16"
+    return asked == "bfloat16" and "avx512_bf16" in flags and "amx_bf16" not in flags
+
+
 def _flags() -> set[str]:
     """What the first processor says it can, in the system's words. Nothing where the system does not tell."""
     found = (line.partition(":")[2].split() for line in _cpu_information() if line.startswith(("flags", "Features")))
