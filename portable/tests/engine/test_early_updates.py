@@ -185,15 +185,27 @@ def test_gradients_are_never_held_together(monkeypatch):
     assert peak(True) < peak(False) - 0.8 * gradients
 
 
-@pytest.mark.parametrize("leave", ["destroy", "detachFromDevice"])
-@pytest.mark.parametrize("half", [False, True])
-def test_what_was_on_the_device_is_freed_when_it_is_left(half, leave, monkeypatch):
-    """Not when Python looks for cycles: a training run keeps it from that."""
-    runners, run = [], Runner.run
-    monkeypatch.setattr(Runner, "run", lambda self, leaves: (runners.append(weakref.ref(self)), run(self, leaves))[1])
+@pytest.fixture
+def runners(monkeypatch):
+    """Weak references to those that run a call."""
+    found, run = [], Runner.run
+    monkeypatch.setattr(Runner, "run", lambda self, leaves: (found.append(weakref.ref(self)), run(self, leaves))[1])
+    return found
+
+
+def called(half: bool) -> poptorch.PoplarExecutor:
+    """An executor that has trained."""
     model = made(half)
     executor = poptorch.trainingModel(model, None, optimizer_of(model))
     executor(*(torch.randn(ROWS, WIDTH).to(model.inner.dtype) for _ in range(2)))
+    return executor
+
+
+@pytest.mark.parametrize("leave", ["destroy", "detachFromDevice"])
+@pytest.mark.parametrize("half", [False, True])
+def test_what_was_on_the_device_is_freed_when_it_is_left(half, leave, runners):
+    """Not when Python looks for cycles: a training run keeps it from that."""
+    executor = called(half)
     gc.collect()
     gc.disable()
     try:
@@ -201,6 +213,13 @@ def test_what_was_on_the_device_is_freed_when_it_is_left(half, leave, monkeypatc
         assert runners[0]() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_what_was_on_the_device_goes_with_the_executor(half, runners):
+    called(half)
+    gc.collect()
+    assert runners[0]() is None
 
 
 def test_readers_count_an_operand_as_often_as_it_is_read():

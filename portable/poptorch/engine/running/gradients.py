@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -90,13 +90,15 @@ class GradientAccumulator:
             self._divisor = dist.get_world_size(group)  # the mean of their running means
         self._passes = passes
         self._hooks: dict[str, RemovableHandle] = {}
+        # Python's collector does not see what torch's hooks hold, nor does a weight let go of what is shared for it.
+        self._this = weakref.ref(self)
         for name, tensor in self._parameters.items():
             if self._has_own(name):
                 shared = shared_gradient(tensor)
                 shared.takes_rows = True
                 if group is None and passes.get(name, 1) == 1:
-                    shared.accumulate = partial(self._take_parts, name)
-                self._hooks[name] = tensor.register_post_accumulate_grad_hook(self._take(name, shared))
+                    shared.accumulate = self._taking_parts(name)
+                self._hooks[name] = self._hook(name)
         self._events: dict[str, int] = {}  # gradients so far of parameters that have several of a micro-batch
         self._received: set[str] = set()  # whose accumulators have something of the current update
         self._begun: set[str] = set()  # and of the current backward pass
@@ -123,8 +125,7 @@ class GradientAccumulator:
             if not self._has_own(name):
                 self._hooks.pop(name).remove()
         for name in handed_on - self._hooks.keys():
-            tensor = self._parameters[name]
-            self._hooks[name] = tensor.register_post_accumulate_grad_hook(self._take(name, shared_gradient(tensor)))
+            self._hooks[name] = self._hook(name)
         self._handed_on, self._hand_on = handed_on, to
         for name in self._parameters:
             if name in handed_on:
@@ -146,32 +147,32 @@ class GradientAccumulator:
         tensor = self._parameters[name]
         return torch.zeros(tensor.shape, dtype=self._dtypes[name], device=tensor.device)
 
-    def _take(self, name: str, shared: SharedGradient) -> Callable[[torch.Tensor], None]:
-        several = self._passes.get(name, 1) > 1
+    def _hook(self, name: str) -> RemovableHandle:
+        tensor, this = self._parameters[name], self._this
+        shared = shared_gradient(tensor)
+        return tensor.register_post_accumulate_grad_hook(lambda parameter: this()._take(name, parameter, shared))
 
-        def take(parameter: torch.Tensor) -> None:
-            gradient, parameter.grad = parameter.grad, None
-            if gradient is None:  # it has gone in by parts, or there is none
-                return
-            with torch.no_grad():
-                if name in self._handed_on:
-                    self._hand_on(name, self._reduced(name, gradient))
-                    return
-                count = self._count
-                if several:
-                    count = self._events[name] = self._events.get(name, -self._together) + self._together
-                accumulator, share = self._accumulator(name), self._share(name, count)
-                if gradient.is_sparse:
-                    share.add_rows(accumulator, gradient)
-                    return
-                # piece by piece: the sum of two types makes float32 copies of both
-                pieces = chunk_elements(accumulator.device)
-                parts = zip(accumulator.view(-1).split(pieces), gradient.reshape(-1).split(pieces), strict=True)
-                for part, fresh in parts:
-                    share.add(part, fresh)
-            shared.give_back(gradient)
-
-        return take
+    @torch.no_grad()
+    def _take(self, name: str, parameter: torch.Tensor, shared: SharedGradient) -> None:
+        gradient, parameter.grad = parameter.grad, None
+        if gradient is None:  # it has gone in by parts, or there is none
+            return
+        if name in self._handed_on:
+            self._hand_on(name, self._reduced(name, gradient))
+            return
+        count = self._count
+        if self._passes.get(name, 1) > 1:
+            count = self._events[name] = self._events.get(name, -self._together) + self._together
+        accumulator, share = self._accumulator(name), self._share(name, count)
+        if gradient.is_sparse:
+            share.add_rows(accumulator, gradient)
+            return
+        # piece by piece: the sum of two types makes float32 copies of both
+        pieces = chunk_elements(accumulator.device)
+        parts = zip(accumulator.view(-1).split(pieces), gradient.reshape(-1).split(pieces), strict=True)
+        for part, fresh in parts:
+            share.add(part, fresh)
+        shared.give_back(gradient)
 
     def _reduced(self, name: str, gradient: torch.Tensor) -> torch.Tensor:
         """What an accumulator would have after this gradient, the only one of an update."""
@@ -180,6 +181,10 @@ class GradientAccumulator:
             self._share(name, 0).add(accumulator, gradient)
             gradient = accumulator
         return gradient if self._divisor == 1 else gradient.div_(self._divisor)
+
+    def _taking_parts(self, name: str) -> Callable[[Iterable[tuple[int, torch.Tensor]]], None]:
+        this = self._this
+        return lambda parts: this()._take_parts(name, parts)
 
     @torch.no_grad()
     def _take_parts(self, name: str, parts: Iterable[tuple[int, torch.Tensor]]) -> None:
