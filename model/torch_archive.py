@@ -99,6 +99,14 @@ def _names_in(content: Any, whole: str) -> dict[str, str]:
     return found
 
 
+def is_archive(path: Path) -> bool:
+    """Whether a file ends as an archive does, a damaged one included."""
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # of several disks, by an end that was changed
+        return True
+
+
 def check_parts(archive: Path | IO[bytes], path: Path, within: Sequence[str] = (), whole: str = "") -> None:
     """Compares the bytes of all parts with their CRCs.
 

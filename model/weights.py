@@ -8,7 +8,6 @@ import os
 import pickle
 import re
 import warnings
-import zipfile
 from pathlib import Path
 from typing import Any, ContextManager, Mapping, Sequence
 
@@ -20,7 +19,7 @@ from torch import Tensor
 from model import safetensors_file
 from model.config import VARIANT_TYPE, GPT2Config, read_json_object
 from model.gpt2 import GPT2LMHeadModel
-from model.torch_archive import StandIn, check_parts, refuse_cut
+from model.torch_archive import StandIn, check_parts, is_archive, refuse_cut
 
 WEIGHTS_FILE = "model.safetensors"
 # In order of preference. An index is a JSON file whose weight_map names the shard of each tensor.
@@ -112,17 +111,17 @@ def load_torch_file(
     than these, tensors, numbers, texts, lists and mappings; or torch is too old to pass over them.
     """
     # The format from before torch 1.6, which is no archive, cannot be mapped.
-    is_archive = zipfile.is_zipfile(path)
-    if not is_archive:
+    archive = is_archive(path)
+    if not archive:
         refuse_cut(path)
     elif compared:
         check_parts(path, path, within)
     try:
-        mapped = {"mmap": True} if is_archive and "mmap" in inspect.signature(torch.load).parameters else {}
-        with _stand_ins(path, passed_over if is_archive else None):
+        mapped = {"mmap": True} if archive and "mmap" in inspect.signature(torch.load).parameters else {}
+        with _stand_ins(path, passed_over if archive else None):
             return torch.load(str(path), map_location="cpu", weights_only=True, **mapped)
     except pickle.UnpicklingError as error:
-        if passed_over and is_archive and not _finds_foreign():
+        if passed_over and archive and not _finds_foreign():
             raise ValueError(
                 f"{path}: is damaged, or holds objects of another program, and to pass over them takes torch 2.6; "
                 f"install it in place of {torch.__version__}"

@@ -58,7 +58,7 @@ def is_whole(checkpoint: Path) -> bool:
         read_json_object(checkpoint / CONFIG_FILE)
         with safe_open(str(checkpoint / WEIGHTS_FILE), "pt"):
             return zipfile.is_zipfile(str(checkpoint / STATE_FILE))
-    except (OSError, ValueError, SafetensorError):
+    except (OSError, ValueError, SafetensorError, zipfile.BadZipFile):
         return False
 
 

@@ -61,6 +61,10 @@ class _Cursor:
         # Tokens of other programs need not be whole characters.
         return self.take(length).decode("utf-8", "surrogateescape")
 
+    def name(self) -> str:
+        """A tensor's, as it can be printed."""
+        return self.string().encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
     def value(self, kind: int) -> Any:
         if kind == _STRING:
             return self.string()
@@ -96,7 +100,7 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Weight]]:
         values[key] = cursor.value(cursor.number("I"))
     entries = []
     for _ in range(tensor_count):
-        name, extents = cursor.string(), cursor.number("I")
+        name, extents = cursor.name(), cursor.number("I")
         if extents > 4:
             raise ValueError(f"{path}: the tensor {name} has {extents} dimensions; the file is damaged")
         shape = tuple(reversed([cursor.number("Q") for _ in range(extents)]))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import struct
-import zipfile
 from pathlib import Path
 from typing import Any
 
 from model.checkpoint import CONFIG_FILE, newest_inside
 from model.convert import gguf, gguf_file, huggingface, llm_c, megatron, nanogpt, openai, torch_dist
 from model.convert.source import Source, Wishes
+from model.torch_archive import is_archive
 from model.weights import WEIGHTS_FILES, load_torch_file
 
 KNOWN = (
@@ -76,7 +76,7 @@ def _in_file(path: Path, wishes: Wishes) -> Source:
         return llm_c.read(path, wishes)
     if number == llm_c.STATE_MAGIC:
         raise ValueError(f"{path}: is the optimizer's state of llm.c; the weights are in the model_*.bin beside it")
-    if zipfile.is_zipfile(path) or first.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04")):
+    if is_archive(path) or first.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04")):
         return _in_torch_file(path, wishes)
     if first[8:9] == b"{":
         raise ValueError(f"{path}: is a file of weights; give the folder that has {CONFIG_FILE} beside it")

@@ -109,6 +109,21 @@ def test_an_archive_without_its_end(tmp_path, capsys, kind):
     assert f"{file}: ends before the list of its parts" in refusal(capsys, source)
 
 
+def of_two_disks(file):
+    """Python's zipfile raises, in is_zipfile() too, instead of saying that such an archive is none."""
+    content = bytearray(file.read_bytes())
+    place = content.rindex(b"PK\6\7")  # where the end of a zip64 archive is, and in how many disks
+    content[place + 16 : place + 20] = struct.pack("<I", 2)
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("kind", ["bin", "nanogpt", "megatron", "torch_dist"])
+def test_an_archive_of_two_disks(tmp_path, capsys, kind):
+    source, file = make(kind, tmp_path)
+    of_two_disks(source / "iter_0000007" / "common.pt" if kind == "torch_dist" else file)
+    assert "multiple disks" in refusal(capsys, source)
+
+
 def middle_of(file, name):
     """Where in a file of torch.save the bytes of a tensor are."""
     content = torch.load(file, weights_only=False)
@@ -430,6 +445,7 @@ def test_metadata_of_torch_dist(tmp_path, capsys):
         (b"gpt2", b"lama", "'lama', not 'gpt2'"),
         (b"gpt2.block_count", b"gpt2.block_c0unt", "has no gpt2.block_count"),
         (b"blk.1.ffn_up.bias", b"blk.1.ffn_up.bios", "missing: transformer.h.1.mlp.c_fc.bias"),
+        (b"blk.1.ffn_up.bias", b"blk.1.ffn_up.bi\x80s", "unexpected: transformer.h.1.mlp.c_fc.bi\\x80s"),
         (b"blk.1.ffn_up.weight\2\0\0\0\x10", b"blk.1.ffn_up.weight\2\0\0\0\x20", "(32, 64) instead of (16, 64)"),
         (b"blk.1.ffn_up.weight\2\0\0\0", b"blk.1.ffn_up.weight\xff\xff\xff\xff", "dimensions"),
         (b"tokenizer.ggml.tokens\x09\0\0\0", b"tokenizer.ggml.tokens\x63\0\0\0", "unknown type 99"),

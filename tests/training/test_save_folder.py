@@ -164,6 +164,17 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_run_goes_on_before_it(folde
     assert contents(save) == before and all(f"{save / f'step_{step}'} is not a whole" in refused.err for step in (1, 4))
 
 
+def test_a_state_whose_archive_ends_as_one_of_two_disks_is_not_whole(folder):
+    """Python's zipfile raises there instead of saying that it is no archive."""
+    assert run(folder, training_steps=2).status == 0
+    state = folder / "save" / "step_2" / "training_state.pt"
+    content = bytearray(state.read_bytes())
+    place = content.rindex(b"PK\6\7")  # where the end of a zip64 archive is, and in how many disks
+    content[place + 16] = 2
+    state.write_bytes(content)
+    assert latest(folder / "save") == folder / "save" / "step_1"
+
+
 def test_copying_a_folder_does_not_change_the_order(folder):
     assert run(folder, training_steps=3).status == 0
     for age, name in enumerate(["step_3", "step_1", "step_2"]):
