@@ -86,7 +86,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
             return dict(safetensors.torch.load_file(path))  # mapped, not read, until a tensor is used
         except (OSError, SafetensorError, RuntimeError, ValueError) as error:
             safetensors_file.refuse_cut(path)
-            raise ValueError(f"{path}: cannot be read ({_first_line(error)}); is the file complete?") from error
+            raise ValueError(f"{path}: cannot be read ({first_line(error)}); is the file complete?") from error
     return tensor_mapping(load_torch_file(path), path)
 
 
@@ -131,7 +131,7 @@ def load_torch_file(
             f"copy or download it again, or convert weights to {WEIGHTS_FILE}"
         ) from error
     except Exception as error:  # whatever a damaged file makes of the unpickler
-        raise ValueError(f"{path}: cannot be read ({_first_line(error)}); is the file complete?") from error
+        raise ValueError(f"{path}: cannot be read ({first_line(error)}); is the file complete?") from error
 
 
 def _finds_foreign() -> bool:
@@ -146,7 +146,8 @@ def _stand_ins(path: Path, passed_over: str | None) -> ContextManager[Any]:
     return torch.serialization.safe_globals([(StandIn, name) for name in names if re.fullmatch(passed_over, name)])
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Of what an error says; its type where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
@@ -208,7 +209,7 @@ def check_weights(
         with torch.device("meta"):
             expected = dict(GPT2LMHeadModel(config, initialize=False).named_parameters())
     except RuntimeError as error:  # more bytes than an integer counts
-        raise ValueError(f"{path}: {described} describes a model that is too large ({_first_line(error)})") from error
+        raise ValueError(f"{path}: {described} describes a model that is too large ({first_line(error)})") from error
     shapes = [
         f"{key} {tuple(tensors[key].shape)} instead of {tuple(parameter.shape)}"
         for key, parameter in expected.items()

@@ -112,6 +112,9 @@ def _vocabulary(path: Path, values: Mapping[str, Any]) -> Vocabulary | None:
         raise ValueError(f"{path}: tokenizer.ggml.tokens has an entry twice, or token_type another length")
     if not all(isinstance(token, str) for token in [*tokens, *merges]):
         raise ValueError(f"{path}: tokenizer.ggml.tokens or merges holds other values than texts")
+    damaged = next((text for text in [*tokens, *merges] if not text.isascii() and _has_stray_bytes(text)), None)
+    if damaged is not None:  # GPT-2's tokens are spelt in characters that stand for bytes
+        raise ValueError(f"{path}: tokenizer.ggml.tokens or merges holds {damaged!r}, which is no UTF-8; it is damaged")
     added = [
         {**dict.fromkeys(_FLAGS, False), "id": i, "content": token, "special": types[i] == _CONTROL}
         for i, token in enumerate(tokens)
@@ -130,6 +133,11 @@ def _vocabulary(path: Path, values: Mapping[str, Any]) -> Vocabulary | None:
     if isinstance(end, int) and end < len(tokens) and tokens[end] != EOT:
         settings = json.dumps({"eos_token": tokens[end]}, ensure_ascii=False)
     return Vocabulary(path, json.dumps(content, ensure_ascii=False), settings)
+
+
+def _has_stray_bytes(text: str) -> bool:
+    """Whether bytes of it were no UTF-8 (gguf_file.py)."""
+    return any("\udc80" <= character <= "\udcff" for character in text)
 
 
 def check(source: Source, target: Target) -> str:

@@ -21,7 +21,7 @@ from model.convert.megatron_model import PASSED_OVER, our_name
 from model.convert.raw_file import RawFile
 from model.convert.source import Source, Weight, Wishes
 from model.torch_archive import StandIn, check_parts
-from model.weights import load_torch_file
+from model.weights import first_line, load_torch_file
 
 METADATA, COMMON = ".metadata", "common.pt"
 _MODULES = ("torch.distributed.checkpoint.", "torch.distributed._shard.", "megatron.core.")
@@ -97,7 +97,7 @@ def read_metadata(path: Path) -> dict[str, Entry]:
     except OSError as error:
         raise ValueError(f"{file}: cannot be read ({error.strerror})") from error
     except Exception as error:  # whatever a damaged pickle makes
-        raise ValueError(f"{file}: cannot be read ({error}); is the file complete?") from error
+        raise ValueError(f"{file}: cannot be read ({first_line(error)}); is the file complete?") from error
     return entries
 
 

@@ -449,6 +449,7 @@ def test_metadata_of_torch_dist(tmp_path, capsys):
         (b"blk.1.ffn_up.weight\2\0\0\0\x10", b"blk.1.ffn_up.weight\2\0\0\0\x20", "(32, 64) instead of (16, 64)"),
         (b"blk.1.ffn_up.weight\2\0\0\0", b"blk.1.ffn_up.weight\xff\xff\xff\xff", "dimensions"),
         (b"tokenizer.ggml.tokens\x09\0\0\0", b"tokenizer.ggml.tokens\x63\0\0\0", "unknown type 99"),
+        (b"<|endoftext|>", b"<|endoft\xffxt|>", "'<|endoft\\udcffxt|>', which is no UTF-8"),
     ],
 )
 def test_gguf_with_another_header(tmp_path, capsys, old, new, told):
