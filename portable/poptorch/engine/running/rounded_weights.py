@@ -1,7 +1,8 @@
 """The 16-bit copies of weights that products read (device/half_products.py), made before the first pass.
 
 There they would come to lie between the activations of that pass, and leave holes of their sizes in the C library's
-memory that later passes cannot fill: for GPT-2 small a tenth of what a process takes.
+memory that later passes cannot fill: training GPT-2 small on 4 x 256 tokens took 2.63 GB at its peak instead of 2.60,
+and 4.18 instead of 3.99 with a loss that needs all logits at once.
 """
 
 from __future__ import annotations
