@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # torch 2.13.0 with glibc 2.36: of tensors of 1 MiB every second one is freed, and as many are made again. A good guess is
-# that these go where those were. Hardly any does: the process grows by nearly all of them, while as much lies free.
+# that these go where those were. Few do: the process grows by 101 to 198 of their 210 MB, from one start to the next,
+# by 168 most often, while as much lies free.
 # torch's CPU allocator calls posix_memalign(64), which takes 96 bytes more from the heap than it keeps and gives the
 # rest back: a hole of exactly the size kept is too small for the next request of that size. NumPy, with malloc, fills
 # each hole. So what a training step frees between tensors that stay is lost to the next step's tensors of that size,
@@ -46,5 +47,5 @@ print(f"version: torch {importlib.metadata.version('torch')}, {' '.join(platform
 print("expected: the arrays that are made again go where as many of their size were freed")
 for name, (more, free) in found.items():
     print(f"seen: {name}: {COUNT * SIZE / 1e6:.0f} MB again with {free / 1e6:.0f} MB free: the heap grows by {more / 1e6:.0f} MB")
-assert found["numpy"][0] < 0.05 * COUNT * SIZE and found["torch"][0] > 0.9 * COUNT * SIZE
+assert found["numpy"][0] < 0.05 * COUNT * SIZE and found["torch"][0] > 0.4 * COUNT * SIZE
 PY
