@@ -93,6 +93,15 @@ def test_weights_and_states_are_those_of_updates_after_it(half, accumulation, ch
     assert {frozenset(each) for each in expected[2]} == {frozenset(dict(made().named_parameters()))}
 
 
+def test_a_mean_of_half_gradients_is_divided_before_it_is_handed_on(monkeypatch):
+    monkeypatch.setenv("POPTORCH_PORTABLE_HALF", "native")
+    types = dict.fromkeys(("accum_type", "first_order_momentum_accum_type"), torch.float32)
+    adam = lambda model: poptorch.optim.AdamW(model.parameters(), lr=0.01, **types)  # noqa: E731
+    monkeypatch.setattr(f"{__name__}.optimizer_of", adam)
+    found = [trained(made(half=True), monkeypatch, make_options(accumulation=4), early) for early in (True, False)]
+    assert_same(*found)
+
+
 def test_an_update_after_the_backward_pass_has_what_is_left(monkeypatch):
     names = trained(made(), monkeypatch, steps=1)[2]
     assert set.union(*names) == set(dict(made().named_parameters())) and sum(map(len, names)) == len(set.union(*names))
@@ -122,16 +131,17 @@ def test_whatever_needs_all_gradients_gets_them(case, monkeypatch, tmp_path):
     assert all(each > LARGE for each in found[2])
 
 
-def test_one_at_a_time_after_all(monkeypatch):
+@pytest.mark.parametrize("half", [False, True])
+def test_one_at_a_time_after_all(half, monkeypatch):
     """Micro-batches that turn out not to run as one are accumulated."""
 
     def fails(*_):
         raise RuntimeError("no room")
 
     monkeypatch.setattr(Runner, "_several", fails)
-    found = trained(made(half=True), monkeypatch, make_options(accumulation=2))
+    found = trained(made(half), monkeypatch, make_options(accumulation=2))
     monkeypatch.setenv("POPTORCH_PORTABLE_MICRO_BATCHES_AS_ONE", "1")
-    expected = trained(made(half=True), monkeypatch, make_options(accumulation=2), early=False)
+    expected = trained(made(half), monkeypatch, make_options(accumulation=2), early=False)
     assert_same(found, expected)
     assert all(each > LARGE for each in found[2])
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from programs import make_options
+from programs import Body, make_options
 
 import poptorch
 from poptorch.device import linear_cross_entropy as kernel
@@ -182,6 +182,15 @@ def test_the_heads_gradient_goes_where_the_last_one_was(monkeypatch):
     assert formed == accumulated == formed[:1] * 3
 
 
+def test_the_next_update_begins_with_nothing():
+    weight = torch.ones(2, 3, requires_grad=True)
+    accumulator = GradientAccumulator({"weight": weight}, {"weight": torch.float64}, 1, False, False)
+    for factor in (2.0, 3.0):
+        (weight.sum() * factor).backward()
+        assert torch.equal(accumulator.gradients()["weight"], torch.full((2, 3), factor, dtype=torch.float64))
+        accumulator.clear()
+
+
 def test_room_is_kept_for_what_asks_for_it():
     """A weight's gradient that another operation forms is not held in the place of the head's room, nor beside it."""
     weight = torch.randn(VOCABULARY, WIDTH)
@@ -271,3 +280,36 @@ def test_a_heads_gradient_of_many_rows_comes_whole():
         settings = {"products": torch.bfloat16, "native": True}
         linear_cross_entropy(hidden, weight, None, target, "sum", -100, True, **settings)[0].backward()
     assert seen == [False, True] and accumulator.gradients()["weight"].isfinite().all()
+
+
+@pytest.mark.skipif(not wide_products.available(), reason="this processor has no units for products of bfloat16")
+def test_a_bias_of_few_rows_that_learns_gets_its_gradient():
+    torch.manual_seed(0)
+    weight, bias = torch.randn(VOCABULARY, WIDTH, requires_grad=True), torch.zeros(VOCABULARY, requires_grad=True)
+    accumulator = GradientAccumulator({"weight": weight}, {"weight": torch.float64}, 1, False, False)
+    hidden, target = torch.randn(LENGTH, WIDTH), torch.arange(LENGTH)
+    settings = {"products": torch.bfloat16, "native": True}
+    linear_cross_entropy(hidden, weight, bias, target, "sum", -100, True, **settings)[0].backward()
+    exact = [tensor.detach().double().requires_grad_() for tensor in (weight, bias)]
+    F.cross_entropy(F.linear(hidden.double(), *exact), target, reduction="sum").backward()
+    for ours, reference in zip((accumulator.gradients()["weight"], bias.grad), exact, strict=True):
+        assert (ours.double() - reference.grad).norm() < 2**-6 * reference.grad.norm()
+
+
+@pytest.mark.skipif(not wide_products.available(), reason="this processor has no units for products of bfloat16")
+def test_an_anchored_gradient_of_few_rows_is_whole(monkeypatch):
+    monkeypatch.setenv("POPTORCH_PORTABLE_HALF", "bfloat16")
+    torch.manual_seed(0)
+    head = torch.nn.Linear(WIDTH, VOCABULARY, bias=False)
+    model = Body(lambda m, x, y: F.cross_entropy(m.head(x).float(), y), head=head).half()
+    options = make_options()
+    options.anchorTensor("gradient", "Gradient___head.weight")
+    optimizer = poptorch.optim.SGD(model.parameters(), lr=1.0, accum_type=torch.float16)
+    executor = poptorch.trainingModel(model, options, optimizer)
+    before = head.weight.detach().double()
+    x, y = torch.randn(LENGTH, WIDTH).half(), torch.arange(LENGTH)
+    executor(x, y)
+    exact = before.requires_grad_()
+    F.cross_entropy(F.linear(x.double(), exact), y).backward()
+    gradient = executor.getAnchoredTensor("gradient").double()
+    assert (gradient - exact.grad).norm() < 2**-6 * exact.grad.norm()
