@@ -55,9 +55,17 @@ class Samples:
                 raise ValueError(f"--save-samples-path {path}: cannot be written ({error.strerror})") from error
 
     def add(self, line: str) -> None:
+        """Raises ValueError if there is no room for it; the texts before are there."""
         if self._file is not None:
-            self._file.write(line + "\n")
-            self._file.flush()
+            try:
+                self._file.write(line + "\n")
+                self._file.flush()
+            except OSError as error:
+                path, self._file = self._file.name, None
+                raise ValueError(
+                    f"--save-samples-path {path}: cannot be written ({error.strerror}); the texts before this one are "
+                    "there, make room for more"
+                ) from error
 
 
 def batches(results: Sequence[Result], size: int) -> list[Sequence[Result]]:

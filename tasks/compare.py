@@ -158,7 +158,7 @@ def evaluate(parsed: Sequence[argparse.Namespace], points: list[Point], troubles
     from model.config import real_parameter_count
     from tasks.session import Session, run_all
 
-    title = ""
+    title, windows = "", []
     for args in parsed:
         session = Session(args)
         results = run_all(session.plan(), lambda: False)
@@ -171,7 +171,9 @@ def evaluate(parsed: Sequence[argparse.Namespace], points: list[Point], troubles
         )
         if result.trouble is not None:
             troubles[checkpoint] = result.trouble
-        title = f"{measure} ({result.protocol}, {Path(result.files[0]).name}, T {result.window})"
+        windows.append(f"{result.window}")
+        each = windows[0] if len(set(windows)) == 1 else f"{', '.join(windows)}: --seq-length N compares at one"
+        title = f"{measure} ({result.protocol}, {Path(result.files[0]).name}, T {each})"
     return title
 
 

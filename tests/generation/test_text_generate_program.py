@@ -86,6 +86,14 @@ def test_samples_that_cannot_be_written(checkpoint):
     assert result.returncode == 2 and "--save-samples-path /proc/samples: cannot be written" in result.stderr
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a file that is always full")
+def test_samples_without_room(checkpoint):
+    flags = ("--model-name-or-path", checkpoint, "--input-len", 4, "--output-len", 3, "--prompt", "Hello")
+    result = run_program(*flags, "--save-samples-path", "/dev/full")
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert "--save-samples-path /dev/full: cannot be written (No space left on device)" in result.stderr
+
+
 def test_asks_until_the_end_of_input(checkpoint, tmp_path):
     samples = tmp_path / "samples.txt"
     result = run_program(

@@ -35,6 +35,17 @@ def test_two_checkpoints_side_by_side(tmp_path, capsys):
     assert picture is None or picture.read_bytes()[:4] == b"\x89PNG"
 
 
+def test_windows_of_different_lengths_are_told(tmp_path, capsys):
+    for name, positions in (("a", 32), ("b", 16)):
+        tiny_checkpoint.write(tmp_path / name, positions, layers=1)
+    data = tmp_path / "a" / "data" / "wikitext-103" / "wiki.test.tokens"
+    words = [*(str(tmp_path / name / "checkpoint") for name in ("a", "b")), "--valid-data", str(data)]
+    assert compare.main([*words, "--protocols", "token"]) == 0
+    assert "wiki.test.tokens, T 32, 16: --seq-length N compares at one)" in capsys.readouterr().out
+    assert compare.main([*words, "--protocols", "token", "--seq-length", "16"]) == 0
+    assert "wiki.test.tokens, T 16)" in capsys.readouterr().out
+
+
 def test_files_and_runs_of_other_formats(tmp_path, capsys):
     """A GGUF file, the folder of a run and a Hugging Face folder of one model have one figure."""
     tiny_checkpoint.write(tmp_path / "run", layers=1)

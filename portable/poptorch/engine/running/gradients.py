@@ -120,7 +120,6 @@ class GradientAccumulator:
         Gradients of the parameters `handed_on` need none: every backward pass is the only one of its update, and to()
         gets each of them as soon as it is complete, reduced. None of these are of several spans, and there is no group.
         """
-        assert self._reduction is None or not handed_on
         for name in self._handed_on - handed_on:
             if not self._has_own(name):
                 self._hooks.pop(name).remove()
