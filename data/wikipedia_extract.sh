@@ -8,7 +8,8 @@ fail() { # STATUS MESSAGE
 }
 
 if [ "${1:-}" = -h ] || [ "${1:-}" = --help ]; then
-    echo "usage: wikipedia_extract.sh DUMP OUTDIR   (DUMP: .xml or .xml.bz2; set PYTHON to choose the interpreter)"
+    echo "usage: wikipedia_extract.sh DUMP OUTDIR   (DUMP: .xml or .xml.bz2; set PYTHON to choose the interpreter,"
+    echo "       EXTRACT_PATIENCE to how many seconds one of WikiExtractor's processes may have failed before all end: 30)"
     exit 0
 fi
 for argument in "$@"; do
@@ -52,10 +53,35 @@ stop() {
     fail 130 "interrupted, nothing written"
 }
 trap stop INT TERM HUP
+# So they do when one of them has failed, on a full disk for instance: the others wait for what it does not do any more.
+failed_for=0 # half seconds
+a_process_has_failed() { # and was not waited for by its parent for so long
+    local child stat
+    for child in $(cat "/proc/$extractor/task/$extractor/children" 2>/dev/null); do
+        stat=$(cat "/proc/$child/stat" 2>/dev/null) || continue
+        stat=${stat##*) }
+        [ "${stat:0:1}" != Z ] || {
+            failed_for=$((failed_for + 1))
+            [ "$failed_for" -ge "$((2 * ${EXTRACT_PATIENCE:-30}))" ]
+            return
+        }
+    done
+    failed_for=0
+    return 1
+}
 set -m
 "$PYTHON" -m wikiextractor.WikiExtractor "$dump" --output "$work" --processes "$(getconf _NPROCESSORS_ONLN)" </dev/null &
 extractor=$!
 set +m
+while [ -n "$(jobs -rp)" ]; do
+    sleep 0.5
+    if a_process_has_failed; then
+        kill -KILL -- "-$extractor" 2>/dev/null || true
+        wait 2>/dev/null || true
+        room=$(df -hP "$out" | awk 'NR == 2 {print $4}')
+        fail 1 "a process of WikiExtractor has failed (see above) on $dump; nothing written. In $out there is room for $room"
+    fi
+done
 wait "$extractor" || fail 1 "WikiExtractor failed (see above) on $dump"
 trap - INT TERM HUP
 grep -q '^<doc ' "$work/AA/wiki_00" 2>/dev/null || fail 2 "$dump holds no article; is it a Wikipedia dump?"
