@@ -55,12 +55,12 @@ stop() {
 trap stop INT TERM HUP
 # So they do when one of them has failed, on a full disk for instance: the others wait for what it does not do any more.
 failed_for=0 # half seconds
-a_process_has_failed() { # and was not waited for by its parent for so long
+a_process_has_failed() { # and was not waited for by its parent for so long; of those that have done their work the status is 0
     local child stat
     for child in $(cat "/proc/$extractor/task/$extractor/children" 2>/dev/null); do
         stat=$(cat "/proc/$child/stat" 2>/dev/null) || continue
-        stat=${stat##*) }
-        [ "${stat:0:1}" != Z ] || {
+        read -ra stat <<<"${stat##*) }" # from the third field of proc(5) on: the state; the 52nd is the exit status
+        [ "${stat[0]}" != Z ] || [ "${stat[49]:-0}" = 0 ] || {
             failed_for=$((failed_for + 1))
             [ "$failed_for" -ge "$((2 * ${EXTRACT_PATIENCE:-30}))" ]
             return

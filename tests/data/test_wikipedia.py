@@ -396,19 +396,24 @@ def test_ctrl_c_ends_the_extraction(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="processes are looked for in /proc")
-def test_a_process_of_the_extractor_that_fails_ends_the_others(tmp_path):
-    """As on a full disk: WikiExtractor's first process then waits for ever."""
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_process_of_the_extractor_that_fails_ends_the_others(tmp_path, fails):
+    """As on a full disk: WikiExtractor's first process then waits for ever. For one that is done it waits in order."""
     (tmp_path / "wikiextractor").mkdir()
     (tmp_path / "wikiextractor" / "__init__.py").touch()
+    error = 'raise OSError(28, "No space left on device")' if fails else "pass"
     (tmp_path / "wikiextractor" / "WikiExtractor.py").write_text(
         "import subprocess, sys, time\n"
-        "subprocess.Popen([sys.executable, '-c', 'raise OSError(28, \"No space left on device\")'])\n"
-        "time.sleep(600)\n"
+        f"subprocess.Popen([sys.executable, '-c', '{error}'])\n"
+        f"time.sleep({600 if fails else 4})\n"
     )
     (tmp_path / "dump.xml").write_text("<mediawiki>")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "PYTHON": sys.executable, "EXTRACT_PATIENCE": "1"}
     words = [str(ROOT / "data" / "wikipedia_extract.sh"), str(tmp_path / "dump.xml"), str(tmp_path / "out")]
     done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1 and "No space left on device" in done.stderr
-    assert f"has failed (see above) on {tmp_path / 'dump.xml'}; nothing written" in done.stderr
+    if fails:
+        assert done.returncode == 1 and "No space left on device" in done.stderr
+        assert f"has failed (see above) on {tmp_path / 'dump.xml'}; nothing written" in done.stderr
+    else:
+        assert done.returncode == 2 and "holds no article" in done.stderr, done.stderr
     assert list((tmp_path / "out").iterdir()) == []

@@ -168,7 +168,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         *formed, rows, weight, bias, index, row_scale = ctx.saved_tensors
         common = grad[0] if ctx.groups else grad
         if ctx.waiting is not None:
-            tensors = (*ctx.waiting.gradients(grad, rows, weight, ctx.products), None, None)
+            tensors = (ctx.waiting.gradient(grad, rows, weight, ctx.products, ctx.needs_input_grad[0]), None, None)
         elif ctx.formed and (not ctx.groups or bool((grad == common).all())):
             # Nobody else holds these: scaling them in place saves a copy of each.
             tensors = [None if tensor is None else tensor.mul_(common) for tensor in formed]
@@ -280,10 +280,10 @@ class _KeptLogits:
         torch.mul(row_scale, factors, out=self._factors[part])
         return found
 
-    def gradients(
-        self, grad: torch.Tensor, rows: torch.Tensor, weight: torch.Tensor, products: _Products
-    ) -> tuple[torch.Tensor]:
-        """That of `rows` (N, C), for the gradient of the loss or of each group's. The weight's is accumulated."""
+    def gradient(
+        self, grad: torch.Tensor, rows: torch.Tensor, weight: torch.Tensor, products: _Products, needed: bool
+    ) -> torch.Tensor | None:
+        """That of `rows` (N, C) if `needed`, for that of the loss or of each group's. The weight's is accumulated."""
         row_grad = (self._factors.view(max(1, grad.numel()), -1) * grad.view(-1, 1)).view(-1, 1)
         inputs = rows * row_grad
 
@@ -296,10 +296,12 @@ class _KeptLogits:
                 yield first, part
 
         self._memory.accumulate(parts())
-        grad_rows = torch.empty_like(rows)
-        products.mm(self._logits, weight, grad_rows)
+        grad_rows = torch.empty_like(rows) if needed else None
+        if grad_rows is not None:
+            products.mm(self._logits, weight, grad_rows)
+            grad_rows *= row_grad
         self._memory.give_back(self._room)
-        return (grad_rows.mul_(row_grad),)
+        return grad_rows
 
 
 def _block_rows(rows: torch.Tensor, weight: torch.Tensor, steps: int, wide: bool) -> int:

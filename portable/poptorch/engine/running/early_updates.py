@@ -21,7 +21,7 @@ _PRODUCTS = frozenset(
         half_products.matmul, float32_products.linear, float32_products.matmul,
     }
 )  # fmt: skip
-_TRANSPOSITIONS = frozenset({aten.t.default, aten.numpy_T.default})
+TRANSPOSITIONS = frozenset({aten.t.default, aten.numpy_T.default})
 _FEWEST = 1 << 16  # elements; the updates of smaller ones together take fewer calls
 
 
@@ -44,7 +44,7 @@ def early(program: Program, parameters: dict[str, torch.Tensor]) -> frozenset[st
 def _readers(node: torch.fx.Node) -> Iterator[torch.fx.Node]:
     """What reads a value, as it lies or transposed; once for each operand that it is of a reader."""
     for user in node.users:
-        if user.target in _TRANSPOSITIONS:
+        if user.target in TRANSPOSITIONS:
             yield from _readers(user)
         else:
             count = 0

@@ -11,9 +11,7 @@ import torch
 
 from ...device import half_products
 from ..stages import Program
-
-aten = torch.ops.aten
-_TRANSPOSITIONS = frozenset({aten.t.default, aten.numpy_T.default})
+from .early_updates import TRANSPOSITIONS
 
 
 @torch.no_grad()
@@ -29,8 +27,8 @@ def round_weights(program: Program, values: dict[str, torch.Tensor]) -> None:
             _, weight, dtype, native, wide = node.args
         else:
             continue
-        transposed = (weight.target in _TRANSPOSITIONS) != (node.target is half_products.matmul)
-        source = weight.args[0] if weight.target in _TRANSPOSITIONS else weight
+        transposed = (weight.target in TRANSPOSITIONS) != (node.target is half_products.matmul)
+        source = weight.args[0] if weight.target in TRANSPOSITIONS else weight
         found = values.get(source.target) if native and not wide and source.op == "placeholder" else None
         if found is not None and found.dim() == 2 and found.dtype == torch.float32:
             half_products.rounded_weight(found.t() if transposed else found, dtype)

@@ -174,7 +174,8 @@ class Runner:
             return
         alone = self.as_one.number == self._counts.accumulation * self._counts.all_replicas
         watched = self._anchors is not None or self._stop_at_invalid or type(self.probe) is not Probe
-        names = self._early & self._optimizer.independent() if alone and not watched else frozenset()
+        names = self._early if alone and not watched else frozenset()
+        names = names and self._optimizer.independent(names)
         self._accumulator.allocate(names, lambda name, gradient: self._optimizer.step({name: gradient}))
 
     def _run(self, collector: OutputCollector, leaves: list[torch.Tensor], places: list[Place]) -> None:

@@ -122,14 +122,14 @@ class DeviceOptimizer(DeviceStates):
         self._allocate_states()
         self._rescale_velocities(scales)
 
-    def independent(self) -> frozenset[str]:
-        """Parameters whose update, by the kernel, depends on nothing but their own gradient and states.
+    def independent(self, names: frozenset[str]) -> frozenset[str]:
+        """Those of these parameters whose update, by the kernel, depends on nothing but their own gradient and states.
 
         The others' must be there for norms, automatic loss scaling and what processes share.
         """
         if self.measures_norms or self._automatic is not None or not self._spread.is_alone:
             return frozenset()
-        return frozenset(name for name in self._params if self._has_kernel([name], {}))
+        return frozenset(name for name in names if self._has_kernel([name], {}))
 
     @torch.no_grad()
     def step(self, grads: Mapping[str, torch.Tensor]) -> None:
