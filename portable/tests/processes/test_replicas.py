@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
+import weakref
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from launch import together
 
 import popdist.poptorch
 import poptorch
+from poptorch.engine.running.runner import Runner
 
 R, A, S, N = 4, 2, 2, 3  # replicas, accumulation, iterations, samples of a micro-batch
 CALLS = 3
@@ -169,6 +172,21 @@ def test_a_process_holds_its_share_of_sharded_states(kind, several):
     for each in several:
         whole, shard = each[kind][3], each[f"{kind}, sharded"][3]
         assert shard < whole / len(several) * 1.1
+
+
+def dropped() -> bool:
+    """Whether what was on the device goes with an executor that has trained."""
+    runners, run = [], Runner.run
+    Runner.run = lambda self, leaves: (runners.append(weakref.ref(self)), run(self, leaves))[1]
+    options = popdist.poptorch.Options()
+    options.Training.gradientAccumulation(A)
+    poptorch.trainingModel(Model(), options)(*(part[0, :, 0].flatten(0, 1) for part in data(0)))
+    gc.collect()
+    return runners[0]() is None
+
+
+def test_an_executor_that_nobody_holds_is_freed():
+    assert together(2, dropped) == [True, True]
 
 
 def disagreeing() -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
@@ -69,18 +70,18 @@ class GradientReduction:
         self._missing: list[int] = []
         self._sent = 0
         self._under_way: list[tuple[dist.Work, list[torch.Tensor], torch.Tensor]] = []
+        # By a weak reference: Python's collector does not see what torch's hooks hold, and this has all that trains.
+        this = weakref.ref(self)
         self._hooks = [
-            tensor.register_post_accumulate_grad_hook(self._ready(name)) for name, tensor in parameters.items()
+            tensor.register_post_accumulate_grad_hook(lambda _, name=name: this()._ready(name))
+            for name, tensor in parameters.items()
         ]
 
-    def _ready(self, name: str) -> Callable[[torch.Tensor], None]:
-        def ready(parameter: torch.Tensor) -> None:
-            if self._armed:
-                self._missing[self._bucket_of[name]] -= 1
-                while self._sent < len(self._buckets) and self._missing[self._sent] <= 0:
-                    self._send()
-
-        return ready
+    def _ready(self, name: str) -> None:
+        if self._armed:
+            self._missing[self._bucket_of[name]] -= 1
+            while self._sent < len(self._buckets) and self._missing[self._sent] <= 0:
+                self._send()
 
     def last_backward(self, last: bool = True) -> None:
         """The backward pass that begins now belongs to the last micro-batch of this update, or (False) does not."""
