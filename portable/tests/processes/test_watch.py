@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
 import os
 import re
 import signal
@@ -17,6 +18,7 @@ from launch import together
 
 import popdist.poptorch
 import poptorch
+from poptorch.engine.processes.identity import Identity
 from poptorch.engine.processes.reduction import exchange
 from poptorch.engine.processes.watch import Watch
 
@@ -173,6 +175,62 @@ def test_of_four_the_one_that_hangs_is_named():
     with pytest.raises(AssertionError) as caught:
         together(4, trained, stops, 2, **HEARTBEAT)
     assert set(re.findall(r"process (\d) of 4 \(", str(caught.value))) == {"2"}
+
+
+def watching(store, process: int) -> Watch:
+    """One of four that neither tells nor looks any more."""
+    watch = Watch(store, process, 4, f"replica {process}", 20.0)
+    watch.failure = "none"
+    watch._wake.set()
+    assert watch._told.wait(10)
+    watch.failure = None
+    return watch
+
+
+@pytest.fixture
+def four():
+    """Processes 0 and 1 of four, for whom 1 and 2 have ended, and the store, as 0 sees it."""
+    store = torch.distributed.HashStore()
+    first, second = (watching(store, process) for process in range(2))
+    for process in (1, 2, 3):
+        who = Identity.own(f"replica {process}")
+        first._store.set(
+            f"who {process}", dataclasses.replace(who, started="" if process < 3 else who.started).to_json()
+        )
+        first._store.set(str(process), first._store.get("1"))
+    return first, second, first._store
+
+
+def test_of_two_that_have_ended_the_one_that_was_found_out_is_named(four):
+    """Another, which found out, ends because of it, and may do so before this process has looked."""
+    first, _, store = four
+    store.set("failure", '{"process": 2, "by": 1, "text": "process 2 hangs"}')
+    assert first.explanation("") == "process 2 hangs"
+
+
+def test_of_two_that_have_ended_the_first_is_named(four):
+    """The other one says whose end it met, and may then end at once."""
+    first, second, store = four
+    who = store.get("who 1")
+    store.set("who 1", Identity.own("replica 1").to_json())
+    second.explanation("")
+    store.set("who 1", who)
+    assert re.match("process 2 of 4 .* has ended", first.explanation("")), first.explanation("")
+
+
+@pytest.mark.parametrize("still", [True, False])
+def test_time_for_which_this_process_stood_still_is_no_silence_of_another(four, still, monkeypatch):
+    """As all of a job are stopped together: process 3 has given no sign of life for 4 s, nor has this one."""
+    first, _, _ = four
+    first._patience, found = 2.0, []
+    monkeypatch.setattr(first, "_fail", lambda process, what: found.append(process))
+    first._look()
+    assert found == []
+    now = time.monotonic()
+    first._turn = now - 4 if still else now
+    first._heard = {near: (beat, now - 4) for near, (beat, _) in first._heard.items()}
+    first._look()
+    assert found == ([] if still else [3])
 
 
 def leaves() -> str:

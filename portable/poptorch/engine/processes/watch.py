@@ -69,7 +69,6 @@ class Watch:
         self._longest: weakref.WeakKeyDictionary[Any, float] = weakref.WeakKeyDictionary()
         self._server: Identity | None = None  # who process 0 is, which may serve the store
         self.failure: str | None = None
-        self._blames = ""  # whose end this one met
         self._identity = Identity.own(holds)
         self._store.set(f"who {process}", self._identity.to_json())
         atexit.register(self.leave)
@@ -179,19 +178,19 @@ class Watch:
             "waiting": self.waiting,
             "exchanges": _exchanges(),
             "stuck": "" if self._left else self._stuck(),
-            "blames": self._blames,
         }
         self._store.set(str(self._me), json.dumps(state))
         self._store.wait([str(self._me)], _STORE)  # the store answers in time, or this raises
 
     def _look(self) -> None:
-        if self._store.check(["failure"]):
-            self._end(json.loads(self._store.get("failure")))
+        declared = self._declared()
+        if declared is not None:
+            self._end(declared)
         if self._server is None and self._store.check(["who 0"]):
             self._server = self._who(0)
         now = time.monotonic()
-        if now - self._turn > _PAUSE:  # this process was the one that stood still
-            self._heard = {near: (beat, now) for near, (beat, _) in self._heard.items()}
+        still = max(0.0, now - self._turn - _BEAT)  # for which this process was stopped, or had no processor
+        self._heard = {near: (beat, at + still) for near, (beat, at) in self._heard.items()}
         for near in self._near:
             if not self._store.check([str(near)]):
                 continue  # it is still on its way here
@@ -211,6 +210,10 @@ class Watch:
         return self.waiting or _exchanges() > state["exchanges"]
 
     # -- the end -----------------------------------------------------------------------------------------------------
+
+    def _declared(self) -> dict[str, Any] | None:
+        """What the process that found one out said, which ends the program."""
+        return json.loads(self._store.get("failure")) if self._store.check(["failure"]) else None
 
     def _fail(self, process: int, what: str) -> None:
         """Process number `process` ends the program. The first to find out says it."""
@@ -250,12 +253,16 @@ class Watch:
     def explanation(self, default: str) -> str:
         """Which process an error of torch.distributed is about; `default` if none of them has gone."""
         until = time.monotonic() + _EVIDENCE
-        while time.monotonic() < until and self.failure is None and not self._blames:
+        while time.monotonic() < until and self.failure is None:
             with contextlib.suppress(RuntimeError):
-                self._blames = self._culprit()
+                declared = self._declared()
+                culprit = declared["text"] if declared else self._culprit()
+                if culprit:  # told at once: this process may end before its next beat
+                    self._store.set(f"blames {self._me}", culprit)
+                    return culprit
             time.sleep(_BEAT / 10)
-        if self.failure or self._blames:
-            return self.failure or self._blames
+        if self.failure:
+            return self.failure
         with contextlib.suppress(RuntimeError):
             for process, state in self._states().items():
                 if not state["waiting"] and self._waits_for(state):
@@ -271,8 +278,9 @@ class Watch:
         found = []
         for process, state in self._states().items():
             if self._who(process).has_ended() or state["left"]:
-                text = state["blames"] or f"{self._name(process)} has ended"
-                found.append((bool(state["blames"]), state["left"], text))
+                key = f"blames {process}"  # which it wrote before it ended
+                blames = self._store.get(key).decode() if self._store.check([key]) else ""
+                found.append((bool(blames), state["left"], blames or f"{self._name(process)} has ended"))
         return min(found)[2] if found else ""
 
     def _who(self, process: int) -> Identity:
