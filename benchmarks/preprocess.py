@@ -107,7 +107,7 @@ def ours(text: Path, form: str, workers: int, work: Path) -> dict[str, float]:
     output = work / "output"
     shutil.rmtree(output, ignore_errors=True)
     command = [sys.executable, "-m", "data.prepare", "--input", str(text), "--output", str(output), "--format", form]
-    command += ["--stride", "1024", "--workers", str(workers)]
+    command += ["--workers", str(workers), *(["--stride", "1024"] if form == "tfrecord" else [])]
     begin = time.perf_counter()
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     watch = MemoryWatch(process.pid)

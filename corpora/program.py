@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, NoReturn, Sequence
@@ -12,7 +14,7 @@ from corpora.termination import Terminated, exit_status, terminable
 
 SOURCES = ("wikipedia", "wikitext", "openwebtext", "jsonl", "text")
 _OF_CORPORA = ("ftfy", "datasketch")  # libraries that few flags need: requirements-corpora.txt
-TRAIN_ON_IT = "train on it: python3 train_gpt2.py"  # what a program that prepares data says last, with the flags
+TEXT_KEY = "text"  # member of a JSON line that holds the text, if no flag names another
 
 
 class _Misread(NamedTuple):
@@ -82,7 +84,7 @@ def add_input_flags(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("input")
     what.add_argument("--input", nargs="+", required=True, type=Path, metavar="PATH", help="files or folders")
     what.add_argument("--source", choices=SOURCES, help="what they are (default: what their names say)")
-    what.add_argument("--json-key", default="text", help="member of a JSON line that holds the text (default: text)")
+    what.add_argument("--json-key", metavar="KEY", help=f"member of a JSON line that holds the text ({TEXT_KEY})")
     what.add_argument(
         "--documents",
         choices=("line", "passage", "file", "article"),
@@ -100,6 +102,28 @@ def add_placeholder_flag(parser: Any) -> None:
         action="store_true",
         help="of Wikipedia: leave out formula_1 and codice_1, which WikiExtractor puts for formulas and code",
     )
+
+
+def add_overwrite_flag(parser: Any) -> None:
+    """--overwrite, of every program that keeps what its output was made from (corpora/origin.py)."""
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace what another command has left under the same names"
+    )
+
+
+def as_absolute(path: Path | str) -> str:
+    """A path as one types it in a shell, wherever one stands."""
+    return shlex.quote(os.path.abspath(str(path)))
+
+
+def train_gpt2() -> str:
+    """How train_gpt2.py is started with this Python, wherever one stands."""
+    return f"{shlex.quote(sys.executable)} {as_absolute(Path(__file__).parents[1] / 'train_gpt2.py')}"
+
+
+def train_on_it(flags: str) -> str:
+    """What a program that prepares data says last: the command that trains on them, a line."""
+    return f"train on it: {train_gpt2()} {flags}\n"
 
 
 def reported(program: str, work: Callable[[], object], goes_on: bool = True) -> int:

@@ -102,12 +102,18 @@ def passed_over(inputs: Sequence[Path], taken: Sequence[Path]) -> str:
 
 def _check_documents(kind: str, documents: str | None) -> None:
     known = {"wikitext": ("article", "line", "file"), "text": ("line", "passage", "file")}.get(kind)
-    if documents is not None and known is not None and documents not in known:
+    if documents is not None and known is None:
+        raise ValueError(f"--documents {documents}: {kind} says itself where a document ends; leave it out")
+    if documents is not None and documents not in known:
         raise ValueError(f"--documents {documents}: of {kind} they are {', '.join(known[:-1])} or {known[-1]}")
 
 
-def check_placeholders(dropped: bool, source: str) -> None:
-    """Raise ValueError if --drop-placeholders was given for a source that has none."""
+def check_input_flags(json_key: str | None, dropped: bool, source: str) -> None:
+    """Raise ValueError if --json-key or --drop-placeholders was given for a source that has none."""
+    if json_key is not None and source != "jsonl":
+        raise ValueError(
+            f"--json-key {json_key} is for JSON lines, and this is {source}; leave it out, or add --source jsonl"
+        )
     if dropped and source not in ("wikipedia", "jsonl"):
         raise ValueError(f"--drop-placeholders is for extracted Wikipedia, and this is {source}; leave it out")
 

@@ -13,13 +13,24 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 if __package__ in (None, ""):
     # Started as a script: the repository and not data/ is where modules are found.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from corpora.program import TRAIN_ON_IT, ProgramParser, add_placeholder_flag, reported  # noqa: E402
+from corpora.origin import Origin  # noqa: E402
+from corpora.program import (  # noqa: E402
+    TEXT_KEY,
+    ProgramParser,
+    add_overwrite_flag,
+    add_placeholder_flag,
+    reported,
+    train_on_it,
+)
+
+if TYPE_CHECKING:
+    from data.building.corpus_formats import MegatronWriter
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -33,13 +44,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
     flag("--input", nargs="+", required=True, type=Path, metavar="PATH", help="JSON lines, or extracted folders")
     flag("--output-prefix", required=True, metavar="PREFIX", help="path of the files without _text_document.bin")
-    flag("--json-keys", "--json-key", nargs="+", default=["text"], metavar="KEY", help="a corpus each (default: text)")
+    flag(
+        "--json-keys", "--json-key", nargs="+", default=[TEXT_KEY], metavar="KEY", help="a corpus each (default: text)"
+    )
     flag("--append-eod", action="store_true", help="end each document with <|endoftext|>, as GPT-2 needs it")
     flag("--tokenizer", type=Path, metavar="PATH", help="tokenizer.json or a folder (default: GPT-2's)")
     flag("--vocab-file", type=Path, metavar="PATH", help="vocabulary, with --merge-file")
     flag("--merge-file", type=Path, metavar="PATH", help="merges, with --vocab-file")
     flag("--workers", type=int, default=0, help="processes (default: 0, one a core)")
     add_placeholder_flag(parser)
+    add_overwrite_flag(parser)
     args = parser.parse_args(argv)
     problems = []
     if args.workers < 0:
@@ -72,25 +86,44 @@ def preprocess(args: argparse.Namespace, stream: TextIO) -> None:
     from tokenizer import Tokenizer, open_tokenizer
 
     wikipedia = all(map(holds_wikipedia, args.input))
-    if wikipedia and args.json_keys != ["text"]:
+    if wikipedia and args.json_keys != [TEXT_KEY]:
         raise ValueError(f"--json-keys {' '.join(args.json_keys)}: --input is extracted Wikipedia, whose key is text")
-    corpus, _ = open_source("wikipedia" if wikipedia else "jsonl", args.input)
-    others = passed_over(args.input, corpus.files)
-    stream.write(f"{others}\n" if others else "")
+    source = "wikipedia" if wikipedia else "jsonl"
+    corpus, _ = open_source(source, args.input)
     if args.tokenizer is not None:
         tokenizer = Tokenizer.from_folder(args.tokenizer)
     else:
         tokenizer = open_tokenizer(0, None, args.vocab_file, args.merge_file)
     prefix = Path(args.output_prefix)
     _check_beside(prefix.with_name("tokenizer.json"), tokenizer.to_json())
-    for key in args.json_keys:
-        writer = MegatronWriter(prefix, tokenizer.vocab_size, key, ends=args.append_eod)
+    writers = [MegatronWriter(prefix, tokenizer.vocab_size, key, ends=args.append_eod) for key in args.json_keys]
+    origins = [made_from(args, source, writer) for writer in writers]
+    for origin in origins:
+        origin.check()
+    others = passed_over(args.input, corpus.files)
+    stream.write(f"{others}\n" if others else "")
+    for key, writer, origin in zip(args.json_keys, writers, origins):
         recipe = Recipe(json_key=key, drop_placeholders=args.drop_placeholders)
         name = Path(writer.prefix).name
         nothing_dropped = Selector("none", 0.0, 0.0, 0)
         workers = worker_count(args.workers)
-        build(corpus, tokenizer, recipe, nothing_dropped, prefix.parent, name, workers, writer, None, stream)
-        stream.write(f"{TRAIN_ON_IT} {writer.train_flags()}\n")
+        with origin.kept():
+            build(corpus, tokenizer, recipe, nothing_dropped, prefix.parent, name, workers, writer, None, stream)
+        stream.write(train_on_it(writer.train_flags()))
+
+
+def made_from(args: argparse.Namespace, source: str, writer: MegatronWriter) -> Origin:
+    """What the flags make the corpus of a writer from; its key is in the name of its files."""
+    paths = {"--tokenizer": args.tokenizer, "--vocab-file": args.vocab_file, "--merge-file": args.merge_file}
+    flags = {"--append-eod": args.append_eod, "--drop-placeholders": args.drop_placeholders}
+    return Origin(
+        Path(f"{writer.prefix}.made-from"),
+        {"--input": args.input, **{flag: [path] for flag, path in paths.items() if path is not None}},
+        {"--source": source, **{flag: value for flag, value in flags.items() if value}},
+        writer.there,
+        "--output-prefix",
+        args.overwrite,
+    )
 
 
 def _check_beside(path: Path, content: str) -> None:

@@ -19,7 +19,14 @@ if __package__ in (None, ""):
     # the well-known package).
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from corpora.program import TRAIN_ON_IT, ProgramParser, add_placeholder_flag, reported  # noqa: E402
+from corpora.origin import Origin  # noqa: E402
+from corpora.program import (  # noqa: E402
+    ProgramParser,
+    add_overwrite_flag,
+    add_placeholder_flag,
+    reported,
+    train_on_it,
+)
 
 OUTPUT_NAME = "wikicorpus_en_one_article_per_line.pkl"
 BPE_VOCAB_SIZE = 30522
@@ -51,6 +58,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--workers", type=int, default=0, help="processes; any number gives the same file (default: 0, one a core)"
     )
     add_placeholder_flag(parser)
+    add_overwrite_flag(parser)
     args = parser.parse_args(argv)
     problems = [
         f"--{name.replace('_', '-')} must be 0 or more, not {getattr(args, name)}"
@@ -71,8 +79,7 @@ def preprocess(args: argparse.Namespace) -> None:
         from data.building.worker_pool import start_server
 
         start_server()
-    from corpora.pieces import wikipedia
-    from corpora.sources import Corpus
+    from corpora.pieces import Corpus, wikipedia
     from corpora.wikipedia import wiki_files
     from data.building.corpus import build, worker_count
     from data.building.corpus_formats import PickleWriter
@@ -83,24 +90,30 @@ def preprocess(args: argparse.Namespace) -> None:
 
     source, folder = args.input_file_path, args.output_file_path
     corpus = Corpus(wiki_files(source), lambda: wikipedia([source]))
+    path = folder / OUTPUT_NAME
+    flags = {"--use-bpe": args.use_bpe, "--drop-placeholders": args.drop_placeholders}
+    origin = Origin(
+        folder / f"{OUTPUT_NAME}.made-from",
+        {"--input-file-path": [source]},
+        {"--min-length": args.min_length, **{flag: value for flag, value in flags.items() if value}},
+        lambda: [path] * path.exists(),
+        "--output-file-path",
+        args.overwrite,
+    )
+    origin.check()
     if args.use_bpe:
         tokenizer = learn_vocabulary(corpus, "text", BPE_VOCAB_SIZE, sys.stderr, args.drop_placeholders)
     else:
         tokenizer = Tokenizer.gpt2()
-    writer = PickleWriter(folder / OUTPUT_NAME, tokenizer.vocab_size)
-    build(
-        corpus,
-        tokenizer,
+    writer = PickleWriter(path, tokenizer.vocab_size)
+    recipe, everything = (
         Recipe(args.min_length, drop_placeholders=args.drop_placeholders),
         Selector("none", 0.0, 0.0, 0),
-        folder,
-        OUTPUT_NAME,
-        worker_count(args.workers),
-        writer,
-        None,
-        sys.stderr,
     )
-    sys.stderr.write(f"{TRAIN_ON_IT} {writer.train_flags()}\n")
+    workers = worker_count(args.workers)
+    with origin.kept():
+        build(corpus, tokenizer, recipe, everything, folder, OUTPUT_NAME, workers, writer, None, sys.stderr)
+    sys.stderr.write(train_on_it(writer.train_flags()))
     link_tfrecord_writer(folder)
 
 

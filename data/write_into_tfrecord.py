@@ -19,7 +19,8 @@ if __package__ in (None, ""):
     # the well-known package).
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from corpora.program import TRAIN_ON_IT, ProgramParser, reported  # noqa: E402
+from corpora.origin import Origin  # noqa: E402
+from corpora.program import ProgramParser, add_overwrite_flag, reported, train_on_it  # noqa: E402
 
 if TYPE_CHECKING:
     from data.tfrecord.writer import TFRecordWriter
@@ -44,6 +45,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             metavar="PATH" if kind is Path else "N",
             help=f"{text} (default: {default})",
         )
+    add_overwrite_flag(parser)
     args = parser.parse_args(argv)
     problems = [
         f"--{name.replace('_', '-')} must be {least} or more, not {getattr(args, name)}"
@@ -83,11 +85,13 @@ class Progress:
         self.stream.flush()
 
 
-def write_corpus(source: Path, folder: Path, window: int, stride: int, shards: int, stream: TextIO) -> list[Path]:
+def write_corpus(
+    source: Path, folder: Path, window: int, stride: int, shards: int, stream: TextIO, overwrite: bool = False
+) -> list[Path]:
     """Write the corpus as `shards` files into a folder; returns their paths.
 
     Raises ValueError for a corpus that cannot be read or has too few articles that are long enough, and for a folder
-    with other TFRecord files.
+    with other TFRecord files, or with those of another command unless it is to `overwrite` them.
     """
     # Imported where they are used: --help and bad flags need not wait for them.
     import numpy as np
@@ -96,18 +100,23 @@ def write_corpus(source: Path, folder: Path, window: int, stride: int, shards: i
     from data.loading.windows import windows_per_article
     from data.tfrecord.writer import TFRecordWriter
 
+    writer = TFRecordWriter(folder, source.stem, window, stride, shards, lambda: progress.update(writer))
+    flags = {"--seq-length": window, "--stride": stride, "--num-output": shards}
+    record = folder / f"{source.stem}.tfrecord.made-from"
+    origin = Origin(record, {"--input-file-path": [source]}, flags, writer.there, "--output-file-path", overwrite)
+    origin.check()
     corpus = open_corpus(source, _LARGEST_ID + 1)
     progress = Progress(int(windows_per_article(np.diff(corpus.offsets), window - 1, stride).sum()), stream)
-    writer = TFRecordWriter(folder, source.stem, window, stride, shards, lambda: progress.update(writer))
     bounds = zip(corpus.offsets, corpus.offsets[1:])
     try:
-        paths = writer.write(corpus.tokens[begin:end] for begin, end in bounds)
+        with origin.kept():
+            paths = writer.write(corpus.tokens[begin:end] for begin, end in bounds)
     except ValueError as error:
         raise ValueError(f"--input-file-path {source}: {error}") from error
     progress.show(writer)
     stream.write(writer.summary() + "\n")
     stream.write(f"wrote {paths[0]}{f' and {shards - 1:,} more' if shards > 1 else ''}, with indexes\n")
-    stream.write(f"{TRAIN_ON_IT} {writer.train_flags()}\n")
+    stream.write(train_on_it(writer.train_flags()))
     return paths
 
 
@@ -118,7 +127,7 @@ def main(argv: list[str] | None = None) -> int:
     def write() -> None:
         paths = (args.input_file_path, args.output_file_path)
         try:
-            write_corpus(*paths, args.seq_length, args.stride, args.num_output, sys.stderr)
+            write_corpus(*paths, args.seq_length, args.stride, args.num_output, sys.stderr, args.overwrite)
         except ValueError as error:
             raise ValueError(str(error).replace("--train-path", "--input-file-path")) from error  # the corpus's word
         except OSError as error:

@@ -20,11 +20,20 @@ if __package__ in (None, ""):
     # Started as a script: the repository and not tokenizer/ is where modules are found.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from corpora.atomic import atomic_files, folder_made  # noqa: E402
+from corpora.atomic import atomic_files  # noqa: E402
 from corpora.documents import DocumentReader  # noqa: E402
+from corpora.origin import Origin  # noqa: E402
 from corpora.pieces import Corpus  # noqa: E402
-from corpora.program import ProgramParser, add_input_flags, reported  # noqa: E402
-from corpora.sources import check_placeholders, guess, open_source, passed_over  # noqa: E402
+from corpora.program import (  # noqa: E402
+    TEXT_KEY,
+    ProgramParser,
+    add_input_flags,
+    add_overwrite_flag,
+    as_absolute,
+    reported,
+    train_gpt2,
+)
+from corpora.sources import check_input_flags, guess, open_source, passed_over  # noqa: E402
 from tokenizer.entries import TOKENIZER_FILE, json_object, read_text  # noqa: E402
 from tokenizer.learning import SMALLEST_VOCAB, train_bpe  # noqa: E402
 
@@ -51,6 +60,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="FILE",
         help="a model's config.json, for all but the vocabulary (GPT-2 small's)",
     )
+    add_overwrite_flag(parser)
     first = parser.add_argument_group("the part that is learnt from, in the corpus's order")
     first.add_argument("--first-documents", type=int, metavar="N", help="its first N documents")
     first.add_argument("--first-bytes", type=int, metavar="N", help="documents up to N bytes of text")
@@ -150,26 +160,53 @@ def train(args: argparse.Namespace, stream: TextIO) -> None:
     dimensions = args.config or there or CONFIG
     values = json_object(read_text(dimensions), dimensions) if args.config_output else {}
     source = args.source or guess(args.input)
-    check_placeholders(args.drop_placeholders, source)
+    check_input_flags(args.json_key, args.drop_placeholders, source)
     corpus, _ = open_source(source, args.input, args.documents)
+    origin = made_from(args, source)
+    origin.check()
     others = passed_over(args.input, [*corpus.files, args.output])
     stream.write(f"{others}\n" if others else "")
     limits = Part(args.first_documents, args.first_bytes, args.first_share)
     part = None if limits == Part() else limits
-    tokenizer = learn_vocabulary(corpus, args.json_key, args.vocab_size, stream, args.drop_placeholders, part)
+    tokenizer = learn_vocabulary(
+        corpus, args.json_key or TEXT_KEY, args.vocab_size, stream, args.drop_placeholders, part
+    )
     if tokenizer.vocab_size < args.vocab_size:
         stream.write(f"note: the text has words for {tokenizer.vocab_size:,} entries only, not {args.vocab_size:,}\n")
     contents = {args.output: tokenizer.to_json()}
     if args.config_output is not None:
         contents[args.config_output] = model_config(values, tokenizer)
-    with folder_made(args.output.parent), atomic_files(*contents) as files:
+    with origin.kept(), atomic_files(*contents) as files:
         for file, content in zip(files, contents.values()):
             file.write(content.encode("utf-8"))
     stream.write(f"wrote {args.output}; its <|endoftext|> is id {tokenizer.eot_id}\n")
     if args.config_output is None:
         stream.write(f"its model needs vocab_size {tokenizer.vocab_size} and eos_token_id {tokenizer.eot_id}\n")
     else:
-        stream.write(f"wrote {args.config_output}: train_gpt2.py --config {args.config_output}\n")
+        stream.write(f"wrote {args.config_output}: {train_gpt2()} --config {as_absolute(args.config_output)}\n")
+
+
+def made_from(args: argparse.Namespace, source: str) -> Origin:
+    """What the flags learn a vocabulary from."""
+    names = (
+        "vocab_size",
+        "json_key",
+        "documents",
+        "drop_placeholders",
+        "first_documents",
+        "first_bytes",
+        "first_share",
+    )
+    given = {f"--{name.replace('_', '-')}": getattr(args, name) for name in names}
+    given["--json-key"] = None if args.json_key == TEXT_KEY else args.json_key
+    return Origin(
+        args.output.with_name(f"{args.output.name}.made-from"),
+        {"--input": args.input, **({"--config": [args.config]} if args.config else {})},
+        {"--source": source, **{flag: value for flag, value in given.items() if value not in (None, False)}},
+        lambda: [args.output] * args.output.exists(),
+        "--output",
+        args.overwrite,
+    )
 
 
 def model_config(values: dict[str, Any], tokenizer: Tokenizer) -> str:

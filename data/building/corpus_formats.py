@@ -5,13 +5,13 @@ The third one is data/tfrecord/writer.py.
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Iterable, Protocol
 
 import numpy as np
 
 from corpora.atomic import atomic_file
+from corpora.program import as_absolute
 from data.articles.pickle_file import write_articles
 from data.megatron.files import mmap_writer
 
@@ -27,6 +27,9 @@ class CorpusWriter(Protocol):
 
         Nothing is there under a final name before all is. An error of `documents` passes through.
         """
+
+    def there(self) -> list[Path]:
+        """The files that are there and that `write` would replace or remove."""
 
     def summary(self) -> str:
         """A line to print after that, or nothing."""
@@ -47,6 +50,10 @@ class PickleWriter:
             write_articles(file, documents, self.vocab_size - 1)
         return [self.path]
 
+    def there(self) -> list[Path]:
+        """The file, if it is there."""
+        return [path for path in [self.path] if path.exists()]
+
     def summary(self) -> str:
         """A note if the file is large."""
         size = self.path.stat().st_size
@@ -59,7 +66,7 @@ class PickleWriter:
 
     def train_flags(self) -> str:
         """--train-path."""
-        return f"--train-path {shlex.quote(str(self.path))}"
+        return f"--train-path {as_absolute(self.path)}"
 
 
 class MegatronWriter:
@@ -78,7 +85,14 @@ class MegatronWriter:
         with mmap_writer(self.prefix, self.vocab_size) as corpus:
             for ids in documents:
                 corpus.write(ids if self._ends else ids[:-1])
+        return self._files()
+
+    def _files(self) -> list[Path]:
         return [Path(f"{self.prefix}.bin"), Path(f"{self.prefix}.idx")]
+
+    def there(self) -> list[Path]:
+        """Those of the two files that are there."""
+        return [path for path in self._files() if path.exists()]
 
     def summary(self) -> str:
         """Nothing."""
@@ -86,4 +100,4 @@ class MegatronWriter:
 
     def train_flags(self) -> str:
         """--train-path and --data-prefix."""
-        return f"--train-path dynamic --data-prefix {shlex.quote(self.prefix)}"
+        return f"--train-path dynamic --data-prefix {as_absolute(self.prefix)}"

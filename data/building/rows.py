@@ -55,6 +55,10 @@ class RowWriter:
         self.rows += 1
         return ids if self.code is None else np.concatenate([np.array([self.code], ids.dtype), ids])
 
+    def there(self) -> list[Path]:
+        """The files of `inner` that are there."""
+        return self._inner.there()
+
     def summary(self) -> str:
         """Rows, and what was dropped."""
         return f"{self.rows:,} rows of {self.length:,} ids; {self.dropped_ids:,} ids dropped"

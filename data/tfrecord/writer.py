@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import heapq
 import os
-import shlex
+import re
 import shutil
 from pathlib import Path
 from typing import Callable, Iterable, Iterator
@@ -13,6 +13,7 @@ from typing import Callable, Iterable, Iterator
 import numpy as np
 
 from corpora.atomic import folder_made, unique_beside
+from corpora.program import as_absolute
 from corpora.termination import undivided
 from data.tfrecord import records, varint
 from data.tfrecord.index import index_line
@@ -26,7 +27,8 @@ class TFRecordWriter:
     """Cuts articles into windows and writes each as a record, padded with -100 (the rule: data/loading/windows.py).
 
     All windows of an article go to one file, that with the fewest records so far, one after the other. The files
-    get their names, `<stem>-00000-of-00004.tfrecord` and `.index`, when all of them are whole.
+    get their names, `<stem>-00000-of-00004.tfrecord` and `.index`, when all of them are whole; those of an earlier
+    corpus of that stem in another number of files go then.
 
     Attributes, for what has been written: `records`, `bytes`, `articles` (in records), `padded_articles`,
     `padded_ids`, `dropped_articles` (shorter than half a window), `dropped_ids`, `kept_ids`.
@@ -50,9 +52,10 @@ class TFRecordWriter:
         self.pairs = pairs
         self.folder, self.window, self.stride, self._report = folder, window, stride, report
         self.names = [f"{stem}-{shard:05d}-of-{shards:05d}" for shard in range(shards)]
+        self._own = re.compile(re.escape(stem) + r"-\d{5}-of-\d{5}")
         self.records = self.bytes = self.articles = self.padded_articles = self.padded_ids = 0
         self.dropped_articles = self.dropped_ids = self.kept_ids = 0
-        others = sorted(path.name for path in folder.glob("*.tfrecord") if path.stem not in self.names)
+        others = sorted(path.name for path in folder.glob("*.tfrecord") if not self._own.fullmatch(path.stem))
         if others:
             raise ValueError(
                 f"{folder} has other TFRecord files ({others[0]}{', …' * (len(others) > 1)}), which '*.tfrecord' would "
@@ -95,11 +98,19 @@ class TFRecordWriter:
             with undivided():
                 for name in [f"{name}.{suffix}" for name in self.names for suffix in ("tfrecord", "index")]:
                     os.replace(str(work / name), str(self.folder / name))
+                for left in self.there():
+                    if left.stem not in self.names:
+                        left.unlink()
         finally:
             shutil.rmtree(str(work), ignore_errors=True)
             if lock is not None:
                 os.close(lock)
         return [self.folder / f"{name}.tfrecord" for name in self.names]
+
+    def there(self) -> list[Path]:
+        """The files under its names that are there."""
+        found = (path for suffix in ("tfrecord", "index") for path in self.folder.glob(f"*.{suffix}"))
+        return sorted(path for path in found if self._own.fullmatch(path.stem))
 
     def summary(self) -> str:
         """What became of the articles, in one line."""
@@ -113,7 +124,7 @@ class TFRecordWriter:
 
     def train_flags(self) -> str:
         """The flags of train_gpt2.py that read the files."""
-        pattern = shlex.quote(str(self.folder / "*.tfrecord"))
+        pattern = as_absolute(self.folder / "*.tfrecord")
         return f"--train-path tfrecord --tfrecord-path {pattern} --max-len {self.window - 1}"
 
     def _check(self, shards: list[_Shard]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import shlex
 import shutil
 import tarfile
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Iterable
 import numpy as np
 
 from corpora.atomic import folder_made, unique_beside
+from corpora.program import as_absolute
 from corpora.termination import undivided
 
 ROWS_A_TAR = 10_000
@@ -52,7 +52,7 @@ class TarWriter:
                 with undivided():
                     for name in names:
                         os.replace(str(work / name), str(self.folder / name))
-                    for left in self.folder.glob(f"{self.stem}-*.tar"):  # of an earlier, longer corpus
+                    for left in self.there():  # of an earlier, longer corpus
                         if left.name not in names:
                             left.unlink()
             finally:
@@ -83,11 +83,15 @@ class TarWriter:
                 tar.close()
         return names
 
+    def there(self) -> list[Path]:
+        """The tars under its names that are there."""
+        return sorted(self.folder.glob(f"{self.stem}-*.tar"))
+
     def summary(self) -> str:
         """Nothing: the rows were counted where they were made."""
         return ""
 
     def train_flags(self) -> str:
         """The flags of train_gpt2.py that read the files; rows may be cut into shorter samples."""
-        pattern = shlex.quote(str(self.folder / "*.tar"))
+        pattern = as_absolute(self.folder / "*.tar")
         return f"--dataset webdataset --input-files {pattern} --max-len {self.length}"

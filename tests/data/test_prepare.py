@@ -33,7 +33,7 @@ from corpora import pieces
 from corpora.documents import DocumentReader
 from corpora.pieces import HEADING, LINE, running
 from corpora.sources import guess, open_source, passed_over
-from data import prepare
+from data import prepare, prepare_flags
 from data.building import assembly, parts
 from data.building.duplicates import DROPPED, TRAIN, VALIDATION, DigestSet, Selector
 from data.building.minhash import PERMUTATIONS, SimilarityIndex, bands, least_agreement, minhash_signatures
@@ -302,7 +302,7 @@ def test_writes_documents_in_order(tmp_path, corpus, tokenizer, capsys):
     out = tmp_path / "out"
     assert run("--input", corpus, "--output", out, "--tokenizer", tokenizer, "--workers", 1) == 0
     assert pickle.loads((out / "corpus.pkl").read_bytes()) == ids_of(documents(120))
-    assert sorted(path.name for path in out.iterdir()) == ["corpus.pkl", "tokenizer.json"]
+    assert sorted(path.name for path in out.iterdir()) == ["corpus.pkl", "corpus.pkl.made-from", "tokenizer.json"]
     said = capsys.readouterr().err
     assert "text: 1 files" in said and "120 documents, 120 kept" in said and "MB/s, 0 s left" in said
     assert Tokenizer.from_folder(out).encode("x y") == small_tokenizer().encode("x y")
@@ -337,7 +337,7 @@ def test_mmap_format(tmp_path, corpus, tokenizer):
         assert written.dtype == np.uint16
         found += [written.document(number).tolist() for number in range(len(written))]
     assert sorted(found) == sorted(ids_of(documents(120)))
-    assert len(list(out.iterdir())) == 5
+    assert len(list(out.iterdir())) == 6
 
 
 def test_tfrecord_format(tmp_path, corpus, tokenizer, capsys):
@@ -384,7 +384,7 @@ def test_goes_on_where_it_stopped(tmp_path, corpus, tokenizer, monkeypatch, work
     assert run(*command) == 0
     assert seen[:8] == [True, True, False, True, True, True, True, True] and not all(seen)
     assert pickle.loads((out / "corpus.pkl").read_bytes()) == ids_of(documents(120))
-    assert sorted(path.name for path in out.iterdir()) == ["corpus.pkl", "tokenizer.json"]
+    assert sorted(path.name for path in out.iterdir()) == ["corpus.pkl", "corpus.pkl.made-from", "tokenizer.json"]
 
 
 def test_the_rate_of_a_resumed_run_is_of_what_it_makes_itself(monkeypatch):
@@ -497,7 +497,7 @@ def test_interrupted_then_finished(tmp_path, tokenizer, ending):
     assert kept
     process = start(*command)
     assert process.communicate(timeout=300)[1].count("wrote") == 1
-    assert sorted(path.name for path in out.iterdir()) == ["corpus.pkl", "tokenizer.json"]
+    assert sorted(path.name for path in out.iterdir()) == ["corpus.pkl", "corpus.pkl.made-from", "tokenizer.json"]
     assert len(pickle.loads((out / "corpus.pkl").read_bytes())) == 40_000
 
 
@@ -555,7 +555,8 @@ def test_wikitexts_own_validation_set(tmp_path, tokenizer):
         (tmp_path / f"wiki.{part}.tokens").write_text("".join(articles), encoding="utf-8")
     out = tmp_path / "out"
     assert run("--input", tmp_path, "--output", out, "--tokenizer", tokenizer, "--workers", 1, "--name", "w2") == 0
-    assert sorted(path.name for path in out.iterdir()) == ["tokenizer.json", "w2-valid.pkl", "w2.pkl"]
+    names = ["tokenizer.json", "w2-valid.pkl", "w2.pkl", "w2.pkl.made-from"]
+    assert sorted(path.name for path in out.iterdir()) == names
     assert pickle.loads((out / "w2-valid.pkl").read_bytes()) == ids_of([WIKITEXT[0].strip("\n")])
 
 
@@ -581,7 +582,7 @@ def test_validation_split_by_document(tmp_path, corpus, tokenizer, workers):
     assert 10 < len(valid) < 50
     assert sorted(train + valid) == sorted(ids_of(texts + texts[:30]))
     assert not {tuple(ids) for ids in train} & {tuple(ids) for ids in valid}, "equal texts are on one side"
-    assert run(*command, "--validation-fraction", 0.2, "--seed", 5) == 0
+    assert run(*command, "--validation-fraction", 0.2, "--seed", 5, "--overwrite") == 0
     assert pickle.loads((out / "corpus-valid.pkl").read_bytes()) != valid
 
 
@@ -611,7 +612,7 @@ def test_near_duplicates(tmp_path, corpus, tokenizer, capsys):
     assert pickle.loads((out / "corpus.pkl").read_bytes()) == ids_of(texts)
     assert "1 exact duplicates, 1 near ones" in capsys.readouterr().err
     # The pair has a similarity of 0.979: near enough to 0.98 to be found, as 95 % of those at a threshold have to be.
-    assert run(*command, "--deduplicate", "near", "--near-threshold", 0.995) == 0
+    assert run(*command, "--deduplicate", "near", "--near-threshold", 0.995, "--overwrite") == 0
     assert len(pickle.loads((out / "corpus.pkl").read_bytes())) == 13
 
 
@@ -800,11 +801,13 @@ def test_missing_input(tmp_path, capsys):
         ("tfrecord", "--train-path tfrecord --tfrecord-path '{}/corpus/*.tfrecord' --max-len 8"),
     ],
 )
-def test_the_last_line_is_the_command_that_trains_on_it(tmp_path, corpus, tokenizer, capsys, form, flags):
-    out = tmp_path / "out"
-    command = ["--input", corpus, "--output", out, "--tokenizer", tokenizer, "--workers", 1, "--format", form]
+def test_the_last_line_is_the_command_that_trains_on_it(tmp_path, corpus, tokenizer, capsys, monkeypatch, form, flags):
+    """From any folder: its paths are whole, though those of this command are not."""
+    monkeypatch.chdir(tmp_path)
+    command = ["--input", corpus, "--output", "out", "--tokenizer", tokenizer, "--workers", 1, "--format", form]
     assert run(*command, "--seq-length", 9, "--num-output", 1) == 0
-    assert capsys.readouterr().err.splitlines()[-1] == f"train on it: python3 train_gpt2.py {flags.format(out)}"
+    train = f"train on it: {sys.executable} {ROOT / 'train_gpt2.py'}"
+    assert capsys.readouterr().err.splitlines()[-1] == f"{train} {flags.format(tmp_path / 'out')}"
 
 
 @pytest.mark.parametrize("folder", [True, False])
@@ -816,7 +819,7 @@ def test_that_command_names_the_model_of_the_tokenizer(tmp_path, corpus, tokeniz
     assert capsys.readouterr().err.splitlines()[-1].endswith(f"/corpus.pkl --config {config}")
 
 
-@pytest.mark.parametrize("form", prepare.FORMATS)
+@pytest.mark.parametrize("form", prepare_flags.FORMATS)
 def test_folders_that_an_error_leaves_empty_go_again(tmp_path, tokenizer, form):
     (tmp_path / "a.txt").write_text("too short\n", encoding="utf-8")
     command = ["--input", tmp_path / "a.txt", "--tokenizer", tokenizer, "--workers", 1, "--format", form]
@@ -834,7 +837,159 @@ def test_placeholders_are_dropped_where_there_are_any(tmp_path, corpus, tokenize
     (tmp_path / "wiki" / "AA" / "wiki_00").write_text(text, encoding="utf-8")
     common = ["--output", tmp_path / "out", "--tokenizer", tokenizer, "--workers", 1]
     for flags, kept in (([], "the river, formula_1, and formula_2"), (["--drop-placeholders"], "the river, and")):
-        assert run("--input", tmp_path / "wiki", *common, *flags) == 0
+        assert run("--input", tmp_path / "wiki", *common, *flags, "--overwrite") == 0
         assert pickle.loads((tmp_path / "out" / "corpus.pkl").read_bytes()) == ids_of([kept])
     assert run("--input", corpus, *common, "--drop-placeholders") == 2
     assert "--drop-placeholders is for extracted Wikipedia, and this is text" in capsys.readouterr().err
+
+
+# ---- What is there already ---------------------------------------------------------------------------------------
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("form", prepare_flags.FORMATS)
+def test_another_corpus_does_not_take_the_place_of_one_that_is_there(tmp_path, corpus, tokenizer, capsys, form):
+    """It replaced it without a word. The same command may be given again, with any number of workers."""
+    out, other = tmp_path / "out", tmp_path / "other.txt"
+    other.write_text("\n".join(documents(150, seed=3)), encoding="utf-8")
+    command = ["--output", out, "--tokenizer", tokenizer, "--format", form]
+    command += ["--seq-length", 9, "--num-output", 3] if form == "tfrecord" else []
+    command += ["--seq-length", 9] if form == "webdataset" else []
+    first = [*command, "--input", corpus, "--validation-fraction", 0.2]
+    assert run(*first, "--workers", 1) == 0
+    before = contents(out)
+    assert run(*first, "--workers", 2) == 0
+    assert contents(out) == before
+    remedy = "name another --output or --name, or replace it with --overwrite"
+    for flags, told in (
+        (["--input", other, "--validation-fraction", 0.2], f"made with --input {corpus} (now {other}); {remedy}"),
+        (["--input", corpus], f"made with --validation-fraction 0.2 (now without); {remedy}"),
+        (["--input", corpus, "--validation-fraction", 0.2, "--fix-text"], f"made without --fix-text; {remedy}"),
+        (
+            ["--input", corpus, "--validation-fraction", 0.3, "--min-length", 5],
+            f"made without --min-length 5 and with --validation-fraction 0.2 (now 0.3); {remedy}",
+        ),
+    ):
+        capsys.readouterr()
+        assert run(*command, "--workers", 1, *flags) == 2
+        said = capsys.readouterr().err
+        assert "is there already, " in said and told in said, said
+        assert contents(out) == before
+    assert run(*command, "--workers", 1, "--input", other, "--overwrite") == 0
+    assert contents(out) != before
+    assert not [name for name in contents(out) if "-valid" in str(name)], "the validation set was of the corpus before"
+    assert run(*command, "--workers", 1, "--input", other) == 0, "now it is the corpus of these flags"
+
+
+def test_a_corpus_of_unknown_origin_is_kept(tmp_path, corpus, tokenizer, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "corpus-valid.pkl").write_bytes(b"mine")
+    command = ["--input", corpus, "--output", out, "--tokenizer", tokenizer, "--workers", 1]
+    assert run(*command, "--validation-first", 5) == 2
+    assert "corpus-valid.pkl: is there already, and nothing says what it was made from" in capsys.readouterr().err
+    assert list(contents(out).values()) == [b"mine"]
+    (out / "corpus.pkl.made-from").write_text('{"made from": 7}', encoding="utf-8")  # nor does this
+    assert run(*command, "--validation-first", 5) == 2
+    assert run(*command) == 0, "a corpus without a validation set beside it is no question"
+    assert (out / "corpus-valid.pkl").read_bytes() == b"mine"
+    assert run(*command, "--validation-first", 5, "--overwrite") == 0
+
+
+def test_text_that_has_changed_is_prepared_again(tmp_path, corpus, tokenizer):
+    command = ["--input", corpus, "--output", tmp_path / "out", "--tokenizer", tokenizer, "--workers", 1]
+    assert run(*command) == 0
+    corpus.write_text("\n".join(documents(7)), encoding="utf-8")
+    assert run(*command) == 0
+    assert pickle.loads((tmp_path / "out" / "corpus.pkl").read_bytes()) == ids_of(documents(7))
+
+
+def test_an_error_between_corpus_and_validation_set_is_no_obstacle(tmp_path, corpus, tokenizer, monkeypatch):
+    """The training file has its name already, and the record says that the same command is at it."""
+    out = tmp_path / "out"
+    command = ["--input", corpus, "--output", out, "--tokenizer", tokenizer, "--workers", 1]
+    original = assembly.Assembly.validation
+
+    def full(self):
+        raise OSError(28, "No space left on device")
+        yield
+
+    monkeypatch.setattr(assembly.Assembly, "validation", full)
+    assert run(*command, "--validation-first", 5) == 2
+    assert (out / "corpus.pkl").exists()
+    assert run(*command) == 2, "but not another one"
+    monkeypatch.setattr(assembly.Assembly, "validation", original)
+    assert run(*command, "--validation-first", 5) == 0
+
+
+# ---- Flags without effect ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--stride", 64], "--stride 64 has no effect: it is for --format tfrecord with --records windows"),
+        (["--stride", 64, "--format", "mmap"], "--stride 64 has no effect"),
+        (["--stride", 64, "--format", "webdataset", "--seq-length", 9], "--stride 64 has no effect"),
+        (
+            ["--stride", 64, "--format", "tfrecord", "--records", "stream", "--num-output", 1, "--seq-length", 9],
+            "--stride 64 has no effect",
+        ),
+        (["--seq-length", 65], "--seq-length 65 has no effect: it is for --format tfrecord or webdataset"),
+        (["--seq-length", 65, "--format", "mmap"], "--seq-length 65 has no effect"),
+        (["--records", "windows"], "--records windows has no effect: it is for --format tfrecord or webdataset"),
+        (["--features", "input_ids"], "--features input_ids has no effect: it is for --format tfrecord"),
+        (["--num-output", 2], "--num-output 2 has no effect: it is for --format tfrecord"),
+        (["--num-output", 2, "--format", "webdataset", "--seq-length", 9], "--num-output 2 has no effect"),
+        (["--near-threshold", 0.5], "--near-threshold 0.5 has no effect: it is for --deduplicate near"),
+        (["--near-threshold", 0.5, "--deduplicate", "exact"], "--near-threshold 0.5 has no effect"),
+        (["--seed", 7], "--seed 7 has no effect: it is for --validation-fraction"),
+        (["--seed", 7, "--validation-first", 3], "--seed 7 has no effect"),
+    ],
+)
+def test_flags_without_effect_are_told(tmp_path, corpus, tokenizer, capsys, flags, told):
+    """And do not make a corpus another one."""
+    command = ["--input", corpus, "--output", tmp_path / "out", "--tokenizer", tokenizer, "--workers", 1]
+    assert run(*command, *flags) == 0
+    assert f"note: {told}" in capsys.readouterr().err
+    assert run(*command, *flags[2:]) == 0
+    assert "note: " not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--json-key", "text"], "--json-key text is for JSON lines, and this is text"),
+        (["--tokenizer-type", 1], "no gpt2-vocab.json and gpt2-merges.txt in it, which --tokenizer-type 1 reads"),
+        (["--vocab-file", "v", "--merge-file", "m"], "--tokenizer contradicts --vocab-file and --merge-file"),
+        (["--features", "inputs-labels"], "--features inputs-labels is for --format tfrecord, not pkl"),
+    ],
+)
+def test_flags_whose_neglect_would_give_another_corpus_are_refused(tmp_path, corpus, tokenizer, capsys, flags, told):
+    command = ["--input", corpus, "--output", tmp_path / "out", "--tokenizer", tokenizer, "--workers", 1]
+    assert run(*command, *flags) == 2
+    assert told in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "openwebtext", "wikipedia"])
+def test_documents_that_end_where_the_source_says_are_not_cut_otherwise(tmp_path, tokenizer, capsys, kind):
+    """--documents was passed over in silence."""
+    folder = tmp_path / "in"
+    (folder / "AA").mkdir(parents=True)
+    (folder / "a.jsonl").write_text('{"text": "the river"}\n', encoding="utf-8")
+    (folder / "a.tar").write_bytes(tar_of([("a.txt", b"the river")]))
+    (folder / "AA" / "wiki_00").write_text('<doc id="1" title="T">\nT\n\nthe river\n\n</doc>\n', encoding="utf-8")
+    command = ["--input", folder, "--source", kind, "--output", tmp_path / "out", "--tokenizer", tokenizer]
+    assert run(*command, "--workers", 1, "--documents", "file") == 2
+    assert f"--documents file: {kind} says itself where a document ends" in capsys.readouterr().err
+    assert run(*command, "--workers", 1) == 0
+
+
+def test_the_tokenizer_type_of_no_tokenizer_is_told(tmp_path, corpus, capsys):
+    command = ["--input", corpus, "--output", tmp_path / "out", "--workers", 1]
+    assert run(*command, "--tokenizer-type", 1) == 0
+    told = "note: --tokenizer-type 1 has no effect: it says which files of --tokenizer are read"
+    assert told in capsys.readouterr().err

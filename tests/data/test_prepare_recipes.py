@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import shlex
+import sys
 import zipfile
 from pathlib import Path
 
@@ -57,7 +58,8 @@ def test_lines_by_themselves_with_nothing_between_them(folder, capsys):
     flags = "--train-path {0}/corpus.pkl --windows stream --validation-files {0}/corpus-valid.pkl".format(
         folder / "out"
     )
-    assert capsys.readouterr().err.splitlines()[-1] == f"train on it: python3 train_gpt2.py {flags}"
+    train = f"train on it: {sys.executable} {Path(__file__).resolve().parents[2] / 'train_gpt2.py'}"
+    assert capsys.readouterr().err.splitlines()[-1] == f"{train} {flags}"
 
 
 @pytest.mark.parametrize("piece", [20, 1 << 20])
@@ -135,7 +137,7 @@ def test_the_first_documents_are_held_out(folder, monkeypatch, capsys, piece, wo
         (["--validation-first", -1], "--validation-first must be 0 or more"),
         (["--validation-first", 2, "--validation-fraction", 0.5], "--validation-first contradicts"),
     ):
-        assert run(folder, "--input", folder / "t.txt", *flags) == 2
+        assert run(folder, "--input", folder / "t.txt", *flags, "--overwrite") == 2
         assert told in capsys.readouterr().err
 
 

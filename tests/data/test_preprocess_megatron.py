@@ -64,8 +64,27 @@ def test_documents_are_those_encoded_one_by_one(tmp_path, vocabulary, append):
     expected = [list(tokenizer.encode(text)) + end for text in TEXTS if text.strip()]
     assert read_by_hand(tmp_path / "made" / "my-gpt2_text_document") == (8, expected)
     assert sorted(path.name for path in out.parent.iterdir()) == [
-        "my-gpt2_text_document.bin", "my-gpt2_text_document.idx", "tokenizer.json",
+        "my-gpt2_text_document.bin", "my-gpt2_text_document.idx", "my-gpt2_text_document.made-from", "tokenizer.json",
     ]  # fmt: skip
+
+
+def test_another_corpus_does_not_take_the_place_of_one_that_is_there(tmp_path, vocabulary, capsys):
+    """Of several keys none is written if one is there."""
+    source = tmp_path / "a.jsonl"
+    source.write_text('{"text": "one", "title": "two"}\n', encoding="utf-8")
+    command = ["--input", source, "--output-prefix", tmp_path / "out" / "c", "--tokenizer", vocabulary, "--workers", 1]
+    title = ["--json-keys", "text", "title"]
+    assert run(*command, "--append-eod") == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    for keys in ([], title, [title[0], *title[:0:-1]]):
+        assert run(*command, *keys) == 2
+        told = (
+            "c_text_document.bin: is there already, made with --append-eod (now without); name another --output-prefix"
+        )
+        assert told in capsys.readouterr().err
+        assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    assert run(*command, *title, "--append-eod") == 0
+    assert run(*command, *title, "--overwrite") == 0
 
 
 def test_any_number_of_workers_gives_the_same_files(tmp_path, vocabulary, monkeypatch):

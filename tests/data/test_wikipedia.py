@@ -123,7 +123,8 @@ def test_preprocess_writes_the_reference_format(extracted, tmp_path):
     articles = pickle.loads((out / OUTPUT_NAME).read_bytes())
     assert articles == [[*gpt2.encode(text), 50256] for text in texts if text != "Tiny."]
     assert "5 documents, 4 kept" in done.stderr
-    assert sorted(path.name for path in out.iterdir()) == ["tokenizer.json", OUTPUT_NAME, "write_into_tfrecord.py"]
+    names = ["tokenizer.json", OUTPUT_NAME, f"{OUTPUT_NAME}.made-from", "write_into_tfrecord.py"]
+    assert sorted(path.name for path in out.iterdir()) == names
     assert Tokenizer.from_folder(out).encode(texts[0]) == articles[0][:-1]
 
 
@@ -203,7 +204,23 @@ def test_an_interrupted_run_keeps_the_previous_corpus(extracted, tmp_path):
     (folder / "AC" / "wiki_00").write_text("<doc id=1>\ncut off\n", encoding="utf-8")
     assert preprocess("--input-file-path", folder, "--output-file-path", out).returncode == 2
     assert (out / OUTPUT_NAME).read_bytes() == before
-    assert len(list(out.iterdir())) == 3
+    assert len(list(out.iterdir())) == 4
+
+
+def test_another_corpus_does_not_take_the_place_of_one_that_is_there(extracted, tmp_path):
+    folder, _ = extracted
+    out = tmp_path / "out"
+    command = ("--input-file-path", folder, "--output-file-path", out)
+    assert preprocess(*command).returncode == 0
+    before = (out / OUTPUT_NAME).read_bytes()
+    done = preprocess(*command, "--min-length", 2)
+    assert (
+        done.returncode == 2 and f"{OUTPUT_NAME}: is there already, made with --min-length 10 (now 2); " in done.stderr
+    )
+    assert (out / OUTPUT_NAME).read_bytes() == before
+    assert preprocess(*command).returncode == 0
+    assert preprocess(*command, "--min-length", 2, "--overwrite").returncode == 0
+    assert (out / OUTPUT_NAME).read_bytes() != before
 
 
 @pytest.mark.parametrize("suffix", [".xml", ".xml.bz2"])

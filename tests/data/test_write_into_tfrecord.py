@@ -67,7 +67,7 @@ def test_records_are_the_windows(tmp_path_factory, articles, window, stride, sha
     for path in paths:
         create_index(str(path), str(folder / "theirs"))
         assert path.with_suffix(".index").read_bytes() == (folder / "theirs").read_bytes()
-    assert len(os.listdir(folder / "out")) == 2 * shards
+    assert len(os.listdir(folder / "out")) == 2 * shards + 1
     dataset, _ = open_dataset(
         "tfrecord", max_len=window - 1, stride=1, seed=1, val_num=0, real_vocab_size=60_001, num_samples=1,
         tfrecord_path=[str(folder / "out")],
@@ -108,6 +108,7 @@ def test_the_commands_of_the_readme(tmp_path):
     subprocess.run(["bash", "-c", script], cwd=tmp_path, check=True, capture_output=True, env=environment)
     for path in sorted((tmp_path / "tfrecords").glob("*.tfrecord"))[1:]:  # as that program does, in this process
         create_index(str(path), str(path.with_suffix(".index")))
+    (tmp_path / "before" / f"{NAME}.tfrecord.made-from").unlink()
     names = sorted(path.name for path in (tmp_path / "before").iterdir())
     assert names == sorted(f"{NAME}-0000{i}-of-00004.{kind}" for i in range(4) for kind in ("tfrecord", "index"))
     for name in names:
@@ -197,12 +198,21 @@ def test_bad_input_is_refused_and_nothing_written(tmp_path, capsys):
 def test_other_tfrecords_in_the_folder_are_not_mixed(tmp_path, capsys):
     source = corpus(tmp_path, [[1] * 20, [2] * 30])
     written(source, tmp_path / "out", num_output=2)
-    written(source, tmp_path / "out", num_output=2, stride=1)  # the same names: replaced
+    written(source, tmp_path / "out", num_output=2)
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     capsys.readouterr()
-    words = ("--input-file-path", source, "--output-file-path", tmp_path / "out", "--seq-length", 9, "--num-output", 1)
-    assert "out has other TFRecord files (c-00000-of-00002.tfrecord, …)" in refused(capsys, *words)
+    words = ("--input-file-path", source, "--output-file-path", tmp_path / "out", "--seq-length", 9, "--stride", 4)
+    told = "c-00000-of-00002.index: is there already, made with --num-output 2 (now 1); name another --output-file-path"
+    assert told in refused(capsys, *words, "--num-output", 1)
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    other = source.rename(tmp_path / "d.pkl")
+    assert "out has other TFRecord files (c-00000-of-00002.tfrecord, …)" in refused(
+        capsys, words[0], other, *words[2:], "--num-output", 1, "--overwrite"
+    )
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    assert main([*map(str, (words[0], other.rename(source), *words[2:])), "--num-output", "1", "--overwrite"]) == 0
+    left = {path.name for path in (tmp_path / "out").iterdir()}
+    assert left == {"c-00000-of-00001.index", "c-00000-of-00001.tfrecord", "c.tfrecord.made-from"}
 
 
 def test_a_full_disk_leaves_what_was_there(tmp_path):
@@ -219,7 +229,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
     done = subprocess.run(
-        list(map(str, [*command, "--seq-length", "9", "--stride", "1", "--num-output", "2"])),
+        list(map(str, [*command, "--seq-length", "9", "--stride", "1", "--num-output", "2", "--overwrite"])),
         capture_output=True, text=True, preexec_fn=limit,
     )  # fmt: skip
     assert done.returncode == 2 and "File too large; nothing written" in done.stderr, done.stderr

@@ -52,13 +52,39 @@ def test_a_config_json_that_fits(tmp_path, text, capsys):
     """GPT-2 small's dimensions, those of --config, or those that were there; the vocabulary is the tokenizer's."""
     out, mine = tmp_path / "mine", write_config(tmp_path)
     for flags_, size, width in (([], 300, 768), (["--config", mine], 290, 16), ([], 280, 16)):
-        assert run("--input", text, "--vocab-size", size, "--output", out, *flags_) == 0
-        assert f"--config {out / 'config.json'}" in capsys.readouterr().err
+        assert run("--input", text, "--vocab-size", size, "--output", out, *flags_, "--overwrite") == 0
+        assert f"{sys.executable} {ROOT / 'train_gpt2.py'} --config {out / 'config.json'}" in capsys.readouterr().err
         config = GPT2Config.from_json(out / "config.json")
         assert (config.vocab_size, config.real_vocab_size, config.n_embd) == (size, size, width)
         assert config.eos_token_id == config.bos_token_id == open_tokenizer(0, out).eot_id == 0
     assert run("--input", text, "--vocab-size", 300, "--output", tmp_path / "a.json") == 0
     assert "vocab_size 300 and eos_token_id 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["mine", "mine.json"])
+def test_another_vocabulary_does_not_take_the_place_of_one_that_is_there(tmp_path, text, capsys, name):
+    """Corpora made with it could not be read any more. The same command may be given again."""
+    out, other = tmp_path / name, tmp_path / "other.txt"
+    other.write_text("\n".join(TEXTS[:20]), encoding="utf-8")
+    path = out / "tokenizer.json" if name == "mine" else out
+    command = ["--output", out, "--vocab-size"]
+    assert run("--input", text, *command, 290) == 0
+    before = path.read_bytes()
+    for flags_, told in (
+        (["--input", text, *command, 280], "with --vocab-size 290 (now 280)"),
+        (["--input", other, *command, 290], f"with --input {text} (now {other})"),
+        (["--input", text, *command, 290, "--first-documents", 9], "without --first-documents 9"),
+    ):
+        assert run(*flags_) == 2
+        told = f"{path}: is there already, made {told}; name another --output, or replace it with --overwrite"
+        assert told in capsys.readouterr().err and path.read_bytes() == before
+    assert run("--input", text, *command, 290) == 0
+    assert run("--input", other, *command, 280, "--overwrite") == 0 and path.read_bytes() != before
+
+
+def test_a_key_of_what_has_none_is_refused(tmp_path, text, capsys):
+    assert run("--input", text, "--output", tmp_path / "mine", "--json-key", "body") == 2
+    assert "--json-key body is for JSON lines, and this is text" in capsys.readouterr().err
 
 
 def test_a_padding_of_another_vocabulary_does_not_go_along(tmp_path, text):
