@@ -9,6 +9,7 @@
 #include <cmath>
 #include <cstring>
 #include <immintrin.h>
+#include <iterator>
 #include <limits>
 
 #if defined(__clang__)
@@ -29,7 +30,7 @@ constexpr int kWidth = 8, kTogether = 1;
 // than rows that lie side by side. With four input rows, three matrix rows' sums, weights and an input fill the 16
 // registers.
 constexpr int64_t kLead = 0;
-constexpr int kFloatingRows[] = {6, 3, 3}, kQuantisedRows[] = {2, 2, 2};
+constexpr int kFloatingRows[] = {6, 3, 3, 3}, kQuantisedRows[] = {2, 2, 2, 2};
 
 inline Floats load(const float* weights) {
   return _mm256_loadu_ps(weights);
@@ -42,6 +43,11 @@ inline float one(const float* weights) {
 }
 inline float one(const uint16_t* weights) {
   return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(*weights)));
+}
+
+inline Floats kept(Floats a) {
+  asm("" : "+x"(a));
+  return a;
 }
 
 inline Floats multiply_add(Floats a, Floats b, Floats c) {

@@ -9,12 +9,13 @@
 //   load_bytes, load_scales     a vector, or of it what belongs to so many groups and zeros behind them
 //   Factors                     scales of kWidth groups, and those of kTogether of them in the lanes of their products
 //   PreparedBytes               weights, and their products with inputs
-//   kLead                       how far ahead of a single input row's weights to prefetch, in bytes: of one matrix row
-//   at
-//                               a time, which is one stream. Or 0
-//   kFloatingRows, kQuantisedRows   matrix rows in a block: with one input row, with 2 to 4 in a single pass, and with
-//   2
-//                                   to 4 in each of several passes
+//   kLead                       how far ahead of a single input row's weights to prefetch, in bytes, of one matrix
+//                               row at a time, which is one stream. Or 0
+//   kFloatingRows               matrix rows in a block of float32 or float16, with one input row, with two, ...: as
+//                               many entries as a pass has input rows at most
+//   kQuantisedRows              the same of int8
+//   kept(a)                     a, which is used several times, in a register: compilers would read it again from
+//                               memory for each use
 // Everything has internal linkage: each file that includes this gets code of its own.
 #pragma once
 
@@ -30,8 +31,9 @@ namespace {
 template <int kPasses> struct Ahead {
   const char* next;
 
-  template <int64_t kBytes> void fetch() { // as many bytes of weights are about to be used
-    constexpr int64_t kShare = kBytes / kPasses;
+  // `kBytes` of each of R rows of weights, which are `apart`, are about to be used, the first from `weights` on.
+  template <int R, int64_t kBytes> void fetch(const char*, int64_t) {
+    constexpr int64_t kShare = R * kBytes / kPasses;
     for (int64_t byte = 0; byte < kShare; byte += 64) {
       _mm_prefetch(next + byte, _MM_HINT_T1);
     }
@@ -42,18 +44,54 @@ template <int kPasses> struct Ahead {
 // Where memory is the limit processors follow their streams by themselves, and on some instructions that prefetch cost
 // up to a third of the speed. Others leave some of it: see kLead.
 struct NothingAhead {
-  template <int64_t> void fetch() {
+  template <int, int64_t> void fetch(const char*, int64_t) {
   }
 };
+
+// With many input rows the weights of a block are used slowly. Those of the next block are read into the L2 cache in
+// the meantime, the same place of each row, and those that follow in this one into L1.
+struct NextBlock {
+  const char* next;
+
+  template <int R, int64_t kBytes> void fetch(const char* weights, int64_t apart) {
+    for (int r = 0; r < R; ++r) {
+      for (int64_t byte = 0; byte < kBytes; byte += 64) {
+        _mm_prefetch(next + r * apart + byte, _MM_HINT_T1);
+        _mm_prefetch(weights + r * apart + byte + kNear, _MM_HINT_T0);
+      }
+    }
+    next += kBytes;
+  }
+
+private:
+  static constexpr int64_t kNear = 512; // bytes; 256 to 1,024 are as good
+};
+
+// f(0), f(1), ... f(N - 1), with constants: what they index stays in registers.
+template <typename F, int... I> inline void each(const F& f, std::integer_sequence<int, I...>) {
+  (f(std::integral_constant<int, I>()), ...);
+}
+template <int N, typename F> inline void each(const F& f) {
+  each(f, std::make_integer_sequence<int, N>());
+}
 
 // The sums of R matrix rows, which are `apart`, and M input rows, into their places.
 template <int R, int M> inline void store(const Floats (&sum)[M][R], int64_t apart, float* out, int64_t out_stride) {
   constexpr int kSums = M * R;
-  const auto at = [&sum](int i) { return i < kSums ? sum[i / R][i % R] : Floats{}; };
   alignas(16) float sums[(kSums + 3) / 4 * 4];
-  for (int i = 0; i < kSums; i += 4) {
-    _mm_store_ps(sums + i, four_sums(at(i), at(i + 1), at(i + 2), at(i + 3)));
-  }
+  each<(kSums + 3) / 4>([&](auto four) {
+    const auto at = [&sum](auto i) {
+      if constexpr (i < kSums) {
+        return sum[i / R][i % R];
+      } else {
+        return Floats{};
+      }
+    };
+    constexpr int i = 4 * four;
+    _mm_store_ps(sums + i,
+                 four_sums(at(std::integral_constant<int, i>()), at(std::integral_constant<int, i + 1>()),
+                           at(std::integral_constant<int, i + 2>()), at(std::integral_constant<int, i + 3>())));
+  });
   for (int m = 0; m < M; ++m) {
     if (M > 1) { // the matrix rows lie side by side
       std::memcpy(out + m * out_stride, sums + m * R, R * sizeof(float));
@@ -67,7 +105,7 @@ template <int R, int M> inline void store(const Floats (&sum)[M][R], int64_t apa
 
 // A matrix of float32 or float16.
 template <typename T> struct Floating {
-  static constexpr const int* kRows = kFloatingRows;
+  static constexpr const auto& kRows = kFloatingRows;
 
   const T* weights;
   int64_t k;
@@ -83,17 +121,13 @@ template <typename T> struct Floating {
     Reading reading = ahead;
     int64_t i = 0;
     for (; i + kWidth <= k; i += kWidth) {
-      reading.template fetch<kWidth * R * sizeof(T)>();
+      reading.template fetch<R, kWidth * sizeof(T)>(reinterpret_cast<const char*>(w + i), apart * k * sizeof(T));
       Floats part[R];
-      for (int r = 0; r < R; ++r) {
-        part[r] = load(w + r * apart * k + i);
-      }
-      for (int m = 0; m < M; ++m) {
-        const Floats inputs = load(x + m * in.stride + i);
-        for (int r = 0; r < R; ++r) {
-          sum[m][r] = multiply_add(part[r], inputs, sum[m][r]);
-        }
-      }
+      each<R>([&](auto r) { part[r] = load(w + r * apart * k + i); });
+      each<M>([&](auto m) {
+        const Floats inputs = R > 1 ? kept(load(x + m * in.stride + i)) : load(x + m * in.stride + i);
+        each<R>([&](auto r) { sum[m][r] = multiply_add(part[r], inputs, sum[m][r]); });
+      });
     }
     ahead = reading;
     store<R, M>(sum, apart, out, out_stride);
@@ -111,7 +145,7 @@ template <typename T> struct Floating {
 // A matrix of int8 in groups that have a scale each. The products of a group are added up as whole numbers, four of
 // them in a lane: they are exact.
 struct Quantised {
-  static constexpr const int* kRows = kQuantisedRows;
+  static constexpr const auto& kRows = kQuantisedRows;
 
   const int8_t* weights;
   const uint16_t* scales;
@@ -136,7 +170,8 @@ struct Quantised {
         }
       }
       const auto add = [&](int64_t place, auto together) {
-        reading.template fetch<together * kGroup * R>();
+        reading.template fetch<R, together * kGroup>(reinterpret_cast<const char*>(w + (first + place) * kGroup),
+                                                     apart * k);
         PreparedBytes part[R];
         for (int r = 0; r < R; ++r) {
           part[r] = PreparedBytes(load_bytes<together>(w + r * apart * k + (first + place) * kGroup));
@@ -177,23 +212,42 @@ inline void rows(const Weights& w, int64_t first, int64_t last, const Inputs& in
   }
 }
 
-// 2 to 4 input rows.
-template <int R, typename Weights, typename Reading>
+// The same where the rows are read a block at a time.
+template <int R, int M, typename Weights>
+inline void rows(const Weights& w, int64_t first, int64_t last, const Inputs& in, int64_t m, float* out,
+                 int64_t out_stride, NextBlock& ahead) {
+  const auto some = [&](int64_t n, auto count) {
+    const int64_t after = n + count;
+    NextBlock next{after < last ? reinterpret_cast<const char*>(w.weights + after * w.k) : ahead.next};
+    w.template block<count, M>(n, 1, in, m, out + m * out_stride + n, out_stride, next);
+    return after;
+  };
+  int64_t n = first;
+  while (n + R <= last) {
+    n = some(n, std::integral_constant<int, R>());
+  }
+  while (n < last) {
+    n = some(n, std::integral_constant<int, 1>());
+  }
+}
+
+// `count` input rows, from row m on: 2 or more, and as many as there are in a pass at most.
+template <int M, typename Weights, typename Reading>
 inline void pass(int64_t count, const Weights& w, int64_t first, int64_t last, const Inputs& in, int64_t m, float* out,
                  int64_t out_stride, Reading& ahead) {
-  switch (count) {
-  case 2:
-    return rows<R, 2>(w, first, last, in, m, out, out_stride, ahead);
-  case 3:
-    return rows<R, 3>(w, first, last, in, m, out, out_stride, ahead);
-  default:
-    return rows<R, 4>(w, first, last, in, m, out, out_stride, ahead);
+  if constexpr (M <= std::size(Weights::kRows)) {
+    if (count == M) {
+      rows<Weights::kRows[M - 1], M>(w, first, last, in, m, out, out_stride, ahead);
+    } else {
+      pass<M + 1>(count, w, first, last, in, m, out, out_stride, ahead);
+    }
   }
 }
 
 template <typename Weights>
 void product(const Weights& w, const Inputs& in, int64_t first, int64_t last, float* out, int64_t out_stride,
              const char* next) {
+  const int64_t most = std::size(Weights::kRows), passes = (in.rows + most - 1) / most;
   if (in.rows == 1) {
     if constexpr (kLead > 0) {
       Ahead<1> ahead{reinterpret_cast<const char*>(w.weights + first * w.k) + kLead};
@@ -202,15 +256,17 @@ void product(const Weights& w, const Inputs& in, int64_t first, int64_t last, fl
       NothingAhead nothing;
       rows<Weights::kRows[0], 1>(w, first, last, in, 0, out, out_stride, nothing);
     }
-  } else if (in.rows <= 4) {
+  } else if (passes == 1 && in.rows > 4 && sizeof *w.weights == 4) { // others' arithmetic takes longer than reading
+    NextBlock ahead{next};
+    pass<2>(in.rows, w, first, last, in, 0, out, out_stride, ahead);
+  } else if (passes == 1) {
     Ahead<1> ahead{next};
-    pass<Weights::kRows[1]>(in.rows, w, first, last, in, 0, out, out_stride, ahead);
-  } else { // several times over these weights, which stay in the cache, with up to four input rows at a time
+    pass<2>(in.rows, w, first, last, in, 0, out, out_stride, ahead);
+  } else { // several times over these weights, which stay in the cache
     Ahead<2> ahead{next};
-    const int64_t passes = (in.rows + 3) / 4;
     for (int64_t m = 0, number = 0; number < passes; ++number) {
       const int64_t count = (in.rows - m + passes - number - 1) / (passes - number); // as evenly as it goes
-      pass<Weights::kRows[2]>(count, w, first, last, in, m, out, out_stride, ahead);
+      pass<2>(count, w, first, last, in, m, out, out_stride, ahead);
       m += count;
     }
   }
