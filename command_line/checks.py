@@ -19,6 +19,7 @@ import corpora.refusal
 from command_line.commands import misplaced
 from corpora.refusal import not_installed as not_installed
 from model.config import MODELS, GPT2Config, padding_note
+from model.config_fields import check_fields
 from model.layout import launched
 from model.pipeline import least_micro_batches, shared_on_several
 
@@ -142,10 +143,12 @@ def check_config(problems: Problems) -> GPT2Config | None:
         problems.ignored("model", f" beside {problems.shown('config')}, which is the model")
     path = args.config = str(args.config or MODELS[args.model])
     try:
+        note = check_fields(path)
         config = GPT2Config.from_json(path)
     except ValueError as error:
         problems.lines.append(f"{problems.names[dest]}: " + " ".join(str(error).split()))
         return None
+    args.notes += [f"{problems.names[dest]} {note}"] if note else []
     if config.padding_id is not None and not args.pretrained_checkpoint:  # of a checkpoint its loader tells
         args.notes.append(padding_note(config.padding_id))
     return config

@@ -250,6 +250,11 @@ class GPT2Config:
 _DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(GPT2Config)}
 
 
+def field_names() -> list[str]:
+    """The fields of GPT2Config that a config.json has outside VARIANT."""
+    return [name for name in _DEFAULTS if name not in VARIANT_FIELDS]
+
+
 def _variant_block(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """The fields under VARIANT in a config.json, and what is wrong with how they are given."""
     model_type, block = values.get("model_type", "gpt2"), values.get(VARIANT, {})

@@ -10,6 +10,7 @@ from typing import Any
 
 from model.checkpoint import CONFIG_FILE
 from model.config import parameter_count
+from model.config_fields import check_fields
 from model.convert import gguf, huggingface, llm_c, megatron, nanogpt
 from model.convert.recognition import open_source
 from model.convert.sink import Target, choose_dtype
@@ -39,6 +40,7 @@ def convert(args: argparse.Namespace) -> None:
     """
     _check_output(args.IN, args.OUT, args.to in _FOLDERS, args.overwrite)
     _check_written(args)
+    told_of_config = check_fields(args.config) if args.config is not None else ""
     writer = _WRITERS[args.to]
     wishes = Wishes(args.config, args.real_vocab_size, args.activation, args.tokenizer)
     with warnings.catch_warnings(record=True) as told:
@@ -49,7 +51,7 @@ def convert(args: argparse.Namespace) -> None:
     target = Target(args.OUT, dtype, args.vocab_multiple or _ROWS_MULTIPLE)
     note = writer.check(source, target)
     _check_room(args.OUT, writer.size(source, target))
-    for line in [*(str(w.message) for w in told), *source.notes, *([note] if note else [])]:
+    for line in filter(None, [told_of_config, *(str(w.message) for w in told), *source.notes, note]):
         print(f"note: {line}")
     writer.write(source, target)
     count, kind = parameter_count(source.config), str(source.dtype).split(".")[-1]

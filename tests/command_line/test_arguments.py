@@ -218,6 +218,19 @@ def test_model_stands_for_a_file_in_config_and_config_wins(tmp_path: Path) -> No
     mine.write_text(json.dumps({"n_layer": 3, "n_embd": 12, "n_head": 3, "vocab_size": 96}))
     args = parse(f"--model gpt2-xl --config {mine} --embedding-serialization-factor 3")
     assert (args.config, args.layers_per_ipu) == (str(mine), [3])
+    assert not any(str(mine) in note for note in args.notes if "has no effect" not in note)
+    mine.write_text(json.dumps({"n_layer": 3, "comment": "the model of a test"}))
+    notes = parse(f"--config {mine}").notes
+    assert f"--config {mine}: comment is no field of the model, which passes over what it does not know" in notes
+
+
+def test_a_config_with_a_misspelt_field_is_refused(tmp_path: Path, capsys) -> None:
+    mine = tmp_path / "mine.json"
+    mine.write_text(json.dumps({"n_layers": 3, "n_embd": 12}))
+    with pytest.raises(SystemExit) as ended:
+        parse(f"--config {mine}")
+    told = f"  --config: {mine}: n_layers: the model has no such field; did you mean n_layer?"
+    assert ended.value.code == 2 and told in capsys.readouterr().err.splitlines()
 
 
 def test_one_number_means_the_same_on_each_ipu() -> None:

@@ -12,6 +12,7 @@ import transformers
 
 from model.config import MODELS, VARIANT_FIELDS, GPT2Config, parameter_count, real_parameter_count
 from model.config_checks import ACTIVATION_ALIASES
+from model.config_fields import check_fields
 from model.gpt2 import MLP, GPT2LMHeadModel
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -296,6 +297,43 @@ def test_errors_name_the_file(tmp_path, content, complaint):
     with pytest.raises(ValueError, match=complaint) as caught:
         GPT2Config.from_json(path)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "complaint"),
+    [
+        ({"n_layers": 2}, "n_layers: the model has no such field; did you mean n_layer?"),
+        (
+            {"n_layer": 2, "num_layers": 2, "layer_norm_eps": 1e-6},
+            "layer_norm_eps: .* layer_norm_epsilon.*num_layers: ",
+        ),
+        ({"n_layer": 2, "head_dims": 8}, "did you mean head_dim?"),
+        ({}, "describes no model: it has none of vocab_size, n_positions, n_embd, n_layer and n_head"),
+        ({"learning_rate": 1, "model_type": "gpt2"}, "describes no model"),
+    ],
+)
+def test_a_file_that_is_to_describe_a_model_has_its_fields(tmp_path, values, complaint):
+    """They were passed over in silence, and the defaults trained."""
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=complaint) as caught:
+        check_fields(path)
+    assert str(path) in str(caught.value)
+
+
+def test_fields_of_other_programs_are_told_and_those_of_hugging_face_are_not(tmp_path):
+    path = tmp_path / "mine.json"
+    for values in (
+        transformers.GPT2Config(n_layer=3).to_dict(),
+        GPT2Config(n_layer=3).to_dict(),
+        {"num_hidden_layers": 3},
+    ):
+        path.write_text(json.dumps(values))
+        assert (GPT2Config.from_json(path).n_layer, check_fields(path)) == (3, "")
+    path.write_text(json.dumps({"n_layer": 3, "comment": "mine", "block_size": 128}))
+    assert check_fields(path).startswith(f"{path}: block_size, comment are no fields of the model")
+    for file in MODELS.values():
+        assert check_fields(file) == ""
 
 
 def test_imports_neither_torch_nor_transformers():

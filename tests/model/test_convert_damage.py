@@ -319,6 +319,13 @@ def test_a_megatron_without_arguments_takes_a_config(tmp_path, capsys):
     assert json.loads((tmp_path / "out" / "config.json").read_text())["activation_function"] == "gelu"
 
 
+def test_a_config_with_a_misspelt_field_is_refused(tmp_path, capsys):
+    source, _ = make("huggingface", tmp_path)
+    (tmp_path / "mine.json").write_text(json.dumps(dict(vocab_size=50, n_positions=12, n_embd=16, n_layers=2)))
+    said = refusal(capsys, source, "--config", str(tmp_path / "mine.json"))
+    assert "mine.json: n_layers: the model has no such field; did you mean n_layer?" in said
+
+
 @pytest.mark.parametrize(
     ("kind", "flag", "program"),
     [
