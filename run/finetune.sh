@@ -35,6 +35,7 @@ case $row in
     sgd) optimizer=(--optimizer SGD --sgd-momentum 0.9 --gradient-clipping 1.0) rate=1e-3 sample_rate=0.03 rest=pad ;;
     *) refuse "--row $row: there is no such row; --help lists them" ;;
 esac
+check_further
 recipe=(
     "${optimizer[@]}"
     --learning-rate "$rate"

@@ -37,6 +37,7 @@ case $model in
     gpt-star-354m) rate=3e-4 least=3e-5 length=1024 batch=512 updates=40000 size="4 128 4" ;;
     *) refuse "--model $model: not one of this recipe; --help lists them" ;;
 esac
+check_further
 recipe=(
     --optimizer "$optimizer"
     --adam-betas 0.9 0.95

@@ -67,6 +67,12 @@ no_counterpart() {
     done
 }
 
+# Ends the recipe unless the further flags are ones of train_gpt2.py with values that it can read: before data are fetched or
+# made, which may take hours.
+check_further() {
+    "$python" -m command_line.further_flags "$me" "${further[@]}" >/dev/null || exit
+}
+
 # published BATCH LENGTH UPDATES SAMPLES_AN_EPOCH NOTE: the arithmetic of the document's run. SAMPLES 0: not repeated.
 published() {
     awk -v batch="$1" -v length_="$2" -v updates="$3" -v samples="$4" -v note="$5" '

@@ -19,6 +19,7 @@ take_flags "$@"
 model=${model:-${MODEL:-gpt2}}
 input=${INPUT:-openwebtext} data=${DATA:-prepared/openwebtext} output=${OUTPUT:-runs/${RECIPE:-replication}/$model${sample:+-sample}}
 
+check_further
 seed=42
 recipe=(
     --optimizer AdamW

@@ -54,6 +54,7 @@ case $row in
         ;;
     *) refuse "--row $row: there is no such row; --help lists them" ;;
 esac
+check_further
 case $row in *-fp16*) ;; *) export POPTORCH_PORTABLE_HALF=${POPTORCH_PORTABLE_HALF:-float32} ;; esac
 
 recipe=(

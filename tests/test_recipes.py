@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -162,6 +163,28 @@ def test_mistakes_are_one_line(recipe: str, flags: str, told: str, checkout: Pat
     done = run(checkout, recipe, *flags.split())
     assert done.returncode == 2 and told in done.stderr and len(done.stderr.splitlines()) == 1
     assert "train_gpt2.py" not in done.stdout
+
+
+@pytest.mark.parametrize("sample", [[], ["--sample"]])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_flags_are_looked_at_before_data_are_missed_or_made(recipe: str, sample: list[str], tmp_path: Path) -> None:
+    """Data that were missing were told first, and those that were there prepared, before a slip in a flag was."""
+    environment = {
+        **os.environ, "PYTHON": sys.executable, "DATA": str(tmp_path / "data"), "OUTPUT": str(tmp_path / "out"),
+        "INPUT": str(tmp_path / "none"),
+    }  # fmt: skip
+    done = subprocess.run(
+        ["bash", str(ROOT / "run" / f"{recipe}.sh"), *sample, "--epoch", "3", "--sampel", "--batch-size", "x"],
+        env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.splitlines() == [
+        f"run/{recipe}.sh: 3 problems, nothing was started or written",
+        "  --epoch: unknown flag; did you mean --epochs?",
+        "  --sampel: unknown flag; did you mean --sample?",
+        "  --batch-size: 'x' must be a whole number of at least 1, or auto",
+    ]
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
