@@ -49,7 +49,8 @@ def start(name: str, setting: Mapping[str, str], args: argparse.Namespace) -> Si
     settings = {"model": args.model, "batch": args.batch, "length": args.length, "threads": threads}
     kept = {key: value for key, value in os.environ.items() if key not in DECIDED}
     with mock.patch.dict(os.environ, {**kept, **variables}, clear=True):
-        return SideProcess(busy_machine_sides.__file__, name, {**settings, "steps": args.steps}, "cpu")
+        settings["steps"] = args.steps
+        return SideProcess(busy_machine_sides.__file__, name, settings, "cpu", bounded=False)
 
 
 @contextlib.contextmanager

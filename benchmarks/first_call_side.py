@@ -34,6 +34,7 @@ def reset_peak() -> None:
 def main() -> None:
     answers, sys.stdout = sys.stdout, sys.stderr
     sys.path[0] = str(Path.cwd())  # not this file's folder
+    import poptorch  # noqa: F401 - before torch, as in programs: it bounds OpenMP's spin
     import torch
 
     from benchmarks.train_step_sides import our_step

@@ -21,17 +21,29 @@ class SideProcess:
         settings: what it gets as JSON. "threads" are the CPU threads of its libraries.
         device: "cpu" or "cuda", for the runtime.
         variables: of its environment, beside those that this process has.
+        bounded: OpenMP spins in it for as long as in our programs, whatever it imports first, unless the environment
+            says something else. What is compared is then what the sides compute.
     """
 
     def __init__(
-        self, program: str, name: str, settings: Mapping[str, Any], device: str, variables: Mapping[str, str] = {}
+        self,
+        program: str,
+        name: str,
+        settings: Mapping[str, Any],
+        device: str,
+        variables: Mapping[str, str] = {},
+        bounded: bool = True,
     ) -> None:
+        from command_line.openmp import BOUNDED, DECIDED  # here: in the side this import would decide
+
         self.name = name
+        decided = not bounded or any(variable in os.environ for variable in DECIDED)
         self._process = subprocess.Popen(
             [sys.executable, program, json.dumps(settings)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={
+                **({} if decided else BOUNDED),
                 **os.environ,
                 "OMP_NUM_THREADS": str(settings["threads"]),
                 "POPTORCH_PORTABLE_DEVICE": device,

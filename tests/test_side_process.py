@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.side_process import SideProcess
+from command_line.openmp import DECIDED
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -23,6 +24,37 @@ def requests(settings):
 
 serve(requests)
 """
+
+
+SPINNING = f"""
+import os, sys
+sys.path.insert(0, {str(ROOT)!r})
+from benchmarks.side_process import serve
+
+serve(lambda settings: {{"spin": lambda: {{name: os.environ.get(name) for name in settings["names"]}}}})
+"""
+
+
+@pytest.mark.parametrize(
+    "decided, bounded, expected",
+    [
+        ({}, True, ["1000", "1", None]),
+        ({}, False, [None] * 3),
+        ({"OMP_WAIT_POLICY": "passive"}, True, [None, None, "passive"]),
+    ],
+)
+def test_openmp_spins_as_in_our_programs_unless_somebody_has_decided(tmp_path, monkeypatch, decided, bounded, expected):
+    for name in DECIDED:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in decided.items():
+        monkeypatch.setenv(name, value)
+    program = tmp_path / "side.py"
+    program.write_text(SPINNING)
+    side = SideProcess(str(program), "ours", {"names": DECIDED, "threads": 1}, "cpu", bounded=bounded)
+    try:
+        assert list(side.ask("spin").values()) == expected
+    finally:
+        side.close()
 
 
 def test_answers_and_an_early_end(tmp_path, capfd):
