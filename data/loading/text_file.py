@@ -40,7 +40,8 @@ def prepared(train_path: str, checkpoint: str = "", max_len: int = 1) -> str:
     kind = f"prepared-{hashlib.sha256(tokenizer.to_json().encode()).hexdigest()[:8]}-v2"
     key = f"{stat.st_size}-{stat.st_mtime_ns}"
     folder = cache_folder(path, kind, key, lambda work: _build(path, work, tokenizer, max_len))
-    _check_length(path, json.loads((folder / "meta.json").read_text(encoding="utf-8"))["longest"], max_len)
+    longest = json.loads((folder / "meta.json").read_text(encoding="utf-8"))["longest"]
+    _check_length(path, longest, folder / _CORPUS, max_len)
     remove_others(path, folder, kind)
     vocabulary = f"prepared once, with a vocabulary of {tokenizer.vocab_size:,}"
     print(f"{path} is read from {folder / _CORPUS}, {vocabulary}")
@@ -48,12 +49,19 @@ def prepared(train_path: str, checkpoint: str = "", max_len: int = 1) -> str:
     return str(folder / _CORPUS)
 
 
-def _check_length(path: Path, longest: int, max_len: int) -> None:
-    if longest < max_len // 2 + 1:
-        raise ValueError(
-            f"--train-path {path}: {longest:,} ids, where half a sample of --max-len {max_len} + 1 has "
-            f"{max_len // 2 + 1:,}; give a longer text, or lower --max-len"
-        )
+def _check_length(path: Path, longest: int, corpus: Path, max_len: int) -> None:
+    """Raise ValueError if no passage, of which the longest has so many ids, is half a sample."""
+    least = max_len // 2 + 1
+    if longest >= least:
+        return
+    lengths = list(map(len, read_articles(corpus)))
+    sample = f"where half a sample of --max-len {max_len} + 1 has {least:,}"
+    if len(lengths) == 1:
+        raise ValueError(f"--train-path {path}: {longest:,} ids, {sample}; give a longer text, or lower --max-len")
+    raise ValueError(
+        f"--train-path {path}: the longest of its {len(lengths):,} passages, of 16 KB or more up to a blank line, has "
+        f"{longest:,} of {sum(lengths):,} ids, {sample}; lower --max-len, or add --windows stream, which joins them"
+    )
 
 
 def _build(path: Path, folder: Path, tokenizer: Tokenizer, max_len: int) -> None:
@@ -68,6 +76,6 @@ def _build(path: Path, folder: Path, tokenizer: Tokenizer, max_len: int) -> None
         problem = "there is no text in it" if "--min-length" in problem else problem
         raise ValueError(f"--train-path {path}: {problem}") from error
     longest = max(map(len, read_articles(folder / _CORPUS)))
-    _check_length(path, longest, max_len)  # before what was made gets its name
+    _check_length(path, longest, folder / _CORPUS, max_len)  # before what was made gets its name
     print("".join(line for line in said.getvalue().splitlines(True) if "UTF-8" in line), end="", flush=True)
     (folder / "meta.json").write_text(json.dumps({"text": str(path), "longest": longest}), encoding="utf-8")
