@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Sequence, TextIO
 from arguments import parse_generate_args
 from command_line.checks import (
     first_speaks,
+    give_up,
     is_first_process,
     leave_to_first_process,
     not_installed,
@@ -25,6 +26,7 @@ from command_line.checks import (
 from command_line.collection import no_collection
 from command_line.interruption import Terminated, interruptible
 from corpora.plain_text import plain
+from corpora.refusal import TooLate
 from corpora.strict_json import json_text
 from model.layout import launched
 
@@ -55,14 +57,14 @@ class Samples:
                 raise ValueError(f"--save-samples-path {path}: cannot be written ({error.strerror})") from error
 
     def add(self, line: str) -> None:
-        """Raises ValueError if there is no room for it; the texts before are there."""
+        """Raises TooLate if there is no room for it; the texts before are there."""
         if self._file is not None:
             try:
                 self._file.write(line + "\n")
                 self._file.flush()
             except OSError as error:
                 path, self._file = self._file.name, None
-                raise ValueError(
+                raise TooLate(
                     f"--save-samples-path {path}: cannot be written ({error.strerror}); the texts before this one are "
                     "there, make room for more"
                 ) from error
@@ -216,7 +218,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         refuse(PROGRAM, [not_installed(error)])
     except ValueError as error:
-        refuse(PROGRAM, [str(error)])
+        give_up(PROGRAM, error)
     except RuntimeError as error:
         if "HINT:" not in str(error):
             raise

@@ -26,7 +26,7 @@ from unittest import mock
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import busy_machine_sides  # noqa: E402
+from benchmarks import busy_machine_sides, record  # noqa: E402
 from benchmarks.side_process import SideProcess  # noqa: E402
 from command_line.openmp import BOUNDED, DECIDED  # noqa: E402
 
@@ -93,7 +93,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of each side")
     parser.add_argument("--busy", type=int, default=2, help="busy processes")
     parser.add_argument("--by-hand", nargs="+", default=list(BY_HAND), metavar="NAME=VALUE", help="what else to try")
-    parser.add_argument("--json", metavar="FILE", help="write the results there too")
+    record.add_json_flag(parser)
     args = parser.parse_args(argv)
     if min(args.batch, args.steps, args.rounds, args.threads, args.busy) < 1 or args.length < 2:
         parser.error("--batch, --steps, --rounds, --threads and --busy must be at least 1, --length at least 2")
@@ -133,8 +133,6 @@ def main(argv: list[str]) -> int:
             f"{found['slower_than_the_best']:.2f} times the best by hand ({found['best_by_hand']})"
         )
     if args.json:
-        from benchmarks import record
-
         keys = ("model", "batch", "length", "steps", "rounds", "threads", "busy", "settings")
         head = record.head("busy_machine", argv)
         record.write(args.json, head, {key: getattr(args, key) for key in keys}, results)

@@ -54,7 +54,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--columns", type=int, default=50272, help="words of the vocabulary")
     parser.add_argument("--rounds", type=int, default=15, help="turns of each side")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
-    parser.add_argument("--json", metavar="FILE", help="write the results there too")
+    record.add_json_flag(parser)
     args = parser.parse_args(argv)
     names = ("rows", "columns", "rounds", "threads")
     problems = below_one(args, names)

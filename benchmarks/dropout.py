@@ -153,7 +153,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--kernels-only", action="store_true", help="no training steps in plain torch: saves 4 GB")
     parser.add_argument("--attention-only", action="store_true", help="no training steps")
-    parser.add_argument("--json", metavar="FILE", help="write the results there too")
+    record.add_json_flag(parser)
     args = parser.parse_args(argv)
     names = ("batch", "length", "rounds", "threads")
     problems = below_one(args, names)

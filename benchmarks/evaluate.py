@@ -124,7 +124,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of all sides")
     parser.add_argument("--half", action="store_true", help="ours with half weights, beside float32 and transformers'")
-    parser.add_argument("--json", metavar="FILE", help="write the results there too")
+    record.add_json_flag(parser)
     args = parser.parse_args(argv)
     compared = "ours in half, ours in float32 and transformers" if args.half else "ours and transformers"
     print(f"{args.model}, T {args.length}, stride {STRIDE}, {args.windows} windows a round: {compared}")

@@ -29,8 +29,7 @@ from unittest import mock
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-
-from benchmarks import first_call  # noqa: E402
+from benchmarks import first_call, record  # noqa: E402
 from benchmarks.train_step import MODELS  # noqa: E402
 from corpora.program import ProgramParser  # noqa: E402
 
@@ -166,7 +165,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--compile-lengths", type=int, nargs="+", default=[256, 1024], metavar="N", help="tokens")
     parser.add_argument("--compile-rounds", type=int, default=3, help="processes of each side")
     parser.add_argument("--compile-dropout", type=float, default=0.1, help="of all three kinds")
-    parser.add_argument("--json", type=Path, help="write the record here")
+    record.add_json_flag(parser)
     args = parser.parse_args(argv)
     if args.other is not None:
         _check_other(parser, args)
@@ -191,8 +190,6 @@ def main(argv: list[str] | None = None) -> int:
             f"import poptorch  {found['added_seconds']:.2f} s more than the {found['seconds']['torch']:.2f} s of torch"
         )
     if args.json is not None:
-        from benchmarks import record
-
         keys = ("batch", "accumulation", "length", "rounds", "threads")
         settings = {key: getattr(args, key) for key in keys}
         if args.other is not None:

@@ -142,7 +142,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2, help="default: 2")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--only", nargs="*", metavar="WORD", help="sides with one of these words in their name")
-    parser.add_argument("--json", metavar="FILE", help="write the results there too")
+    record.add_json_flag(parser)
     args = parser.parse_args(argv)
     wrong = [f"--{name} must be at least {low}" for name, low in (("tokens", 2), ("rounds", 1), ("threads", 1))
              if getattr(args, name) < low]  # fmt: skip

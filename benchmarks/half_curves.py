@@ -42,7 +42,7 @@ def parser_of(program: str, text: str) -> ProgramParser:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1234, 1235, 1236], help="of a run each")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
     parser.add_argument("--folder", type=Path, default=Path("demo") / program, help="of the runs: %(default)s")
-    parser.add_argument("--json", metavar="FILE", help="write the results there too")
+    record.add_json_flag(parser)
     return parser
 
 

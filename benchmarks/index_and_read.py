@@ -160,7 +160,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--documents", type=int, default=10_000_000, help="documents of 100 tokens (default: 10000000)")
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each side (default: 3)")
     parser.add_argument("--step-rate", type=float, default=500.0, help="samples/s of the stand-in step (default: 500)")
-    parser.add_argument("--json", metavar="FILE", help="write the results there too")
+    record.add_json_flag(parser)
     args = parser.parse_args(argv)
     if args.documents < 10_000 or args.rounds < 1 or args.step_rate <= 0:
         parser.error("--documents must be at least 10000, --rounds at least 1, --step-rate above 0")

@@ -35,6 +35,7 @@ from typing import Any, Callable
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import record  # noqa: E402
 from corpora.program import ProgramParser  # noqa: E402
 
 SIDES = ("bare", "off", "progress", "all")
@@ -206,7 +207,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=20, help="steps of a side in a round")
     parser.add_argument("--rounds", type=int, default=16)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--json", metavar="FILE", help="write the results there too")
+    record.add_json_flag(parser)
     args = parser.parse_args(argv)
     if min(args.batch, args.steps, args.rounds, args.threads) < 1 or args.length < 2:
         parser.error("--batch, --steps, --rounds and --threads must be at least 1, --length at least 2")
@@ -236,8 +237,6 @@ def main(argv: list[str]) -> int:
         f"{held['bytes_after_all']:,} after {held['steps']:,}"
     )
     if args.json:
-        from benchmarks import record
-
         keys = ("model", "batch", "length", "steps", "rounds", "threads")
         record.write(
             args.json, record.head("instrumentation", argv), {key: getattr(args, key) for key in keys}, results

@@ -29,7 +29,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--max-len", type=int, default=128, help="T, as in run/demo.sh (default: 128)")
     parser.add_argument("--val-num", type=int, default=64, help="samples held out, as in run/demo.sh (default: 64)")
     parser.add_argument("--seed", type=int, default=1234, help="of the split (default: 1234)")
-    parser.add_argument("--json", metavar="FILE", help="write the results there too")
+    record.add_json_flag(parser)
     return parser.parse_args(argv)
 
 

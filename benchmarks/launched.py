@@ -31,6 +31,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import record  # noqa: E402
+
 SEVERAL = 4
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 SIDES = {"plain": [], "one": [*TORCHRUN, "1"], "several": [*TORCHRUN, str(SEVERAL)]}
@@ -93,7 +95,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=20, help="steps of a run, at least 2")
     parser.add_argument("--accumulation", type=int, default=4, help="micro-batches of a step in each replica")
     parser.add_argument("--length", type=int, default=128, help="tokens of a sample")
-    parser.add_argument("--json", metavar="FILE", help="write the results there too")
+    record.add_json_flag(parser)
     args = parser.parse_args(argv)
     if args.steps < 2 or min(args.rounds, args.accumulation, args.length) < 1:
         parser.error("--steps must be at least 2, the other numbers at least 1")
@@ -114,8 +116,6 @@ def main(argv: list[str]) -> int:
         f"of {SEVERAL} {results['start_of_several_over_one']:.2f} times that of one"
     )
     if args.json:
-        from benchmarks import record
-
         settings = {name: value for name, value in vars(args).items() if name != "json"}
         record.write(args.json, record.head("launched", argv), settings, results)
     return 0

@@ -92,7 +92,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--half", action="store_true", help="half weights and optimizer, a static loss scaling")
     parser.add_argument("--as-one", type=int, metavar="N", help="micro-batches that run as one; otherwise as chosen")
-    parser.add_argument("--json", metavar="FILE", help="write the results there too")
+    record.add_json_flag(parser)
     args = parser.parse_args(argv)
     counts = {"samples": args.samples, "rounds": args.rounds, "threads": args.threads, "as-one": args.as_one or 1}
     problems = [f"--{name} must be at least 1" for name, value in counts.items() if value < 1]

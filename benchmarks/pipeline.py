@@ -28,6 +28,7 @@ from typing import Any, Callable
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import record  # noqa: E402
 from benchmarks.replicas import PROCESSES, at_least_one, start  # noqa: E402
 
 SIDES = ("independent", "pipeline")
@@ -129,7 +130,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=256, help="tokens of a sample")
     parser.add_argument("--layers", type=int, default=4, help="of both halves")
     parser.add_argument("--width", type=int, default=256, help="n_embd, a multiple of 64")
-    parser.add_argument("--json", metavar="FILE", help="write the results there too")
+    record.add_json_flag(parser)
     args = parser.parse_args(argv)
     at_least_one(parser, args)
     if args.layers % PROCESSES or args.width % 64:
@@ -151,8 +152,6 @@ def main(argv: list[str]) -> int:
         f"{args.accumulation} micro-batches allow"
     )
     if args.json:
-        from benchmarks import record
-
         settings = {name: value for name, value in vars(args).items() if name != "json"}
         record.write(args.json, record.head("pipeline", argv), settings, results)
     return 0

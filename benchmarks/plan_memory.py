@@ -33,6 +33,8 @@ from unittest import mock
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import record  # noqa: E402
+
 MIB = 2**20
 NARROW = {"n_embd": 512, "n_head": 8, "n_layer": 8}
 # name -> (processes, what the model's configuration has instead of config/config.json's, flags)
@@ -211,14 +213,13 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--case", action="append", choices=list(CASES), help="only this one; or several")
     parser.add_argument("--updates", type=int, default=2, help="weight updates of a call")
     parser.add_argument("--as-one", default="", metavar="N", help="micro-batches that run as one; the runtime's choice")
-    parser.add_argument("--json", metavar="FILE", help="write the results there too")
+    record.add_json_flag(parser)
     parser.add_argument("--again", metavar="FILE", help="the figures measured there beside the plan of today")
     parser.add_argument("--work", metavar="FLAGS", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.work:
         print(json.dumps(work(json.loads(args.work))))
         return 0
-    from benchmarks import record
 
     if args.updates < 1:
         parser.error("--updates must be at least 1")

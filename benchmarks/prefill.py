@@ -99,7 +99,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="prompts of each side")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of each side")
     parser.add_argument("--poptorch-loop", action="store_true", help="the same with --poptorch-loop, too")
-    parser.add_argument("--json", metavar="FILE", help="write the results there too")
+    record.add_json_flag(parser)
     args = parser.parse_args(argv)
     problems = below_one(args, ("tokens", "rounds", "threads"))
     if args.tokens > 1023:

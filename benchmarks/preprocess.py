@@ -31,6 +31,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import record  # noqa: E402
 from corpora.program import ProgramParser  # noqa: E402
 
 FORMATS = ("pkl", "tfrecord", "mmap")
@@ -224,7 +225,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes, threads")
     parser.add_argument("--work", type=Path, help="folder where the text is kept for the next run")
-    parser.add_argument("--json", metavar="FILE", help="write the results there too")
+    record.add_json_flag(parser)
     args = parser.parse_args(argv)
     if not args.excerpt.is_dir():
         print(f"preprocess: --excerpt {args.excerpt}: no such folder; `make demo` makes it", file=sys.stderr)
@@ -233,7 +234,6 @@ def main(argv: list[str]) -> int:
         results = measure(args, args.work or Path(folder))
     print(table(results))
     if args.json:
-        from benchmarks import record
         from tokenizer import Tokenizer
 
         settings = {"workers": args.workers, "rounds": args.rounds, "native_encoder": Tokenizer.gpt2().is_native}

@@ -7,12 +7,15 @@ ours is the faster one. `benchmarks/compare.py` lists them.
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import os
+import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Iterator, Mapping, Sequence
 
+from corpora.atomic import atomic_file
 from corpora.strict_json import json_text
 
 
@@ -43,12 +46,38 @@ def head(program: str, argv: Sequence[str], libraries: Sequence[str] = (), devic
     }
 
 
+def add_json_flag(parser: argparse.ArgumentParser) -> None:
+    """--json FILE, of the benchmarks that print their results and may keep them."""
+    parser.add_argument("--json", metavar="FILE", type=writable, help="write the results there too")
+
+
+def writable(path: str) -> str:
+    """A file that could be written now, so that what takes long is not in vain. Raises ArgumentTypeError."""
+    folder = os.path.dirname(os.path.abspath(path))
+    if os.path.isdir(path):
+        raise argparse.ArgumentTypeError(f"{path} is a folder; name a file")
+    if not os.path.isdir(folder):
+        raise argparse.ArgumentTypeError(f"{path}: its folder does not exist; create it first")
+    if not os.access(path if os.path.exists(path) else folder, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{path} cannot be written; name another file")
+    return path
+
+
 def write(
     path: str | Path, head: Mapping[str, Any], settings: Mapping[str, Any], results: Mapping[str, Any] | list[Any]
 ) -> None:
-    """Writes the record and says so."""
-    record = {**head, "settings": dict(settings), "results": results}
-    Path(path).write_text(json_text(record, indent=2, default=str) + "\n", encoding="utf-8")
+    """Writes the record, whole or not at all, and says so.
+
+    If it cannot be written it is printed, for its figures took long, and the program ends with status 2.
+    """
+    text = json_text({**head, "settings": dict(settings), "results": results}, indent=2, default=str) + "\n"
+    try:
+        with atomic_file(path) as file:
+            file.write(text.encode("utf-8"))
+    except OSError as error:
+        print(text, end="", flush=True)
+        print(f"{path}: cannot be written ({error.strerror}); what was to be in it is printed above", file=sys.stderr)
+        raise SystemExit(2) from error
     print(f"written to {path}")
 
 

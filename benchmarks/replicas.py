@@ -31,6 +31,8 @@ from typing import Any, Callable
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import record  # noqa: E402
+
 SIDES = ("independent", "replicas", "ddp", "plain")
 PROCESSES = 2
 
@@ -147,7 +149,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--width", type=int, default=256, help="n_embd, a multiple of 64")
     parser.add_argument("--vocabulary", type=int, default=16384)
-    parser.add_argument("--json", metavar="FILE", help="write the results there too")
+    record.add_json_flag(parser)
     args = parser.parse_args(argv)
     at_least_one(parser, args)
     if args.width % 64:
@@ -176,8 +178,6 @@ def main(argv: list[str]) -> int:
         f"{results['times_faster']['ddp']:.2f} times as fast as it"
     )
     if args.json:
-        from benchmarks import record
-
         settings = {name: value for name, value in vars(args).items() if name != "json"}
         record.write(args.json, record.head("replicas", argv), settings, results)
     return 0

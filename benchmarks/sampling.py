@@ -60,7 +60,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=16, help="rows that the calls go through")
     parser.add_argument("--rounds", type=int, default=100, help="turns of each side")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
-    parser.add_argument("--json", metavar="FILE", help="write the results there too")
+    record.add_json_flag(parser)
     args = parser.parse_args(argv)
     names = ("vocabulary", "rows", "rounds", "threads")
     problems = below_one(args, names)

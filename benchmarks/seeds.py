@@ -37,7 +37,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
     parser.add_argument("--folder", type=Path, default=Path("demo/seeds"), help="of the runs: %(default)s")
     parser.add_argument("--page", type=Path, default=Path("docs/seeds.md"), help="the tables: %(default)s")
-    parser.add_argument("--json", type=Path, default=Path("benchmarks/records/seeds_cpu.json"), help="%(default)s")
+    parser.add_argument(
+        "--json",
+        type=lambda path: Path(record.writable(path)),
+        default=Path("benchmarks/records/seeds_cpu.json"),
+        help="%(default)s",
+    )
     args = parser.parse_args(argv)
     problems = [f"--steps must be at least {LEAST_STEPS}"] if args.steps < LEAST_STEPS else []
     problems += ["--threads must be at least 1"] if args.threads < 1 else []

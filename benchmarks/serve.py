@@ -166,7 +166,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=64, help="new tokens of each text (default: 64)")
     parser.add_argument("--rounds", type=int, default=3, help="default: 3")
     parser.add_argument("--threads", type=int, default=2, help="of each side (default: 2)")
-    parser.add_argument("--json", metavar="FILE", help="write the results there too")
+    record.add_json_flag(parser)
     args = parser.parse_args(argv)
     least = {"clients": 1, "prompt": 2, "tokens": 2, "rounds": 1, "threads": 1}
     wrong = [f"--{name} must be at least {low}" for name, low in least.items() if getattr(args, name) < low]

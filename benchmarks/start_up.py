@@ -25,6 +25,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import record  # noqa: E402
+
 FLAGS = (
     "--model gpt2-tiny --train-path generated --max-len 64 --batch-size 1 --gradient-accumulation 1 "
     "--device-iterations 1 --training-steps 1"
@@ -77,7 +79,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--python", type=Path, metavar="FILE", help="its interpreter (default: DIR/.venv/bin/python)")
     parser.add_argument("--rounds", type=int, default=7, help="starts of each that count")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of a run")
-    parser.add_argument("--json", metavar="FILE", help="write the results there too")
+    record.add_json_flag(parser)
     args = parser.parse_args(argv)
     args.other = args.other.absolute()
     args.python = (args.python or args.other / ".venv" / "bin" / "python").absolute()
@@ -104,8 +106,6 @@ def main(argv: list[str]) -> int:
             f"{found['import torch']:6.2f}: {found['share_of_other']:.0%} of the other"
         )
     if args.json:
-        from benchmarks import record
-
         settings = {"other": args.other.name, "rounds": args.rounds, "threads": args.threads, "flags": FLAGS}
         commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=args.other, capture_output=True, text=True)
         settings["other_commit"] = commit.stdout.strip() or None

@@ -132,7 +132,7 @@ def main(argv: list[str]) -> int:
     parser = ProgramParser("benchmarks/tfrecord.py", __doc__)
     parser.add_argument("--samples", type=int, default=16_384, help="records in the file (default: 16384, 38 MB)")
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each side (default: 5)")
-    parser.add_argument("--json", metavar="FILE", help="write the results there too")
+    record.add_json_flag(parser)
     args = parser.parse_args(argv)
     if args.samples < 1 or args.rounds < 1:
         parser.error("--samples and --rounds must be at least 1")

@@ -163,7 +163,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="only these of other, transformers and compiled beside ours, which always takes part",
     )
     parser.add_argument("--compile-only", action="store_true", help="make one step on each side and measure nothing")
-    parser.add_argument("--json", metavar="FILE", help="write the results there too")
+    record.add_json_flag(parser)
     args = parser.parse_args(argv)
     counts = ("batch", "length", "accumulation", "rounds", "threads")
     problems = below_one(args, counts)

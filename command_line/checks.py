@@ -17,6 +17,7 @@ from typing import Iterator, Mapping, NoReturn, Sequence
 
 import corpora.refusal
 from command_line.commands import misplaced
+from corpora.refusal import TooLate
 from corpora.refusal import not_installed as not_installed
 from model.config import MODELS, GPT2Config, padding_note
 from model.config_fields import check_fields
@@ -131,6 +132,15 @@ def refuse(program: str, problems: Sequence[str]) -> NoReturn:
     if hint:
         lines[-1] += f"\n      {hint}"
     corpora.refusal.refuse(program, lines)
+
+
+def give_up(program: str, error: ValueError) -> NoReturn:
+    """Ends a program with status 2: it refuses what it was asked for, or tells what came too late for that."""
+    if not isinstance(error, TooLate):
+        refuse(program, [str(problem) for problem in error.args])
+    leave_to_first_process()
+    print(f"{program}: {speaker()}{error}", file=sys.stderr)
+    raise SystemExit(2)
 
 
 def check_config(problems: Problems) -> GPT2Config | None:

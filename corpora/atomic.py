@@ -5,19 +5,33 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import stat
 from pathlib import Path
 from typing import BinaryIO, Iterator
 
 from corpora.termination import undivided
+
+_STANDARD = {"/dev/stdout": 1, "/dev/stderr": 2}
+_DESCRIPTORS = (Path("/dev/fd"), Path("/proc/self/fd"))  # the names in them are numbers
 
 
 @contextlib.contextmanager
 def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
     """Write to a unique temporary file beside `path`; rename it at the end, remove it after an error.
 
-    An OSError without a file name, which is what a full disk gives, gets `path`.
+    An OSError without a file name, which is what a full disk gives, gets `path`. A device, a pipe and what /dev/stdout
+    stands for are written to as they are: a file in their place would be in everybody's way.
     """
     path = Path(path)
+    stream = _stream(path)
+    if stream is not None:
+        try:
+            with stream:
+                yield stream
+        except OSError as error:
+            error.filename = error.filename or str(path)
+            raise
+        return
     part = unique_beside(path)
     try:
         with part.open("xb") as file:
@@ -31,6 +45,18 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
         with contextlib.suppress(FileNotFoundError):
             part.unlink()
         raise
+
+
+def _stream(path: Path) -> BinaryIO | None:
+    """A device or pipe, opened, and what this process has open under a name; None for a file, there or not."""
+    descriptor = _STANDARD.get(str(path), path.name if path.parent in _DESCRIPTORS else None)
+    if descriptor is not None and path.exists():
+        return os.fdopen(os.dup(int(descriptor)), "wb")  # with the place in it that the program has
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return None
+    return path.open("ab") if stat.S_ISCHR(mode) or stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) else None
 
 
 @contextlib.contextmanager

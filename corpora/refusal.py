@@ -8,6 +8,10 @@ import sys
 from typing import Iterable, NoReturn, Sequence
 
 
+class TooLate(ValueError):
+    """What goes wrong when a program has done its work, such as a result that cannot be written: no refusal of it."""
+
+
 def refuse(program: str, problems: Sequence[str]) -> NoReturn:
     """Prints every problem, one a line, to stderr and ends the program with status 2."""
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"

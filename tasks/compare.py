@@ -21,9 +21,18 @@ from typing import TYPE_CHECKING, NamedTuple, Sequence
 if __package__ in (None, ""):  # started as a script: modules are found from the repository
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from command_line.checks import installed, is_first_process, leave_to_first_process, not_installed, refuse  # noqa: E402
+from command_line.checks import (  # noqa: E402
+    give_up,
+    installed,
+    is_first_process,
+    leave_to_first_process,
+    not_installed,
+    refuse,
+)
 from command_line.flags import PATH, Flag  # noqa: E402
 from command_line.interruption import exit_status, interruptible  # noqa: E402
+from corpora.atomic import atomic_file  # noqa: E402
+from corpora.refusal import TooLate  # noqa: E402
 from tasks.names import PROTOCOLS  # noqa: E402
 from tasks.parsing import parse_evaluate_args  # noqa: E402
 
@@ -82,7 +91,7 @@ def _place(point: Point) -> tuple[bool, float]:
 
 
 def draw(points: Sequence[Point], measure: str, path: str) -> None:
-    """A PNG of the points, by matplotlib. Raises ValueError if it cannot be written."""
+    """A PNG of the points, by matplotlib. Raises TooLate if it cannot be written."""
     from matplotlib.figure import Figure
 
     over = axis(points)
@@ -96,9 +105,10 @@ def draw(points: Sequence[Point], measure: str, path: str) -> None:
     axes.set(xlabel=over, ylabel=measure, xscale="log" if over == "parameters" else "linear")
     axes.grid(alpha=0.3)
     try:
-        figure.savefig(path, format="png", dpi=120, bbox_inches="tight")
+        with atomic_file(path) as file:
+            figure.savefig(file, format="png", dpi=120, bbox_inches="tight")
     except OSError as error:
-        raise ValueError(f"--png {path}: cannot be written ({error.strerror}); choose another file") from error
+        raise TooLate(f"--png {path}: cannot be written ({error.strerror}); the figures are those above") from error
 
 
 def parse(words: Sequence[str], scratch: Path) -> list[argparse.Namespace]:
@@ -204,7 +214,7 @@ def _compare(parsed: Sequence[argparse.Namespace]) -> int:
     except ModuleNotFoundError as error:
         refuse(PROGRAM, [not_installed(error)])
     except ValueError as error:
-        refuse(PROGRAM, [str(error)])
+        give_up(PROGRAM, error)
     except RuntimeError as error:
         if "HINT:" not in str(error):
             raise

@@ -19,15 +19,18 @@ import importlib.util
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, Sequence
+from typing import TYPE_CHECKING, Any, Sequence
 
 if __package__ in (None, ""):  # started as a script: modules are found from the repository
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from command_line.checks import is_first_process, leave_to_first_process, not_installed, refuse  # noqa: E402
+from command_line.checks import give_up, is_first_process, leave_to_first_process, not_installed, refuse  # noqa: E402
 from command_line.flags import PATH, TEXT, Flag, whole  # noqa: E402
 from command_line.interruption import exit_status, interruptible  # noqa: E402
 from tasks.parsing import parse_evaluate_args  # noqa: E402
+
+if TYPE_CHECKING:
+    from model.config import GPT2Config
 
 PROGRAM = "tasks/harness.py"
 ABOUT = "lm-evaluation-harness on a GPT-2 checkpoint."
@@ -60,14 +63,16 @@ def __getattr__(name: str) -> Any:
     return HarnessModel
 
 
-def evaluate(args: argparse.Namespace) -> dict[str, Any]:
-    """What the harness finds. Raises ValueError, OSError for data, NonFiniteError for the model's outputs."""
+def evaluate(args: argparse.Namespace) -> tuple[dict[str, Any], GPT2Config]:
+    """What the harness finds, and of which model.
+
+    Raises ValueError, OSError for data, NonFiniteError for the model's outputs.
+    """
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
     from tasks.harness_data import read_task_data, write_tasks
     from tasks.harness_model import HarnessModel
-    from tasks.records import keep
     from tasks.session import Session
 
     names = args.tasks.split(",")
@@ -88,23 +93,27 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         found = simple_evaluate(
             model, tasks=names, task_manager=manager, limit=args.limit, num_fewshot=args.num_fewshot, bootstrap_iters=0
         )
-    if args.record and is_first_process():
-        for task, values in found["results"].items():
-            of = {"config": session.config.to_dict(), "num_fewshot": args.num_fewshot, "harness": {task: values}}
-            shots = f".{args.num_fewshot}-shot" if args.num_fewshot else ""
-            keep(args.pretrained_checkpoint, f"harness.{task}{shots}", of, args.fp16)
-    return found
+    return found, session.config
 
 
-def show(found: dict[str, Any], path: str | None) -> None:
-    """The harness's table, and the results as JSON. Raises ValueError if the file cannot be written."""
+def show(args: argparse.Namespace, found: dict[str, Any], config: GPT2Config) -> None:
+    """The harness's table, and the results where --record and --json want them.
+
+    Raises TooLate if they cannot be written.
+    """
     from lm_eval.utils import make_table
 
+    from tasks.records import keep
     from tasks.report import write_json
 
-    print(make_table(found))
-    if path:
-        write_json(path, found["results"])
+    print(make_table(found), flush=True)
+    if args.record:
+        for task, values in found["results"].items():
+            of = {"config": config.to_dict(), "num_fewshot": args.num_fewshot, "harness": {task: values}}
+            shots = f".{args.num_fewshot}-shot" if args.num_fewshot else ""
+            keep(args.pretrained_checkpoint, f"harness.{task}{shots}", of, args.fp16)
+    if args.json:
+        write_json(args.json, found["results"])
 
 
 @interruptible
@@ -123,13 +132,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.task_data and args.num_fewshot:
         refuse(PROGRAM, ["--task-data: with --num-fewshot the examples would be of the questions; leave one out"])
     try:
-        found = evaluate(args)
+        found, config = evaluate(args)
         if is_first_process():
-            show(found, args.json)
+            show(args, found, config)
     except ModuleNotFoundError as error:
         refuse(PROGRAM, [not_installed(error)])
     except ValueError as error:
-        refuse(PROGRAM, [str(error)])
+        give_up(PROGRAM, error)
     except OSError as error:  # a data set that is not there, or a network that is not
         leave_to_first_process()
         reason = f"{PROGRAM}: the data of a task cannot be had ({error})"

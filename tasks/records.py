@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from corpora.atomic import atomic_file, folder_made
+from corpora.refusal import TooLate
 from corpora.strict_json import json_text
 from model.config import read_json_object
 from training.run_file import RUN_FILE
@@ -50,7 +51,7 @@ def name_of(result: dict[str, Any]) -> str:
 def keep(checkpoint: str, name: str, content: dict[str, Any], fp16: bool) -> Path:
     """Writes an evaluation of a checkpoint, in the place of an earlier one of that name; returns the file.
 
-    `name` says what was evaluated; `content` is what --json writes. Raises ValueError if it cannot be written.
+    `name` says what was evaluated; `content` is what --json writes. Raises TooLate if it cannot be written.
     """
     path = Path(checkpoint).resolve()
     folder = folder_of(path) / EVALUATIONS
@@ -62,7 +63,8 @@ def keep(checkpoint: str, name: str, content: dict[str, Any], fp16: bool) -> Pat
         with folder_made(folder), atomic_file(folder / file_name) as file:
             file.write((json_text(whole, indent=2) + "\n").encode("utf-8"))
     except OSError as error:
-        raise ValueError(f"--record: {folder / file_name} cannot be written ({error.strerror})") from error
+        told = f"--record: {folder / file_name} cannot be written ({error.strerror})"
+        raise TooLate(f"{told}; the results are those printed above") from error
     return folder / file_name
 
 

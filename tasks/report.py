@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Sequence
 
 from corpora.atomic import atomic_file
+from corpora.refusal import TooLate
 from corpora.strict_json import json_text
 from model.config import GPT2Config, real_parameter_count
 from tasks.protocols import Result
@@ -152,7 +153,7 @@ def as_json(results: Sequence[Result], checkpoint: str, config: GPT2Config) -> d
 def kept(results: Sequence[Result], checkpoint: str, config: GPT2Config, fp16: bool) -> list[str]:
     """--record: keeps what was evaluated to the end, each result for itself; returns lines that say where.
 
-    Raises ValueError if it cannot be written.
+    Raises TooLate if it cannot be written.
     """
     whole = [result for result in results if result.complete]
     for result in whole:
@@ -162,9 +163,11 @@ def kept(results: Sequence[Result], checkpoint: str, config: GPT2Config, fp16: b
 
 
 def write_json(path: str, content: Any) -> None:
-    """Writes a JSON file, whole or not at all, with null for what is not finite. Raises ValueError if it cannot be."""
+    """Writes a JSON file, whole or not at all, with null for what is not finite. Raises TooLate if it cannot be."""
     try:
         with atomic_file(Path(path)) as file:
             file.write((json_text(content, indent=2) + "\n").encode("utf-8"))
     except OSError as error:
-        raise ValueError(f"--json {path}: cannot be written ({error.strerror}); choose another file") from error
+        raise TooLate(
+            f"--json {path}: cannot be written ({error.strerror}); the results are those printed above"
+        ) from error

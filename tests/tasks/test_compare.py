@@ -1,6 +1,7 @@
 """tasks/compare.py: several checkpoints side by side."""
 
 import sys
+from pathlib import Path
 
 import pytest
 import tiny_checkpoint
@@ -33,6 +34,19 @@ def test_two_checkpoints_side_by_side(tmp_path, capsys):
     exported = [transformers.GPT2LMHeadModel.from_pretrained(checkpoint) for checkpoint in checkpoints]
     assert sorted(row.split()[1] for row in rows[:2]) == sorted(f"{model.num_parameters():,}" for model in exported)
     assert picture is None or picture.read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a file that is always full")
+def test_a_picture_without_room_is_told_as_such(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    tiny_checkpoint.write(tmp_path, layers=1)
+    checkpoint, data = str(tmp_path / "checkpoint"), tmp_path / "data" / "wikitext-103" / "wiki.test.tokens"
+    with pytest.raises(SystemExit) as stop:
+        compare.main([checkpoint, checkpoint, "--valid-data", str(data), "--protocols", "token", "--png", "/dev/full"])
+    said = capsys.readouterr()
+    assert stop.value.code == 2 and said.out.count(f"{checkpoint} ") == 2
+    told = "--png /dev/full: cannot be written (No space left on device); the figures are those above"
+    assert said.err.splitlines()[-1] == f"tasks/compare.py: {told}" and "nothing was started" not in said.err
 
 
 def test_windows_of_different_lengths_are_told(tmp_path, capsys):

@@ -22,7 +22,7 @@ import transformers
 from model.checkpoint import save_pretrained
 from model.config import GPT2Config
 from model.gpt2 import GPT2LMHeadModel
-from tasks import evaluation, published, report
+from tasks import evaluation, published, records, report
 from tasks.protocols import Result
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -141,6 +141,18 @@ def test_ctrl_c_keeps_what_was_scored(folder, tmp_path, monkeypatch):
     assert len(calls) == 2 and not result["complete"]
     assert 0 < result["counts"]["scored"] < result["counts"]["bpe"] - 1
     assert result["values"]["ppl"] == pytest.approx(math.exp(result["values"]["loss"]))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a file that is always full")
+def test_results_that_cannot_be_kept_are_printed_to_the_end(folder, monkeypatch):
+    """It said that nothing was started, left the last line out, and of --json and --record tried the first alone."""
+    words = ("--protocols", "adjusted", "--overlapping-eval", 4, "--json", "/dev/full", "--record")
+    monkeypatch.setattr(records, "folder_of", lambda path: Path("/proc/none"))
+    status, out, err = run(folder, *words)
+    assert status == 2 and out.splitlines()[-1].startswith("avg loss: ")
+    assert "nothing was started" not in err and "Traceback" not in err
+    assert "--json /dev/full: cannot be written (No space left on device); the results are those printed above" in err
+    assert "--record: /proc/none/evaluations/" in err and Path("/dev/full").is_char_device()
 
 
 REFUSED = {

@@ -17,9 +17,11 @@ import sys
 from pathlib import Path
 from typing import Dict, Iterator, Optional, Sequence
 
-from command_line.checks import installed, refuse
+from command_line.checks import give_up, installed, refuse
 from command_line.interruption import interruptible
+from corpora.atomic import atomic_file
 from corpora.program import ProgramParser
+from corpora.refusal import TooLate
 
 PROGRAM = "training.log.curves"
 CURVES_FILE = "curves.csv"
@@ -259,9 +261,8 @@ def draw(curve_files: Sequence[Path], picture: Path, lines: Sequence[tuple[str, 
     for axes in (above, below):
         axes.grid(alpha=0.3)
     figure.tight_layout()
-    temporary = picture.with_name(f".{picture.name}.part")
-    figure.savefig(str(temporary), format="png", dpi=120)
-    temporary.replace(picture)
+    with atomic_file(picture) as file:
+        figure.savefig(file, format="png", dpi=120)
 
 
 def _thinned(path: Path) -> list[Row]:
@@ -314,7 +315,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         draw(files, output, lines)
     except OSError as error:
-        refuse(PROGRAM, [f"--output {output}: cannot be written ({error.strerror})"])
+        told = f"{'no picture' if args.output is None else '--output'} {output}: cannot be written ({error.strerror})"
+        give_up(PROGRAM, TooLate(f"{told}; the figures are those printed above"))
     print(f"curves: {output}")
     return 0
 
