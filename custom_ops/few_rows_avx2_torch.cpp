@@ -7,6 +7,7 @@
 // Before the target is changed: what these headers define must stay plain code.
 #include <algorithm>
 #include <cmath>
+#include <cpuid.h>
 #include <cstring>
 #include <immintrin.h>
 #include <iterator>
@@ -139,7 +140,9 @@ const Kernels fast_kernels = {"avx2",     product,  weighted_sum, softmax, activ
 #endif
 
 const few_rows::Kernels* few_rows::avx2_kernels() {
-  const bool runs = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  unsigned a, b, c = 0, d; // __builtin_cpu_supports() has no name for F16C before GCC 11, nor in clang 14
+  const bool f16c = __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+  const bool runs = f16c && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   return runs ? &fast_kernels : nullptr;
 }
 #else

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -256,6 +257,17 @@ def test_reference(reference_outcomes, name):
 
 def python(code, **variables):
     return warm_process.run(["-c", code], environment(**variables))
+
+
+# What __builtin_cpu_supports() takes in GCC 10 and clang 14, which Debian 11 and 12 have: no F16C.
+NAMED_FEATURES = {"avx2", "fma", *("avx512" + part for part in ("f", "bw", "dq", "vl", "vnni", "bf16"))}
+
+
+@pytest.mark.parametrize("folder", ["custom_ops", "tokenizer", "data/megatron", "portable/poptorch/device/native"])
+def test_units_ask_for_features_that_older_compilers_know(folder):
+    sources = [path for pattern in ("*.cpp", "*.h") for path in (ROOT / folder).glob(pattern)]
+    asked = {name for path in sources for name in re.findall(r'cpu_supports\("(\w+)"\)', path.read_text())}
+    assert sources and asked <= NAMED_FEATURES
 
 
 def test_loads_the_library_once(library):

@@ -85,7 +85,7 @@ const Kernels fast_kernels = {
 #endif
 
 const poptorch_kernels::Kernels* poptorch_kernels::avx2_kernels() {
-  unsigned a, b, c = 0, d; // __builtin_cpu_supports() has no name for F16C before GCC 11
+  unsigned a, b, c = 0, d; // __builtin_cpu_supports() has no name for F16C before GCC 11, nor in clang 14
   const bool f16c = __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
   const bool runs = f16c && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   return runs ? &fast_kernels : nullptr;

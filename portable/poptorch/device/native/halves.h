@@ -24,5 +24,5 @@ ALWAYS_INLINE Halves halves_of_floats(Floats x) {
   const Unsigneds is_nan = reinterpret_cast<Unsigneds>(order > 0x7F800000);
   const Unsigneds large = (is_nan & 0x7E00) | (~is_nan & 0x7C00);
   const Unsigneds found = (is_large & large) | (is_small & small) | (~is_large & ~is_small & normal);
-  return __builtin_convertvector(found | bits >> 16 & 0x8000, Halves);
+  return __builtin_convertvector(found | (bits >> 16 & 0x8000), Halves);
 }
