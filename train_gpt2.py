@@ -58,11 +58,11 @@ def train(run: TrainingRun, log: RunLog, interruption: Interruption) -> None:
         epoch = position.epoch
         run.sampler.set_epoch(epoch, position.samples)
         for call in run.batches():  # input ids and labels: (samples a call, T) each, int32
-            if not run.is_compiled_for(call):
+            if not run.program.is_compiled_for(call):
                 with log.clock.paused(), run.limit.timing("compilation"):
                     run.compile(call)
             learning_rate = run.schedule.get_last_lr()[0]
-            loss, accuracy = run.step(call)
+            loss, accuracy = run.program.step(call)
             interruption.at_once = False  # from the first call on there is something to save
             del call  # it can be half a gigabyte, and the next one is under way
             run.schedule.step()

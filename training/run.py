@@ -7,7 +7,6 @@ import functools
 import math
 import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Callable, Iterator, Sequence
 
@@ -15,7 +14,6 @@ import poptorch
 import torch
 
 import custom_ops
-from command_line.checks import BadFlags
 from data.bad_data import BadData
 from data.loading.corpus_tokenizer import tokenizer_json
 from data.loading.datasets import MmapDataset, make_sampler
@@ -24,7 +22,6 @@ from model.config import parameter_count
 from model.disk_space import CheckpointNotWritten
 from model.gpt2 import GPT2LMHeadModel
 from model.ipu_options import forward_options, instance, local_replicas, reads_samples, training_options
-from model.layout import launched
 from model.pretraining import PretrainingModel
 from training import state as training_state
 from training.arithmetic import samples_per_call
@@ -35,12 +32,11 @@ from training.label_counts import Call, LabelCounter
 from training.loader import make_loader
 from training.log.curves import CURVES_FILE, held_out_losses, lacks_validation
 from training.log.gradient_norm import loss_scale
-from training.memory import is_out_of_memory
 from training.optimization import course_note, last_rate, make_optimizer, make_schedule, warmup_length
-from training.rule_optimizer import RuleOptimizer
+from training.program import TrainingProgram
 from training.save_folder import BEST, SaveFolder, find_latest, names_due
 from training.sequence_warmup import SequenceWarmup
-from training.sharing import join, samples_of_this_process
+from training.sharing import alone, join, samples_of_this_process
 from training.time_limit import TimeLimit
 from training.validation import Validator
 
@@ -62,6 +58,35 @@ def place_model(gpt2: GPT2LMHeadModel, args: argparse.Namespace) -> PretrainingM
     return PretrainingModel(gpt2, serialized, args.remap_logit, end_id).half().train()
 
 
+def state_to_resume(args: argparse.Namespace) -> dict[str, Any] | None:
+    """What --resume latest finds, which then is args.pretrained_checkpoint; in the first process alone, None in others.
+
+    Its folder for checkpoints is claimed for this run.
+    """
+    with ranks.first_before_others():  # which may mend what an interrupted save left, but no save under way
+        if args.save_model_path and not args.compile_only and ranks.is_first():
+            claim(Path(args.save_model_path))
+        state = find_latest(args) if ranks.is_first() else None
+    # What the first process has found to be whole is what all of them resume.
+    latest = ranks.of_first(args.pretrained_checkpoint if state is not None else None)
+    if latest is not None:
+        args.pretrained_checkpoint, args.resume_training_from_checkpoint = latest, True
+    return state
+
+
+def folder_of(
+    args: argparse.Namespace, resumed: Path | None, argv: Sequence[str], parameters: int
+) -> SaveFolder | None:
+    """The folder of --save-model-path, if checkpoints are to be saved. Raises ValueError if it cannot be used."""
+    if not args.save_model_path or args.compile_only:
+        return None
+    with ranks.first_before_others():
+        folder = SaveFolder(Path(args.save_model_path), resumed, args.overwrite, argv)
+        if args.on_save_error == "stop":
+            folder.check_room(_LEAST_BYTES * parameters)
+    return folder
+
+
 class TrainingRun:
     """A training run: everything it is made of, where it stands, and how it is saved.
 
@@ -74,14 +99,7 @@ class TrainingRun:
         """
         join(args)
         self.args, self.samples_a_call = args, samples_per_call(args)
-        with ranks.first_before_others():  # which may mend what an interrupted save left, but no save under way
-            if args.save_model_path and not args.compile_only and ranks.is_first():
-                claim(Path(args.save_model_path))
-            state = find_latest(args) if ranks.is_first() else None
-        # What the first process has found to be whole is what all of them resume.
-        latest = ranks.of_first(args.pretrained_checkpoint if state is not None else None)
-        if latest is not None:
-            args.pretrained_checkpoint, args.resume_training_from_checkpoint = latest, True
+        state = state_to_resume(args)
         with ranks.first_before_others():
             state, tokenizer, gpt2, self.samples, held_out = read_inputs(args, state)
         self.approximate = self.samples.approximate or (held_out.approximate if held_out is not None else "")
@@ -99,12 +117,7 @@ class TrainingRun:
             training_state.check_facts(state, self._facts, resumed)
         what = {"--training-steps": self.calls, "the checkpoint to resume": str(resumed)}
         ranks.check_same({**self._facts, **what, "torch": torch.__version__, "poptorch": poptorch.__version__})
-        self.folder: SaveFolder | None = None
-        if args.save_model_path and not args.compile_only:
-            with ranks.first_before_others():
-                self.folder = SaveFolder(Path(args.save_model_path), resumed, args.overwrite, argv)
-                if args.on_save_error == "stop":
-                    self.folder.check_room(_LEAST_BYTES * parameter_count(gpt2.config))
+        self.folder = folder_of(args, resumed, argv, parameter_count(gpt2.config))
         self.best_loss = math.inf if resumed is None or self.folder is None else self.folder.best_loss()
 
         if args.document_boundaries == "isolated":
@@ -125,9 +138,7 @@ class TrainingRun:
         self.keep_numerics: Callable[[dict[str, Any]], None] = lambda chosen: None  # told with each checkpoint
         self.last_checkpoint: Path | None = None
         self.interrupted = False
-        self._rng_state: list[int] | None = None
-        if state is not None:
-            self._restore(state, resumed)
+        rng_state = None if state is None else self._restore(state, resumed)
         note = course_note(args.lr_schedule, decay_steps, self.calls, args.min_learning_rate)
         if note is not None:
             print(note)
@@ -145,18 +156,13 @@ class TrainingRun:
             micro_batches=args.gradient_accumulation * local_replicas(args),
             uneven=self._uneven,
         )
-        self._compiled_length: int | None = None
-        self.executor = self._make_executor()
+        self.program = TrainingProgram(args, self.model, self._options, self.optimizer, rng_state)
         self.validator: Validator | None = None
         if held_out is not None:
             shared = instance(), reads_samples()
             self.validator = Validator(
                 self.model, held_out, lambda: forward_options(args), args.batch_size, self.executor, *shared
             )
-
-    def _make_executor(self) -> poptorch.PoplarExecutor:
-        with self._refusals("these flags or its environment variables"):
-            return poptorch.trainingModel(self.model, self._options, self.optimizer)
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         args = self.args
@@ -174,16 +180,16 @@ class TrainingRun:
             decay_groups=args.weight_decay_groups,
         )
 
-    def _restore(self, state: dict[str, Any], resumed: Path) -> None:
-        """Goes on where the checkpoint `resumed` was written, and says where that is."""
-        self.position = training_state.restore(state, self.optimizer, self.schedule)
-        self.last_checkpoint, self._rng_state = resumed, state["rng_state"].tolist()
+    def _restore(self, state: dict[str, Any], resumed: Path) -> list[int]:
+        """Goes on where the checkpoint `resumed` was written, and says where that is. Returns its random numbers."""
+        self.position, self.last_checkpoint = training_state.restore(state, self.optimizer, self.schedule), resumed
         print(
             f"resuming from {resumed}: {self.position.step:,} of {self.calls:,} steps are done; on with sample "
             f"{self.position.samples:,} of epoch {self.position.epoch}"
         )
         for line in training_state.loss_notes(state, self._uneven and self.samples_a_step > self.args.batch_size):
             print(line)
+        return state["rng_state"].tolist()
 
     def _planned_calls(self) -> int:
         """The calls that --epochs asks for."""
@@ -240,31 +246,23 @@ class TrainingRun:
                 raise error.__cause__ from None
             raise
 
-    def is_compiled_for(self, call: Call) -> bool:
-        """Whether there is a program for samples of that length."""
-        return self.executor.isCompiled() and call.input_ids.shape[1] == self._compiled_length
+    @property
+    def executor(self) -> poptorch.PoplarExecutor:
+        """The training executor, which has the newest weights."""
+        return self.program.executor
 
     def compile(self, call: Call) -> None:
-        """Compile for such a call, in place of a program for another length.
-
-        Weights, optimizer and random numbers go on: where they were, or as the checkpoint of a resumed run has them.
-        """
-        length = call.input_ids.shape[1]
-        if self.executor.isCompiled():
-            self._rng_state = self.executor.rng_state
-            self.executor.destroy()  # weights and the optimizer's state come to the host
-            self.executor = self._make_executor()
-            self.limit.calls_grow(length / self._compiled_length)
+        """Compile for such a call. Where a program for another length was before, time limit and validation follow."""
+        before = self.program.length
+        self.program.compile(call)
+        if before is not None:
+            self.limit.calls_grow(self.program.length / before)
             if self.validator is not None:
                 self.validator.follow(self.executor)
-        self._compile(call)
-        self._compiled_length = length
-        if self._rng_state is not None:
-            self.executor.rng_state = self._rng_state
 
     def compile_only(self) -> None:
         """Trace the model and check its stages, without a device and without data."""
-        self._compile(self._empty_call(self.args.max_len))
+        self.program.trace(self._empty_call(self.args.max_len))
 
     def _empty_call(self, length: int) -> Call:
         """Inputs of the right shapes, without samples."""
@@ -272,35 +270,10 @@ class TrainingRun:
         ids = torch.zeros(1, 1, dtype=torch.int32).expand(samples, length)
         return Call(ids, ids, torch.ones(samples // self.args.batch_size, 2))
 
-    def _compile(self, call: Call) -> None:
-        with self._refusals("these flags"):  # numbers of IPUs, stages, options: all of them come from flags
-            self.executor.compile(**call._asdict())
-
-    @contextmanager
-    def _refusals(self, what: str) -> Iterator[None]:
-        """What the runtime refuses inside is told as BadFlags about `what`."""
-        try:
-            yield
-        except poptorch.Error as error:
-            if is_out_of_memory(error):
-                raise
-            raise BadFlags(f"the runtime refuses {what}: {error}") from error
-        except AssertionError as error:  # PopTorch's answer to an optimizer that it does not have
-            if not isinstance(self.optimizer, RuleOptimizer):
-                raise
-            flag = f"--optimizer {self.args.optimizer}"
-            remedy = "one of AdamW, Adam, LAMB, LAMBNoBiasCorrection and SGD"
-            if self.args.tensor_gradient_clipping is not None:
-                flag += f" with --tensor-gradient-clipping {self.args.tensor_gradient_clipping:g}"
-                remedy += ", without --tensor-gradient-clipping"
-            raise BadFlags(
-                f"{flag}: PopTorch has no such update on an IPU, it runs on a CPU or a GPU; use {remedy}"
-            ) from error
-
     @property
     def alone(self) -> bool:
         """Whether this is the only process of the run."""
-        return launched()[1] == 1
+        return alone()
 
     def to_stop(self, asked: bool) -> bool:
         """Whether a signal `asked` any process to end, time is up for one, or the held-out loss falls no more.
@@ -312,25 +285,6 @@ class TrainingRun:
         self.interrupted = self.interrupted or interrupted
         self.stopped_early = self.stopped_early or early
         return interrupted or late or early
-
-    def step(self, call: Call) -> tuple[float, float]:
-        """Runs a call: its loss in nats and its accuracy, means over the labels of all processes.
-
-        Every process must call it. Raises RuntimeError where another process has gone.
-        """
-        try:
-            losses, accuracies = self.executor(**call._asdict())
-        except poptorch.Error as error:
-            if self.alone or is_out_of_memory(error):
-                raise
-            raise RuntimeError(
-                f"{error.message}\nHINT: the process that ended first says why. Start all of them again with --resume "
-                "latest"
-            ) from error
-        # Output mode Sum: a replica returns the sum over the micro-batches of all iterations and accumulation steps.
-        micro_batches = self.args.device_iterations * self.args.gradient_accumulation
-        loss, accuracy = ranks.means([float(out.float().mean()) / micro_batches for out in (losses, accuracies)])
-        return loss, accuracy
 
     def length(self) -> str:
         """How long the run is: what --compile-only says at the end."""
@@ -422,8 +376,7 @@ class TrainingRun:
         further["schedule_calls"] = self._schedule_calls
         if self.approximate:
             further["approximate"] = self.approximate
-        rng_state = self.executor.rng_state if self.executor.isCompiled() else self._rng_state
-        parts = (self.model.gpt2, self.executor, rng_state, self.optimizer, self.schedule)
+        parts = (self.model.gpt2, self.executor, self.program.rng_state, self.optimizer, self.schedule)
         try:
             with self.limit.timing("save"):
                 writes = ranks.is_first()

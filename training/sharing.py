@@ -7,6 +7,7 @@ import argparse
 from command_line.checks import BadFlags
 from data.loading.sampler import Shard
 from model.ipu_options import instance, local_replicas, share_replicas
+from model.layout import launched
 
 
 def join(args: argparse.Namespace) -> None:
@@ -33,3 +34,8 @@ def samples_of_this_process(args: argparse.Namespace) -> Shard:
     """The samples that this process takes of every call: those of its replicas' micro-batches."""
     micro_batches = args.gradient_accumulation * args.device_iterations
     return Shard(*instance(), block=args.batch_size * local_replicas(args), blocks=micro_batches)
+
+
+def alone() -> bool:
+    """Whether this is the only process of the run."""
+    return launched()[1] == 1
