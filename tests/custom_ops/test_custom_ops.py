@@ -259,7 +259,7 @@ def python(code, **variables):
     return warm_process.run(["-c", code], environment(**variables))
 
 
-# What __builtin_cpu_supports() takes in GCC 10 and clang 14, which Debian 11 and 12 have: no F16C.
+# What __builtin_cpu_supports() takes in clang 14, Debian 12's: no F16C, for which GCC before 11 has no name, either.
 NAMED_FEATURES = {"avx2", "fma", *("avx512" + part for part in ("f", "bw", "dq", "vl", "vnni", "bf16"))}
 
 

@@ -150,6 +150,7 @@ def test_machines_that_are_not_here_are_planned_and_nothing_else(tmp_path):
         ("bfloat16", "avx512_bf16", CPU_IN_16_BITS),
         ("float16", "avx512_bf16 avx512_fp16", CPU_BY_TORCH),
         ("", "avx512_bf16 amx_bf16", CPU_BY_TORCH),
+        ("", "avx2 avx_ne_convert", CPU_BY_TORCH),
         ("", "fpu avx2", CPU),
     ],
 )

@@ -33,7 +33,11 @@ DATA_SHEETS = (
     ("V100", 125.0),
     ("T4", 65.0),
 )
-_UNITS = {"avx512_bf16", "amx_bf16", "bf16", "avx512_fp16", "amx_fp16"}  # of CPUs, for products of 16 bits
+# Of CPUs, for products of 16 bits, by the type that they multiply: those that portable/ asks about.
+_UNITS = {
+    "bfloat16": {"avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16"},
+    "float16": {"avx512_fp16", "amx_fp16"},
+}
 _PRODUCT = 1024  # rows and columns of the product that is timed on a CPU
 
 
@@ -116,26 +120,34 @@ def device_line() -> str:
 
 def _half_on_a_cpu() -> str:
     """What stands for half. Where no setting says so the runtime chooses for products, and says so when it compiles."""
-    asked = os.environ.get("POPTORCH_PORTABLE_HALF") or "the type that the runtime chooses"
+    asked = _asked_for() or "the type that the runtime chooses"
     if asked == "native":
         return "half"
     return "float32 for half" if asked == "float32" else f"float32 for half, its products in {asked}"
 
 
-def products_in_16_bits() -> bool:
-    """Whether the operands of half's products on this CPU are of 16 bits: as asked, or where it has units for that.
+def _asked_for() -> str:
+    """How half is to be computed on a CPU: the type of its products, or "native". Empty where the runtime chooses."""
+    return os.environ.get("POPTORCH_PORTABLE_HALF", "")
+
+
+def _type_of_products() -> str:
+    """What half's products on this CPU multiply: as asked for, or the type that it has units for, or else float32.
 
     The runtime's own choice, which it makes when it compiles, is by a measurement of these units.
     """
-    asked = os.environ.get("POPTORCH_PORTABLE_HALF")
-    return asked in ("bfloat16", "float16") if asked else bool(_UNITS & _flags())
+    return _asked_for() or next((name for name, units in _UNITS.items() if units & _flags()), "float32")
+
+
+def products_in_16_bits() -> bool:
+    """Whether the operands of half's products on this CPU are of 16 bits."""
+    return _type_of_products() in _UNITS
 
 
 def has_bfloat16_kernels() -> bool:
     """Whether the runtime makes such products by its own kernels: of bfloat16 with AVX512_BF16, and without AMX."""
     flags = _flags()
-    asked = os.environ.get("POPTORCH_PORTABLE_HALF") or "bfloat16"
-    return asked == "bfloat16" and "avx512_bf16" in flags and "amx_bf16" not in flags
+    return _type_of_products() == "bfloat16" and "avx512_bf16" in flags and "amx_bf16" not in flags
 
 
 def _flags() -> set[str]:
