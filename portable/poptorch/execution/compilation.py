@@ -22,7 +22,7 @@ from ..engine.passes.float32_products import has_large_products
 from ..engine.passes.half_products import mark_half
 from ..engine.processes.layout import Layout
 from ..engine.running import replica_groups
-from ..engine.running.runner import Counts
+from ..engine.running.counts import Counts
 from ..engine.stages import Program, build_program, ipu_switches
 from ..engine.tracing import export as tracing
 from ..engine.tracing import host_tensors, scope_names

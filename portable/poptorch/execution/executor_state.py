@@ -23,7 +23,8 @@ from ..poptorch_core import createPoptorchError
 from ..reports import auto_report
 from . import compilation, compile_hooks, hosting, parts
 from .optimizer_attributes import KnownAttributes
-from .session import Session, meet_others, rank_among_others
+from .other_processes import meet_others, rank_among_others
+from .session import Session
 
 NOT_COMPILED = "Model has not been compiled or has been destroyed."
 

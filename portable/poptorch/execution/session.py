@@ -15,13 +15,13 @@ from ..engine.as_one import number
 from ..engine.as_one.number import AsOne
 from ..engine.as_one.stacking import NotProven, StackedProgram, product_rows, stack
 from ..engine.numerics import Numerics
-from ..engine.processes import clock, collecting, group, watch
+from ..engine.processes import clock, collecting, group
 from ..engine.processes.collecting import Owned
 from ..engine.processes.layout import Layout
 from ..engine.running.anchors import Anchors, tensor_names
 from ..engine.running.gradients import GradientAccumulator
 from ..engine.running.pipeline import PipelineRunner
-from ..engine.running.placement import first_names, ipus_of
+from ..engine.running.placement import first_names
 from ..engine.running.probe import Probe
 from ..engine.running.randomness import RandomStreams
 from ..engine.running.rounded_weights import round_weights
@@ -32,11 +32,11 @@ from ..engine.updating.loss_scaling import AutomaticLossScaling
 from ..engine.updating.optimizer import DeviceOptimizer
 from ..engine.updating.spread import Spread
 from ..enums import MeanReductionStrategy, ReductionType
-from ..options import engine_options
 from ..options.executor_options import Options
 from ..poptorch_core import createPoptorchError
 from . import hosting
 from .compilation import Compiled
+from .other_processes import facts, rank_among_others
 from .parts import Parts
 
 # In an optimizer's state: weights that the device holds in float32 while the program sees half ones.
@@ -81,7 +81,7 @@ class Session:
                 self._replicas = group.replicas(layout)
             group.check_gpus(policy.device, layout)
             with hosting.plain(model):
-                group.agree_on(_facts(model, compiled, options), layout)
+                group.agree_on(facts(model, compiled, options), layout)
                 if layout.parts > 1:
                     self._parts = Parts(compiled, model, options, layout, policy)
         program = compiled.program if self._parts is None else self._parts.placement.local
@@ -345,53 +345,8 @@ class Session:
             self._accumulator.release()
 
 
-def _holds(compiled: Compiled, options: Options, layout: Layout) -> str:
-    """What this process has of the model, for messages."""
-    if layout.parts == 1:
-        return watch.replicas(layout.process, compiled.counts.replicas)
-    each = max(1, ipus_of(compiled.program, options) // layout.parts)
-    stages = [str(stage.index) for stage in compiled.program.stages if stage.ipu // each == layout.part]
-    return f"stages {', '.join(stages) or 'none'} of replica {layout.process}"
-
-
-def meet_others(compiled: Compiled, options: Options, policy: Policy, training: bool) -> bool:
-    """Join the other processes that run the program, if there are any, which is returned. Raises as group.join."""
-    if rank_among_others(options, training) is None:
-        return False
-    layout = Layout.of(options)
-    group.join(layout, policy.device, _holds(compiled, options, layout))
-    return True
-
-
-def rank_among_others(options: Options, training: bool) -> int | None:
-    """The number of this process, if others run the program with it."""
-    layout = Layout.of(options)
-    return layout.rank if layout.parts > 1 or (training and layout.processes > 1) else None
-
-
 def _has_half(model: torch.nn.Module) -> bool:
     return any(parameter.dtype == torch.float16 for parameter in model.parameters())
-
-
-def _facts(model: torch.nn.Module, compiled: Compiled, options: Options) -> dict[str, str]:
-    """What all processes that train one model must have in common, in a few words each."""
-    counts = compiled.counts
-    whole = all(parameter.device.type != "meta" for parameter in model.parameters())
-    weights = {name: _checksum(parameter.detach()) for name, parameter in model.named_parameters() if whole}
-    return {
-        "program": " ".join(f"{stage.ipu}:{','.join(stage.parameters)}" for stage in compiled.program.stages),
-        "number of micro-batches": f"{counts.iterations} x {counts.accumulation} x {counts.replicas}",
-        "report": "asked for" if engine_options.report_folder(options) is not None else "not asked for",
-        "shape of inputs": f"{[list(shape) for shape in compiled.micro_batch]}",
-        **{f"weight {name}": value for name, value in weights.items()},
-    }
-
-
-def _checksum(tensor: torch.Tensor) -> str:
-    """Shape and sum of the bits: two weights that were drawn or read differently have another one."""
-    width = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
-    bits = tensor.contiguous().view(width) if tensor.dim() else tensor.reshape(1).view(width)
-    return f"{list(tensor.shape)} with checksum {bits.sum(dtype=torch.int64).item() % 2**32:08x}"
 
 
 def _automatic_scaling(options: Options) -> AutomaticLossScaling | None:

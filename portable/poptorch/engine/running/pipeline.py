@@ -17,10 +17,11 @@ from ..processes.channels import Edge, tensors_of
 from ..processes.links import Links
 from ..processes.reduction import exchange
 from ..processes.schedule import Task, schedule
+from .counts import Place
 from .outputs import OutputCollector
 from .placement import Placement, Span
 from .progress import CallProgress
-from .runner import Place, Runner
+from .runner import Runner
 from .timings import Timings
 
 _AHEAD = 2  # tasks whose messages may come in while another one is computed

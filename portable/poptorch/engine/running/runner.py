@@ -6,7 +6,6 @@ may place them elsewhere. The trivial case, one stage and one micro-batch, takes
 
 from __future__ import annotations
 
-import dataclasses
 from functools import partial
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 
 from ... import notices
 from ...device.policy import Policy
-from ...enums import CommGroupType, OutputMode
+from ...enums import OutputMode
 from ...poptorch_core import createPoptorchError
 from ..as_one.number import AsOne
 from ..as_one.stacking import StackedProgram
@@ -22,6 +21,7 @@ from ..as_one.streams import NAME as STREAMS
 from ..as_one.streams import Streams
 from ..stages import Program
 from .anchors import FINAL_LOSS_SCALE, Anchors
+from .counts import Counts, Place
 from .early_updates import early
 from .gradients import GradientAccumulator
 from .outputs import OutputCollector
@@ -30,51 +30,6 @@ from .progress import CallProgress
 from .randomness import UPDATE, RandomStreams
 from .state import DeviceState
 from .timings import Timings
-
-Place = tuple[int, int, int]  # (s, a, r) of a micro-batch
-
-
-@dataclasses.dataclass(frozen=True)
-class Counts:
-    """S, A and R of this process, and how replicas share inputs."""
-
-    iterations: int
-    accumulation: int
-    replicas: int
-    input_group_size: int = 1
-    input_group_type: CommGroupType = CommGroupType.Consecutive
-    processes: int = 1  # which have as many replicas each
-    process: int = 0  # the number of this one
-
-    @property
-    def all_replicas(self) -> int:
-        """The replicas of all processes together."""
-        return self.replicas * self.processes
-
-    def replica(self, r: int) -> int:
-        """The number among all replicas of number `r` of this process."""
-        return self.process * self.replicas + r
-
-    @property
-    def micro_batches(self) -> int:
-        """Micro-batches computed in one call."""
-        return self.iterations * self.accumulation * self.replicas
-
-    @property
-    def fed(self) -> int:
-        """Micro-batches that the inputs of one call hold: groups of replicas share theirs."""
-        return self.iterations * self.accumulation * (self.replicas // self.input_group_size)
-
-    def position(self, s: int, a: int, r: int) -> int:
-        """Where micro-batch (s, a, r) lies in the inputs: [S][A][R/g], the replica fastest."""
-        groups = self.replicas // self.input_group_size
-        consecutive = self.input_group_type is CommGroupType.Consecutive
-        group = r // self.input_group_size if consecutive else r % groups
-        return (s * self.accumulation + a) * groups + group
-
-    def last_of_group(self, r: int) -> bool:
-        """Whether no later replica shares the inputs of replica r."""
-        return all(self.position(0, 0, other) != self.position(0, 0, r) for other in range(r + 1, self.replicas))
 
 
 class Runner:
