@@ -146,7 +146,7 @@ def build(output: Path, cxx: str, cxxflags: str) -> int:
     # Sources first: the linker looks libraries up for what stands before them.
     command = compiler + ["-shared", "-fPIC", VECTORISE] + [str(source) for source in sources] + flags
     command += shlex.split(cxxflags)
-    # prompt_attention.h includes the structures of portable/'s kernels.
+    # runtime_kernels.h includes the structures of portable/'s kernels.
     return _bring_up_to_date(output, target, command, [*sources, _KERNELS / "kernels.h"], have_compiler)
 
 

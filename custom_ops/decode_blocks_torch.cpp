@@ -1,11 +1,12 @@
 // EmbedTokens, DecodeBlocks and NextLogits: GPT-2's embedding, its blocks over a static key/value cache, its head.
 // decode_blocks.py says what they mean. On a CPU up to few_rows::kMaxRows tokens go through the kernels of
 // few_rows_kernels.h, which are as fast as the weights can be read; more of them (a long prompt), and everything on a
-// CUDA device, through torch's matrix products: of float16 weights on a CPU in the type of half_products.h.
+// CUDA device, through torch's matrix products, or on a CPU those of runtime_kernels.h: of float16 weights there in the
+// type of half_products.h.
 
 #include "decode_step.h"
 #include "half_products.h"
-#include "prompt_attention.h"
+#include "runtime_kernels.h"
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
@@ -101,7 +102,11 @@ Tensor linear(const Tensor& x, const Matrix& matrix, const float* bias) {
   const Tensor weight = type == at::kFloat
                             ? as_float(matrix, x.device())
                             : half_products::rounded(part_of(matrix.data, {matrix.n, matrix.k}, at::kHalf, x.device()));
-  return at::addmm(part_of(bias, {matrix.n}, at::kFloat, x.device()).to(type), x.to(type), weight.t());
+  const Tensor added = part_of(bias, {matrix.n}, at::kFloat, x.device());
+  if (type == at::kFloat && x.is_cpu() && runtime_kernels::multiplies()) {
+    return runtime_kernels::multiply(x.to(type).contiguous(), weight.t(), added);
+  }
+  return at::addmm(added.to(type), x.to(type), weight.t());
 }
 
 // What ALiBi adds to the scores of the queries from place `start` on and keys 0 to seen - 1: (1, H, queries, keys),
@@ -144,8 +149,8 @@ Tensor many_rows(const Layer& layer, const Tensor& x, const std::vector<Token>& 
     };
     const Tensor query = heads_of(parts[0]).to(type), key = all_of(keys, parts[1]), value = all_of(values, parts[2]);
     const Tensor found = context.slice(0, first, last).view({1, count, heads, width / heads}).transpose(1, 2);
-    if (start == 0 && form.slopes.empty() && prompt_attention::serves(type, x.device())) {
-      prompt_attention::run(query[0], key[0], value[0], found[0]);
+    if (start == 0 && form.slopes.empty() && runtime_kernels::has_attention(type, x.device())) {
+      runtime_kernels::attention(query[0], key[0], value[0], found[0]);
       continue;
     }
     std::optional<Tensor> visible;
@@ -403,7 +408,9 @@ Tensor next_logits(const Tensor& hidden, const Tensor& count, const Tensor& norm
   }
   if (!hidden.is_cpu() || rows.size(0) > few_rows::kMaxRows) {
     const Tensor normed = norms != 0 ? at::layer_norm(rows, {n_embd}, norm, norm_bias, epsilon) : rows;
-    return in_place(at::mm(normed, as_float(head, hidden.device()).t()));
+    const Tensor weight = as_float(head, hidden.device());
+    const bool own = hidden.is_cpu() && runtime_kernels::multiplies();
+    return in_place(own ? runtime_kernels::multiply(normed, weight.t(), {}) : at::mm(normed, weight.t()));
   }
   const bool at_front = real.back() == rows.size(0) - 1; // what a server asks for
   const Tensor logits = at::empty({at_front ? batch : rows.size(0), vocab_size}, hidden.options());

@@ -31,6 +31,9 @@ namespace {
 template <int kPasses> struct Ahead {
   const char* next;
 
+  void begin(const char*) { // a block, with what lies there after it
+  }
+
   // `kBytes` of each of R rows of weights, which are `apart`, are about to be used, the first from `weights` on.
   template <int R, int64_t kBytes> void fetch(const char*, int64_t) {
     constexpr int64_t kShare = R * kBytes / kPasses;
@@ -51,7 +54,11 @@ struct NothingAhead {
 // With many input rows the weights of a block are used slowly. Those of the next block are read into the L2 cache in
 // the meantime, the same place of each row, and those that follow in this one into L1.
 struct NextBlock {
-  const char* next;
+  const char* next = nullptr;
+
+  void begin(const char* after) {
+    next = after;
+  }
 
   template <int R, int64_t kBytes> void fetch(const char* weights, int64_t apart) {
     for (int r = 0; r < R; ++r) {
@@ -68,10 +75,10 @@ private:
 };
 
 // f(0), f(1), ... f(N - 1), with constants: what they index stays in registers.
-template <typename F, int... I> inline void each(const F& f, std::integer_sequence<int, I...>) {
+template <typename F, int... I> [[gnu::always_inline]] inline void each(const F& f, std::integer_sequence<int, I...>) {
   (f(std::integral_constant<int, I>()), ...);
 }
-template <int N, typename F> inline void each(const F& f) {
+template <int N, typename F> [[gnu::always_inline]] inline void each(const F& f) {
   each(f, std::make_integer_sequence<int, N>());
 }
 
@@ -79,7 +86,7 @@ template <int N, typename F> inline void each(const F& f) {
 template <int R, int M> inline void store(const Floats (&sum)[M][R], int64_t apart, float* out, int64_t out_stride) {
   constexpr int kSums = M * R;
   alignas(16) float sums[(kSums + 3) / 4 * 4];
-  each<(kSums + 3) / 4>([&](auto four) {
+  each<(kSums + 3) / 4>([&](auto four) __attribute__((always_inline)) {
     const auto at = [&sum](auto i) {
       if constexpr (i < kSums) {
         return sum[i / R][i % R];
@@ -110,28 +117,96 @@ template <typename T> struct Floating {
   const T* weights;
   int64_t k;
 
+  // Whether M input rows are more than the L1 cache has room for.
+  template <int M> bool is_deep() const {
+    return M * k * sizeof(float) > (64 << 10);
+  }
+
   // R matrix rows from row n on, `apart` from each other, times M input rows from row m on: R M sums, each over k in
   // one order, whatever R and M.
   template <int R, int M, typename Reading>
   void block(int64_t n, int64_t apart, const Inputs& in, int64_t m, float* out, int64_t out_stride,
              Reading& ahead) const {
+    Floats sum[M][R] = {};
+    add<R, M>(sum, n, apart, in, m, 0, whole(), ahead);
+    finish<R, M>(sum, n, apart, in, m, out, out_stride);
+  }
+
+  // The same of matrix rows first ... last - 1, side by side, with `next` after them, and of input rows that would come
+  // from the L2 cache for every block: a piece of these at a time is multiplied with kDeepRows matrix rows.
+  template <int R, int M, typename Reading>
+  void deep(int64_t first, int64_t last, const Inputs& in, int64_t m, float* out, int64_t out_stride, Reading& ahead,
+            const char* next) const {
+    for (int64_t n = first; n < last; n += kDeepRows) {
+      const int64_t count = std::min(kDeepRows, last - n);
+      const char* after = n + count < last ? at(n + count) : next;
+      Floats sums[kDeepRows][M] = {}; // of one block after the other
+      const auto blocks = [&](const auto& f) {
+        int64_t row = 0;
+        for (; row + R <= count; row += R) {
+          f(std::integral_constant<int, R>(), row, reinterpret_cast<Floats(&)[M][R]>(sums[row]));
+        }
+        for (; row < count; ++row) {
+          f(std::integral_constant<int, 1>(), row, reinterpret_cast<Floats(&)[M][1]>(sums[row]));
+        }
+      };
+      for (int64_t from = 0; from < whole(); from += kPiece) {
+        blocks([&](auto size, int64_t row, auto& sum) {
+          ahead.begin(after + (row * k + from) * sizeof(T));
+          add<size, M>(sum, n + row, 1, in, m, from, std::min(whole(), from + kPiece), ahead);
+        });
+      }
+      blocks([&](auto size, int64_t row, auto& sum) {
+        finish<size, M>(sum, n + row, 1, in, m, out + n - first + row, out_stride);
+      });
+    }
+  }
+
+  const char* at(int64_t n) const {
+    return reinterpret_cast<const char*>(weights + n * k);
+  }
+
+private:
+  static constexpr int64_t kDeepRows = 12; // a multiple of kFloatingRows
+  static constexpr int64_t kPiece = 256;   // columns; 128 to 384 are as good
+
+  int64_t whole() const { // columns in whole vectors
+    return k / kWidth * kWidth;
+  }
+
+  // The share of columns [from, to).
+  template <int R, int M, typename Reading>
+  [[gnu::always_inline]] void add(Floats (&sums)[M][R], int64_t n, int64_t apart, const Inputs& in, int64_t m,
+                                  int64_t from, int64_t to, Reading& ahead) const {
     const T* w = weights + n * k;
     const float* x = in.x + m * in.stride;
-    Floats sum[M][R] = {};
+    Floats sum[M][R];
+    each<M>([&](auto m) __attribute__((always_inline)) {
+      each<R>([&](auto r) __attribute__((always_inline)) { sum[m][r] = sums[m][r]; });
+    });
     Reading reading = ahead;
-    int64_t i = 0;
-    for (; i + kWidth <= k; i += kWidth) {
+    for (int64_t i = from; i < to; i += kWidth) {
       reading.template fetch<R, kWidth * sizeof(T)>(reinterpret_cast<const char*>(w + i), apart * k * sizeof(T));
       Floats part[R];
-      each<R>([&](auto r) { part[r] = load(w + r * apart * k + i); });
-      each<M>([&](auto m) {
+      each<R>([&](auto r) __attribute__((always_inline)) { part[r] = load(w + r * apart * k + i); });
+      each<M>([&](auto m) __attribute__((always_inline)) {
         const Floats inputs = R > 1 ? kept(load(x + m * in.stride + i)) : load(x + m * in.stride + i);
-        each<R>([&](auto r) { sum[m][r] = multiply_add(part[r], inputs, sum[m][r]); });
+        each<R>([&](auto r) __attribute__((always_inline)) { sum[m][r] = multiply_add(part[r], inputs, sum[m][r]); });
       });
     }
     ahead = reading;
+    each<M>([&](auto m) __attribute__((always_inline)) {
+      each<R>([&](auto r) __attribute__((always_inline)) { sums[m][r] = sum[m][r]; });
+    });
+  }
+
+  template <int R, int M>
+  void finish(const Floats (&sum)[M][R], int64_t n, int64_t apart, const Inputs& in, int64_t m, float* out,
+              int64_t out_stride) const {
     store<R, M>(sum, apart, out, out_stride);
-    for (; i < k; ++i) { // rounded once, as above: not for the compiler to choose in each R, M
+    const T* w = weights + n * k;
+    const float* x = in.x + m * in.stride;
+    for (int64_t i = whole(); i < k; ++i) { // rounded once, as above: not for the compiler to choose in each R, M
       for (int m = 0; m < M; ++m) {
         for (int r = 0; r < R; ++r) {
           float& total = out[m * out_stride + r * apart];
@@ -194,52 +269,56 @@ struct Quantised {
     ahead = reading;
     store<R, M>(sum, apart, out, out_stride);
   }
+
+  const char* at(int64_t n) const {
+    return reinterpret_cast<const char*>(weights + n * k);
+  }
 };
 
-// Matrix rows first ... last - 1 times M input rows, R at a time. With one input row they are read as R streams, each
-// of as many of them, which the processor fetches ahead by itself.
-template <int R, int M, typename Weights, typename Reading>
-inline void rows(const Weights& w, int64_t first, int64_t last, const Inputs& in, int64_t m, float* out,
-                 int64_t out_stride, Reading& ahead) {
-  const int64_t apart = M == 1 ? (last - first) / R : 1;
-  const int64_t end = M == 1 ? first + apart : last - R + 1;
+// Matrix rows first ... last - 1 times one input row, read as R streams, each of as many of them, which the processor
+// fetches ahead by itself.
+template <int R, typename Weights, typename Reading>
+inline void streams(const Weights& w, int64_t first, int64_t last, const Inputs& in, float* out, Reading& ahead) {
+  const int64_t apart = (last - first) / R;
   int64_t n = first;
-  for (; n < end; n += M == 1 ? 1 : R) {
-    w.template block<R, M>(n, apart, in, m, out + m * out_stride + n, out_stride, ahead);
+  for (; n < first + apart; ++n) {
+    w.template block<R, 1>(n, apart, in, 0, out + n, 0, ahead);
   }
-  for (n = M == 1 ? first + R * apart : n; n < last; ++n) {
-    w.template block<1, M>(n, 1, in, m, out + m * out_stride + n, out_stride, ahead);
+  for (n = first + R * apart; n < last; ++n) {
+    w.template block<1, 1>(n, 1, in, 0, out + n, 0, ahead);
   }
 }
 
-// The same where the rows are read a block at a time.
-template <int R, int M, typename Weights>
+// Matrix rows first ... last - 1 times M input rows from row m on, R at a time, and `next` after them.
+template <int R, int M, typename Weights, typename Reading>
 inline void rows(const Weights& w, int64_t first, int64_t last, const Inputs& in, int64_t m, float* out,
-                 int64_t out_stride, NextBlock& ahead) {
-  const auto some = [&](int64_t n, auto count) {
-    const int64_t after = n + count;
-    NextBlock next{after < last ? reinterpret_cast<const char*>(w.weights + after * w.k) : ahead.next};
-    w.template block<count, M>(n, 1, in, m, out + m * out_stride + n, out_stride, next);
-    return after;
-  };
+                 int64_t out_stride, Reading& ahead, const char* next) {
   int64_t n = first;
-  while (n + R <= last) {
-    n = some(n, std::integral_constant<int, R>());
+  const auto after = [&](int64_t count) { return n + count < last ? w.at(n + count) : next; };
+  if constexpr (!std::is_same_v<Weights, Quantised>) { // whose inputs are small
+    if (w.template is_deep<M>()) {
+      return w.template deep<R, M>(first, last, in, m, out + m * out_stride + first, out_stride, ahead, next);
+    }
   }
-  while (n < last) {
-    n = some(n, std::integral_constant<int, 1>());
+  for (; n + R <= last; n += R) {
+    ahead.begin(after(R));
+    w.template block<R, M>(n, 1, in, m, out + m * out_stride + n, out_stride, ahead);
+  }
+  for (; n < last; ++n) {
+    ahead.begin(after(1));
+    w.template block<1, M>(n, 1, in, m, out + m * out_stride + n, out_stride, ahead);
   }
 }
 
 // `count` input rows, from row m on: 2 or more, and as many as there are in a pass at most.
 template <int M, typename Weights, typename Reading>
 inline void pass(int64_t count, const Weights& w, int64_t first, int64_t last, const Inputs& in, int64_t m, float* out,
-                 int64_t out_stride, Reading& ahead) {
+                 int64_t out_stride, Reading& ahead, const char* next) {
   if constexpr (M <= std::size(Weights::kRows)) {
     if (count == M) {
-      rows<Weights::kRows[M - 1], M>(w, first, last, in, m, out, out_stride, ahead);
+      rows<Weights::kRows[M - 1], M>(w, first, last, in, m, out, out_stride, ahead, next);
     } else {
-      pass<M + 1>(count, w, first, last, in, m, out, out_stride, ahead);
+      pass<M + 1>(count, w, first, last, in, m, out, out_stride, ahead, next);
     }
   }
 }
@@ -250,23 +329,24 @@ void product(const Weights& w, const Inputs& in, int64_t first, int64_t last, fl
   const int64_t most = std::size(Weights::kRows), passes = (in.rows + most - 1) / most;
   if (in.rows == 1) {
     if constexpr (kLead > 0) {
-      Ahead<1> ahead{reinterpret_cast<const char*>(w.weights + first * w.k) + kLead};
-      rows<Weights::kRows[0], 1>(w, first, last, in, 0, out, out_stride, ahead);
+      Ahead<1> ahead{w.at(first) + kLead};
+      streams<Weights::kRows[0]>(w, first, last, in, out, ahead);
     } else {
       NothingAhead nothing;
-      rows<Weights::kRows[0], 1>(w, first, last, in, 0, out, out_stride, nothing);
+      streams<Weights::kRows[0]>(w, first, last, in, out, nothing);
     }
-  } else if (passes == 1 && in.rows > 4 && sizeof *w.weights == 4) { // others' arithmetic takes longer than reading
-    NextBlock ahead{next};
-    pass<2>(in.rows, w, first, last, in, 0, out, out_stride, ahead);
+  } else if (passes == 1 && in.rows > 4 && sizeof *w.weights == 4 &&
+             w.k <= 1024) { // others' arithmetic takes longer than reading
+    NextBlock ahead;
+    pass<2>(in.rows, w, first, last, in, 0, out, out_stride, ahead, next);
   } else if (passes == 1) {
     Ahead<1> ahead{next};
-    pass<2>(in.rows, w, first, last, in, 0, out, out_stride, ahead);
+    pass<2>(in.rows, w, first, last, in, 0, out, out_stride, ahead, next);
   } else { // several times over these weights, which stay in the cache
     Ahead<2> ahead{next};
     for (int64_t m = 0, number = 0; number < passes; ++number) {
       const int64_t count = (in.rows - m + passes - number - 1) / (passes - number); // as evenly as it goes
-      pass<2>(count, w, first, last, in, m, out, out_stride, ahead);
+      pass<2>(count, w, first, last, in, m, out, out_stride, ahead, next);
       m += count;
     }
   }

@@ -3,6 +3,8 @@
 // POPTORCH_PORTABLE_HALF decides otherwise, as it does for the runtime.
 #pragma once
 
+#include "speed.h"
+
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
@@ -10,9 +12,6 @@
 #include <immintrin.h>
 #endif
 
-#include <algorithm>
-#include <array>
-#include <chrono>
 #include <cstdlib>
 #include <string>
 
@@ -26,25 +25,11 @@ inline bool has_units() {
 #endif
 }
 
-// Seconds of a product of 256 rows.
-inline double seconds(at::ScalarType type) {
-  const at::Tensor left = at::ones({256, 768}, type), right = at::ones({768, 768}, type);
-  const auto start = std::chrono::steady_clock::now();
-  at::mm(left, right);
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
-
-// Whether products of bfloat16 are at least 1.5 times as fast as float32's, by the median of several samples.
+// Whether products of bfloat16 are at least 1.5 times as fast as float32's.
 inline bool measured() {
-  std::array<double, 7> ratios;
-  for (int sample = -1; sample < static_cast<int>(ratios.size()); ++sample) { // the first one warms up
-    const double wide = seconds(at::kFloat), narrow = seconds(at::kBFloat16);
-    if (sample >= 0) {
-      ratios[sample] = wide / narrow;
-    }
-  }
-  std::nth_element(ratios.begin(), ratios.begin() + ratios.size() / 2, ratios.end());
-  return ratios[ratios.size() / 2] >= 1.5;
+  const at::Tensor left = at::ones({256, 768}), right = at::ones({768, 768});
+  const at::Tensor narrow_left = left.to(at::kBFloat16), narrow_right = right.to(at::kBFloat16);
+  return speed::ratio([&] { at::mm(left, right); }, [&] { at::mm(narrow_left, narrow_right); }) >= 1.5;
 }
 
 // Whether products of half are in bfloat16. Found out once.
