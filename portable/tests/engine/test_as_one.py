@@ -196,6 +196,64 @@ def test_attention_with_a_bias_of_the_keys(dropout, length, common, monkeypatch)
     same(alone, together)
 
 
+def padding(m, x):
+    return (x[..., 0] < 0.5)[:, None, None, :]
+
+
+# Of attention with samples (B, T, 3), broadcast to scores (B, heads, T, T); `near` is a parameter.
+MASKS = {
+    "of the keys": padding,
+    "of samples": lambda m, x: padding(m, x) & torch.ones(x.shape[1], x.shape[1]).tril().bool(),
+    "of a micro-batch": lambda m, x: padding(m, x)[:1],
+    "of a micro-batch's matrix": lambda m, x: torch.tanh(x[0] @ x[0].t()),
+    "of positions": lambda m, x: torch.ones(x.shape[1], x.shape[1]).tril().bool(),
+    "a parameter": lambda m, x: m.near,
+    "a parameter's samples": lambda m, x: m.near.expand(2, 1, -1, -1) * torch.tensor([1.0, 2.0])[:, None, None, None],
+    "a parameter and samples": lambda m, x: torch.where(padding(m, x), m.near, -1e4),
+}
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float16])
+@pytest.mark.parametrize("name", MASKS)
+def test_attention_with_a_mask(name, kind, monkeypatch, capfd):
+    length, heads, size = 6, 2, 4
+    monkeypatch.setenv("POPTORCH_PORTABLE_HALF", "float32")  # its products keep the digits
+
+    def forward(m, x):
+        q, k, v = m.project(x).view(x.shape[0], length, 3, heads, size).transpose(1, 3).unbind(2)
+        mask = MASKS[name](m, x)
+        mask = mask if mask.dtype == torch.bool else mask.to(x.dtype)
+        return poptorch.identity_loss(F.scaled_dot_product_attention(q, k, v, attn_mask=mask).sin(), "mean")
+
+    def make():
+        near = torch.nn.Parameter(torch.randn(length, length, generator=torch.Generator().manual_seed(3)))
+        return Body(forward, project=torch.nn.Linear(3, 3 * heads * size), near=near).to(kind)
+
+    inputs = [torch.randn(16, length, 3, generator=torch.Generator().manual_seed(1)).to(kind)]
+    inputs[0][:, 0, 0] = 0.0
+    alone, together = both(monkeypatch, make, inputs, lambda: make_options(1, 8, mode=ALL))
+    assert together[2].number == 8, together[2].reason
+    same(alone, together, **({"rtol": 2e-3, "atol": 1e-4} if kind == torch.float16 else {}))
+    assert "batching rule" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_attention_of_samples_that_share_keys(masked, monkeypatch):
+    def forward(m, x):
+        q = m.project(x).view(x.shape[0], 6, 2, 4).transpose(1, 2)
+        mask = padding(m, x) if masked else None
+        return poptorch.identity_loss(F.scaled_dot_product_attention(q, q[:1], q[1:], attn_mask=mask).sin(), "mean")
+
+    def make():
+        return Body(forward, project=torch.nn.Linear(3, 8))
+
+    inputs = [torch.randn(16, 6, 3, generator=torch.Generator().manual_seed(1))]
+    inputs[0][:, 0, 0] = 0.0
+    alone, together = both(monkeypatch, make, inputs, lambda: make_options(1, 8, mode=ALL))
+    assert together[2].number == 8, together[2].reason
+    same(alone, together)
+
+
 def test_losses_that_ignore_targets_keep_their_counts(monkeypatch):
     labels = torch.tensor([0, 1, -100, -100, 2, -100, 3, 4])
 

@@ -27,6 +27,7 @@ from .rules import (
     KeyedSamples,
     Linear,
     LinearCrossEntropy,
+    MaskedSamples,
     OneByOne,
     Pointwise,
     Product,
@@ -49,6 +50,7 @@ _EMBEDDINGS = frozenset({aten.embedding.default, tied_embedding})
 _NORMS = frozenset({aten.layer_norm.default, layer_norm})
 _UNCHANGED = _EMBEDDINGS | _NORMS | {bias_gelu, with_alibi, with_key_bias}
 _ATTENTIONS = frozenset({_ATTENTION, causal_attention, half_products.attention, biased_attention})
+_WITH_MASK = frozenset({_ATTENTION, half_products.attention})
 _FUNCTIONS = (_DRAWING_FUNCTIONS | _LINEAR_FUNCTIONS) | {
     linear_cross_entropy,
     with_alibi,
@@ -155,7 +157,8 @@ def _rule(node: torch.fx.Node) -> type[Rule]:
     if node.target in _UNCHANGED:
         return Unchanged
     if node.target in _ATTENTIONS:
-        return Samples
+        masked = node.target in _WITH_MASK and isinstance(_argument(node, 3, "attn_mask", None), torch.fx.Node)
+        return MaskedSamples if masked else Samples
     if node.target is linear_cross_entropy:
         return LinearCrossEntropy
     if getattr(node.target, "namespace", "aten") != "aten" and torch.Tag.view_copy in node.target.tags:
@@ -177,6 +180,8 @@ def _rule_fits(node: torch.fx.Node, stacked: Collection[str]) -> bool:
         return all(flags[place] for place in range(3))
     if rule is Samples:
         return len(flags) == 3 and all(flags.values())
+    if rule is MaskedSamples:
+        return all(flags[place] for place in range(3))
     if rule is LinearCrossEntropy:
         return flags.pop(0) and flags.pop(3) and not any(flags.values())
     return True

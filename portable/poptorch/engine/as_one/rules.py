@@ -7,7 +7,8 @@ for goes through torch.vmap, whose batching rules are those of the operator.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -56,7 +57,7 @@ class Rule(torch.nn.Module):
         return self.call([operand[number] if stacked else operand for operand, stacked in pairs])
 
     def vmapped(self, operands: Sequence[Any]) -> Any:
-        """What torch's batching rule for the operation gives."""
+        """What torch's batching rule for the operation gives. RuntimeError if it has none and one can do without."""
         differing = [operand for operand, stacked in zip(operands, self.stacked, strict=True) if stacked]
 
         def alone(*parts: torch.Tensor) -> Any:
@@ -64,7 +65,8 @@ class Rule(torch.nn.Module):
             pairs = zip(operands, self.stacked, strict=True)
             return self.call([next(rest) if stacked else operand for operand, stacked in pairs])
 
-        return torch.vmap(alone)(*differing)
+        with _without_fallback() if self._makes else contextlib.nullcontext():
+            return torch.vmap(alone)(*differing)
 
     def one_by_one(self, operands: Sequence[Any]) -> Any:
         """What the operation gives for each micro-batch, stacked."""
@@ -81,6 +83,17 @@ class Rule(torch.nn.Module):
                     raise
                 self._batches = False
         return self.one_by_one(operands)
+
+
+@contextlib.contextmanager
+def _without_fallback() -> Iterator[None]:
+    """In here torch.vmap fails where it would compute one after the other and warn of that, in each call."""
+    before = torch._C._functorch._is_vmap_fallback_enabled()
+    torch._C._functorch._set_vmap_fallback_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._functorch._set_vmap_fallback_enabled(before)
 
 
 class Unchanged(Rule):
@@ -137,10 +150,28 @@ class Samples(Rule):
 
     def forward(self, *operands: torch.Tensor) -> torch.Tensor:
         """The results, stacked."""
+        pairs = list(zip(operands, self.stacked, strict=True))
+        sizes = {operand.shape[int(stacked)] for operand, stacked in pairs}
+        if any(operand.dim() != 4 + stacked for operand, stacked in pairs) or len(sizes) > 1:
+            return super().forward(*operands)  # one sample of this may stand for all of that
         count = operands[0].shape[0]
-        if any(operand.dim() != 4 + stacked for operand, stacked in zip(operands, self.stacked, strict=True)):
-            return self.vmapped(operands)
         return self.call(joined_samples(operands, self.stacked, count)).unflatten(0, (count, -1))
+
+
+class MaskedSamples(Rule):
+    """Attention with a mask behind query, key and value, which is broadcast to the scores (B, H, T, S)."""
+
+    def forward(self, *operands: torch.Tensor) -> torch.Tensor:
+        """The results, stacked."""
+        *samples, mask = operands
+        count, size = samples[0].shape[:2]
+        if any(operand.dim() != 5 or operand.shape[1] != size for operand in samples):
+            return super().forward(*operands)
+        if self.stacked[3]:
+            mask = mask.reshape(count, *[1] * (5 - mask.dim()), *mask.shape[1:])
+        scores = mask.shape[-3:] if mask.dim() > 2 else (1, *mask.shape)
+        mask = mask.expand(count, size, *scores).flatten(0, 1)
+        return self.call([*joined_samples(samples, self.stacked[:3], count), mask]).unflatten(0, (count, -1))
 
 
 class LinearCrossEntropy(Rule):
