@@ -22,6 +22,7 @@ PATTERNS: dict[str, tuple[str, ...]] = {
     "text": (*(f"*.txt{packed}" for packed in PACKED), "*.story"),  # the latter are CNN's and the Daily Mail's
 }
 _WIKITEXT_REST = re.compile(r"wiki\.(valid|test)\.")  # is read where it is wanted, from beside the training text
+_OF_OUTPUT = ("tokenizer.json", "tokenizer_config.json")  # what is prepared into the folder of its text leaves there
 _MOST_ENDINGS = 6  # that a line names
 _ORDER = ("wikipedia", "wikitext", "jsonl", "text", "openwebtext")  # a .txt.xz is no archive
 
@@ -56,6 +57,9 @@ def open_source(kind: str, inputs: list[Path], documents: str | None = None) -> 
         if not found:
             raise ValueError(f"--input {path}: no {kind} in this folder ({', '.join(PATTERNS[kind][:4])})")
         files += found
+    twice = [path for path, times in collections.Counter(map(os.path.realpath, files)).items() if times > 1]
+    if twice:
+        raise ValueError(f"--input: names {twice[0]} twice, and its text would count twice; name it once")
     if not any(path.stat().st_size for path in files):
         raise ValueError(f"--input {inputs[0]}: empty; nothing to prepare")
     if kind == "wikipedia":
@@ -134,7 +138,7 @@ def _matching(path: Path, kind: str) -> list[Path]:
     if not path.is_dir():
         return [path] if any(path.match(pattern) for pattern in PATTERNS[kind]) else []
     for pattern in PATTERNS[kind]:
-        found = sorted(file for file in path.glob(pattern) if file.is_file())
+        found = sorted(file for file in path.glob(pattern) if file.is_file() and file.name not in _OF_OUTPUT)
         if found:
             return found
     if kind == "jsonl":  # what `WikiExtractor --json` writes

@@ -783,6 +783,24 @@ def test_bad_input_found_by_a_worker(tmp_path, capsys, tokenizer, monkeypatch):
     assert message in refused(tmp_path, capsys, tokenizer, name, content, ["--workers", 2])
 
 
+def test_a_folder_takes_what_is_made_of_the_files_in_it(tmp_path, tokenizer, capsys):
+    """The second start took the tokenizer.json that the first had left for JSON lines."""
+    (tmp_path / "a.json").write_text('{"text": "the river"}\n', encoding="utf-8")
+    for _ in range(2):
+        assert run("--input", tmp_path, "--output", tmp_path, "--tokenizer", tokenizer, "--workers", 1) == 0
+        assert "jsonl: 1 files" in capsys.readouterr().err
+    assert pickle.loads((tmp_path / "corpus.pkl").read_bytes()) == ids_of(["the river"])
+
+
+def test_a_file_that_is_named_twice_is_refused(tmp_path, tokenizer, capsys):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "the river"}\n', encoding="utf-8")
+    for inputs in ([path, path], [tmp_path, path]):
+        assert run("--input", *inputs, "--output", tmp_path / "out", "--tokenizer", tokenizer) == 2
+        assert f"--input: names {path} twice, and its text would count twice" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_missing_input(tmp_path, capsys):
     assert run("--input", tmp_path / "none.txt", "--output", tmp_path / "out") == 2
     assert "no such file" in capsys.readouterr().err
