@@ -260,7 +260,11 @@ def check_checkpoint_source(problems: Problems, dest: str) -> None:
         if source and not os.access(source, os.R_OK | os.X_OK):
             problems.add(dest, "this folder cannot be read; check its permissions")
     elif os.path.lexists(source):
-        problems.add(dest, "not a folder; name the folder that holds config.json and the weights")
+        problems.add(
+            dest,
+            "not a folder; name the folder that holds config.json and the weights; python3 -m model.convert makes one "
+            "of other programs' files",
+        )
     elif re.match(r"\w[\w.-]*(/\w[\w.-]*)?$", source) and not os.path.isdir(source.split("/")[0]):
         if dest in problems.args.typed:
             doubt = "there is no such folder; it would be taken as a hub name"

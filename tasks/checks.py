@@ -38,6 +38,8 @@ def check_evaluation(problems: Problems) -> None:
         file = "--text" if args.text is not None else "--valid-data"
         problems.ignored("data_dir", f" beside {file}, which is the file that is read")
     check_file(problems, "json")
+    if args.json and args.valid_data and os.path.realpath(args.json) == os.path.realpath(args.valid_data):
+        problems.add("json", "is the file that is evaluated, and would be replaced by its results; name another")
     _check_protocols(problems)
     check_folder(problems, "executable_cache_dir")
     check_profile(problems)

@@ -149,7 +149,7 @@ class Planner:
 
     def _file(self, task: str, protocol: str, path: Path) -> Path:
         """WikiText: the raw file beside the word-level one is what transformers' and the harness's figures are of."""
-        raw = texts.as_stored(path.with_name("wiki.test.raw"))
+        raw = texts.as_stored(path.parent / "wiki.test.raw")
         takes_raw = protocol in _OF_RAW and texts.unpacked_name(path) == "wiki.test.tokens"
         return raw if task == "WIKITEXT103" and takes_raw and raw.is_file() else path
 

@@ -70,7 +70,7 @@ def numbered_texts(path: Path) -> Iterator[tuple[int, str]]:
 
 def as_stored(path: Path) -> Path:
     """A file, or if there is none the same one compressed: with .zip or .gz behind its name."""
-    if not path.is_file():
+    if not path.exists() and path.name:
         for suffix in _PACKED:
             packed = path.with_name(path.name + suffix)
             if packed.is_file():

@@ -8,6 +8,7 @@ import numpy as np
 
 from data.articles.corpus import PickleCorpus
 from data.batches import NOTHING, SampleDataset
+from data.loading.windows import left_out
 
 
 class StreamDataset(SampleDataset):
@@ -87,5 +88,5 @@ class StreamDataset(SampleDataset):
         rest = f"the last one padded by {self.padded_ids:,} ids" if self.padded else f"{self.dropped_ids:,} ids dropped"
         return (
             f"{len(self):,} samples of {self.max_len + 1} ids (stride {self.stride}) from a stream of "
-            f"{self.end - self.begin:,} ids; {rest}"
+            f"{self.end - self.begin:,} ids; {rest}{left_out(self.stride, self.max_len)}"
         )

@@ -107,7 +107,13 @@ class WindowDataset(SampleDataset):
             f"{len(self):,} samples of {self.max_len + 1} ids (stride {self.stride}) from {used:,} articles; "
             f"{self.padded_samples:,} of them padded by {self.padded_ids:,} ids; "
             f"{self.dropped_articles:,} articles too short, {self.dropped_tokens:,} tokens dropped"
+            f"{left_out(self.stride, self.max_len)}"
         )
+
+
+def left_out(stride: int, max_len: int) -> str:
+    """What to say of windows of max_len + 1 ids that do not touch; empty if they do."""
+    return f"; ids between two windows are in no sample: --stride {max_len} leaves none out" if stride > max_len else ""
 
 
 def split_by_article(

@@ -115,7 +115,7 @@ class TFRecordWriter:
     def summary(self) -> str:
         """What became of the articles, in one line."""
         times = (self.records * self.window - self.padded_ids) / max(self.kept_ids, 1)
-        once = "" if self.stride >= self.window - 1 else f" (--stride {self.window - 1}: in about one)"
+        once = "" if self.stride == self.window - 1 else f" (--stride {self.window - 1}: in about one)"
         return (
             f"{self.articles:,} articles in records; {self.padded_articles:,} of them padded by {self.padded_ids:,} "
             f"ids; {self.dropped_articles:,} articles too short, {self.dropped_ids:,} ids dropped; with --stride "

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from data.articles.corpus import open_corpus
 from data.baseline import unigram_cross_entropy
 from data.loading.datasets import GeneratedDataset, ResumableSampler, WindowDataset, check_enough, collate, open_dataset
+from data.loading.stream import StreamDataset
 from data.loading.windows import split_by_article
 
 VOCAB = 1000
@@ -87,7 +88,16 @@ def test_window_boundaries(tmp_path):
     dataset = WindowDataset(corpus_of(tmp_path, [[1] * 4, [2] * 5, [3] * 8, [4] * 9, [5] * 10]), 8, 4)
     assert [labels.count(-100) for _, labels in pairs_of(dataset)] == [4, 1, 0, 0, 0]
     assert "5 samples of 9 ids (stride 4) from 4 articles; 2 of them padded by 5 ids" in dataset.summary()
-    assert "1 articles too short, 4 tokens dropped" in dataset.summary()
+    assert dataset.summary().endswith("1 articles too short, 4 tokens dropped")
+
+
+def test_windows_that_leave_ids_out_are_told(tmp_path):
+    """As the default stride of 128 does with a shorter --max-len: most of a long article was in no sample, unsaid."""
+    corpus = corpus_of(tmp_path, [list(range(100))])
+    told = "; ids between two windows are in no sample: --stride 8 leaves none out"
+    for stride, said in ((8, False), (9, True)):
+        assert WindowDataset(corpus, 8, stride).summary().endswith(told) == said
+        assert StreamDataset(corpus, 8, stride).summary().endswith(told) == said
 
 
 def test_types_and_batches(tmp_path):

@@ -161,6 +161,8 @@ REFUSED = {
     "layers": (["--layers-per-ipu", 1, 2], "--layers-per-ipu 1 2: 3 blocks, but the model has 2"),
     "protocol": (["--protocols", "tokens"], "WIKITEXT103 has no tokens; it has token, token-joined"),
     "no file": (["--valid-data", "nowhere"], "nowhere: cannot be read (No such file or directory); correct the path"),
+    "a folder": (["--text", "."], ".: cannot be read (Is a directory); correct the path in --text or --valid-data"),
+    "the text itself": (["--text", "a", "--json", "./a"], "--json ./a: is the file that is evaluated"),
     "two texts": (["--text", "a", "--valid-data", "b"], "--text a: stands for --task TEXT --valid-data FILE"),
     "no text": (["--task", "TEXT"], "--task TEXT: name the file with --text FILE"),
     "factor": (["--embedding-serialization-factor", 7], "--embedding-serialization-factor 7: does not divide"),
