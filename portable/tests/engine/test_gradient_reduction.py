@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from programs import Regression, make_options, regression_data
+from torch.utils.checkpoint import checkpoint
 
 import poptorch
 from poptorch.engine.running.gradients import GradientAccumulator
@@ -124,6 +126,29 @@ def test_tied_parameters_are_one_tensor_whose_gradients_add():
     poptorch.trainingModel(model, make_options(1, 2, 2), torch.optim.SGD(model.parameters(), lr=1.0))(ids)
     assert model.head.weight is model.embedding.weight
     torch.testing.assert_close(model.head.weight.detach().double(), expected.detach(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [poptorch.optim.AdamW, poptorch.optim.SGD])
+@pytest.mark.parametrize("kind", [torch.float32, torch.float16])
+def test_lookups_with_sparse_gradients_train_as_others(make, kind):
+    """torch's own Adam refuses such gradients. Rows that are not asked for decay all the same."""
+
+    class Bags(torch.nn.Module):
+        def __init__(self, sparse):
+            super().__init__()
+            torch.manual_seed(0)
+            self.rows, self.bags = (each(9, 4, sparse=sparse) for each in (torch.nn.Embedding, torch.nn.EmbeddingBag))
+
+        def forward(self, ids):
+            looked_up = checkpoint(self.rows, ids, use_reentrant=False).sum(1)
+            return poptorch.identity_loss(torch.tanh(looked_up) * self.bags(ids), "mean")
+
+    ids, found = torch.tensor([[0, 1, 1], [2, 3, 0], [5, 1, 6], [7, 7, 7]]), []
+    for sparse in (True, False):
+        model = Bags(sparse).to(kind)
+        executor = poptorch.trainingModel(model, make_options(1, 2), make(model.parameters(), lr=0.1, weight_decay=0.1))
+        found.append([executor(ids), executor(ids), *model.state_dict().values()])
+    torch.testing.assert_close(*found)
 
 
 def test_no_float32_copy_of_a_half_accumulator_is_made():

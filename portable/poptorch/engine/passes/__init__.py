@@ -12,7 +12,7 @@ from ..tracing.export import TracedGraph
 from .attention import fuse_attention, take_kernel
 from .copies import drop_copies
 from .dropout import fuse_dropout
-from .embedding import fuse_tied_embeddings
+from .embedding import fuse_tied_embeddings, make_gradients_dense
 from .float32_products import take_products
 from .fused_loss import fuse_losses
 from .gelu import fuse_gelu
@@ -55,7 +55,9 @@ def run(
                 _disable_dropout(body.graph)
                 body.recompile()
     retarget(traced, policy)
-    if not training:
+    if training:
+        make_gradients_dense(traced)
+    else:
         drop_copies(traced)
     fuse_attention(traced, policy.device, philox)
     if philox:

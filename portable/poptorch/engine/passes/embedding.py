@@ -1,6 +1,6 @@
-"""Lookups in a weight that the fused loss multiplies later, replaced by ones that add to the gradient it forms.
+"""Lookups in tables: their gradients are dense, and in a weight that the fused loss multiplies later they add to its.
 
-On a CPU only, where filling as much memory with zeros takes time.
+The latter on a CPU only, where filling as much memory with zeros takes time.
 """
 
 from __future__ import annotations
@@ -10,8 +10,28 @@ import torch
 from ...device.linear_cross_entropy import linear_cross_entropy
 from ...device.tied_embedding import tied_embedding
 from ..tracing.export import TracedGraph
+from .patterns import bodies, graphs
 
 aten = torch.ops.aten
+# Where the arguments have `sparse`.
+_SPARSE = {aten.embedding.default: 4, aten.embedding_bag.default: 5, aten.embedding_bag.padding_idx: 5}
+
+
+def make_gradients_dense(traced: TracedGraph) -> int:
+    """Take `sparse` off lookups, which is for torch's optimizers; returns how many had it."""
+    count = 0
+    for graph in graphs(traced):
+        for node in graph.nodes:
+            place = _SPARSE.get(node.target)
+            if place is not None and len(node.args) > place and node.args[place]:
+                node.args = (*node.args[:place], False, *node.args[place + 1 :])
+                count += 1
+            elif place is not None and node.kwargs.get("sparse"):
+                node.kwargs = {**node.kwargs, "sparse": False}
+                count += 1
+    for body in bodies(traced):
+        body.recompile()
+    return count
 
 
 def fuse_tied_embeddings(traced: TracedGraph, device: torch.device) -> int:
