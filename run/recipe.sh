@@ -94,7 +94,11 @@ published() {
 prepared() {
     local file=$1 input=$2
     shift 2
-    if [ -e "$file" ] || given --train-path --dataset --plan-processes --plan-device; then return; fi
+    if given --train-path --dataset --plan-processes --plan-device; then return; fi
+    if [ -e "$file" ]; then
+        [ -z "${INPUT:-}" ] || echo "data: $file is there already, and INPUT=$INPUT is not read; DATA=FOLDER names another place"
+        return
+    fi
     [ -e "$input" ] || refuse "no training data $file, and no $input to make them from; name the corpus with INPUT=PATH, \
 or prepared data with --train-path FILE. --sample needs none of them"
     printf '==%s\n' "$(printf ' %q' "$@")"

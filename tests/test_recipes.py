@@ -194,6 +194,14 @@ def test_help_is_the_head_of_the_script(recipe: str, checkout: Path) -> None:
     assert os.access(ROOT / "run" / f"{recipe}.sh", os.X_OK)
 
 
+def test_an_input_that_is_not_read_is_told(checkout: Path) -> None:
+    """Data that are there were taken for it without a word, whatever they had been made from."""
+    environment = with_data(checkout, "gpt_star")
+    told = f"data: {environment['DATA']}/corpus is there already, and INPUT=other.jsonl is not read; DATA=FOLDER names"
+    assert told in run(checkout, "gpt_star", INPUT="other.jsonl", **environment).stdout
+    assert "INPUT" not in run(checkout, "gpt_star", **environment).stdout
+
+
 def test_data_are_made_by_the_command_that_is_shown(checkout: Path) -> None:
     (checkout / "web.jsonl").touch()
     output = run(checkout, "gpt_star", INPUT="web.jsonl", DATA="new").stdout.splitlines()

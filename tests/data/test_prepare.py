@@ -910,7 +910,7 @@ def test_a_corpus_of_unknown_origin_is_kept(tmp_path, corpus, tokenizer, capsys)
     assert run(*command, "--validation-first", 5) == 2
     assert "corpus-valid.pkl: is there already, and nothing says what it was made from" in capsys.readouterr().err
     assert list(contents(out).values()) == [b"mine"]
-    (out / "corpus.pkl.made-from").write_text('{"made from": 7}', encoding="utf-8")  # nor does this
+    (out / "corpus.pkl.made-from").write_bytes(b'{"made from": 7, "\xff"')  # nor does this
     assert run(*command, "--validation-first", 5) == 2
     assert run(*command) == 0, "a corpus without a validation set beside it is no question"
     assert (out / "corpus-valid.pkl").read_bytes() == b"mine"
