@@ -34,6 +34,7 @@ class ProgramParser(argparse.ArgumentParser):
         super().__init__(program, description=about, allow_abbrev=False, **rest)
         for kind, shown in ((int, "a whole number"), (float, "a number")):
             self.register("type", kind, _reader(kind, shown))
+        self.register("type", Path, _reader(_path, "a path; an empty one may come of a variable that is not set"))
 
     def parse_args(self, argv: Sequence[str] | None = None, namespace: Any = None) -> Any:
         """The values. Ends the program with status 2 if a flag is unknown, missing or misread."""
@@ -67,6 +68,13 @@ class ProgramParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """argparse's own errors, and those of a program that has one."""
         self.refuse([message[len("argument ") :] if message.startswith("argument ") else message])
+
+
+def _path(text: str) -> Path:
+    """Python takes the empty path for the current folder."""
+    if not text:
+        raise ValueError
+    return Path(text)
 
 
 def _reader(kind: Callable[[str], Any], shown: str) -> Callable[[str], Any]:

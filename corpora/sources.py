@@ -60,6 +60,11 @@ def open_source(kind: str, inputs: list[Path], documents: str | None = None) -> 
     twice = [path for path, times in collections.Counter(map(os.path.realpath, files)).items() if times > 1]
     if twice:
         raise ValueError(f"--input: names {twice[0]} twice, and its text would count twice; name it once")
+    streams = [path for path in files if path.exists() and not path.is_file()]
+    if streams:
+        raise ValueError(
+            f"--input {streams[0]}: a pipe or a device, and no file; write what comes from it into one first"
+        )
     if not any(path.stat().st_size for path in files):
         raise ValueError(f"--input {inputs[0]}: empty; nothing to prepare")
     if kind == "wikipedia":

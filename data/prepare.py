@@ -101,7 +101,7 @@ def prepare(args: argparse.Namespace, stream: TextIO) -> None:
 def made_from(args: argparse.Namespace, source: str, there: Callable[[], list[Path]]) -> Origin:
     """What the flags make a corpus from. `there`: its files, as far as they are there."""
     # What the flags are if none is given.
-    plain = {**vars(parse_args(["--input", "", "--output", "", "--format", args.format])), "json_key": TEXT_KEY}
+    plain = {**vars(parse_args(["--input", ".", "--output", ".", "--format", args.format])), "json_key": TEXT_KEY}
     given = {name: value for name, value in vars(args).items() if name not in _NO_PART_OF_IT}
     given = {f"--{name.replace('_', '-')}": v for name, v in given.items() if v not in (None, plain[name])}
     paths = {flag: [value] for flag, value in given.items() if isinstance(value, Path)}

@@ -68,6 +68,12 @@ def test_all_problems_at_once(parser, capsys):
     assert problems(parser, capsys, *words)[1:] == ["  --input: expected at least one argument"]
 
 
+def test_an_empty_path_is_not_the_current_folder(parser, capsys):
+    """As `--output "$OUT"` is where OUT is not set: files came to lie where one stood."""
+    told = "  --input: '' must be a path; an empty one may come of a variable that is not set"
+    assert problems(parser, capsys, "--input", "a", "", "--output", "b")[1:] == [told]
+
+
 def test_help_shows_the_choices(parser, capsys):
     with pytest.raises(SystemExit) as end:
         parser.parse_args(["--help"])

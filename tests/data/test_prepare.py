@@ -801,6 +801,12 @@ def test_a_file_that_is_named_twice_is_refused(tmp_path, tokenizer, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_pipe_is_no_empty_file(tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe")
+    assert run("--input", tmp_path / "pipe", "--source", "text", "--output", tmp_path / "out") == 2
+    assert "pipe: a pipe or a device, and no file; write what comes from it into one" in capsys.readouterr().err
+
+
 def test_missing_input(tmp_path, capsys):
     assert run("--input", tmp_path / "none.txt", "--output", tmp_path / "out") == 2
     assert "no such file" in capsys.readouterr().err
