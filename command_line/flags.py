@@ -111,10 +111,17 @@ def _folder_or_not(text: str) -> str | None:
     return text
 
 
+def _path(text: str) -> str:
+    if not text:
+        raise ValueError("must be a path; an empty one may come of a variable that is not set")
+    return text
+
+
 BOOLEAN = Kind("[True|False]", _boolean, "true")
 HERE_OR_FOLDER = Kind("[PATH]", _folder_or_not, ".")
 TEXT = Kind("TEXT", str)
-PATH = Kind("PATH", str)
+PATH = Kind("PATH", _path)
+PATH_OR_NONE = Kind("PATH", str)  # of the reference application: empty for none
 DURATION = Kind("TIME", _duration)  # seconds
 
 

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from command_line.flags import BOOLEAN, DURATION, HERE_OR_FOLDER, PATH, TEXT, Flag, one_of, or_word, real, whole
+from command_line.flags import (
+    BOOLEAN,
+    DURATION,
+    HERE_OR_FOLDER,
+    PATH,
+    PATH_OR_NONE,
+    TEXT,
+    Flag,
+    one_of,
+    or_word,
+    real,
+    whole,
+)
 from model.config import MODELS
 
 # The first five are PopTorch's.
@@ -14,7 +26,12 @@ MODEL = (
     Flag("--max-len", 128, whole(2), "sequence length T in tokens; sets n_positions"),
 )
 CHECKPOINT = (
-    Flag("--pretrained-checkpoint --checkpoint-input-dir", "", PATH, "Hugging Face folder or hub name to start from"),
+    Flag(
+        "--pretrained-checkpoint --checkpoint-input-dir",
+        "",
+        PATH_OR_NONE,
+        "Hugging Face folder or hub name to start from",
+    ),
     Flag("--save-model-path --checkpoint-output-dir", None, PATH, "folder for checkpoints; without it none is saved"),
     Flag("--save-per-epochs", 1, whole(0), "epochs from one checkpoint to the next; 0: none at the end of epochs"),
     Flag("--save-per-steps", None, whole(1), "steps from one checkpoint to the next"),

@@ -142,10 +142,12 @@ def _checkpoint_directory(path_or_name: PathLike) -> Path:
 def newest_inside(path: Path) -> Path | None:
     """Of the folder that a run saves to, its newest checkpoint; None if none is in it.
 
-    Hidden ones are those of a save that is under way, or was interrupted (write_atomically).
+    Hidden ones are those of a save that is under way, or was interrupted (write_atomically); a config.json without
+    weights is of a tokenizer or of a model to come.
     """
     inside = [file for file in sorted(path.glob(f"*/{CONFIG_FILE}")) if not file.parent.name.startswith(".")]
-    return max(inside, key=lambda file: file.stat().st_mtime).parent if inside else None
+    whole = [file for file in inside if any(file.with_name(name).is_file() for name in WEIGHTS_FILES)]
+    return max(whole, key=lambda file: file.stat().st_mtime).parent if whole else None
 
 
 def read_config(path: Path, entries: int | None = None) -> GPT2Config:

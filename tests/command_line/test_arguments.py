@@ -224,6 +224,13 @@ def test_model_stands_for_a_file_in_config_and_config_wins(tmp_path: Path) -> No
     assert f"--config {mine}: comment is no field of the model, which passes over what it does not know" in notes
 
 
+def test_an_empty_path_is_told(capsys) -> None:
+    """As `--config "$CONFIG"` is where CONFIG is not set: another model was trained than the one that was meant."""
+    assert parse("--pretrained-checkpoint ''").pretrained_checkpoint == ""  # the reference application's for none
+    told = "--config: '' must be a path; an empty one may come of a variable that is not set"
+    assert told in refusal(capsys, "--config ''")
+
+
 def test_a_config_with_a_misspelt_field_is_refused(tmp_path: Path, capsys) -> None:
     mine = tmp_path / "mine.json"
     mine.write_text(json.dumps({"n_layers": 3, "n_embd": 12}))

@@ -250,6 +250,8 @@ def test_the_folder_that_checkpoints_are_saved_to_is_none(model, tmp_path):
     for step in (9, 10):
         save_pretrained(model, tmp_path / f"step_{step}")
         os.utime(str(tmp_path / f"step_{step}" / "config.json"), (step, step))
+    (tmp_path / "tokenizer").mkdir()  # of tokenizer.train, with a config.json for a model to come
+    shutil.copy(str(tmp_path / "step_9" / "config.json"), str(tmp_path / "tokenizer"))
     with pytest.raises(ValueError, match=f"{tmp_path}: holds checkpoints .* the latest is {tmp_path / 'step_10'}"):
         load_pretrained(tmp_path)
 
