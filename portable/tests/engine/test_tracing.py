@@ -68,6 +68,12 @@ def test_factories_and_ipu_devices():
     assert infer(forward, torch.zeros(2)).tolist() == [4.0, 7.0]
 
 
+def packed(x):
+    """Two sequences whose lengths depend on a value."""
+    lengths = torch.stack([x.sum().long(), x.sum().long()])
+    return torch.nn.utils.rnn.PackedSequence(x.view(2, 1), lengths)
+
+
 @pytest.mark.parametrize(
     "name, ask",
     [
@@ -78,6 +84,10 @@ def test_factories_and_ipu_devices():
         ("int", lambda x: int(x.sum())),
         ("float", lambda x: float(x.sum())),
         ("index", lambda x: [1, 2, 3][x.sum().long()]),
+        ("tensor", lambda x: torch.tensor([x.sum(), 1.0])),
+        ("like", lambda x: x.new_tensor([x.sum()])),
+        ("size", lambda x: torch.nn.utils.rnn.pad_packed_sequence(packed(x))[0].sum()),
+        ("format", lambda x: float(f"{x.sum():.2f}")),
     ],
 )
 def test_values_of_the_device_are_not_to_be_had_in_forward(name, ask, capfd):

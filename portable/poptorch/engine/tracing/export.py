@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import importlib
 import logging
+import re
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -56,6 +57,8 @@ class TraceContext:
 
 
 _active: TraceContext | None = None
+# What torch says where it would read a tensor of the trace.
+_VALUE_WANTED = re.compile(r"its data is not allocated yet|must be .*\bints?\b.*FakeTensor|FakeTensor\.__format__")
 
 
 def current() -> TraceContext | None:
@@ -134,10 +137,10 @@ class _Entry(torch.nn.Module):
         ):
             try:
                 outputs = tuple(self._call(self.model, list(leaves)))
-            except RuntimeError as error:
-                if type(error).__name__ != "GuardOnDataDependentSymNode":  # whose module takes long to import
+            except (RuntimeError, TypeError) as error:
+                if not _asks_for_a_value(error):
                     raise
-                raise value_unknown("The value") from error  # a function of torch's looked at it itself
+                raise value_unknown("The value") from error
         returned = set(map(id, outputs))
         if any(id(tensor) not in returned for tensor in self._context.overlapped_outputs):
             raise createPoptorchError("poptorch.set_overlap_for_output applied on a node which is not a host output.")
@@ -225,6 +228,12 @@ def _is_machinery(error: Exception) -> bool:
         return False
     frame = traceback.extract_tb(error.__traceback__)[-1].filename.replace("\\", "/")
     return frame.endswith(("torch/_ops.py", "tracing/recording.py")) or "torch/_higher_order_ops" in frame
+
+
+def _asks_for_a_value(error: RuntimeError | TypeError) -> bool:
+    """Whether a function of torch's looked at a value itself: to make a tensor, a size or a text of it."""
+    guarded = type(error).__name__ == "GuardOnDataDependentSymNode"  # whose module takes long to import
+    return guarded or _VALUE_WANTED.search(str(error)) is not None
 
 
 def _recorded(
