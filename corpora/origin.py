@@ -57,10 +57,10 @@ class Origin:
     def kept(self) -> Iterator[None]:
         """Around the writing of the files. At the end those of the command before that are not among them are removed.
 
-        After an error the record is what
-        it was if there were files; if there were none and some are there now, the same command may go on with them.
+        After an error the record is what it was, unless files have been replaced or have come: then both commands may
+        follow.
         """
-        before, former, were_there = self._record().get(_MADE), self._text(), any(self._there())
+        before, former, untouched = self._record().get(_MADE), self._text(), self._stats()
         state = {_UNDER_WAY: {"flags": self._now}, **({_MADE: before} if before else {})}
         folder = self.path.parent
         with folder_made(folder):
@@ -68,19 +68,24 @@ class Origin:
             try:
                 yield
             except BaseException:
-                if self._text() == text and (were_there or not any(self._there())):
+                if self._text() == text and self._stats() == untouched:
                     self._restore(former)
                 raise
             files = [str(path.relative_to(folder)) for path in self._there()]
             self._write({_MADE: {"flags": self._now, "files": files}})
             _remove(folder, set((before or {}).get("files", ())) - set(files))
 
+    def _stats(self) -> dict[Path, tuple[int, int]]:
+        return {path: (stat.st_ino, stat.st_mtime_ns) for path in self._there() for stat in [path.stat()]}
+
     def _record(self) -> dict[str, Any]:
         """Empty where there is none, or none of ours."""
         try:
             record = json.loads(self._text() or "{}")
-            return {state: record[state] for state in (_MADE, _UNDER_WAY) if state in record and record[state]["flags"]}
-        except (ValueError, TypeError, KeyError):
+            states = {state: record[state] for state in (_MADE, _UNDER_WAY) if state in record}
+            words = [word for state in states.values() for words in state["flags"].values() for word in words]
+            return states if all(isinstance(word, str) for word in words) else {}
+        except (ValueError, TypeError, KeyError, AttributeError):
             return {}
 
     def _text(self) -> str:

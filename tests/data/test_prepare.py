@@ -947,6 +947,18 @@ def test_an_error_between_corpus_and_validation_set_is_no_obstacle(tmp_path, cor
     assert run(*command) == 2, "but not another one"
     monkeypatch.setattr(assembly.Assembly, "validation", original)
     assert run(*command, "--validation-first", 5) == 0
+    # In the place of another one: what was there is named after an error only as long as it is there.
+    made = (out / "corpus.pkl.made-from").read_bytes()
+    (tmp_path / "short.txt").write_text("the\n" * 9, encoding="utf-8")
+    short = ["--input", tmp_path / "short.txt", *command[2:], "--overwrite", "--min-length", 99]
+    assert run(*short) == 2
+    assert (out / "corpus.pkl.made-from").read_bytes() == made
+    monkeypatch.setattr(assembly.Assembly, "validation", full)
+    assert run(*command, "--validation-first", 9, "--overwrite") == 2
+    assert run(*command, "--validation-first", 7) == 2, "half of it is of 9"
+    monkeypatch.setattr(assembly.Assembly, "validation", original)
+    for first in (5, 9, 9):
+        assert run(*command, "--validation-first", first) == (0 if first == 5 else 2)
 
 
 # ---- Flags without effect ----------------------------------------------------------------------------------------
