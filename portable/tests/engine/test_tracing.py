@@ -384,6 +384,23 @@ def test_backward_hooks_of_modules_have_no_effect_and_say_so(monkeypatch, capsys
     assert seen
 
 
+@pytest.mark.parametrize("where", ["register_hook", "register_post_accumulate_grad_hook", "forward"])
+def test_hooks_on_gradients_have_no_effect_and_say_so(where, monkeypatch, capsys):
+    monkeypatch.setattr(notices, "_said", set())
+    layer, seen = torch.nn.Linear(2, 2), []
+    if where != "forward":
+        getattr(layer.weight, where)(seen.append)
+
+    def forward(m, x):
+        h = m.layer(x)
+        if where == "forward":
+            h.register_hook(seen.append)
+        return poptorch.identity_loss(h * m.w, "sum")
+
+    train(forward, torch.ones(2, 2), layer=layer)
+    assert not seen and "Hooks on the gradients of tensors have no effect" in capsys.readouterr().err
+
+
 def test_shapes_that_depend_on_values_are_refused():
     for forward in (lambda m, x: x[x > 0], lambda m, x: torch.nonzero(x)):
         with pytest.raises(poptorch.Error, match="shape of output 0 of .* depends on the values"):

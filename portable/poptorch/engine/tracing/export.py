@@ -194,6 +194,8 @@ def trace(
     `forward` meets pass through; anything else torch cannot trace becomes a poptorch.Error that says where.
     """
     members.check_not_scripted(model)
+    if context.training:
+        lenient.report_hooks_of_parameters(model)
     entry = _Entry(model, call, context)
     with _tracing(context), torch.enable_grad():
         # PopTorch never calls train() or eval(): each submodule is traced in the mode it is in.

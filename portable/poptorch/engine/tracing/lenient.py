@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.utils.hooks import RemovableHandle
 
 from ... import notices
 
@@ -90,6 +91,24 @@ def without_backward_hooks() -> Iterator[None]:
         kind.setup_input_hook, kind.setup_output_hook = before
 
 
+def report_hooks_of_parameters(model: torch.nn.Module) -> None:
+    """Says so if hooks wait for the gradients of parameters: those of the device's copies never reach them."""
+    if any(each._backward_hooks or each._post_accumulate_grad_hooks for each in model.parameters()):
+        _report_hooks()
+
+
+def _report_hooks() -> None:
+    notices.once(
+        "gradient hook",
+        "Hooks on the gradients of tensors have no effect in a PopTorch model: use a torch.autograd.Function.",
+    )
+
+
+def _register_hook(tensor: torch.Tensor, hook: Callable[[torch.Tensor], Any]) -> RemovableHandle:
+    _report_hooks()
+    return tensor.register_hook(hook)
+
+
 def _gaussian_nll_loss(
     input: torch.Tensor,
     target: torch.Tensor,
@@ -137,8 +156,9 @@ def _bincount(values: torch.Tensor, weights: torch.Tensor | None = None, minleng
     return counted.new_zeros(minlength + 1).scatter_add(0, index, counted)[:minlength]
 
 
-# Functions of torch that look at values, or that cannot be recorded, and what tracing calls in their places.
+# Functions of torch that look at values, cannot be recorded or have no effect, and what tracing calls in their places.
 REPLACED = {
+    torch.Tensor.register_hook: _register_hook,
     F.gaussian_nll_loss: _gaussian_nll_loss,
     torch.Tensor.random_: _random_,
     torch.bincount: _bincount,
