@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Sequence
 
 from corpora.pieces import HEADING, LINE, Corpus, archives, naming, running, whole_files, wikipedia
-from corpora.wikipedia import holds_json, wiki_files
+from corpora.wikipedia import holds_json, is_wiki_file, wiki_files
 
 PACKED = ("", ".gz", ".bz2", ".xz")
 # For each kind the names of its files in a folder, the most telling first.
@@ -20,6 +20,14 @@ PATTERNS: dict[str, tuple[str, ...]] = {
     "openwebtext": ("*.tar", "*.tar.xz", "*.tar.gz", "*.tar.bz2", "*.xz"),
     "jsonl": tuple(f"*.{ending}{packed}" for ending in ("jsonl", "ndjson", "json") for packed in PACKED),
     "text": (*(f"*.txt{packed}" for packed in PACKED), "*.story"),  # the latter are CNN's and the Daily Mail's
+}
+# What a document of each kind can be; where there is but one answer nothing needs to be asked.
+DOCUMENTS = {
+    "wikipedia": ("article",),
+    "wikitext": ("article", "line", "file"),
+    "openwebtext": ("file",),
+    "jsonl": ("line",),
+    "text": ("line", "passage", "file"),
 }
 _WIKITEXT_REST = re.compile(r"wiki\.(valid|test)\.")  # is read where it is wanted, from beside the training text
 _OF_OUTPUT = ("tokenizer.json", "tokenizer_config.json")  # what is prepared into the folder of its text leaves there
@@ -110,20 +118,19 @@ def passed_over(inputs: Sequence[Path], taken: Sequence[Path]) -> str:
 
 
 def _check_documents(kind: str, documents: str | None) -> None:
-    known = {"wikitext": ("article", "line", "file"), "text": ("line", "passage", "file")}.get(kind)
-    if documents is not None and known is None:
-        raise ValueError(f"--documents {documents}: {kind} says itself where a document ends; leave it out")
+    known = DOCUMENTS[kind]
     if documents is not None and documents not in known:
-        raise ValueError(f"--documents {documents}: of {kind} they are {', '.join(known[:-1])} or {known[-1]}")
+        choice = f"{', '.join(known[:-1])} or {known[-1]}" if len(known) > 1 else known[0]
+        raise ValueError(f"--documents {documents}: of {kind} they are {choice}")
 
 
-def check_input_flags(json_key: str | None, dropped: bool, source: str) -> None:
-    """Raise ValueError if --json-key or --drop-placeholders was given for a source that has none."""
+def check_input_flags(json_key: str | None, dropped: bool, source: str, files: Sequence[Path]) -> None:
+    """Raise ValueError if --json-key or --drop-placeholders was given for a source, of these files, that has none."""
     if json_key is not None and source != "jsonl":
         raise ValueError(
             f"--json-key {json_key} is for JSON lines, and this is {source}; leave it out, or add --source jsonl"
         )
-    if dropped and source not in ("wikipedia", "jsonl"):
+    if dropped and source != "wikipedia" and not any(map(is_wiki_file, files)):
         raise ValueError(f"--drop-placeholders is for extracted Wikipedia, and this is {source}; leave it out")
 
 

@@ -38,7 +38,7 @@ def prepare(args: argparse.Namespace, stream: TextIO) -> None:
         from data.building.worker_pool import start_server
 
         start_server()
-    from corpora.sources import check_input_flags, guess, open_source, passed_over
+    from corpora.sources import DOCUMENTS, check_input_flags, guess, open_source, passed_over
     from data.building.corpus import build, check_vocabulary, worker_count
     from data.building.duplicates import Selector
     from data.building.parts import Recipe
@@ -51,9 +51,11 @@ def prepare(args: argparse.Namespace, stream: TextIO) -> None:
             f"--detokenize is for WikiText, and this is {source}; leave it out, or for a file of it as a whole add "
             "--source text --documents file"
         )
-    check_input_flags(args.json_key, args.drop_placeholders, source)
     check_parts(args, source)
     corpus, own_validation = open_source(source, args.input, args.documents)
+    check_input_flags(args.json_key, args.drop_placeholders, source, corpus.files)
+    if len(DOCUMENTS[source]) == 1:  # the flag says what is so anyway
+        args.documents = None
     tokenizer = chosen_tokenizer(args)
     training = writer(args, "", tokenizer)
     holds_out = bool(args.validation_fraction or args.validation_first or own_validation)

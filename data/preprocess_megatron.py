@@ -78,7 +78,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def preprocess(args: argparse.Namespace, stream: TextIO) -> None:
     """Write the corpora. Raises ValueError naming the input that cannot be used, RuntimeError, OSError."""
     # Imported where they are used: --help and bad flags need not wait for them.
-    from corpora.sources import holds_wikipedia, open_source, passed_over
+    from corpora.sources import check_input_flags, holds_wikipedia, open_source, passed_over
     from data.building.corpus import build, worker_count
     from data.building.corpus_formats import MegatronWriter
     from data.building.duplicates import Selector
@@ -90,6 +90,7 @@ def preprocess(args: argparse.Namespace, stream: TextIO) -> None:
         raise ValueError(f"--json-keys {' '.join(args.json_keys)}: --input is extracted Wikipedia, whose key is text")
     source = "wikipedia" if wikipedia else "jsonl"
     corpus, _ = open_source(source, args.input)
+    check_input_flags(None, args.drop_placeholders, source, corpus.files)
     if args.tokenizer is not None:
         tokenizer = Tokenizer.from_folder(args.tokenizer)
     else:

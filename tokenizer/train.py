@@ -160,8 +160,8 @@ def train(args: argparse.Namespace, stream: TextIO) -> None:
     dimensions = args.config or there or CONFIG
     values = json_object(read_text(dimensions), dimensions) if args.config_output else {}
     source = args.source or guess(args.input)
-    check_input_flags(args.json_key, args.drop_placeholders, source)
     corpus, _ = open_source(source, args.input, args.documents)
+    check_input_flags(args.json_key, args.drop_placeholders, source, corpus.files)
     origin = made_from(args, source)
     origin.check()
     others = passed_over(args.input, [*corpus.files, args.output])

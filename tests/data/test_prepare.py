@@ -1010,8 +1010,8 @@ def test_flags_whose_neglect_would_give_another_corpus_are_refused(tmp_path, cor
     assert told in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "openwebtext", "wikipedia"])
-def test_documents_that_end_where_the_source_says_are_not_cut_otherwise(tmp_path, tokenizer, capsys, kind):
+@pytest.mark.parametrize(("kind", "unit"), [("jsonl", "line"), ("openwebtext", "file"), ("wikipedia", "article")])
+def test_documents_that_end_where_the_source_says_are_not_cut_otherwise(tmp_path, tokenizer, capsys, kind, unit):
     """--documents was passed over in silence."""
     folder = tmp_path / "in"
     (folder / "AA").mkdir(parents=True)
@@ -1019,9 +1019,18 @@ def test_documents_that_end_where_the_source_says_are_not_cut_otherwise(tmp_path
     (folder / "a.tar").write_bytes(tar_of([("a.txt", b"the river")]))
     (folder / "AA" / "wiki_00").write_text('<doc id="1" title="T">\nT\n\nthe river\n\n</doc>\n', encoding="utf-8")
     command = ["--input", folder, "--source", kind, "--output", tmp_path / "out", "--tokenizer", tokenizer]
-    assert run(*command, "--workers", 1, "--documents", "file") == 2
-    assert f"--documents file: {kind} says itself where a document ends" in capsys.readouterr().err
-    assert run(*command, "--workers", 1) == 0
+    assert run(*command, "--workers", 1, "--documents", "passage") == 2
+    assert f"--documents passage: of {kind} they are {unit}" in capsys.readouterr().err
+    assert run(*command, "--workers", 1, "--documents", unit) == 0
+    assert run(*command, "--workers", 1) == 0, "it says what is so anyway"
+
+
+def test_placeholders_of_json_lines_that_are_no_wikipedia_are_not_dropped(tmp_path, tokenizer, capsys):
+    (tmp_path / "a.jsonl").write_text('{"text": "formula_1 is it"}\n', encoding="utf-8")
+    command = ["--input", tmp_path / "a.jsonl", "--output", tmp_path / "out", "--tokenizer", tokenizer, "--workers", 1]
+    assert run(*command, "--drop-placeholders") == 2
+    assert "--drop-placeholders is for extracted Wikipedia, and this is jsonl" in capsys.readouterr().err
+    assert run(*command) == 0
 
 
 def test_the_tokenizer_type_of_no_tokenizer_is_told(tmp_path, corpus, capsys):

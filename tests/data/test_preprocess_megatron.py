@@ -68,6 +68,15 @@ def test_documents_are_those_encoded_one_by_one(tmp_path, vocabulary, append):
     ]  # fmt: skip
 
 
+def test_placeholders_of_json_lines_that_are_no_wikipedia_are_not_dropped(tmp_path, vocabulary, capsys):
+    """--drop-placeholders was passed over in silence."""
+    source = tmp_path / "a.jsonl"
+    source.write_text('{"text": "formula_1 is it"}\n', encoding="utf-8")
+    command = ["--input", source, "--output-prefix", tmp_path / "out" / "c", "--tokenizer", vocabulary]
+    assert run(*command, "--drop-placeholders") == 2
+    assert "--drop-placeholders is for extracted Wikipedia, and this is jsonl; leave it out" in capsys.readouterr().err
+
+
 def test_another_corpus_does_not_take_the_place_of_one_that_is_there(tmp_path, vocabulary, capsys):
     """Of several keys none is written if one is there."""
     source = tmp_path / "a.jsonl"
