@@ -27,7 +27,7 @@ inline bool has_units() {
 
 // Whether products of bfloat16 are at least 1.5 times as fast as float32's.
 inline bool measured() {
-  const at::Tensor left = at::ones({256, 768}), right = at::ones({768, 768});
+  const at::Tensor left = at::ones({256, 768}, at::kFloat), right = at::ones({768, 768}, at::kFloat);
   const at::Tensor narrow_left = left.to(at::kBFloat16), narrow_right = right.to(at::kBFloat16);
   return speed::ratio([&] { at::mm(left, right); }, [&] { at::mm(narrow_left, narrow_right); }) >= 1.5;
 }

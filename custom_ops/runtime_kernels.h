@@ -128,7 +128,7 @@ inline bool multiplies() {
     if (!library().product || !library().multiplies(poptorch_kernels::kFloat32)) {
       return false;
     }
-    const at::Tensor left = at::ones({256, 768}), right = at::ones({768, 768});
+    const at::Tensor left = at::ones({256, 768}, at::kFloat), right = at::ones({768, 768}, at::kFloat);
     const auto ours = [&] { multiply(left, right, {}); };
     return speed::ratio([&] { at::mm(left, right); }, ours) >= 1.2;
   }();

@@ -226,10 +226,10 @@ class _Linear(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             x = operands[0] if ctx.recipe is None else ctx.recipe.make(tuple(operands)).to(rounded.dtype)
             x = x.reshape(-1, x.shape[-1])
-            if ctx.transposed:
-                grad_weight = wide_products.multiply(x.t(), grad, torch.empty(x.shape[1], grad.shape[1])).t()
-            else:
-                grad_weight = wide_products.multiply(grad.t(), x, torch.empty(grad.shape[1], x.shape[1]))
+            left, right = (x, grad) if ctx.transposed else (grad, x)
+            out = torch.empty(left.shape[1], right.shape[1], dtype=torch.float32)
+            grad_weight = wide_products.multiply(left.t(), right, out)
+            grad_weight = grad_weight.t() if ctx.transposed else grad_weight
         if ctx.needs_input_grad[2]:
             grad_bias = grad.sum(0)  # added up in float32
         return grad_x, grad_weight, grad_bias, None

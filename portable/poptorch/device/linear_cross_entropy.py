@@ -131,7 +131,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         kept = target != ignore_index
         by_group = kept.view(groups or 1, -1)
         # Of a mean over nothing the loss is NaN and the gradient 0, as in torch.
-        scale = 1.0 / by_group.sum(-1) if reduction == "mean" else torch.ones(groups or 1, device=rows.device)
+        counts = by_group.sum(-1, dtype=torch.float32)  # without a type their quotient would be of torch's default one
+        scale = 1.0 / counts if reduction == "mean" else torch.ones_like(counts)
         row_scale = torch.where(by_group, scale.unsqueeze(-1), 0.0).view(-1)
         index = torch.where(kept, target, 0)
         memory = shared_gradient(weight) if weight.device.type == "cpu" else None
@@ -264,7 +265,7 @@ class _KeptLogits:
         block, logits = self._room.split([vocabulary * 4 * block_rows, vocabulary * 2 * rows])
         self.block = block.view(torch.float32).view(block_rows, vocabulary)
         self._logits = logits.view(torch.bfloat16).view(rows, vocabulary)
-        self._factors = torch.empty(rows)
+        self._factors = torch.empty(rows, dtype=torch.float32)
 
     def take(
         self,
@@ -288,7 +289,7 @@ class _KeptLogits:
         inputs = rows * row_grad
 
         def parts() -> Iterator[tuple[int, torch.Tensor]]:
-            room = torch.empty(min(_PART_ROWS, len(weight)), rows.shape[1])
+            room = torch.empty(min(_PART_ROWS, len(weight)), rows.shape[1], dtype=torch.float32)
             for first in range(0, len(weight), _PART_ROWS):
                 columns = self._logits[:, first : first + _PART_ROWS]
                 part = room[: columns.shape[1]]

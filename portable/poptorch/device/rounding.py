@@ -41,7 +41,7 @@ def stochastic_round(source: torch.Tensor, generator: torch.Generator | None = N
     fraction = source.abs().div_(spacing)
     steps = fraction.floor()
     fraction.sub_(steps)
-    up = torch.rand(source.shape, generator=generator, device=source.device) < fraction
+    up = torch.rand(source.shape, generator=generator, dtype=source.dtype, device=source.device) < fraction
     rounded = steps.add_(up).mul_(spacing)
     rounded = torch.where(source.abs() > HALF_MAX, source, rounded.copysign_(source))
     return rounded.to(torch.float16)

@@ -10,6 +10,7 @@ import torch
 
 from .. import notices, optim
 from ..checks import require
+from ..engine import surroundings
 from ..engine.processes import watch
 from ..engine.running.timings import Latency, Timings
 from ..operations.blocks import module_repr
@@ -38,6 +39,7 @@ class PoplarExecutor(LibraryNames):
 
     # -- what a program sees -------------------------------------------------------------------------------------
 
+    @surroundings.left_outside()
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run one call, compiling first if need be."""
         self._require_device()

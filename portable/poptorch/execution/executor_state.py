@@ -11,6 +11,7 @@ import torch
 from .. import notices, openmp, optim, option_effects
 from ..checks import require
 from ..device import policy as device_policy
+from ..engine import surroundings
 from ..engine.as_one import number
 from ..engine.numerics import Numerics
 from ..engine.running.probe import Probe
@@ -109,6 +110,7 @@ class ExecutorState:
             raise createPoptorchError("Device is not attached")
         return self._session
 
+    @surroundings.left_outside()
     def _compile(self, args: tuple, kwargs: dict[str, Any]) -> None:
         start = time.perf_counter()
         self._options.validate()

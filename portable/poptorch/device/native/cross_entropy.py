@@ -46,7 +46,7 @@ def differentiate(
     Returns:
         The losses (N,), `out`, and (N,) float32 factors: a row of the second times its factor is softmax minus one-hot.
     """
-    factors = torch.empty(len(logits), device="cpu")
+    factors = torch.empty(len(logits), dtype=torch.float32, device="cpu")
     if out is None:
         out = logits.view(torch.bfloat16)[:, : logits.shape[1]] if narrow else logits
     return _call(logits, bias, target, best, factors, out), out, factors
@@ -64,7 +64,7 @@ def _call(
     if rows and not 0 <= int(target.min()) <= int(target.max()) < columns:
         wrong = target[(target < 0) | (target >= columns)]
         raise IndexError(f"Target {int(wrong[0])} is out of bounds: there are {columns} classes.")
-    found = torch.empty(rows, device="cpu")
+    found = torch.empty(rows, dtype=torch.float32, device="cpu")
     tensors = (logits, bias, target.contiguous(), found, best, factors, gradient)
     pointers = (None if each is None else each.data_ptr() for each in tensors)
     stride, narrow = (0, False) if gradient is None else (gradient.stride(0), gradient.dtype == torch.bfloat16)

@@ -263,7 +263,7 @@ class Runner:
     def _look(self, s: int, a: int, r: int, values: dict[str, torch.Tensor], loss: torch.Tensor | None) -> None:
         """Give the anchors the values of micro-batch (s, a, r): inputs, outputs and intermediate ones."""
         if self._optimizer is not None:
-            values = {**values, FINAL_LOSS_SCALE: torch.tensor(self._optimizer.loss_scaling)}
+            values = {**values, FINAL_LOSS_SCALE: torch.tensor(self._optimizer.loss_scaling, dtype=torch.float32)}
         self._anchors.micro_batch(s, a, r, {**values, "loss": loss})
 
     def _update(self, s: int) -> None:

@@ -22,7 +22,7 @@ import torch
 from torch.fx import config as fx_config
 
 from ...poptorch_core import Error, createPoptorchError, set_compiling
-from .. import without_dynamo
+from .. import surroundings, without_dynamo
 from . import devices, functions, lenient, members, native_names, opaque, subclasses
 from .host_tensors import HostWrites
 from .program_mode import ProgramMode, value_unknown
@@ -124,7 +124,7 @@ class _Entry(torch.nn.Module):
         self._context.input_ids.update(map(id, leaves))
         self._context.before_forward()
         with (
-            lenient.without_autocast(),
+            surroundings.without_autocast(),
             lenient.mixed_types(),
             lenient.unvalidated(),
             lenient.masks_taken_as_given(),

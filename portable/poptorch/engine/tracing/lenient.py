@@ -41,22 +41,6 @@ def mixed_types() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def without_autocast() -> Iterator[None]:
-    """Inside this context torch.autocast has no effect: the device has no such thing, types are the program's."""
-    enter, leave = torch.autocast.__enter__, torch.autocast.__exit__
-
-    def entered(self: torch.autocast) -> torch.autocast:
-        notices.once("autocast", "torch.autocast has no effect in a PopTorch model: use model.half() instead.")
-        return self
-
-    torch.autocast.__enter__, torch.autocast.__exit__ = entered, lambda self, *error: None
-    try:
-        yield
-    finally:
-        torch.autocast.__enter__, torch.autocast.__exit__ = enter, leave
-
-
-@contextlib.contextmanager
 def masks_taken_as_given() -> Iterator[None]:
     """torch.nn.Transformer and its parts do not look whether a mask's values make it a causal one.
 

@@ -118,10 +118,12 @@ class DeviceStates:
                 owned[f"{role}___{name}"] = self._spread.owned(name, state, *forms[role])
         numbers = {}
         if self._settings.kind != "SGD":
-            numbers = {f"Step___{name}": torch.tensor(float(step)) for name, step in self._steps.items()}
+            numbers = {
+                f"Step___{name}": torch.tensor(float(step), dtype=torch.float32) for name, step in self._steps.items()
+            }
         settings = self._settings
         if self._automatic is not None:
-            numbers[_UPDATE_FACTOR] = torch.tensor(self._automatic.factor)
+            numbers[_UPDATE_FACTOR] = torch.tensor(self._automatic.factor, dtype=torch.float32)
             settings = dataclasses.replace(settings, loss_scaling=settings.loss_scaling / self._automatic.factor)
         owned.update((key, Owned.whole(number)) for key, number in numbers.items())
         return {"ipu_state": collect(owned), "ipu_param": optimizer_state.to_tensors(settings)}

@@ -275,7 +275,7 @@ class DeviceOptimizer(DeviceStates):
             norms[0].extend(torch._foreach_norm(params.tensors))
             norms[1].extend(torch._foreach_norm(x))
         owner = torch.tensor(owners, device=device)
-        zeros = torch.zeros(len(names), device=device)
+        zeros = torch.zeros(len(names), dtype=torch.float32, device=device)
         squares = [zeros.index_add(0, owner, torch.stack(each).square()) for each in norms]  # (names,) each
         whole = [self._spread.squares(names, each).sqrt() for each in squares]
         trust = iter(update_rules.lamb_trust(*whole, values.max_weight_norm)[owner].unbind())
@@ -340,7 +340,7 @@ class DeviceOptimizer(DeviceStates):
 def _norm(grads: list[torch.Tensor]) -> torch.Tensor:
     """The norm of all of these together, 0-d float32, on the device of the first; flattened ones of any type."""
     pieces = [piece for grad in grads for piece in grad.split(chunk_elements(grad.device))]
-    norms = [torch.linalg.vector_norm(piece.float()) for piece in pieces] or [torch.zeros(())]
+    norms = [torch.linalg.vector_norm(piece.float()) for piece in pieces] or [torch.zeros((), dtype=torch.float32)]
     return torch.linalg.vector_norm(torch.stack([each.to(norms[0].device) for each in norms]))
 
 
@@ -348,4 +348,4 @@ def _as_tensor(divisor: float | torch.Tensor, device: torch.device) -> torch.Ten
     """A 0-d float32 tensor on `device`, or None for 1."""
     if isinstance(divisor, torch.Tensor):
         return divisor.to(device)
-    return None if divisor == 1.0 else torch.full((), divisor, device=device)
+    return None if divisor == 1.0 else torch.full((), divisor, dtype=torch.float32, device=device)

@@ -47,7 +47,7 @@ def adam(
     Kingma & Ba 2015; Loshchilov & Hutter 2019. On a CPU the kernel in device/native/adam.py does the same.
     """
     rule = torch._fused_adamw_ if values.decoupled else torch._fused_adam_
-    step = torch.full((), float(t), device=params[0].device)
+    step = torch.full((), float(t), dtype=torch.float32, device=params[0].device)
     rule(
         params,
         grads,
