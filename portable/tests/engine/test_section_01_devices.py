@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -180,6 +182,49 @@ def test_gradients_within_forward():
     reference.backward()
     torch.testing.assert_close(loss, reference.detach())
     torch.testing.assert_close(model.w.detach(), before - 0.01 * expected.grad)
+
+
+ACTIVATIONS = {
+    "tanh": torch.tanh,
+    "in place": lambda h: (h * 1).tanh_(),
+    "relu": torch.relu,
+    "gelu": F.gelu,
+    "softmax": lambda h: h.softmax(-1),
+    "root": lambda h: (h * h + 1).sqrt(),
+    "convolution": lambda h: F.conv1d(h.unsqueeze(1), h[:1, :3].unsqueeze(0), padding=1).squeeze(1),
+    "product": lambda h: torch.matmul(h, h.t()) @ h,
+}
+
+
+@pytest.mark.parametrize("twice", [True, False])
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_gradients_of_layers_within_forward(name, twice):
+    """What autograd has kept of results and weights is found, and passes gradients on if it is to (`create_graph`)."""
+
+    def forward(m, x):
+        given = x.detach().requires_grad_()
+        energy = ACTIVATIONS[name](m.layer(given)).pow(2).sum()
+        (slope,) = torch.autograd.grad(energy, given, create_graph=twice, retain_graph=True)
+        return poptorch.identity_loss((slope + m.layer(x)).pow(2).sum(), "none")
+
+    torch.manual_seed(0)
+    model = Body(forward, layer=torch.nn.Linear(4, 4))
+    reference, x = copy.deepcopy(model), torch.randn(3, 4)
+    loss = poptorch.trainingModel(model, None, torch.optim.SGD(model.parameters(), lr=1e-3))(x)
+    expected = forward(reference, x)
+    expected.backward()
+    torch.testing.assert_close(loss, expected.detach())
+    for own, other in zip(model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(own.detach(), other.detach() - 1e-3 * other.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_through_what_a_layer_keeps_are_refused():
+    def forward(m, x):
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad(m.layer(x).pow(2).sum(), x)[0]
+
+    with pytest.raises(poptorch.Error, match="through a normalisation, attention or a recurrent layer"):
+        infer(forward, torch.randn(3, 4), layer=torch.nn.LayerNorm(4))
 
 
 def test_section1_values_that_a_torch_function_looks_at(capfd):

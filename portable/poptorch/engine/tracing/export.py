@@ -266,6 +266,11 @@ def _exported(
         if not _is_refusal(error, context):
             raise
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}" if str(error) else repr(error)
+        if "a fake tensor in the exported program" in reason:
+            reason = (
+                "an operation reads a tensor that none of its operations has made, as torch.autograd.grad() does where "
+                "it goes through a normalisation, attention or a recurrent layer: compute these by plain operations"
+            )
         raise createPoptorchError(f"forward() of {type(model).__name__} could not be traced: {reason}") from error
 
 

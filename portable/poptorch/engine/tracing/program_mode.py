@@ -113,7 +113,8 @@ class ProgramMode(TorchFunctionMode):
         if getattr(func, "__name__", "") == "__get__" or func in _METADATA:
             return func(*args, **kwargs)
         result = self._call(func, args, kwargs)
-        return result if torch.is_grad_enabled() else _detached(result, args)
+        passes_on = kwargs.get("create_graph", False) if func is torch.autograd.grad else torch.is_grad_enabled()
+        return result if passes_on else _detached(result, args)
 
     def _call(self, func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         self._check_active()

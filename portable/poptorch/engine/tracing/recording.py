@@ -49,6 +49,8 @@ class _Recorder(ProxyTorchDispatchMode):
         # Weakly held: torch's factories copy what somebody else holds, and the copy would be unknown.
         self._nodes = WeakTensorKeyDictionary()
         self._layouts: list[tuple[torch.fx.Node, _Layout]] = []
+        # By memory, held so that no other gets its address: what autograd keeps of a result is a new tensor.
+        self._in_memory: dict[int, tuple[torch.UntypedStorage, list[tuple[torch.fx.Node, int, _Layout]]]] = {}
         self._last_placeholder: torch.fx.Node | None = None
 
     def placeholder(self, name: str, tensor: torch.Tensor) -> torch.fx.Node:
@@ -64,12 +66,32 @@ class _Recorder(ProxyTorchDispatchMode):
         if node is not None:
             return node
         if isinstance(tensor, FakeTensor):
+            node = self._kept_by_autograd(tensor)
+            if node is not None:
+                return node
             raise NotRecorded(f"a tensor of shape {tuple(tensor.shape)} has an origin that tracing cannot follow")
         if type(tensor) not in (torch.Tensor, torch.nn.Parameter) or _is_wrapped(tensor):
             raise NotRecorded(f"a tensor of the class {type(tensor).__name__}")
         node = self.placeholder(f"c_{len(self.constants)}", tensor)
         self.constants[node.name] = tensor
         return node
+
+    def _kept_by_autograd(self, tensor: torch.Tensor) -> torch.fx.Node | None:
+        """What torch.autograd.grad() reads, as a node through which gradients pass on, if that is known.
+
+        It is a result that autograd has kept, in a tensor of its own, or an operand that a product has transposed.
+        """
+        _, made = self._in_memory.get(tensor.untyped_storage()._cdata, (None, []))
+        shape, stride, dtype = _layout_of(tensor)
+        for node, offset, layout in reversed(made):
+            if offset == tensor.storage_offset() and layout == (shape, stride, dtype):
+                return node
+            if offset == tensor.storage_offset() and layout == (shape[::-1], stride[::-1], dtype) and len(shape) == 2:
+                transposed = self.graph.call_function(torch.ops.aten.t.default, (node,))
+                transposed.meta["nn_module_stack"] = {"": (self.path, "")}
+                self._track(tensor, transposed)
+                return transposed
+        return None
 
     def finish(self, outputs: tuple[torch.Tensor, ...]) -> None:
         """End the graph with these outputs; every node says what its tensor is like."""
@@ -123,7 +145,15 @@ class _Recorder(ProxyTorchDispatchMode):
         if tensor.layout is not torch.strided or _is_wrapped(tensor):
             raise NotRecorded(f"{node.target} gives a tensor of the layout {tensor.layout}")
         self._nodes[tensor] = node
-        self._layouts.append((node, (tensor.shape, tensor.stride(), tensor.dtype)))
+        layout = _layout_of(tensor)
+        self._layouts.append((node, layout))
+        if node.target is not torch.ops.aten.detach.default:
+            memory = tensor.untyped_storage()
+            self._in_memory.setdefault(memory._cdata, (memory, []))[1].append((node, tensor.storage_offset(), layout))
+
+
+def _layout_of(tensor: torch.Tensor) -> _Layout:
+    return tensor.shape, tensor.stride(), tensor.dtype
 
 
 def _is_wrapped(tensor: torch.Tensor) -> bool:
