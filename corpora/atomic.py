@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import stat
@@ -48,9 +49,14 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
 
 
 def _stream(path: Path) -> BinaryIO | None:
-    """A device or pipe, opened, and what this process has open under a name; None for a file, there or not."""
+    """A device or pipe, opened, and what this process has open under a name; None for a file, there or not.
+
+    Raises OSError for the name of something that this process does not have open.
+    """
     descriptor = _STANDARD.get(str(path), path.name if path.parent in _DESCRIPTORS else None)
-    if descriptor is not None and path.exists():
+    if descriptor is not None:
+        if not path.exists():  # it is closed: a file would take the place of the name, for every program of the machine
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF), str(path))
         return os.fdopen(os.dup(int(descriptor)), "wb")  # with the place in it that the program has
     try:
         mode = path.stat().st_mode

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from corpora import atomic
 from corpora.atomic import atomic_file
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,6 +44,7 @@ def test_a_device_without_room_is_named_and_stays():
 def test_what_stands_for_the_output_is_added_to(tmp_path, redirected):
     """As root /dev/stdout was replaced by a file, for every program of the machine."""
     code = """import sys
+from corpora import atomic
 from corpora.atomic import atomic_file
 print("before", flush=True)
 with atomic_file("/dev/stdout") as file:
@@ -54,3 +56,14 @@ print("after")"""
         )
     assert (done.stdout if not redirected else (tmp_path / "out").read_bytes()) == b"before\nsome\nafter\n"
     assert Path("/dev/stdout").is_symlink()
+
+
+def test_the_name_of_a_closed_output_is_not_replaced(tmp_path, monkeypatch):
+    """As root a program started with >&- made a file of /dev/stdout."""
+    name = tmp_path / "stdout"
+    name.symlink_to("/proc/self/fd/987654")
+    monkeypatch.setitem(atomic._STANDARD, str(name), 987654)
+    with pytest.raises(OSError) as caught, atomic_file(name) as file:
+        file.write(b"some")
+    assert (caught.value.errno, caught.value.filename) == (errno.EBADF, str(name))
+    assert [each.name for each in tmp_path.iterdir()] == ["stdout"] and name.is_symlink()
