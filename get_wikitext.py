@@ -21,7 +21,7 @@ import zipfile
 from pathlib import Path
 
 from corpora.atomic import atomic_file, folder_made
-from corpora.program import ProgramParser, reported
+from corpora.program import ProgramParser, add_overwrite_flag, reported
 from data import prepare
 
 # Name on the command line -> folder in the archive, which is called <folder>-v1.zip. CC BY-SA.
@@ -78,6 +78,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = ProgramParser("get_wikitext.py", __doc__)
     parser.add_argument("set", nargs="?", choices=tuple(SETS), help="which WikiText")
     parser.add_argument("--download-only", action="store_true", help="leave the token ids to python3 -m data.prepare")
+    add_overwrite_flag(parser)
     args = parser.parse_args(argv)
     if args.set is None:
         parser.refuse([f"set: is needed, one of {', '.join(SETS)}"])
@@ -96,7 +97,7 @@ def main(argv: list[str] | None = None) -> int:
     status = reported("get_wikitext.py", get)
     if status or args.download_only:
         return status
-    flags = ["--documents", "line", "--document-ends", "none"]
+    flags = ["--documents", "line", "--document-ends", "none", *(["--overwrite"] if args.overwrite else [])]
     return prepare.main(["--input", str(folder), *flags, "--output", str(folder / "prepared")])
 
 

@@ -81,7 +81,7 @@ def preprocess(args: argparse.Namespace) -> None:
         start_server()
     from corpora.pieces import Corpus, wikipedia
     from corpora.wikipedia import wiki_files
-    from data.building.corpus import build, worker_count
+    from data.building.corpus import build, check_vocabulary, worker_count
     from data.building.corpus_formats import PickleWriter
     from data.building.duplicates import Selector
     from data.building.parts import Recipe
@@ -100,11 +100,11 @@ def preprocess(args: argparse.Namespace) -> None:
         "--output-file-path",
         args.overwrite,
     )
+    tokenizer = Tokenizer.gpt2()
+    check_vocabulary(folder, tokenizer, to_have=not args.use_bpe)  # first: --overwrite does not help there
     origin.check()
     if args.use_bpe:
         tokenizer = learn_vocabulary(corpus, "text", BPE_VOCAB_SIZE, sys.stderr, args.drop_placeholders)
-    else:
-        tokenizer = Tokenizer.gpt2()
     writer = PickleWriter(path, tokenizer.vocab_size)
     recipe, everything = (
         Recipe(args.min_length, drop_placeholders=args.drop_placeholders),

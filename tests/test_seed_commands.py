@@ -68,6 +68,20 @@ def test_wikitext_from_an_archive_that_is_there(tmp_path):
     assert again.returncode == 0 and (folder / "wiki.test.raw").read_text(encoding="utf-8") == "mine\n"
 
 
+def test_wikitext_prepared_by_an_earlier_version_is_replaced_if_asked_for(tmp_path):
+    """Nothing says what such files were made from: the refusal named a flag that this program had not."""
+    archive(tmp_path / "wikitext-103-raw-v1.zip")
+    corpus = tmp_path / "wikitext-103-raw" / "prepared" / "corpus.pkl"
+    corpus.parent.mkdir(parents=True)
+    corpus.write_bytes(b"earlier")
+    done = get(tmp_path, "103_raw")
+    assert done.returncode == 2 and "replace it with --overwrite" in done.stderr
+    assert corpus.read_bytes() == b"earlier"
+    done = get(tmp_path, "103_raw", "--overwrite")
+    assert done.returncode == 0, done.stderr
+    assert corpus.read_bytes() != b"earlier" and get(tmp_path, "103_raw").returncode == 0
+
+
 @pytest.mark.parametrize("scheme", ["http", "file"])
 def test_wikitext_from_a_mirror(tmp_path, scheme):
     site, work = tmp_path / "site", tmp_path / "work"

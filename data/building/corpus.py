@@ -62,14 +62,14 @@ def build(
     return paths
 
 
-def check_vocabulary(folder: Path, tokenizer: Tokenizer) -> None:
-    """A folder has one tokenizer.json, for all corpora in it.
+def check_vocabulary(folder: Path, tokenizer: Tokenizer, to_have: bool = True) -> None:
+    """A folder has one tokenizer.json, for all corpora in it, which is `to_have` the tokenizer's ids, or others.
 
-    Raises ValueError if there is one that has other ids, or that cannot be read.
+    Raises ValueError if there is one and it has not, or cannot be read.
     """
     path = folder / TOKENIZER_FILE
     there = read_entries(folder) if path.is_file() else None
-    if there is not None and there.ids != ids_in(json.loads(tokenizer.to_json()), path):
+    if there is not None and (there.ids == ids_in(json.loads(tokenizer.to_json()), path)) != to_have:
         raise ValueError(
             f"{folder}: holds data of another vocabulary, which its {TOKENIZER_FILE} is for; name another folder, or "
             "delete that one if it is of no use any more"

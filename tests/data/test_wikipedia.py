@@ -223,6 +223,19 @@ def test_another_corpus_does_not_take_the_place_of_one_that_is_there(extracted, 
     assert (out / OUTPUT_NAME).read_bytes() != before
 
 
+@pytest.mark.parametrize("first", [(), ("--use-bpe",)])
+def test_another_vocabulary_is_refused_before_one_is_learnt(extracted, tmp_path, first):
+    """--overwrite was what the refusal named, and refused in turn when the vocabulary had been learnt."""
+    folder, _ = extracted
+    command = ("--input-file-path", folder, "--output-file-path", tmp_path)
+    assert preprocess(*command, *first).returncode == 0
+    for further in ((), ("--overwrite",)):
+        done = preprocess(*command, *further, *([] if first else ["--use-bpe"]))
+        assert done.returncode == 2 and "holds data of another vocabulary" in done.stderr
+        assert "name another folder" in done.stderr and "trained a" not in done.stderr
+    assert preprocess(*command, *first).returncode == 0
+
+
 @pytest.mark.parametrize("suffix", [".xml", ".xml.bz2"])
 def test_extract(tmp_path, suffix):
     pages = [("One", "'''One''' is the [[first]] number.\n\nIt is odd."), ("Two", "Two &amp; more."), ("R", "Three.")]
