@@ -112,8 +112,9 @@ class WindowDataset(SampleDataset):
 
 
 def left_out(stride: int, max_len: int) -> str:
-    """What to say of windows of max_len + 1 ids that do not touch; empty if they do."""
-    return f"; ids between two windows are in no sample: --stride {max_len} leaves none out" if stride > max_len else ""
+    """What to say of windows of max_len + 1 ids that have others between them; empty if they have none."""
+    between = stride > max_len + 1
+    return f"; ids between two windows are in no sample: --stride {max_len} leaves none out" if between else ""
 
 
 def split_by_article(
