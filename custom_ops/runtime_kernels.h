@@ -110,7 +110,14 @@ inline at::Tensor multiply(const at::Tensor& left, const at::Tensor& right, cons
   if (bias.defined()) {
     out.copy_(bias.expand_as(out));
   }
-  Product call{view(left), view(right), out.data_ptr<float>(), out.stride(0), out.size(0), out.size(1), left.size(1)};
+  Product call{};
+  call.left = view(left);
+  call.right = view(right);
+  call.out = out.data_ptr<float>();
+  call.out_row = out.stride(0);
+  call.rows = out.size(0);
+  call.columns = out.size(1);
+  call.depth = left.size(1);
   call.add = bias.defined();
   const int64_t threads = at::get_num_threads();
   int64_t packed = 0, scratch = 0;
