@@ -136,6 +136,8 @@ def refuse(program: str, problems: Sequence[str]) -> NoReturn:
 
 def give_up(program: str, error: ValueError) -> NoReturn:
     """Ends a program with status 2: it refuses what it was asked for, or tells what came too late for that."""
+    if isinstance(error, UnicodeError):  # whose arguments are parts of one problem, the whole text among them
+        refuse(program, [str(error)])
     if not isinstance(error, TooLate):
         refuse(program, [str(problem) for problem in error.args])
     leave_to_first_process()

@@ -240,6 +240,19 @@ def test_a_config_with_a_misspelt_field_is_refused(tmp_path: Path, capsys) -> No
     assert ended.value.code == 2 and told in capsys.readouterr().err.splitlines()
 
 
+def test_bytes_that_are_no_text_are_one_problem(capsys) -> None:
+    """They were five, one of which was all of the bytes."""
+    with pytest.raises(UnicodeDecodeError) as caught:
+        (b"a" * 1000 + b"\xff").decode()
+    with pytest.raises(SystemExit) as ended:
+        checks.give_up("program.py", caught.value)
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and said.splitlines() == [
+        "program.py: 1 problem, nothing was started or written",
+        "  'utf-8' codec can't decode byte 0xff in position 1000: invalid start byte",
+    ]
+
+
 def test_one_number_means_the_same_on_each_ipu() -> None:
     args = parse("--layers-per-ipu 3 --matmul-proportion 0.2 --gradient-accumulation 16")
     assert (args.layers_per_ipu, args.ipus_per_replica) == ([3, 3, 3, 3], 4)
