@@ -218,6 +218,21 @@ def test_of_two_that_have_ended_the_first_is_named(four):
     assert re.match("process 2 of 4 .* has ended", first.explanation("")), first.explanation("")
 
 
+def test_a_process_is_named_though_the_others_cannot_be_told(four, monkeypatch):
+    """The store may end between the question who it was and the answer."""
+    first, _, store = four
+
+    class Ending:
+        def __getattr__(self, name):
+            return getattr(store, name)
+
+        def set(self, key, value):
+            raise RuntimeError("Connection reset by peer")
+
+    monkeypatch.setattr(first, "_store", Ending())
+    assert re.match("process 1 of 4 .* has ended", first.explanation("")), first.explanation("")
+
+
 @pytest.mark.parametrize("still", [True, False])
 def test_time_for_which_this_process_stood_still_is_no_silence_of_another(four, still, monkeypatch):
     """As all of a job are stopped together: process 3 has given no sign of life for 4 s, nor has this one."""

@@ -257,8 +257,9 @@ class Watch:
             with contextlib.suppress(RuntimeError):
                 declared = self._declared()
                 culprit = declared["text"] if declared else self._culprit()
-                if culprit:  # told at once: this process may end before its next beat
-                    self._store.set(f"blames {self._me}", culprit)
+                if culprit:
+                    with contextlib.suppress(RuntimeError):  # told at once: this process may end before its next beat
+                        self._store.set(f"blames {self._me}", culprit)
                     return culprit
             time.sleep(_BEAT / 10)
         if self.failure:
