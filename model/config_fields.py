@@ -16,16 +16,17 @@ from model.config_checks import POSITIVE_INTEGERS
 HUGGING_FACE = frozenset(
     """
     _attn_implementation _attn_implementation_autoset _commit_hash _name_or_path _num_labels architectures
-    attn_implementation auto_map bad_words_ids begin_suppress_tokens chunk_size_feed_forward cross_attention_hidden_size
-    decoder_start_token_id diversity_penalty do_sample dtype early_stopping encoder_no_repeat_ngram_size
-    exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id generator_class
-    gradient_checkpointing id2label is_decoder label2id length_penalty max_length min_length model_type n_ctx n_special
-    no_repeat_ngram_size num_beam_groups num_beams num_labels num_return_sequences output_attentions
-    output_hidden_states output_past output_scores pad_token_id predict_special_tokens prefix problem_type
-    remove_invalid_values repetition_penalty return_dict return_dict_in_generate sep_token_id summary_activation
-    summary_first_dropout summary_hidden_size summary_proj_to_labels summary_type summary_use_proj suppress_tokens
-    task_specific_params temperature tf_legacy_loss tie_encoder_decoder tokenizer_class top_k top_p torch_dtype
-    torchscript transformers.js_config transformers_version typical_p use_bfloat16 use_cache use_return_dict xla_device
+    attn_implementation auto_map bad_words_ids begin_suppress_tokens chunk_size_feed_forward cls_token_id
+    cross_attention_hidden_size decoder_start_token_id diversity_penalty do_sample dtype early_stopping
+    encoder_no_repeat_ngram_size exponential_decay_length_penalty finetuning_task forced_bos_token_id
+    forced_eos_token_id generator_class gradient_checkpointing id2label is_decoder label2id length_penalty
+    mask_token_id max_length min_length model_type n_ctx n_special no_repeat_ngram_size num_beam_groups num_beams
+    num_labels num_return_sequences output_attentions output_hidden_states output_past output_scores pad_token_id
+    predict_special_tokens prefix problem_type remove_invalid_values repetition_penalty return_dict
+    return_dict_in_generate sep_token_id summary_activation summary_first_dropout summary_hidden_size
+    summary_proj_to_labels summary_type summary_use_proj suppress_tokens task_specific_params temperature
+    tf_legacy_loss tie_encoder_decoder tokenizer_class top_k top_p torch_dtype torchscript transformers.js_config
+    transformers_version typical_p unk_token_id use_bfloat16 use_cache use_return_dict xla_device
     """.split()
 )
 
