@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import glob
 import importlib
 import sys
 from pathlib import Path
@@ -62,7 +63,7 @@ def prepare(args: argparse.Namespace, stream: TextIO) -> None:
     validation = writer(args, "-valid", tokenizer) if holds_out else None
     writers = [training, validation] if validation else [training]
     check_vocabulary(args.output, tokenizer)
-    origin = made_from(args, source, lambda: [path for each in writers for path in each.there()])
+    origin = made_from(args, source, lambda: [*(path for each in writers for path in each.there()), *unfinished(args)])
     origin.check()
     for note in args.notes:
         stream.write(f"note: {note}\n")
@@ -111,6 +112,13 @@ def made_from(args: argparse.Namespace, source: str, there: Callable[[], list[Pa
     record = args.output / f"{args.name}.{args.format}.made-from"
     inputs = {"--input": args.input, **paths}
     return Origin(record, inputs, {"--source": source, **flags}, there, "--output or --name", args.overwrite)
+
+
+def unfinished(args: argparse.Namespace) -> list[Path]:
+    """What an interrupted command has done of a corpus of this name."""
+    name = glob.escape(f"{args.name}.{args.format}")
+    folders = (path for part in ("", ".valid") for path in args.output.glob(f"{part}.{name}.parts-*"))
+    return sorted(path for path in folders if any(path.glob("*.npz")))
 
 
 def further_flags(args: argparse.Namespace, validation: CorpusWriter | None) -> str:

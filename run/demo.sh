@@ -66,5 +66,5 @@ cat <<END
 Three things to try next$place:
   $python text_generate_gpt2.py --model-name-or-path $trained --input-len 64 --output-len 60
   $python tasks/evaluate_wiki.py --pretrained-checkpoint $trained --task TEXT --valid-data YOUR.txt
-  $python -m data.prepare --input YOUR.txt --output prepared
+  $python -m data.prepare --input YOUR.txt --documents file --output prepared
 END

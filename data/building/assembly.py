@@ -66,6 +66,12 @@ class Progress:
         self.stream.flush()
 
 
+_ONE_DOCUMENT = (
+    "the input is one document, and documents are held out as a whole; split it with --documents passage, or hold out "
+    "samples in training, with train_gpt2.py --val-num. Nothing written"
+)
+
+
 class Assembly:
     """The documents of a corpus as token ids: `training()`, and after it `validation()`. Use it as a context.
 
@@ -143,6 +149,8 @@ class Assembly:
         if progress.kept == 0 and self._held_out:
             raise ValueError(
                 f"{progress.documents:,} documents, all held out for validation; hold out fewer. Nothing written"
+                if progress.documents > 1
+                else _ONE_DOCUMENT
             )
         if progress.kept == 0:
             raise ValueError(
@@ -153,6 +161,8 @@ class Assembly:
             raise ValueError(
                 f"none of {progress.documents:,} documents was drawn for validation; raise --validation-fraction. "
                 "Nothing written"
+                if progress.documents > 1
+                else _ONE_DOCUMENT
             )
 
     def validation(self) -> Iterator[np.ndarray]:

@@ -58,10 +58,10 @@ class WindowDataset(SampleDataset):
             least = {"half": f"{max_len // 2 + 1} ids, half of", "pad": "2 ids of", "skip": f"{max_len + 1} ids,"}[
                 short
             ]
-            remedy = "" if short == "half" else ", or take a shorter one with another --short-articles"
             raise ValueError(
                 f"--train-path {corpus.path}: none of its {len(self.articles):,} articles has {least} --max-len "
-                f"{max_len} + 1; lower --max-len{remedy}"
+                f"{max_len} + 1; lower --max-len, join them with --windows stream, pad them with --short-articles pad, "
+                "or prepare them with another --documents"
             )
 
     def largest_id(self) -> int:

@@ -487,7 +487,8 @@ def test_interrupted_then_finished(tmp_path, tokenizer, ending):
         name = "Ctrl-C" if ending == signal.SIGINT else "SIGTERM"
         told = rf"data\.prepare: {name}: interrupted; \d+ parts of the corpus are done and kept in {out}/\.corpus\S*; "
         assert re.fullmatch(told + "the same command goes on", said.splitlines()[-1]), said
-        assert not [path.name for path in out.iterdir() if "parts-" not in path.name]
+        left = {path.name for path in out.iterdir() if "parts-" not in path.name}
+        assert left == {"corpus.pkl.made-from"}
     deadline = time.monotonic() + 200
     while any(Path(f"/proc/{pid}").exists() and "Z" not in state(pid) for pid in workers):
         assert time.monotonic() < deadline, "a worker is left"
@@ -495,6 +496,9 @@ def test_interrupted_then_finished(tmp_path, tokenizer, ending):
     assert not (out / "corpus.pkl").exists()
     kept = {path: path.stat().st_mtime_ns for path in out.glob(".corpus.pkl.parts-*/*.npz")}
     assert kept
+    process = start(*command, "--min-length", 3)  # would make others, and remove these
+    assert "parts-" in (said := process.communicate(timeout=300)[1]) and "--overwrite" in said
+    assert process.returncode == 2 and all(path.exists() for path in kept)
     process = start(*command)
     assert process.communicate(timeout=300)[1].count("wrote") == 1
     assert sorted(path.name for path in out.iterdir()) == ["corpus.pkl", "corpus.pkl.made-from", "tokenizer.json"]
@@ -546,7 +550,8 @@ def test_full_disk(tmp_path, corpus, tokenizer, limit):
     )
     assert done.returncode == 2, done.stderr
     assert "File too large" in done.stderr and str(out) in done.stderr and "Traceback" not in done.stderr
-    assert [path.name for path in out.iterdir() if not path.name.startswith(".")] == []
+    left = {path.name for path in out.iterdir() if not path.name.startswith(".")}
+    assert left == ({"corpus.pkl.made-from"} if list(out.glob(".corpus.pkl.parts-*/*.npz")) else set())
     assert run("--input", corpus, "--output", out, "--tokenizer", tokenizer, "--workers", 1) == 0
 
 
@@ -750,7 +755,9 @@ BAD = [
     ("a.txt", b"\n\n\n", [], "0 documents, none"),
     ("a.txt", b"few\n", ["--min-length", "50"], "1 documents, none of --min-length 50"),
     ("a.dat", b"x", [], "--source"),
-    ("a.txt", b"x y z\n", ["--validation-fraction", "0.000001"], "raise --validation-fraction"),
+    ("a.txt", b"x y z\nx y\n", ["--validation-fraction", "0.000001"], "raise --validation-fraction"),
+    ("a.txt", b"x y z\n", ["--validation-fraction", "0.000001"], "--documents passage, or hold out samples"),
+    ("a.txt", b"x y z\n", ["--validation-fraction", "0.999999"], "--documents passage, or hold out samples"),
     ("a.txt", b"x y z\n", ["--validation-fraction", "1"], "--validation-fraction must be in"),
     ("a.txt", b"x y z\n", ["--workers", "-1"], "--workers must be 0 or more"),
     ("a.txt", b"x y z\n", ["--name", "../x"], "--name"),
