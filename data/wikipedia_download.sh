@@ -47,7 +47,11 @@ mkdir -p "$dir" || fail 2 "cannot make the folder $dir"
 [ -d "$dir" ] && [ -w "$dir" ] || fail 2 "cannot write to the folder $dir"
 
 target=$dir/wikidump.xml
+wanted='the whole dump'
+if $sample; then wanted='the sample'; fi
 if [ -s "$target" ]; then
+    is=$(cat "$dir/.wikidump-is" 2>/dev/null || echo "$wanted")
+    [ "$is" = "$wanted" ] || fail 2 "$target is there already and is $is, not $wanted; remove it or choose another folder"
     echo "$target is there already: nothing to do (remove it to fetch it again)"
     exit 0
 fi
@@ -128,4 +132,5 @@ else
     echo "unpacking $packed (about 90 GB)"
     unpack "$packed" || fail 1 "remove $packed and start again, or free some space"
 fi
+echo "$wanted" >"$dir/.wikidump-is"
 echo "wrote $target ($(wc -c <"$target") bytes)"

@@ -24,7 +24,12 @@ case $dump in
     *) fail 2 "$dump: expected a name ending in .xml or .xml.bz2" ;;
 esac
 
+# A dump is known by its name and size, wherever it lies.
+own="$(basename "$dump") $(wc -c <"$dump" | tr -d ' ')"
 if [ -d "$out/AA" ]; then
+    from=$(cat "$out/.extracted-from" 2>/dev/null || echo "$own")
+    [ "$from" = "$own" ] ||
+        fail 2 "$out holds the text of another dump (${from% *}, ${from##* } bytes); remove it or choose another folder"
     [ ! "$dump" -nt "$out/AA" ] || fail 2 "$out holds the text of an older dump; remove it or choose another folder"
     echo "$out/AA is there already: nothing to do (remove $out to extract again)"
     exit 0
@@ -86,5 +91,6 @@ wait "$extractor" || fail 1 "WikiExtractor failed (see above) on $dump"
 trap - INT TERM HUP
 grep -q '^<doc ' "$work/AA/wiki_00" 2>/dev/null || fail 2 "$dump holds no article; is it a Wikipedia dump?"
 # Last to first, so that AA, which means done, appears when all the others are there.
+echo "$own" >"$out/.extracted-from" || fail 2 "cannot write to the folder $out"
 for folder in $(ls -r "$work"); do mv "$work/$folder" "$out/"; done
 echo "wrote $out/AA ... ($(du -sh "$out" | cut -f1))"

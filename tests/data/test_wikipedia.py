@@ -244,15 +244,23 @@ def test_extract(tmp_path, suffix):
     dump.write_bytes(content if suffix == ".xml" else bz2.compress(content))
     done = extract(dump, out)
     assert done.returncode == 0, done.stderr
-    assert sorted(path.name for path in out.iterdir()) == ["AA"]
+    assert sorted(path.name for path in out.iterdir()) == [".extracted-from", "AA"]
     texts = list(ArticleReader(wiki_files(out)))
     assert texts[0] == "One is the first number. It is odd."
     assert len(texts) == 3
     written = (out / "AA" / "wiki_00").stat().st_mtime_ns
     assert "nothing to do" in extract(dump, out).stdout
     assert (out / "AA" / "wiki_00").stat().st_mtime_ns == written
-    os.utime(str(dump), (2**33, 2**33))  # newer than the text
-    assert extract(dump, out).returncode == 2
+    (tmp_path / "elsewhere").mkdir()
+    moved = dump.rename(tmp_path / "elsewhere" / dump.name)
+    assert "nothing to do" in extract(moved, out).stdout
+    other = tmp_path / "other.xml"
+    other.write_bytes(content)
+    os.utime(str(other), (0, 0))
+    refused = extract(other, out)
+    assert refused.returncode == 2 and f"holds the text of another dump ({dump.name}, " in refused.stderr
+    os.utime(str(moved), (2**33, 2**33))  # newer than the text
+    assert extract(moved, out).returncode == 2
 
 
 def test_extract_refuses(tmp_path):
@@ -285,6 +293,15 @@ def test_download_skips_what_is_there(tmp_path):
     (tmp_path / "wikidump.xml").write_text("kept", encoding="utf-8")
     assert "nothing to do" in download(tmp_path, "--sample").stdout
     assert (tmp_path / "wikidump.xml").read_text(encoding="utf-8") == "kept"
+
+
+@pytest.mark.parametrize(("there", "flags"), [("the sample", ()), ("the whole dump", ("--sample",))])
+def test_download_does_not_take_one_for_the_other(tmp_path, there, flags):
+    (tmp_path / "wikidump.xml").write_text("<mediawiki/>")
+    (tmp_path / ".wikidump-is").write_text(there + "\n")
+    done = download(tmp_path, *flags)
+    assert done.returncode == 2 and f"is there already and is {there}, not" in done.stderr
+    assert (tmp_path / "wikidump.xml").read_text() == "<mediawiki/>"
 
 
 def test_sample_with_other_content_is_refused(tmp_path):
@@ -333,7 +350,7 @@ def test_full_dump_goes_on_after_an_interruption(tmp_path, packed):
     assert sorted(file.name for file in out.iterdir()) == [name + ".part", name + ".part.size"]
     assert download(out, PATH=path).returncode == 0
     assert (out / "wikidump.xml").read_bytes() == bz2.decompress(packed.read_bytes())
-    assert sorted(file.name for file in out.iterdir()) == [name, "wikidump.xml"]
+    assert sorted(file.name for file in out.iterdir()) == [".wikidump-is", name, "wikidump.xml"]
 
 
 def test_a_dump_of_another_size_is_refused(tmp_path, packed):
