@@ -295,7 +295,7 @@ Tensor decode_blocks(const Tensor& hidden, const Tensor& start, const Tensor& co
                        static_cast<float>(epsilon),
                        parallel != 0,
                        {slopes.begin(), slopes.end()}};
-  few_rows::MatrixReader reader(weights.data_ptr<uint8_t>(), precision_of(precision));
+  few_rows::MatrixReader reader(weights.data_ptr<uint8_t>(), weights.numel(), precision_of(precision));
   check_width(n_embd, precision_of(precision));
   check_width(inner, precision_of(precision));
   TORCH_CHECK_VALUE(vectors.scalar_type() == at::kFloat && vectors.is_contiguous() &&
@@ -382,7 +382,7 @@ Tensor next_logits(const Tensor& hidden, const Tensor& count, const Tensor& norm
   TORCH_CHECK_VALUE(hidden.dim() == 3 && hidden.scalar_type() == at::kFloat, "hidden must be (B, T, C) in float32");
   TORCH_CHECK_VALUE(count.numel() == hidden.size(0), "count must have ", hidden.size(0), " entries");
   const int64_t batch = hidden.size(0), n_embd = hidden.size(2);
-  few_rows::MatrixReader reader(weights.data_ptr<uint8_t>(), precision_of(precision));
+  few_rows::MatrixReader reader(weights.data_ptr<uint8_t>(), weights.numel(), precision_of(precision));
   check_width(n_embd, precision_of(precision));
   const Matrix head = reader.next(vocab_size, n_embd);
   check_packed(weights, reader.offset());

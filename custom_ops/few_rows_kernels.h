@@ -22,6 +22,7 @@ struct Matrix {
   const uint16_t* scales = nullptr; // Int8: (n, k / 32) float16
   int64_t n = 0, k = 0;
   Precision precision = Precision::Float32;
+  bool from_memory = false; // it is one of so many that no cache has it when it is used again
 
   int64_t row_bytes() const {
     return k * (precision == Precision::Float32 ? 4 : precision == Precision::Float16 ? 2 : 1);

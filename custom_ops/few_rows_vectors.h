@@ -53,7 +53,12 @@ struct NothingAhead {
 
 // With many input rows the weights of a block are used slowly. Those of the next block are read into the L2 cache in
 // the meantime, the same place of each row, and those that follow in this one into L1.
-struct NextBlock {
+//
+// Where all come from memory (`kPaced`) that is the limit, and a processor that looks far ahead then waits for the next
+// weights with as many loads as it can have under way, none of which is left for what is to be read after them. Some
+// instructions that do nothing keep it back: with them products of eight rows take 6 % less time on Zen 5 where memory
+// gives 55 GB/s, and as long as without where it gives 85.
+template <bool kPaced> struct NextBlock {
   const char* next = nullptr;
 
   void begin(const char* after) {
@@ -68,6 +73,9 @@ struct NextBlock {
       }
     }
     next += kBytes;
+    if constexpr (kPaced) {
+      asm volatile(".rept %c0\n\tnop\n\t.endr" : : "i"(R * 21));
+    }
   }
 
 private:
@@ -324,8 +332,8 @@ inline void pass(int64_t count, const Weights& w, int64_t first, int64_t last, c
 }
 
 template <typename Weights>
-void product(const Weights& w, const Inputs& in, int64_t first, int64_t last, float* out, int64_t out_stride,
-             const char* next) {
+void product(const Weights& w, bool from_memory, const Inputs& in, int64_t first, int64_t last, float* out,
+             int64_t out_stride, const char* next) {
   const int64_t most = std::size(Weights::kRows), passes = (in.rows + most - 1) / most;
   if (in.rows == 1) {
     if constexpr (kLead > 0) {
@@ -337,8 +345,13 @@ void product(const Weights& w, const Inputs& in, int64_t first, int64_t last, fl
     }
   } else if (passes == 1 && in.rows > 4 && sizeof *w.weights == 4 &&
              w.k <= 1024) { // others' arithmetic takes longer than reading
-    NextBlock ahead;
-    pass<2>(in.rows, w, first, last, in, 0, out, out_stride, ahead, next);
+    if (from_memory) {
+      NextBlock<true> ahead;
+      pass<2>(in.rows, w, first, last, in, 0, out, out_stride, ahead, next);
+    } else {
+      NextBlock<false> ahead;
+      pass<2>(in.rows, w, first, last, in, 0, out, out_stride, ahead, next);
+    }
   } else if (passes == 1) {
     Ahead<1> ahead{next};
     pass<2>(in.rows, w, first, last, in, 0, out, out_stride, ahead, next);
@@ -357,13 +370,14 @@ void product(const Matrix& w, const Inputs& in, int64_t first, int64_t last, flo
   const char* ahead = static_cast<const char*>(next == nullptr ? w.row(first) : next);
   switch (w.precision) {
   case Precision::Float32:
-    return product(Floating<float>{static_cast<const float*>(w.data), w.k}, in, first, last, out, out_stride, ahead);
+    return product(Floating<float>{static_cast<const float*>(w.data), w.k}, w.from_memory, in, first, last, out,
+                   out_stride, ahead);
   case Precision::Float16:
-    return product(Floating<uint16_t>{static_cast<const uint16_t*>(w.data), w.k}, in, first, last, out, out_stride,
-                   ahead);
+    return product(Floating<uint16_t>{static_cast<const uint16_t*>(w.data), w.k}, w.from_memory, in, first, last, out,
+                   out_stride, ahead);
   case Precision::Int8:
-    return product(Quantised{static_cast<const int8_t*>(w.data), w.scales, w.k}, in, first, last, out, out_stride,
-                   ahead);
+    return product(Quantised{static_cast<const int8_t*>(w.data), w.scales, w.k}, w.from_memory, in, first, last, out,
+                   out_stride, ahead);
   }
 }
 

@@ -10,11 +10,13 @@ namespace few_rows {
 // Matrices follow each other in a byte buffer, each part of them on a multiple of 64 bytes.
 class MatrixReader {
 public:
-  MatrixReader(const uint8_t* data, Precision precision) : data_(data), precision_(precision) {
+  // `data` has `size` bytes.
+  MatrixReader(const uint8_t* data, int64_t size, Precision precision)
+      : data_(data), precision_(precision), from_memory_(size > int64_t{64} << 20) {
   }
 
   Matrix next(int64_t n, int64_t k) {
-    Matrix matrix{data_ + offset_, nullptr, n, k, precision_};
+    Matrix matrix{data_ + offset_, nullptr, n, k, precision_, from_memory_};
     const int64_t size = precision_ == Precision::Float32 ? 4 : precision_ == Precision::Float16 ? 2 : 1;
     advance(n * k * size);
     if (precision_ == Precision::Int8) {
@@ -35,6 +37,7 @@ private:
 
   const uint8_t* data_;
   Precision precision_;
+  bool from_memory_;
   int64_t offset_ = 0;
 };
 

@@ -152,6 +152,10 @@ def check_the_head_of_many_rows_of_any_size():
         assert (error <= 1e-6 * size).all(), (rows, vocabulary, width)
 
 
+def check_so_they_have_where_the_weights_are_more_than_caches_hold():
+    same_logits_in_any_company("float32", 24_000, 768)  # 74 MB
+
+
 def same_logits_in_any_company(precision, vocabulary, width):
     """The head's product: bits of each row alone and among others, and the rows against float64."""
     torch.manual_seed(width)
