@@ -343,8 +343,7 @@ void product(const Weights& w, bool from_memory, const Inputs& in, int64_t first
       NothingAhead nothing;
       streams<Weights::kRows[0]>(w, first, last, in, out, nothing);
     }
-  } else if (passes == 1 && in.rows > 4 && sizeof *w.weights == 4 &&
-             w.k <= 1024) { // others' arithmetic takes longer than reading
+  } else if (passes == 1 && in.rows > 4 && sizeof *w.weights == 4) { // others' arithmetic takes longer than reading
     if (from_memory) {
       NextBlock<true> ahead;
       pass<2>(in.rows, w, first, last, in, 0, out, out_stride, ahead, next);
