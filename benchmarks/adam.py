@@ -6,7 +6,8 @@
 
 An update as a program in half has it: float32 master weights, gradients and first moment in float16, second moment in
 float32, loss scaling; and then the copies in bfloat16 of the weights that matrix products read, which the kernel writes
-on its way. And one of a program in float32, where torch has a fused update, too. The sides take turns. Beside the
+on its way. Those weights are in two parts, of which the copy is one ("split"), or beside their copies ("kernel"). And an
+update of a program in float32, where torch has a fused one, too. The sides take turns. Beside the
 seconds stand those that the processors worked: on a machine that is busy with something else they tell more.
 """
 
@@ -34,7 +35,7 @@ def updates_of(args: argparse.Namespace, program: str) -> dict[str, Callable[[],
     """An update of all parameters by each side, which has weights and states of its own."""
     import poptorch
     import torch
-    from poptorch.device import half_products
+    from poptorch.device import half_products, split_weights
     from poptorch.device.native import adam
     from poptorch.engine.updating.optimizer import DeviceOptimizer
 
@@ -52,11 +53,15 @@ def updates_of(args: argparse.Namespace, program: str) -> dict[str, Callable[[],
     host = dict(model.named_parameters())
     optimizer = poptorch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.01, **states)
 
-    def side(kernel: bool) -> Callable[[], None]:
+    def side(kernel: bool, split: bool = False) -> Callable[[], None]:
         weights = {name: parameter.detach().float() for name, parameter in host.items()}
         read = []
         if half:  # the weights of products, but for the head's, which is rounded inside its product
-            read = [weight for name, weight in weights.items() if weight.dim() == 2 and ".h." in name]
+            read = [name for name, weight in weights.items() if weight.dim() == 2 and ".h." in name]
+        for name in read if split else ():
+            weights[name], whole = split_weights.empty(weights[name].shape), weights[name]
+            split_weights.assign(weights[name], whole)
+        read = [weights[name] for name in read]
         for weight in read:
             half_products.keep_rounded(weight)
         made = DeviceOptimizer(
@@ -79,7 +84,8 @@ def updates_of(args: argparse.Namespace, program: str) -> dict[str, Callable[[],
 
         return update if kernel else without
 
-    return {"kernel": side(True), "torch": side(False)}
+    sides = {"split": side(True, split=True)} if half else {}
+    return {**sides, "kernel": side(True), "torch": side(False)}
 
 
 def parse(argv: list[str]) -> argparse.Namespace:

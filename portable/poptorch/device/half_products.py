@@ -3,7 +3,8 @@
 An operand is rounded where it is not of 16 bits already, and it is the rounded one that is kept for the backward pass,
 or nothing where it can be computed again (computed_again.py); the products there are made in the same way. A weight,
 which lies in float32 on the device, is rounded once an update: the copy is kept with it until its version changes. What
-writes to a weight by other means than torch's operations must say so by torch.autograd.graph.increment_version.
+writes to a weight by other means than torch's operations must say so by torch.autograd.graph.increment_version. Of a
+weight that nothing but products read the copy is one of two parts (split_weights.py).
 
 A result is of 16 bits, too, unless the caller wants it `wide`: float32, as the sums are. Gradients of weights are wide.
 torch's library rounds every result to the type of its operands: where native/ has products that do not, these serve.
@@ -25,6 +26,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from . import native as native_kernels
+from . import split_weights
 from .computed_again import recipe_of
 from .dropout_attention import causal_attention, dropout_attention
 from .native import wide_products
@@ -168,6 +170,9 @@ def _own(dtype: torch.dtype, *tensors: Tensor) -> bool:
 def rounded_weight(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """The copy of `weight`, or of the part of one that it is a view of, in `dtype`; rounded anew if it has changed."""
     base = weight if weight._base is None else weight._base
+    part = split_weights.rounded(weight, base)
+    if part is not None:
+        return part
     entries = _WEIGHTS.get(base)
     if entries is None:
         return weight.detach().to(dtype)

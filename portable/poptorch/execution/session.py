@@ -24,12 +24,13 @@ from ..engine.running.pipeline import PipelineRunner
 from ..engine.running.placement import first_names
 from ..engine.running.probe import Probe
 from ..engine.running.randomness import RandomStreams
-from ..engine.running.rounded_weights import round_weights
+from ..engine.running.rounded_weights import only_multiplied, round_weights
 from ..engine.running.runner import Runner
 from ..engine.running.state import DeviceState
+from ..engine.stages import Program
 from ..engine.updating import registered_rules
 from ..engine.updating.loss_scaling import AutomaticLossScaling
-from ..engine.updating.optimizer import DeviceOptimizer
+from ..engine.updating.optimizer import DeviceOptimizer, updates_split_weights
 from ..engine.updating.spread import Spread
 from ..enums import MeanReductionStrategy, ReductionType
 from ..options.executor_options import Options
@@ -94,6 +95,7 @@ class Session:
                 counts.replicas,
                 counts.replica(0),
                 counts.all_replicas,
+                self._multiplied(program, optimizer),
             )
             if optimizer is not None:
                 self._build_optimizer(optimizer, compiled)
@@ -128,6 +130,14 @@ class Session:
             as_one=self._as_one(compiled),
             **spread,
         )
+
+    def _multiplied(self, program: Program, optimizer: torch.optim.Optimizer | None) -> frozenset[str]:
+        """Values of weights that may be in two parts: an optimizer's update must take them so, whole ones."""
+        shared_out = self._options.TensorLocations.min_sharded_state is not None
+        if optimizer is not None and (shared_out or not updates_split_weights(optimizer)):
+            return frozenset()
+        shared = () if self._parts is None else self._parts.placement.shared  # other processes read them, too
+        return frozenset(value for value in only_multiplied(program) if program.parameters[value] not in shared)
 
     def _as_one(self, compiled: Compiled) -> AsOne:
         """How many micro-batches run as one."""
@@ -315,7 +325,8 @@ class Session:
         if self.together is not None:
             state["ipu_param"] = collecting.union(state["ipu_param"], self.together)
         with hosting.plain(self._model):
-            masters = collect({name: Owned.whole(tensor) for name, tensor in self._state.masters(self._model).items()})
+            precise = self._state.masters(self._model)
+            masters = collect({name: Owned(tensor.shape, tensor) for name, tensor in precise.items()})
         return {**state, **({MASTERS: masters} if masters else {}), **self._numerics.record()}
 
     def write_optimizer(self, state: dict[str, Any]) -> None:

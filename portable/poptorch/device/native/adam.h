@@ -36,6 +36,22 @@ ALWAYS_INLINE void store_as(Type type, void* data, int64_t i, Floats x) {
   }
 }
 
+// A weight in two parts. One halfway between two numbers of bfloat16 that is rounded down comes to lie one unit in its
+// last place nearer to 0: that far up the remainder does not reach.
+ALWAYS_INLINE Floats load_split(const void* rounded, const int16_t* remainder, int64_t i) {
+  const Ints more = __builtin_convertvector(*reinterpret_cast<const ShortsAnywhere*>(remainder + i), Ints);
+  return reinterpret_cast<Floats>(reinterpret_cast<Ints>(load(static_cast<const uint16_t*>(rounded) + i)) + more);
+}
+
+ALWAYS_INLINE void store_split(void* rounded, int16_t* remainder, int64_t i, Floats x) {
+  uint16_t* to = static_cast<uint16_t*>(rounded) + i;
+  store(to, x);
+  const Ints more = reinterpret_cast<Ints>(x) - reinterpret_cast<Ints>(load(to));
+  const Ints most = ints(0x7FFF);
+  *reinterpret_cast<ShortsAnywhere*>(remainder + i) =
+      __builtin_convertvector(more > most ? most : more, ShortsAnywhere);
+}
+
 // Adam's numbers, where no store through a pointer can change them.
 struct AdamNumbers {
   Floats scale, added_decay, kept, weight1, beta2, weight2, eps, rate;
@@ -50,7 +66,7 @@ struct AdamNumbers {
 };
 
 ALWAYS_INLINE void adam_vector(const AdamNumbers& numbers, const AdamTypes& types, const AdamPiece& piece, int64_t i) {
-  Floats w = load_as(types.weight, piece.weight, i);
+  Floats w = piece.remainder ? load_split(piece.rounded, piece.remainder, i) : load_as(types.weight, piece.weight, i);
   Floats g = load_as(types.gradient, piece.gradient, i) * numbers.scale;
   Floats m = load_as(types.first, piece.first, i), v = load_as(types.second, piece.second, i);
   if (numbers.adds_decay) { // a weight of infinity times 0 would be NaN
@@ -60,9 +76,13 @@ ALWAYS_INLINE void adam_vector(const AdamNumbers& numbers, const AdamTypes& type
   m = numbers.weight1 * (g - m) + (numbers.from_gradient ? g : m);
   v = v * numbers.beta2 + numbers.weight2 * g * g;
   w = w * numbers.kept - numbers.rate * m / (square_root(v) + numbers.eps);
-  store_as(types.weight, piece.weight, i, w);
   store_as(types.first, piece.first, i, m);
   store_as(types.second, piece.second, i, v);
+  if (piece.remainder) {
+    store_split(piece.rounded, piece.remainder, i, w);
+    return;
+  }
+  store_as(types.weight, piece.weight, i, w);
   if (piece.rounded) {
     store_as(piece.rounded_type, piece.rounded, i, w);
   }
@@ -85,19 +105,31 @@ void adam(const Adam& call, const AdamPiece& piece, int64_t first, int64_t last)
     return;
   }
   const AdamTypes types = call.types;
-  float w[kWidth] = {}, g[kWidth] = {}, m[kWidth] = {}, v[kWidth] = {}, rounded[kWidth]; // of either size of type
-  const auto take = [&](Type type, const void* from, float* to) {
+  float w[kWidth] = {}, g[kWidth] = {}, m[kWidth] = {}, v[kWidth] = {}, rounded[kWidth] = {}; // of either size of type
+  int16_t remainder[kWidth] = {};
+  const auto take = [&](Type type, const void* from, void* to) {
     std::memcpy(to, static_cast<const char*>(from) + end * size_of(type), rest * size_of(type));
   };
-  const auto give = [&](Type type, const float* from, void* to) {
+  const auto give = [&](Type type, const void* from, void* to) {
     std::memcpy(static_cast<char*>(to) + end * size_of(type), from, rest * size_of(type));
   };
-  take(types.weight, piece.weight, w);
+  if (piece.remainder) {
+    take(kBfloat16, piece.rounded, rounded);
+    take(kBfloat16, piece.remainder, remainder); // as many bytes
+  } else {
+    take(types.weight, piece.weight, w);
+  }
   take(types.gradient, piece.gradient, g);
   take(types.first, piece.first, m);
   take(types.second, piece.second, v);
-  adam_vectors(call, {w, g, m, v, piece.rounded ? rounded : nullptr, kWidth, piece.rounded_type}, 0, kWidth);
-  give(types.weight, w, piece.weight);
+  void* const copy = piece.rounded ? rounded : nullptr;
+  int16_t* const more = piece.remainder ? remainder : nullptr;
+  adam_vectors(call, {w, g, m, v, copy, more, kWidth, piece.rounded_type}, 0, kWidth);
+  if (piece.remainder) {
+    give(kBfloat16, remainder, piece.remainder);
+  } else {
+    give(types.weight, w, piece.weight);
+  }
   give(types.first, m, piece.first);
   give(types.second, v, piece.second);
   if (piece.rounded) {

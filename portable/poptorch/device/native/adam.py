@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
+from ..split_weights import SplitWeight
 from . import available, library
 
 _TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # as Type in kernels.h
@@ -15,7 +16,7 @@ _TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # as Type in k
 
 class _Piece(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("weight", "gradient", "first", "second", "rounded")),
+        *((name, ctypes.c_void_p) for name in ("weight", "gradient", "first", "second", "rounded", "remainder")),
         ("count", ctypes.c_int64),
         ("rounded_type", ctypes.c_int32),
     ]
@@ -40,7 +41,7 @@ def serves(tensors: Iterable[torch.Tensor]) -> bool:
 
 
 def adam(
-    weights: Sequence[torch.Tensor],
+    weights: Sequence[torch.Tensor | SplitWeight],
     gradients: Sequence[torch.Tensor],
     first: Sequence[torch.Tensor],
     second: Sequence[torch.Tensor],
@@ -61,8 +62,9 @@ def adam(
 
     Args:
         weights, gradients, first, second: of as many elements each at the same place of the lists, one type a list, as
-            serves() says; `first` and `second` are the moments.
-        rounded: gets the new weight, too, in its own type and in the order of the weight's memory; or None.
+            serves() says; `first` and `second` are the moments. A weight in two parts is one of float32.
+        rounded: gets the new weight, too, in its own type and in the order of the weight's memory; or None, as for a
+            weight in two parts.
         step: the number of this step, from 1.
         divisor: what the gradients are divided by first.
     """
@@ -70,12 +72,18 @@ def adam(
         return
     pieces = (_Piece * len(weights))()
     for piece, weight, gradient, m, v, copy in zip(pieces, weights, gradients, first, second, rounded, strict=True):
-        piece.weight, piece.gradient, piece.first, piece.second = (t.data_ptr() for t in (weight, gradient, m, v))
-        piece.count = weight.numel()
+        piece.gradient, piece.first, piece.second = (t.data_ptr() for t in (gradient, m, v))
+        piece.count = gradient.numel()
+        if isinstance(weight, SplitWeight):
+            piece.remainder, copy = weight.remainder.data_ptr(), weight.rounded
+        else:
+            piece.weight = weight.data_ptr()
         if copy is not None:
             piece.rounded, piece.rounded_type = copy.data_ptr(), _TYPES[copy.dtype]
     call = _Adam(ctypes.addressof(pieces), len(weights))
-    call.types = tuple(_TYPES[tensors[0].dtype] for tensors in (weights, gradients, first, second))
+    types = [next((w.dtype for w in weights if isinstance(w, torch.Tensor)), torch.float32)]
+    types += (tensors[0].dtype for tensors in (gradients, first, second))
+    call.types = tuple(_TYPES[dtype] for dtype in types)
     call.divisor = divisor
     call.added_decay, call.kept = (0.0, 1.0 - lr * weight_decay) if decoupled else (weight_decay, 1.0)
     call.weight1, call.beta2, call.weight2 = 1.0 - beta1, beta2, 1.0 - beta2

@@ -18,7 +18,7 @@
 
 namespace poptorch_kernels {
 
-constexpr int64_t kVersion = 10; // of the structures and of the random numbers: who calls takes a library of its own
+constexpr int64_t kVersion = 11; // of the structures and of the random numbers: who calls takes a library of its own
 
 enum Stream : uint32_t { kScores = 0, kFlat = 1 };
 constexpr int64_t kGroup = 128; // columns that one vector of blocks decides on
@@ -129,6 +129,9 @@ struct AdamPiece {
   const void* gradient;
   void *first, *second; // moments
   void* rounded;        // the weight again, of type `rounded_type`: only written. Or null
+  // Not null: there is no `weight`. In its place, of float32, there are `rounded`, of bfloat16, and the whole number
+  // that its bits are larger by than those of `rounded` with 16 zeros after them.
+  int16_t* remainder;
   int64_t count;
   Type rounded_type;
 };

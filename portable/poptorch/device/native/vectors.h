@@ -9,6 +9,7 @@ typedef uint32_t Unsigneds __attribute__((vector_size(kWidth * 4)));
 typedef uint16_t Halves __attribute__((vector_size(kWidth * 2))); // bits of bfloat16 or float16
 typedef float FloatsAnywhere __attribute__((vector_size(kWidth * 4), aligned(4), may_alias));
 typedef uint16_t NarrowAnywhere __attribute__((vector_size(kWidth * 2), aligned(2), may_alias)); // of either type
+typedef int16_t ShortsAnywhere __attribute__((vector_size(kWidth * 2), aligned(2), may_alias));
 
 constexpr float kLog2E = 1.44269504f;
 constexpr float kLn2 = 0.693147181f;

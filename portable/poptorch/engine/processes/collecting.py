@@ -18,6 +18,7 @@ from typing import IO, Any
 import torch
 import torch.distributed as dist
 
+from ...device import split_weights
 from ...poptorch_core import createPoptorchError
 from .reduction import exchange
 
@@ -33,7 +34,8 @@ class Owned:
 
     Args:
         shape: the whole one's.
-        tensor: elements from number `start` on of the flattened whole one, contiguous; any shape, any device.
+        tensor: elements from number `start` on of the flattened whole one, contiguous; any shape, any device. Or a
+            whole weight in two parts (split_weights.py).
     """
 
     shape: torch.Size
@@ -69,7 +71,7 @@ class _Part:
 
 def copies(owned: Mapping[str, Owned]) -> dict[str, torch.Tensor]:
     """Of tensors that this process has whole: copies on the host."""
-    return {name: each.tensor.to("cpu", copy=True) for name, each in owned.items()}
+    return {name: split_weights.whole(each.tensor).to("cpu", copy=True) for name, each in owned.items()}
 
 
 def copies_on_disk(owned: Mapping[str, Owned]) -> dict[str, torch.Tensor]:
@@ -79,7 +81,7 @@ def copies_on_disk(owned: Mapping[str, Owned]) -> dict[str, torch.Tensor]:
     except OSError:
         return copies(owned)
     for name, tensor in found.items():
-        tensor.copy_(owned[name].tensor)
+        tensor.copy_(split_weights.whole(owned[name].tensor))
     return found
 
 
@@ -188,7 +190,7 @@ def _travel(
     rank, source = dist.get_rank(group), dist.get_global_rank(group, part.source)
     here = None
     if rank == part.source:
-        here = mine.tensor.reshape(-1)[part.start - mine.start : part.stop - mine.start]
+        here = split_weights.whole(mine.tensor).reshape(-1)[part.start - mine.start : part.stop - mine.start]
         if whole is not None:
             whole.view(-1)[part.start : part.stop].copy_(here)
         if dist.get_world_size(group) == 1 or (part.source == 0 and not everywhere):

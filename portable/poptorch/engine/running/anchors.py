@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 import torch
 
 from ...checks import require
+from ...device import split_weights
 from ...enums import OutputMode
 from ...poptorch_core import createPoptorchError
 from ..stages import Program
@@ -129,7 +130,7 @@ class Anchors:
         iterations, _, replicas = self._sizes
         for short, (long_name, mode, period) in self._wanted.items():
             if long_name.startswith(UPDATED):
-                value = self._state.parameters[long_name.removeprefix(UPDATED)]
+                value = split_weights.whole(self._state.parameters[long_name.removeprefix(UPDATED)])
                 for r in range(replicas):
                     self._add(short, mode, period, (s, 0, r), (iterations, 1, replicas), value)
 
@@ -151,7 +152,7 @@ class Anchors:
             gradient = self._gradients.get(name)
             return torch.zeros_like(self._shapes[name]) if gradient is None else gradient
         if long_name in self._state.parameters:
-            return self._state.parameters[long_name]
+            return split_weights.whole(self._state.parameters[long_name])
         if long_name in self._state.buffers:
             return self._state.buffers[long_name]
         if long_name in ("loss", FINAL_LOSS_SCALE) or long_name in self._program.watched:

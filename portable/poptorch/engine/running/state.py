@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ...device import split_weights
 from ...device.policy import Policy
 from ...poptorch_core import createPoptorchError
 from ..stages import Program
@@ -19,6 +20,7 @@ class DeviceState:
 
     Args:
         replicas: of this process, of which the first is number `first` of `all_replicas`.
+        multiplied: values of the program in whose place weights of half may be held in two parts (split_weights.py).
     """
 
     def __init__(
@@ -30,6 +32,7 @@ class DeviceState:
         replicas: int = 1,
         first: int = 0,
         all_replicas: int = 1,
+        multiplied: frozenset[str] = frozenset(),
     ):
         self._folded = program.folded
         self._groupings: dict[str, replica_groups.ReplicaGrouping] = {}  # of parameters, by name
@@ -42,6 +45,7 @@ class DeviceState:
             grouping = replica_groups.grouping_of(host[name], all_replicas)
             if grouping is not None:
                 self._groupings[name] = grouping
+        others = {first_name[id(host[name])] for value, name in program.parameters.items() if value not in multiplied}
         self.parameters: dict[str, torch.Tensor] = {}
         self.values: dict[str, torch.Tensor] = dict(program.constants)
         for value, name in program.parameters.items():
@@ -50,7 +54,12 @@ class DeviceState:
                 shape = parameter.shape
                 if name in self._groupings:
                     shape = (self._groupings[name].groups(all_replicas), *shape[1:])
-                tensor = torch.empty(shape, dtype=policy.compute_dtype(parameter.dtype), device=policy.device)
+                dtype = policy.compute_dtype(parameter.dtype)
+                half = parameter.dtype == torch.float16 and dtype == torch.float32 and name not in self._groupings
+                if half and name not in others and split_weights.is_worth(shape):
+                    tensor = split_weights.empty(shape)
+                else:
+                    tensor = torch.empty(shape, dtype=dtype, device=policy.device)
                 self.parameters[name] = tensor.requires_grad_(training and parameter.requires_grad)
             self.values[value] = self.parameters[name]
         host_buffers = dict(model.named_buffers(remove_duplicate=False))
@@ -138,11 +147,11 @@ class DeviceState:
             if name in self._groupings:
                 members = self._groupings[name].members(self._replicas)
                 parameter = parameter[[members.index(group) for group in range(tensor.shape[0])]]
-            precise = (masters or {}).get(name, tensor.detach() if self._has_weights else parameter)
+            precise = (masters or {}).get(name, split_weights.whole(tensor) if self._has_weights else parameter)
             if precise.dtype == parameter.dtype or not torch.equal(precise.to(parameter.dtype).cpu(), parameter):
                 precise = parameter
             if precise.data_ptr() != tensor.data_ptr():
-                tensor.copy_(precise)
+                split_weights.assign(tensor, precise)
         self._has_weights = True
         self.upload_buffers(model, self.buffers)
 
@@ -170,7 +179,7 @@ class DeviceState:
         """Device -> host, into the memory the host's tensors have. Of buffers that differ, the first replica's."""
         host = dict(model.named_parameters())
         for name, tensor in self.parameters.items():
-            found = tensor.detach()
+            found = split_weights.whole(tensor)
             if name in self._groupings:
                 found = found[self._groupings[name].members(self._replicas)]
             host[name].detach().copy_(found)
@@ -179,10 +188,10 @@ class DeviceState:
             host_buffers[name].copy_(self.buffers[name])
 
     def masters(self, model: torch.nn.Module) -> dict[str, torch.Tensor]:
-        """The parameters that the device holds more precisely than the program sees them, as they are there."""
+        """The parameters that the device holds more precisely than the program sees them; some are in two parts."""
         host = dict(model.named_parameters())
         return {
-            name: tensor.detach()
+            name: tensor
             for name, tensor in self.parameters.items()
             if host[name].dtype == torch.float16 and tensor.dtype == torch.float32
         }
@@ -192,5 +201,5 @@ class DeviceState:
         """Take these more precise copies where they are copies of the weights that the device has."""
         for name, precise in masters.items():
             tensor = self.parameters.get(name)
-            if tensor is not None and torch.equal(precise.half(), tensor.detach().half().cpu()):
-                tensor.copy_(precise)
+            if tensor is not None and torch.equal(precise.half(), split_weights.whole(tensor).half().cpu()):
+                split_weights.assign(tensor, precise)

@@ -78,7 +78,7 @@ def read(
         ValueError: amsgrad, a dtype other than float16 and float32, or a loss_scaling that is not positive.
     """
     rule = registered_rule(optimizer)
-    kind = _kind(optimizer) if rule is None else f"{type(optimizer).__name__} by a registered rule"
+    kind = kind_of(optimizer) if rule is None else f"{type(optimizer).__name__} by a registered rule"
     groups = optimizer.param_groups
     if rule is None and any(group.get("amsgrad") for group in groups):
         raise ValueError("Only non-amsgrad Adam/AdamW optimizers are supported: leave amsgrad out.")
@@ -166,7 +166,8 @@ def _constant_changed(attribute: str, where: str, old: Any, new: Any) -> Excepti
     )
 
 
-def _kind(optimizer: torch.optim.Optimizer) -> str:
+def kind_of(optimizer: torch.optim.Optimizer) -> str:
+    """Its name in SUPPORTED. Raises AssertionError for another one."""
     # Classes of poptorch.optim say what they are. AdamW comes before Adam, which is its base class in recent torch.
     kind = getattr(optimizer, "ipu_kind", None)
     if kind is None:

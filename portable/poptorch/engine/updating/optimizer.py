@@ -7,6 +7,7 @@ fused kernels. On a CPU, Adam's are updated where they lie whatever their types,
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 
+from ...device import split_weights
 from ...device.half_products import Rounded, whole_copy
 from ...device.native import adam as adam_kernel
 from . import hyperparameters, registered_rules, update_rules
@@ -30,7 +32,8 @@ class DeviceOptimizer(DeviceStates):
         optimizer: a torch.optim or poptorch.optim SGD, Adam, AdamW, RMSprop or poptorch.optim.LAMB, or one of a class
             with a registered rule; only read.
         named_params: the user model's parameters by name; their identity finds the group they belong to.
-        device_params: the contiguous tensors to update, under the same names; float32 masters or half.
+        device_params: the contiguous tensors to update, under the same names; float32 masters or half. Or weights in
+            two parts (split_weights.py), if updates_split_weights(optimizer), none of them sharded.
         param_dtypes: the types the program sees, which decide the default type of gradient accumulators.
         stochastic_rounding: round updated half weights stochastically instead of to nearest.
         generator: random numbers for that; None for the device's default generator.
@@ -64,7 +67,10 @@ class DeviceOptimizer(DeviceStates):
         self._settings = self._scaled(hyperparameters.read(optimizer, self._host_params, relax_attribute_checks))
         self._device_params = {name: device_params[name] for name in self._host_params}
         self._whole = {name: param.detach() for name, param in self._device_params.items()}
-        assert all(param.is_contiguous() for param in self._whole.values()), "device parameters must be contiguous"
+        split = {name: split_weights.parts_of(param) for name, param in self._device_params.items()}
+        self._split = {name: parts for name, parts in split.items() if parts is not None}
+        contiguous = (param.is_contiguous() for name, param in self._whole.items() if name not in self._split)
+        assert all(contiguous), "device parameters must be contiguous"
         self._params = {name: self._spread.own(name, param) for name, param in self._whole.items()}
         self._param_dtypes = dict(param_dtypes)
         self._stochastic_rounding = stochastic_rounding
@@ -158,20 +164,32 @@ class DeviceOptimizer(DeviceStates):
             elif self._has_kernel(alike, grads):
                 self._kernel_step(alike, grads, divisor)
             else:
-                self._elementwise_step(alike, grads, divisor)
+                with self._joined(alike):
+                    self._elementwise_step(alike, grads, divisor)
         self._finish(names, change)
 
     def _finish(self, names: list[str], change: float) -> None:
         """Every process gets the weights that others have updated; the loss scaling follows the gradients."""
         self._spread.spread(self._whole, names)
         # Fused updates, and what came from other processes, do not count as changes by themselves.
-        copies = (entry.copy for _, entry in self._rounded)
+        copies = [entry.copy for _, entry in self._rounded]
+        copies += (self._split[name].rounded for name in names if name in self._split)
         torch.autograd.graph.increment_version([*(self._whole[name] for name in names), *copies])
         for name, entry in self._rounded:
             entry.version = self._whole[name]._version
         self._rounded.clear()
         if change != 1.0:
             self._multiply_scaling(change)
+
+    @contextlib.contextmanager
+    def _joined(self, names: list[str]) -> Iterator[None]:
+        """In here those of these weights that are in two parts are float32 tensors; what becomes of them stays."""
+        split = {name: self._params[name] for name in names if name in self._split}
+        self._params.update((name, self._split[name].whole()) for name in split)
+        yield
+        for name in split:
+            self._split[name].assign(self._params[name])
+        self._params.update(split)
 
     def _divisor(self, grads: list[torch.Tensor]) -> float | torch.Tensor:
         """What gradients are divided by: the loss scaling, and more if their norm exceeds max_grad_norm.
@@ -231,7 +249,8 @@ class DeviceOptimizer(DeviceStates):
         stochastic = self._stochastic_rounding and param.dtype == torch.float16
         if self._settings.kind not in ("Adam", "AdamW") or self._states_apart or stochastic:
             return False
-        tensors = [t for name in names for t in (self._params[name], *self._states[name].values())]
+        weights = [self._split[name].rounded if name in self._split else self._params[name] for name in names]
+        tensors = [*weights, *(state for name in names for state in self._states[name].values())]
         tensors += (grads[name] for name in names if name in grads)
         return max(values.beta1, values.beta2) < 1.0 and adam_kernel.serves(tensors)
 
@@ -242,8 +261,9 @@ class DeviceOptimizer(DeviceStates):
         whole = [name for name in names if self._params[name] is self._whole[name]]
         rounded = {name: entry for name in whole if (entry := whole_copy(self._device_params[name])) is not None}
         self._rounded += rounded.items()
+        split = {name: self._split[name] for name in names if name in self._split}
         adam_kernel.adam(
-            [self._params[name] for name in names],
+            [split.get(name, self._params[name]) for name in names],
             [grads[name] for name in names],
             [self._states[name]["Accl1"] for name in names],
             [self._states[name]["Accl2"] for name in names],
@@ -335,6 +355,13 @@ class DeviceOptimizer(DeviceStates):
         fused = fused and not self._states_apart
         sizes = {name: self._params[name].numel() for name in names}
         return buckets(sizes, sum(sizes.values()) if fused else chunk_elements(param.device))
+
+
+def updates_split_weights(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the kernel updates weights by this optimizer, which may be in two parts then."""
+    if registered_rules.registered_rule(optimizer) is not None or not adam_kernel.available():
+        return False
+    return hyperparameters.kind_of(optimizer) in ("Adam", "AdamW")
 
 
 def _norm(grads: list[torch.Tensor]) -> torch.Tensor:
