@@ -18,6 +18,7 @@ from ..checks import require
 from ..poptorch_core import createPoptorchError
 from ..structure import Structure, map_leaves, parsed_tensors
 
+_CONSTANTS = (type(None), bool, int, float, str)
 _HINT = " This error occurred because the inputs passed at runtime don't match the inputs used to compile the model."
 
 
@@ -39,6 +40,7 @@ class BoundCall:
         if compiled is not None:
             self.arguments = _in_order_of(compiled.arguments, self.arguments)
         self.leaves, self._structure = Structure.of(self.arguments)
+        self._fewest = self._count_needed()
 
     def rebuild(self, leaves: list[torch.Tensor]) -> tuple[tuple, dict[str, Any]]:
         """The call again with other tensors."""
@@ -58,6 +60,15 @@ class BoundCall:
             count = len(Structure.of(value)[0])
             names += [name] if count == 1 else [f"{name}.{position}" for position in range(count)]
         return names
+
+    def _count_needed(self) -> int:
+        """How many arguments come before those at the end that have their defaults, constants that cannot change."""
+        count = len(self.arguments)
+        for name, value in reversed(self.arguments.items()):
+            if value is not self._signature.parameters[name].default or not isinstance(value, _CONSTANTS):
+                break
+            count -= 1
+        return count
 
     def forget_values(self) -> None:
         """Keep what a later call is compared with, and the tensors' shapes, but not their memory."""
@@ -80,9 +91,12 @@ class BoundCall:
     ) -> list[torch.Tensor] | None:
         """The tensors of a call with nothing but tensors, by position and like those of this one. Otherwise None.
 
-        What most calls are, in a fraction of the time that a BoundCall and check_against() take.
+        What most calls are, in a fraction of the time that a BoundCall and check_against() take. What is left out has
+        its default, and had it in this call.
         """
-        if kwargs or len(args) != len(self.arguments) or _signature(model) is not self._signature:
+        if kwargs or _signature(model) is not self._signature:
+            return None
+        if len(args) != len(micro_batch) or len(args) < self._fewest:
             return None
         for got, expected, shape in zip(args, self.arguments.values(), micro_batch, strict=False):
             if type(got) is not torch.Tensor or type(expected) is not torch.Tensor or got.dtype != expected.dtype:

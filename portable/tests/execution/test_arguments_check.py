@@ -7,6 +7,7 @@ import torch
 from programs import make_options
 
 import poptorch
+from poptorch.execution import signature
 
 HINT = "This error occurred because the inputs passed at runtime don't match the inputs used to compile the model."
 
@@ -221,3 +222,34 @@ def test_a_forward_that_was_replaced_is_called_as_it_takes():
     own = Sum()
     own.forward = lambda x, a, b: x + a + b
     assert poptorch.inferenceModel(own)(X, X, X).unique().item() == 3
+
+
+def test_a_call_of_tensors_alone_is_compared_quickly(monkeypatch):
+    """What is left out has its default, as it had then. A BoundCall a call would take as long as the rest of it."""
+
+    class Defaults(torch.nn.Module):
+        def forward(self, x, y=None, scale=2, *, offset=0):
+            return x * scale + offset if y is None else x + y
+
+    executor, other = poptorch.inferenceModel(Defaults()), poptorch.inferenceModel(Defaults())
+    executor(X)
+    other(X, X)
+    bound = []
+    made = signature.BoundCall.__init__
+    monkeypatch.setattr(signature.BoundCall, "__init__", lambda self, *rest: bound.append(self) or made(self, *rest))
+    assert executor(X).unique().item() == 2 and other(X, 2 * X).unique().item() == 3 and not bound
+    assert executor(X, None).unique().item() == 2 and executor(x=X).unique().item() == 2 and len(bound) == 2
+    with pytest.raises(poptorch.Error, match="Type mismatch"):
+        executor(X, X)
+    with pytest.raises(poptorch.Error, match="Type mismatch"):
+        other(X)
+    with pytest.raises(poptorch.Error, match="scale"):
+        executor(X, None, 3)
+
+
+def test_a_constant_that_is_no_default_is_not_left_out():
+    executor = poptorch.inferenceModel(Model())
+    for _ in range(2):
+        assert executor(X, None, None, 3).unique().item() == 3
+    with pytest.raises(poptorch.Error, match="scale"):
+        executor(X)
