@@ -6,9 +6,9 @@
 
 An update as a program in half has it: float32 master weights, gradients and first moment in float16, second moment in
 float32, loss scaling; and then the copies in bfloat16 of the weights that matrix products read, which the kernel writes
-on its way. Those weights are in two parts, of which the copy is one ("split"), or beside their copies ("kernel"). And an
-update of a program in float32, where torch has a fused one, too. The sides take turns. Beside the
-seconds stand those that the processors worked: on a machine that is busy with something else they tell more.
+on its way. Those weights are in two parts, of which the copy is one ("split"), or beside their copies ("kernel"). And
+an update of a program in float32, where torch has a fused one, too. The sides take turns. Beside the seconds stand
+those that the processors worked: on a machine that is busy with something else they tell more.
 """
 
 from __future__ import annotations
