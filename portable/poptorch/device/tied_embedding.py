@@ -7,7 +7,8 @@ lookup's is sparse, its rows alone, if who accumulates gradients takes that.
 
 The head's gradient is as large as nothing else that comes and goes. Its memory goes back to where the next one is
 formed: among the C library's free blocks smaller ones would cut it up, and the next gradient found no room. So does
-that of what is kept in its place for few rows (linear_cross_entropy.py).
+that of what is kept in its place for few rows (linear_cross_entropy.py), whose place the gradient's accumulator takes
+until the update where one backward pass is all of that.
 """
 
 from __future__ import annotations
@@ -26,12 +27,17 @@ class SharedGradient:
     Attributes:
         takes_rows: whether who accumulates gradients takes sparse ones.
         accumulate: takes a gradient part by part, (first row, rows of it), and is done with a part when it asks for the
-            next one; None where gradients come whole.
+            next one; None where gradients come whole. Second argument: the memory() that parts are made from, if
+            `accumulator_size` is not 0. It goes with it. From its beginning on as many bytes as the accumulator's rows
+            take, up to the end of a part, may be overwritten once that part has come.
+        accumulator_size: bytes of the accumulator where it is made there, for each update anew; 0 if it has memory of
+            its own.
     """
 
     def __init__(self) -> None:
         self.takes_rows = False
-        self.accumulate: Callable[[Iterable[tuple[int, torch.Tensor]]], None] | None = None
+        self.accumulate: Callable[[Iterable[tuple[int, torch.Tensor]], torch.Tensor | None], None] | None = None
+        self.accumulator_size = 0
         self._pass, self._offered = -1, None
         self._memory: torch.Tensor | None = None
         self._asked: tuple[torch.Size, torch.dtype] | None = None
@@ -61,11 +67,12 @@ class SharedGradient:
         memory, self._memory, self._asked = self._memory, None, (shape, dtype)
         if memory is not None and (memory.shape, memory.dtype) == self._asked:
             return memory
+        del memory  # before there is another
         return torch.empty(shape, dtype=dtype, device="cpu")
 
     def release(self) -> None:
         """Gradients are not accumulated any more."""
-        self.takes_rows, self.accumulate, self._memory = False, None, None
+        self.takes_rows, self.accumulate, self.accumulator_size, self._memory = False, None, 0, None
 
 
 # Weight -> its shared gradient. An entry goes with its weight.

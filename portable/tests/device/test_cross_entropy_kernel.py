@@ -59,6 +59,32 @@ def test_losses_and_gradients_are_those_of_float64(kernels, rows, columns, sprea
     torch.testing.assert_close(alone, losses, rtol=0, atol=0)
 
 
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rows=st.integers(1, 9),
+    columns=st.integers(1, 700),
+    steps=st.integers(1, 5),
+    narrow=st.booleans(),
+    biased=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_parts_of_columns_are_those_of_the_whole(kernels, rows, columns, steps, narrow, biased, seed):
+    """To the bit, in parts that lie one after the other; beyond the last column nothing is written."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(rows, columns, generator=generator) * 5.0
+    bias = torch.randn(columns, generator=generator) if biased else None
+    target, best = torch.randint(columns, (rows,), generator=generator), torch.empty(rows, dtype=torch.int64)
+    dtype, part = torch.bfloat16 if narrow else torch.float32, steps * cross_entropy.PART_STEP
+    whole = torch.empty(rows, columns, dtype=dtype)
+    losses, _, factors = cross_entropy.differentiate(logits.clone(), bias, target, best, narrow, whole)
+    parts = torch.full((-(-columns // part), rows + 2, part), 7.0, dtype=dtype)
+    found = cross_entropy.differentiate(logits.clone(), bias, target, best.clone(), narrow, parts[:, 1:-1])
+    assert torch.equal(found[0], losses) and torch.equal(found[2], factors)
+    together = parts.transpose(0, 1).flatten(1)  # (rows + 2, parts times part)
+    assert torch.equal(together[1:-1, :columns], whole)
+    assert (together[:, columns:] == 7.0).all() and (together[[0, -1]] == 7.0).all()
+
+
 def test_small_probabilities_keep_their_digits_as_bfloat16(kernels):
     logits = torch.linspace(-60.0, 0.0, 700).unsqueeze(0)
     _, _, gradient = differentiated(logits, torch.tensor([5]), narrow=True)

@@ -21,7 +21,7 @@ from ... import notices
 
 LIBRARY = Path(__file__).with_name("poptorch_kernels.so")
 VARIABLE = "POPTORCH_PORTABLE_KERNELS"
-VERSION = 11  # of the structures below and of the random numbers, as in kernels.h
+VERSION = 12  # of the structures below and of the random numbers, as in kernels.h
 PHILOX, TORCH = "philox 1", "torch"  # generators of dropout: the kernels' with its version, and torch's
 _GELU_PART = 1 << 16  # elements that a thread works on at a time, in 8 to 64 rows; each part has sums of its own
 HINT = "run `make` in the repository again"

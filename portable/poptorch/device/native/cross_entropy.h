@@ -68,22 +68,36 @@ ALWAYS_INLINE Floats share_of(Floats x, Floats top) {
   return where(~(power < floats(-126.0f)), exp2_of(power));
 }
 
-// The sum of exp(x - top). Unless `to` is null, which may be the row's own memory, each goes there as an Element.
+// Where the elements of a row go: `part` of them follow each other, and so do the next ones `stride` further on.
+template <typename Element> struct Parts {
+  Element* data; // null: nowhere
+  int64_t part, stride;
+
+  ALWAYS_INLINE Element* at(int64_t i) const {
+    return data ? data + i / part * stride + i % part : nullptr;
+  }
+};
+
+// The sum of exp(x - top). Each goes `to` its place as an Element, perhaps in the row's own memory.
 template <typename Row, typename Element>
-ALWAYS_INLINE double exponentials(const Row& row, int64_t count, float top, Element* to) {
+ALWAYS_INLINE double exponentials(const Row& row, int64_t count, float top, const Parts<Element>& to) {
   constexpr int64_t kStep = kChains * kWidth;
+  static_assert(kPartStep % kStep == 0); // what is added up does not depend on the parts
   const Floats highest = floats(top);
   Floats sums[kChains] = {};
   int64_t i = 0;
-  for (; i + kStep <= count; i += kStep) {
-    Floats shares[kChains]; // a store of one must not be followed by the load of another: `to` may be the same memory
-    for (int c = 0; c < kChains; ++c) {
-      shares[c] = share_of(row.vector(i + c * kWidth), highest);
-    }
-    for (int c = 0; c < kChains; ++c) {
-      sums[c] += shares[c];
-      if (to) {
-        store(to + i + c * kWidth, shares[c]);
+  for (int64_t first = 0; first < count; first += to.part) {
+    Element* const place = to.at(first);
+    for (const int64_t last = std::min(count, first + to.part); i + kStep <= last; i += kStep) {
+      Floats shares[kChains]; // a store of one must not be followed by the load of another, in the same memory perhaps
+      for (int c = 0; c < kChains; ++c) {
+        shares[c] = share_of(row.vector(i + c * kWidth), highest);
+      }
+      for (int c = 0; c < kChains; ++c) {
+        sums[c] += shares[c];
+        if (place) {
+          store(place + (i - first) + c * kWidth, shares[c]);
+        }
       }
     }
   }
@@ -97,8 +111,8 @@ ALWAYS_INLINE double exponentials(const Row& row, int64_t count, float top, Elem
     for (int64_t j = 0; j < rest; ++j) {
       sum += shares[j];
     }
-    if (to) {
-      store(to + i, shares, rest);
+    if (to.data) {
+      store(to.at(i), shares, rest);
     }
   }
   return sum;
@@ -109,14 +123,16 @@ ALWAYS_INLINE void cross_entropy_row(const CrossEntropy& call, int64_t number, c
   const int64_t target = call.target[number];
   const Largest largest = largest_of(row, call.columns);
   const float own = row.number(target);
-  Element* to = call.gradient ? static_cast<Element*>(call.gradient) + number * call.gradient_stride : nullptr;
+  Element* const gradient = static_cast<Element*>(call.gradient);
+  const Parts<Element> to = {gradient ? gradient + number * call.gradient_stride : nullptr, call.part,
+                             call.part_stride};
   const double sum = exponentials(row, call.columns, largest.value, to);
   call.best[number] = largest.place;
   call.losses[number] = static_cast<float>(std::log(sum) + largest.value - own);
-  if (to) {
+  if (gradient) {
     call.factors[number] = static_cast<float>(1.0 / sum);
     const Floats less = share_of(floats(own), floats(largest.value)) - static_cast<float>(sum);
-    store(to + target, less, 1);
+    store(to.at(target), less, 1);
   }
 }
 

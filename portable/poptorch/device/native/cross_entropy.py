@@ -12,9 +12,12 @@ from . import library
 class _CrossEntropy(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("logits", "bias", "target", "losses", "best", "factors", "gradient")),
-        *((name, ctypes.c_int64) for name in ("rows", "columns", "stride", "gradient_stride")),
+        *((name, ctypes.c_int64) for name in ("rows", "columns", "stride", "part", "gradient_stride", "part_stride")),
         ("narrow", ctypes.c_bool),
     ]
+
+
+PART_STEP = 64  # as kPartStep in kernels.h
 
 
 def losses(logits: torch.Tensor, bias: torch.Tensor | None, target: torch.Tensor, best: torch.Tensor) -> torch.Tensor:
@@ -42,7 +45,8 @@ def differentiate(
 
     Args:
         out: (N, V), whose rows are contiguous, of bfloat16 (`narrow`) or of float32: gets the gradients; None for one
-            in the memory of `logits`.
+            in the memory of `logits`. Or in parts of P columns each, (ceil(V / P), N, P): P is a multiple of PART_STEP,
+            and what the last part has beyond V stays as it is.
     Returns:
         The losses (N,), `out`, and (N,) float32 factors: a row of the second times its factor is softmax minus one-hot.
     """
@@ -67,7 +71,10 @@ def _call(
     found = torch.empty(rows, dtype=torch.float32, device="cpu")
     tensors = (logits, bias, target.contiguous(), found, best, factors, gradient)
     pointers = (None if each is None else each.data_ptr() for each in tensors)
-    stride, narrow = (0, False) if gradient is None else (gradient.stride(0), gradient.dtype == torch.bfloat16)
-    call = _CrossEntropy(*pointers, rows, columns, logits.stride(0), stride, narrow)
+    narrow = gradient is not None and gradient.dtype == torch.bfloat16
+    part, strides = columns, (0, 0)
+    if gradient is not None:
+        part, strides = gradient.shape[-1], (gradient.stride(-2), gradient.stride(0))
+    call = _CrossEntropy(*pointers, rows, columns, logits.stride(0), part, *strides, narrow)
     library().poptorch_cross_entropy(ctypes.byref(call), torch.get_num_threads())
     return found

@@ -18,7 +18,7 @@
 
 namespace poptorch_kernels {
 
-constexpr int64_t kVersion = 11; // of the structures and of the random numbers: who calls takes a library of its own
+constexpr int64_t kVersion = 12; // of the structures and of the random numbers: who calls takes a library of its own
 
 enum Stream : uint32_t { kScores = 0, kFlat = 1 };
 constexpr int64_t kGroup = 128; // columns that one vector of blocks decides on
@@ -68,9 +68,12 @@ struct Gelu {
   bool narrow;               // x, grad and out are of bfloat16, else of float32
 };
 
+constexpr int64_t kPartStep = 64; // columns
+
 // loss = log(sum of exp(x)) - x[target] for each row x = logits + bias, and the place of its first largest x. With
 // `gradient` exp(x - the largest), of the target's one less their sum, takes the logits' place: times the row's
-// factor that is the loss's gradient. As bfloat16 (`narrow`) it takes the first half of the row's memory.
+// factor that is the loss's gradient. As bfloat16 (`narrow`) it takes the first half of the row's memory. Where it goes
+// elsewhere it may be cut into parts of columns, which lie one after the other.
 struct CrossEntropy {
   float* logits;         // (rows, columns)
   const float* bias;     // (columns,) or null
@@ -78,8 +81,10 @@ struct CrossEntropy {
   float* losses;         // (rows,)
   int64_t* best;         // (rows,)
   float* factors;        // (rows,): with `gradient` only
-  void* gradient;        // (rows, columns) of float32 or (`narrow`) bfloat16, perhaps over the logits; or null
-  int64_t rows, columns, stride, gradient_stride;
+  void* gradient;        // of float32 or (`narrow`) bfloat16, perhaps over the logits; or null
+  int64_t rows, columns, stride;
+  int64_t part;                         // columns of one of the gradient's parts: all, or a multiple of kPartStep
+  int64_t gradient_stride, part_stride; // elements between a part's rows, and between parts
   bool narrow;
 };
 

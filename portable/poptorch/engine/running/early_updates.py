@@ -12,6 +12,8 @@ from collections.abc import Iterator
 import torch
 
 from ...device import float32_products, half_products
+from ...device.linear_cross_entropy import linear_cross_entropy
+from ...device.native import wide_products
 from ..stages import Program
 
 aten = torch.ops.aten
@@ -29,16 +31,29 @@ def early(program: Program, parameters: dict[str, torch.Tensor]) -> frozenset[st
     """Names, among the device's `parameters`, of the large ones that nothing but one product of the program reads."""
     reads: dict[str, int] = {}
     others: set[str] = set()
+    for name, reader in _reads(program):
+        reads[name] = reads.get(name, 0) + 1
+        if reader.target not in _PRODUCTS:
+            others.add(name)
+    large = {name for name, tensor in parameters.items() if tensor.numel() >= _FEWEST}
+    return frozenset(name for name in large - others if reads.get(name) == 1)
+
+
+def heads(program: Program) -> frozenset[str]:
+    """Names of the parameters that fused losses read, where these may give their gradients in parts."""
+    if not wide_products.available():
+        return frozenset()
+    return frozenset(name for name, reader in _reads(program) if reader.target is linear_cross_entropy)
+
+
+def _reads(program: Program) -> Iterator[tuple[str, torch.fx.Node]]:
+    """Names of parameters, each with a node that reads it."""
     for stage in program.stages:
         for segment in stage.segments:
             for node in segment.module.graph.find_nodes(op="placeholder"):
                 name = program.parameters.get(node.target)
                 for reader in _readers(node) if name is not None else ():
-                    reads[name] = reads.get(name, 0) + 1
-                    if reader.target not in _PRODUCTS:
-                        others.add(name)
-    large = {name for name, tensor in parameters.items() if tensor.numel() >= _FEWEST}
-    return frozenset(name for name in large - others if reads.get(name) == 1)
+                    yield name, reader
 
 
 def _readers(node: torch.fx.Node) -> Iterator[torch.fx.Node]:

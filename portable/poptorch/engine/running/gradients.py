@@ -50,7 +50,8 @@ class GradientAccumulator:
 
     A parameter whose accumulator has its own type lets autograd add into `.grad`. Otherwise each gradient goes into an
     accumulator of the type asked for as soon as it is complete, and is freed. Where there is nothing to add up it may
-    go on from there (allocate()): of such a parameter there is no accumulator.
+    go on from there (allocate()): of such a parameter there is no accumulator. Or the accumulator is made anew before
+    each update, in the memory of what the gradient is made of (tied_embedding.py).
 
     Args:
         parameters: leaf tensors by name.
@@ -76,6 +77,7 @@ class GradientAccumulator:
         self._parameters = {name: tensor for name, tensor in parameters.items() if tensor.requires_grad}
         self._dtypes = dtypes
         self._accumulators: dict[str, torch.Tensor] = {}
+        self._rooms: dict[str, torch.Tensor] = {}  # memory that accumulators are in and that is not theirs
         self._handed_on: frozenset[str] = frozenset()
         self._hand_on: Callable[[str, torch.Tensor], None] | None = None
         self._running = running and mean
@@ -114,11 +116,17 @@ class GradientAccumulator:
         """Whether gradients are not added up in `.grad`."""
         return self._dtypes[name] != self._parameters[name].dtype or self._running
 
-    def allocate(self, handed_on: frozenset[str], to: Callable[[str, torch.Tensor], None]) -> None:
+    def allocate(
+        self, handed_on: frozenset[str], to: Callable[[str, torch.Tensor], None], lodged: frozenset[str] = frozenset()
+    ) -> None:
         """Make the accumulators that the next passes need, before these fill the memory.
 
-        Gradients of the parameters `handed_on` need none: every backward pass is the only one of its update, and to()
-        gets each of them as soon as it is complete, reduced. None of these are of several spans, and there is no group.
+        Unless every backward pass is the only one of its update both sets of parameters are empty.
+
+        Args:
+            handed_on: they need none: to() gets each gradient as soon as it is complete, reduced. None of these are of
+                several spans, and there is no group.
+            lodged: theirs are made in the memory of what gradients are made of, if these come in parts.
         """
         for name in self._handed_on - handed_on:
             if not self._has_own(name):
@@ -126,11 +134,15 @@ class GradientAccumulator:
         for name in handed_on - self._hooks.keys():
             self._hooks[name] = self._hook(name)
         self._handed_on, self._hand_on = handed_on, to
-        for name in self._parameters:
+        for name, tensor in self._parameters.items():
             if name in handed_on:
                 self._accumulators.pop(name, None)
             elif self._has_own(name):
-                self._accumulator(name)
+                shared = shared_gradient(tensor)
+                is_lodged = name in lodged and shared.accumulate is not None
+                shared.accumulator_size = tensor.numel() * self._dtypes[name].itemsize if is_lodged else 0
+                if not is_lodged:
+                    self._accumulator(name)
 
     def take_whole(self) -> None:
         """Every gradient is to come as torch has it, for somebody watches: none in parts."""
@@ -181,13 +193,22 @@ class GradientAccumulator:
             gradient = accumulator
         return gradient if self._divisor == 1 else gradient.div_(self._divisor)
 
-    def _taking_parts(self, name: str) -> Callable[[Iterable[tuple[int, torch.Tensor]]], None]:
+    def _taking_parts(self, name: str) -> Callable[[Iterable[tuple[int, torch.Tensor]], torch.Tensor | None], None]:
         this = self._this
-        return lambda parts: this()._take_parts(name, parts)
+        return lambda parts, room: this()._take_parts(name, parts, room)
 
     @torch.no_grad()
-    def _take_parts(self, name: str, parts: Iterable[tuple[int, torch.Tensor]]) -> None:
-        """A gradient in parts, which torch never sees: more of it may come through the hook."""
+    def _take_parts(
+        self, name: str, parts: Iterable[tuple[int, torch.Tensor]], room: torch.Tensor | None = None
+    ) -> None:
+        """A gradient in parts, which torch never sees: more of it may come through the hook.
+
+        The accumulator is made in `room` unless there is one that has something of this update.
+        """
+        if room is not None and name not in self._received:
+            shape = self._parameters[name].shape
+            self._accumulators[name] = room.view(self._dtypes[name])[: shape.numel()].view(shape)
+            self._rooms[name] = room
         accumulator, share = self._accumulator(name), self._share(name, self._count)
         for first, fresh in parts:
             share.add(accumulator[first : first + len(fresh)], fresh)
@@ -243,6 +264,10 @@ class GradientAccumulator:
         self._complete.clear()
         self._events.clear()
         self._count = 0
+        for name, room in self._rooms.items():
+            del self._accumulators[name]
+            shared_gradient(self._parameters[name]).give_back(room)
+        self._rooms.clear()
 
     def release(self) -> None:
         """Give the accumulators' memory back and take the hooks off."""
@@ -252,4 +277,5 @@ class GradientAccumulator:
         if self._reduction is not None:
             self._reduction.release()
         self._accumulators.clear()
+        self._rooms.clear()
         self._hand_on = None  # has the runner and all that is on the device, which has this accumulator

@@ -22,7 +22,7 @@ from ..as_one.streams import Streams
 from ..stages import Program
 from .anchors import FINAL_LOSS_SCALE, Anchors
 from .counts import Counts, Place
-from .early_updates import early
+from .early_updates import early, heads
 from .gradients import GradientAccumulator
 from .outputs import OutputCollector
 from .probe import Probe
@@ -78,6 +78,7 @@ class Runner:
         if accumulator is not None and anchors is not None:
             accumulator.take_whole()
         self._early = frozenset() if optimizer is None else early(program, state.parameters)
+        self._heads = frozenset() if optimizer is None else heads(program)
         self._worked = False  # micro-batches have run as one
         self._announced = False
         self.timings = Timings(len(program.inputs), len(program.outputs))  # of the last call
@@ -131,7 +132,11 @@ class Runner:
         watched = self._anchors is not None or self._stop_at_invalid or type(self.probe) is not Probe
         names = self._early if alone and not watched else frozenset()
         names = names and self._optimizer.independent(names)
-        self._accumulator.allocate(names, lambda name, gradient: self._optimizer.step({name: gradient}))
+        self._accumulator.allocate(
+            names,
+            lambda name, gradient: self._optimizer.step({name: gradient}),
+            lodged=self._heads if alone else frozenset(),
+        )
 
     def _run(self, collector: OutputCollector, leaves: list[torch.Tensor], places: list[Place]) -> None:
         """The micro-batches at these (s, a, r), as one if there are several, and the ends of iterations among them."""
