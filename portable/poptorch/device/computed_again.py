@@ -2,6 +2,9 @@
 
 GELU and layer norms keep what they were given. A product that reads what they made would keep that, too: instead it
 computes it again, by the same kernel, from what is kept anyway. Of a block of GPT-2 a third less is kept.
+
+What a layer norm was given may be a sum of what an earlier one keeps, in float32, and of something in 16 bits: that is
+kept in its place, and is half as large (engine/passes/half_products.py finds these).
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 import torch
+from torch.autograd.function import once_differentiable
 from torch.utils.weak import WeakTensorKeyDictionary
 
 Operands = tuple[torch.Tensor | None, ...]
@@ -30,6 +34,8 @@ class Recipe:
 
 # What was made -> its function and operands. An entry goes with the tensor.
 _RECIPES: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+# The same of sums that nobody is to keep.
+_SUMS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 def remember(made: torch.Tensor, function: Callable[..., torch.Tensor], *operands: torch.Tensor | None) -> torch.Tensor:
@@ -65,4 +71,52 @@ def layer_norm(
     def made(x, weight, bias):
         return torch.layer_norm(x, shape, weight, bias, eps, cudnn_enable)
 
-    return remember(made(x, weight, bias), made, x, weight, bias)
+    found = _SUMS.get(x)
+    if found is None or x._version:
+        return remember(made(x, weight, bias), made, x, weight, bias)
+    add, summands = found
+
+    def made_of_sum(x, residual, weight, bias):
+        return made(add(x, residual), weight, bias)
+
+    return remember(_LayerNorm.apply(x, weight, bias, tuple(shape), eps, found), made_of_sum, *summands, weight, bias)
+
+
+class _LayerNorm(torch.autograd.Function):
+    """Of a sum, `found` in _SUMS, which is added up again in the backward pass."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, shape, eps, found):
+        ctx.add, summands = found
+        ctx.shape, ctx.norm_shape = x.shape, shape
+        out, mean, deviation = torch.native_layer_norm(x, shape, weight, bias, eps)
+        ctx.save_for_backward(*(each.detach() for each in summands), mean, deviation, weight, bias)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, residual, mean, deviation, weight, bias = ctx.saved_tensors
+        needed = [*ctx.needs_input_grad[:3]]
+        x = ctx.add(x, residual)
+        norm = torch.ops.aten.native_layer_norm_backward
+        grads = norm(grad.contiguous(), x, ctx.norm_shape, mean, deviation, weight, bias, needed)
+        return *grads, None, None, None
+
+
+def residual_sum(x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+    """residual + x in float32, of 16 bits and float32 and one shape: a sum that a layer norm is not to keep."""
+    return remember_sum(_sum(x, residual), _sum, x, residual)
+
+
+def remember_sum(
+    made: torch.Tensor, function: Callable[..., torch.Tensor], x: torch.Tensor, residual: torch.Tensor
+) -> torch.Tensor:
+    """`made`, which function(x, residual) makes again; remembered if there will be a backward pass."""
+    if made.requires_grad:
+        _SUMS[made] = function, (x, residual)
+    return made
+
+
+def _sum(x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+    return x.to(residual.dtype) + residual

@@ -11,7 +11,7 @@ import torch
 from ...device import float32_products, half_products, serialized
 from ...device.alibi import with_alibi
 from ...device.biased_attention import biased_attention
-from ...device.computed_again import layer_norm
+from ...device.computed_again import layer_norm, residual_sum
 from ...device.dropout_attention import causal_attention, dropout_attention
 from ...device.gelu import bias_gelu
 from ...device.key_bias import with_key_bias
@@ -62,6 +62,7 @@ _FUNCTIONS = (_DRAWING_FUNCTIONS | _LINEAR_FUNCTIONS) | {
     causal_attention,
     bias_gelu,
     layer_norm,
+    residual_sum,
     tied_embedding,
 }
 
@@ -163,6 +164,8 @@ def _rule(node: torch.fx.Node) -> type[Rule]:
         return LinearCrossEntropy
     if getattr(node.target, "namespace", "aten") != "aten" and torch.Tag.view_copy in node.target.tags:
         return Unchanged
+    if node.target is residual_sum:
+        return Pointwise
     if torch.Tag.pointwise in getattr(node.target, "tags", ()) and "memory_format" not in node.kwargs:
         return Pointwise
     return Rule

@@ -12,10 +12,11 @@ import operator
 import torch
 
 from ...device import half_products, serialized
-from ...device.computed_again import layer_norm
+from ...device.computed_again import layer_norm, residual_sum
 from ...device.dropout_attention import dropout_attention
 from ...device.linear_cross_entropy import linear_cross_entropy
 from ...device.policy import Products
+from ...device.residual_dropout import residual_dropout
 from ..tracing.export import TracedGraph
 from ..tracing.writes import origins, written
 from .patterns import CASTS, bodies, graphs
@@ -26,6 +27,8 @@ _MATMUL = frozenset({aten.matmul.default, aten.mm.default, aten.bmm.default, ate
 _ADDMM = frozenset({aten.addmm.default, aten.baddbmm.default})
 _TRACED = _MATMUL | _ADDMM | {_LINEAR, _ATTENTION}
 _FUSED = frozenset({dropout_attention, linear_cross_entropy})
+_NORMS = frozenset({aten.layer_norm.default, layer_norm})
+_SUMS = frozenset({aten.add.Tensor, residual_dropout})
 _MARK = "half product"  # in a node's meta: it was half in the program
 
 # What hands elements on, or applies a function to each that is no worse in 16 bits than its rounded argument.
@@ -102,22 +105,45 @@ class _Rewriter:
         self._origin = origins(graph.nodes)
         self._changed = written(graph.nodes, modules, self._origin)  # in place: that must reach all views
         self._narrow: set[torch.fx.Node] = set()  # nodes whose values are of 16 bits
+        self._kept: set[torch.fx.Node] = set()  # what layer norms keep
         self.widened: dict[torch.fx.Node, torch.fx.Node] = {}  # nodes of `float32` that are not: what is
 
     def run(self) -> int:
         """Rewrite the graph; returns the number of products replaced."""
-        count = 0
+        count, again = 0, set()
         for node in list(self._graph.nodes):
             if is_half(node) and node.target in _TRACED | _FUSED:
                 self._replace(node)
                 count += 1
             elif self._stays_narrow(node):
                 self._mark_narrow(node)
+            elif self._is_added_again(node):
+                x, residual = node.args[:2] if node.args[0] in self._narrow else node.args[1::-1]
+                if node.target is aten.add.Tensor:
+                    node.target, node.args = residual_sum, (x, residual)
+                again.add(node)
             elif not (node.target in CASTS and torch.float32 in (*node.args, *node.kwargs.values())):
                 self._widen_arguments(node)
                 if self._native and node.target is aten.layer_norm.default:
                     node.target = layer_norm
+                    self._kept |= {node.args[0]} - again
         return count
+
+    def _is_added_again(self, node: torch.fx.Node) -> bool:
+        """Whether `node` adds something of 16 bits to what a layer norm keeps, for nobody but another one and sums."""
+        if not self._native or node.target not in _SUMS or node.kwargs or node in self._float32:
+            return False
+        first, second, *_ = node.args
+        x, residual = (first, second) if first in self._narrow else (second, first)
+        if x not in self._narrow or residual not in self._kept or residual in self._narrow:
+            return False
+        if node.target is residual_dropout and x is not first:
+            return False
+        if self._origin[node] in self._changed or self._origin[residual] in self._changed:
+            return False
+        readers = [user.target for user in node.users]
+        alike = x.meta["val"].shape == residual.meta["val"].shape and residual.meta["val"].dtype == torch.float32
+        return alike and any(reader in _NORMS for reader in readers) and all(r in _NORMS | _SUMS for r in readers)
 
     def _stays_narrow(self, node: torch.fx.Node) -> bool:
         """Whether `node` does no more to a value of 16 bits than hand it on, and may."""
