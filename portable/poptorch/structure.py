@@ -6,6 +6,7 @@ A structure is any nesting of tuples, lists, dicts, named tuples, dataclasses, c
 
 from __future__ import annotations
 
+import collections
 import copy
 import dataclasses
 import types
@@ -15,6 +16,8 @@ from typing import Any
 import torch
 
 from .poptorch_core import createPoptorchError
+
+_ITEMS = (list, tuple, set, frozenset, collections.deque)
 
 
 class ICustomArgParser:
@@ -80,11 +83,8 @@ def map_leaves(value: Any, function: Callable[[Any], Any], apart: bool = False) 
     if parser is not None:
         items = [function(tensor) for tensor in parser.yieldTensors(value)]
         return _Parsed(parser, value, items) if apart else parser.reconstruct(value, iter(items))
-    if isinstance(value, tuple):
-        items = [map_leaves(item, function, apart) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    if isinstance(value, list):
-        return type(value)(map_leaves(item, function, apart) for item in value)
+    if isinstance(value, (list, tuple)):
+        return like_sequence(value, [map_leaves(item, function, apart) for item in value])
     if isinstance(value, dict):
         items = {key: map_leaves(item, function, apart) for key, item in value.items()}
         return items if type(value) is dict else _like_dict(value, items)
@@ -114,20 +114,57 @@ def parsed_tensors(value: Any) -> list[torch.Tensor] | None:
 def _like_dict(value: dict, items: dict) -> dict:
     if dataclasses.is_dataclass(value):  # Hugging Face's ModelOutput: a dict that is a dataclass as well
         return type(value)(**items)
-    rebuilt = value.copy()
+    rebuilt = copy_dict(value)
     rebuilt.update(items)
     return rebuilt
 
 
-def _has_tensors(value: Any, seen: set[int]) -> bool:
-    """Whether there is a tensor in `value`: itself, an item, or in an attribute of what is no module."""
+def copy_dict(value: dict) -> dict:
+    """A copy of the same class, whose constructor may take anything; dict.copy() gives a plain one."""
+    rebuilt = value.copy()
+    if type(rebuilt) is type(value):
+        return rebuilt
+    rebuilt = type(value).__new__(type(value))
+    attributes = getattr(value, "__dict__", None)
+    if attributes is value:  # `self.__dict__ = self`: its items are its attributes
+        rebuilt.__dict__ = rebuilt
+    elif attributes:
+        rebuilt.__dict__.update(attributes)
+    dict.update(rebuilt, value)
+    return rebuilt
+
+
+def like_sequence(value: list | tuple, items: list[Any]) -> Any:
+    """A list or tuple of the class of `value` with these items."""
+    kind = type(value)
+    if hasattr(value, "_fields"):
+        return kind(*items)
+    try:
+        return kind(items)
+    except TypeError:  # its constructor takes something else
+        rebuilt = kind.__new__(kind) if isinstance(value, list) else tuple.__new__(kind, items)
+        rebuilt.__dict__.update(vars(value))
+        if isinstance(value, list):
+            rebuilt[:] = items
+        return rebuilt
+
+
+def tensors_inside(value: Any, seen: set[int] | None = None) -> Iterator[torch.Tensor]:
+    """The tensors in `value`: itself, items, and those in attributes of what is no module."""
+    seen = set() if seen is None else seen
     if isinstance(value, torch.Tensor):
-        return True
+        yield value
+        return
     if id(value) in seen or isinstance(value, (torch.nn.Module, type, types.FunctionType, types.ModuleType)):
-        return False
+        return
     seen.add(id(value))
-    items = value if isinstance(value, (list, tuple)) else value.values() if isinstance(value, dict) else ()
-    return any(_has_tensors(item, seen) for item in (*items, *getattr(value, "__dict__", {}).values()))
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, _ITEMS) else ()
+    for item in (*items, *getattr(value, "__dict__", {}).values()):
+        yield from tensors_inside(item, seen)
+
+
+def _has_tensors(value: Any) -> bool:
+    return next(tensors_inside(value), None) is not None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +195,7 @@ class Structure:
                     return other(leaf)
                 leaves.append(leaf)
                 return _Slot(len(leaves) - 1)
-            if objects and id(leaf) not in opened and _has_tensors(leaf, set()):
+            if objects and id(leaf) not in opened and _has_tensors(leaf):
                 opened.add(id(leaf))
                 apart = _Attributes(leaf, map_leaves(dict(vars(leaf)), take, apart=True))
                 opened.discard(id(leaf))

@@ -76,7 +76,15 @@ def _as_input(leaf: torch.Tensor, written: bool) -> torch.Tensor:
     if written and not leaf.is_contiguous():
         notices.once("input copied", "Input tensor is not contiguous: it is copied, and changes are not written back.")
         return leaf.detach().contiguous()
-    return leaf.detach().clone() if leaf.is_inference() else leaf.detach()
+    return _usual(leaf.detach())
+
+
+def _usual(leaf: torch.Tensor) -> torch.Tensor:
+    """A tensor that autograd takes, in the same memory: one made in torch.inference_mode() it does not."""
+    if not leaf.is_inference():
+        return leaf
+    usual = torch.empty(0, dtype=leaf.dtype, device=leaf.device)
+    return usual.set_(leaf.untyped_storage(), leaf.storage_offset(), leaf.shape, leaf.stride())
 
 
 @contextlib.contextmanager
@@ -233,7 +241,7 @@ def _first_micro_batch(leaf: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     leaf = leaf.narrow(0, 0, shape[0]) if leaf.dim() else leaf
     if 0 in leaf.shape:
         raise createPoptorchError(f"Zero-sized tensors are unsupported (Got shape {list(leaf.shape)})")
-    leaf = leaf.clone() if leaf.is_inference() else leaf
+    leaf = _usual(leaf)
     return leaf.to(torch.float32) if leaf.dtype == torch.float64 else leaf
 
 

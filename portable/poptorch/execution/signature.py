@@ -16,7 +16,7 @@ import torch
 
 from ..checks import require
 from ..poptorch_core import createPoptorchError
-from ..structure import Structure, map_leaves, parsed_tensors
+from ..structure import Structure, copy_dict, like_sequence, map_leaves, parsed_tensors, tensors_inside
 
 _CONSTANTS = (type(None), bool, int, float, str)
 _HINT = " This error occurred because the inputs passed at runtime don't match the inputs used to compile the model."
@@ -36,6 +36,7 @@ class BoundCall:
     def __init__(self, model: torch.nn.Module, args: tuple, kwargs: dict[str, Any], compiled: BoundCall | None = None):
         """Dicts get the order of their keys from the call that was `compiled`, if there is one."""
         self._signature = _signature(model)
+        self._by_position, self._by_name = len(args), frozenset(kwargs)
         self.arguments = _bind(self._signature, args, kwargs)
         if compiled is not None:
             self.arguments = _in_order_of(compiled.arguments, self.arguments)
@@ -43,15 +44,26 @@ class BoundCall:
         self._fewest = self._count_needed()
 
     def rebuild(self, leaves: list[torch.Tensor]) -> tuple[tuple, dict[str, Any]]:
-        """The call again with other tensors."""
+        """The call again with other tensors: what came by position or by name does so, for hooks and __call__().
+
+        Defaults are left out as they were, but for those with tensors, which are inputs like others.
+        """
         arguments = self._structure.fill(leaves)
-        kinds = {name: parameter.kind for name, parameter in self._signature.parameters.items()}
-        names = {kind: name for name, kind in kinds.items()}  # there is one variadic parameter of a kind
-        rest = arguments.pop(names.get(inspect.Parameter.VAR_POSITIONAL), ())
-        extra = arguments.pop(names.get(inspect.Parameter.VAR_KEYWORD), {})
-        only = inspect.Parameter.KEYWORD_ONLY
-        keywords = {name: arguments.pop(name) for name in list(arguments) if kinds[name] is only}
-        return (*arguments.values(), *rest), {**keywords, **extra}
+        args: list[Any] = []
+        kwargs: dict[str, Any] = {}
+        for position, (name, parameter) in enumerate(self._signature.parameters.items()):
+            value = arguments[name]
+            if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+                args += value
+            elif parameter.kind is inspect.Parameter.VAR_KEYWORD:
+                kwargs.update(value)
+            elif parameter.kind is inspect.Parameter.POSITIONAL_ONLY or (
+                parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD and position < self._by_position
+            ):
+                args.append(value)
+            elif name in self._by_name or Structure.of(self.arguments[name])[0]:
+                kwargs[name] = value
+        return tuple(args), kwargs
 
     def tensor_names(self) -> list[str]:
         """A name for each tensor: that of the parameter, with a number behind it if there are several."""
@@ -145,9 +157,7 @@ def _in_order_of(expected: Any, got: Any) -> Any:
         return values if type(got) is dict else _refilled(got, values)
     if isinstance(expected, (list, tuple)) and isinstance(got, (list, tuple)) and len(expected) == len(got):
         items = [_in_order_of(left, right) for left, right in zip(expected, got, strict=True)]
-        if all(item is old for item, old in zip(items, got, strict=True)):
-            return got
-        return type(got)(*items) if hasattr(got, "_fields") else type(got)(items)
+        return got if all(item is old for item, old in zip(items, got, strict=True)) else like_sequence(got, items)
     return got
 
 
@@ -155,7 +165,7 @@ def _refilled(mapping: dict, values: dict) -> dict:
     """A dict of the same class with these values, in this order."""
     if dataclasses.is_dataclass(mapping):  # its fields have an order of their own
         return mapping
-    rebuilt = mapping.copy()
+    rebuilt = copy_dict(mapping)
     rebuilt.clear()
     rebuilt.update(values)
     return rebuilt
@@ -175,7 +185,9 @@ def _signature(model: torch.nn.Module) -> inspect.Signature:
     except TypeError:  # a callable of a class of its own
         return _without_self(forward)
     if found is None:
-        found = _SIGNATURES[forward] = _without_self(forward)
+        of_object = isinstance(inspect.getattr_static(type(model), "forward"), (classmethod, staticmethod))
+        found = inspect.signature(forward) if of_object else _without_self(forward)
+        _SIGNATURES[forward] = found
     return found
 
 
@@ -240,11 +252,30 @@ def _compare(path: str, expected: Any, got: Any) -> None:
 
 
 def _same_value(expected: Any, got: Any) -> bool:
-    """Whether a constant is what it was; an object of a class that does not say when two are equal always is."""
-    if expected is got or type(expected).__eq__ is object.__eq__:
+    """Whether a constant is what it was: NaN is; so is an object of a class that does not say when two are equal.
+
+    Raises poptorch.Error for an object with other tensors inside.
+    """
+    if expected is got:
         return True
-    equal = expected == got
-    return equal if isinstance(equal, bool) else True
+    before, now = list(tensors_inside(expected)), list(tensors_inside(got))
+    if len(before) != len(now) or not all(
+        left is right or torch.equal(left, right) for left, right in zip(before, now, strict=True)
+    ):
+        raise createPoptorchError(
+            f"An argument of {type(expected)} has other tensors than in the call that the model was compiled for, and "
+            "they are constants there: pass them by themselves or in tuples, lists and dicts, or register a "
+            f"poptorch.ICustomArgParser for the class.{_HINT}"
+        )
+    if before or type(expected).__eq__ is object.__eq__:
+        return True
+    try:
+        equal = expected == got
+        if not isinstance(equal, bool):  # NumPy's scalars and arrays
+            return expected.shape == got.shape and bool((equal | ((expected != expected) & (got != got))).all())
+        return equal or bool(expected != expected and got != got)
+    except Exception:  # of no value of one's own, or of arrays of different shapes
+        return False
 
 
 def _paths(arguments: dict[str, Any]) -> list[str]:
@@ -280,10 +311,14 @@ def split_sizes(leaves: list[torch.Tensor], multiplier: int, explanation: str) -
     """The shape of each tensor's micro-batch.
 
     `multiplier` micro-batches lie one behind the other in dim 0; a 0-d tensor counts as size 1.
-    Raises AssertionError "Invalid batch dimension: …" if they do not come out even.
+    Raises AssertionError "Invalid batch dimension: …" if they do not come out even, poptorch.Error for a tensor that is
+    sparse, quantized or without values.
     """
     shapes = []
     for leaf in leaves:
+        if leaf.layout is not torch.strided or leaf.is_quantized or leaf.is_meta:
+            kind = "quantized" if leaf.is_quantized else "meta" if leaf.is_meta else f"{leaf.layout}"
+            raise createPoptorchError(f"Unsupported input: a {kind} tensor. Inputs must be dense tensors with values.")
         size = leaf.shape[0] if leaf.dim() else 1
         require(
             size % multiplier == 0,

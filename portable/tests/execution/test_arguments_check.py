@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import collections
+import functools
+
+import numpy as np
 import pytest
 import torch
 from programs import make_options
@@ -253,3 +257,177 @@ def test_a_constant_that_is_no_default_is_not_left_out():
         assert executor(X, None, None, 3).unique().item() == 3
     with pytest.raises(poptorch.Error, match="scale"):
         executor(X)
+
+
+class Applied(torch.nn.Module):
+    """forward(x, how) is function(x, how)."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x, how):
+        return self.function(x, how)
+
+
+@pytest.mark.parametrize(
+    "first, again, other",
+    [
+        (np.float32(3), np.float32(3), np.float32(4)),
+        (np.bool_(True), np.bool_(True), np.bool_(False)),
+        (np.array([3.0, np.nan]), np.array([3.0, np.nan]), np.array([4.0, np.nan])),
+        (np.array([3.0]), np.array([3.0]), np.array([3.0, 3.0])),
+        (float("nan"), float("nan"), 1.0),
+    ],
+)
+def test_constants_of_numpy_and_nan_are_compared_by_value(first, again, other):
+    """Another scalar or array was taken for the first one, and NaN for another number."""
+    executor = poptorch.inferenceModel(Applied(lambda x, how: x + float(np.ravel(how)[0])))
+    expected = X + float(np.ravel(first)[0])
+    for how in (first, again):
+        torch.testing.assert_close(executor(X, how), expected, equal_nan=True)
+    with pytest.raises(poptorch.Error, match="Value mismatch: expected .* for how"):
+        executor(X, other)
+
+
+class Holder:
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+
+@pytest.mark.parametrize(
+    "wrapped, inside",
+    [
+        (Holder, lambda how: how.tensor),
+        (lambda x: collections.deque([x]), lambda how: how[0]),
+        (lambda x: collections.UserDict(a=x), lambda how: how["a"]),
+    ],
+)
+def test_other_tensors_in_an_object_are_refused(wrapped, inside):
+    """They were those of the first call, or their comparison ended in torch's error."""
+    executor = poptorch.inferenceModel(Applied(lambda x, how: x + inside(how).sum().item()))
+    for _ in range(2):
+        assert executor(X, wrapped(X)).unique().item() == 7
+    with pytest.raises(poptorch.Error, match="(?s)other tensors than .*ICustomArgParser.*" + HINT):
+        executor(X, wrapped(2 * X))
+
+
+class Pair(tuple):
+    def __new__(cls, left, right):
+        return super().__new__(cls, (left, right))
+
+
+class Listed(list):
+    def __init__(self, left, right):
+        super().__init__((left, right))
+
+
+class Attributes(dict):
+    __getattr__ = dict.__getitem__
+
+
+class OwnAttributes(dict):
+    def __init__(self, **items):
+        super().__init__(**items)
+        self.__dict__ = self
+
+
+@pytest.mark.parametrize(
+    "made, function",
+    [
+        (lambda x: Pair(x, 2), lambda pair: pair[0] * pair[1]),
+        (lambda x: Listed(x, 2), lambda pair: pair[0] * pair[1]),
+        (lambda x: Attributes(a=x, b=2), lambda found: found.a * found.b),
+        (lambda x: OwnAttributes(a=x, b=2), lambda found: found.a * found.b),
+    ],
+)
+def test_classes_of_ones_own_for_lists_tuples_and_dicts(made, function):
+    """They are what they were in forward() and in outputs, whatever their constructors take."""
+
+    class Given(torch.nn.Module):
+        def forward(self, given):
+            assert type(given) is type(made(X))
+            return function(given), made(function(given))
+
+    executor = poptorch.inferenceModel(Given())
+    for number in (1, 2):
+        product, returned = executor(made(number * X))
+        assert product.unique().item() == 2 * number
+        assert type(returned) is type(made(X)) and function(returned).unique().item() == 4 * number
+    if isinstance(made(X), dict):
+        swapped = type(made(X))(b=2, a=X)
+        assert executor(swapped)[0].unique().item() == 2
+
+
+def test_what_comes_by_name_does_so_in_hooks_and_call():
+    """Arguments came by position, defaults among them."""
+
+    class Doubled(Model):
+        def __call__(self, x):
+            return 2 * super().__call__(x)
+
+    executor = poptorch.inferenceModel(Doubled())
+    assert [executor(X).unique().item() for _ in range(2)] == [4, 4]
+
+    model, seen = Model(), []
+
+    def hook(module, args, kwargs):
+        seen.append((len(args), sorted(kwargs)))
+        return args, {**kwargs, "x": kwargs["x"] + 1}
+
+    model.register_forward_pre_hook(hook, with_kwargs=True)
+    executor = poptorch.inferenceModel(model)
+    assert [executor(scale=3, x=X).unique().item() for _ in range(2)] == [6, 6]
+    assert seen == [(0, ["scale", "x"])]
+
+
+def test_a_default_that_is_a_tensor_is_an_input():
+    class Default(torch.nn.Module):
+        def forward(self, x, y=X, *, z=X):
+            return x + y + z
+
+    executor = poptorch.inferenceModel(Default())
+    assert [executor(X).unique().item(), executor(X, 2 * X).unique().item()] == [3, 4]
+
+
+def test_forward_of_a_class_or_of_none():
+    class Static(torch.nn.Module):
+        @staticmethod
+        def forward(x, scale=2):
+            return x * scale
+
+    class OfClass(torch.nn.Module):
+        factor = 3
+
+        @classmethod
+        def forward(cls, x, scale=2):
+            return x * scale * cls.factor
+
+    class Partial(torch.nn.Module):
+        def scaled(self, scale, x):
+            return x * scale
+
+        forward = functools.partialmethod(scaled, 5)
+
+    for kind, expected in ((Static, 2), (OfClass, 6), (Partial, 5)):
+        executor = poptorch.inferenceModel(kind())
+        assert executor(X).unique().item() == executor(x=X).unique().item() == expected
+
+
+@pytest.mark.parametrize("tensor", [X.to_sparse(), X.to("meta")])
+def test_tensors_without_dense_values_are_refused(tensor):
+    with pytest.raises(poptorch.Error, match="Unsupported input: a .* tensor"):
+        poptorch.inferenceModel(Model())(tensor)
+
+
+def test_an_input_of_inference_mode_is_written_to():
+    class Counts(torch.nn.Module):
+        def forward(self, x):
+            return x.add_(1)
+
+    executor = poptorch.inferenceModel(Counts())
+    with torch.inference_mode():
+        x = torch.zeros(2, 3)
+        for count in (1, 2):
+            assert executor(x).unique().item() == count
+        assert x.unique().item() == 2
