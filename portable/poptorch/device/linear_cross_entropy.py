@@ -25,6 +25,9 @@ from .tied_embedding import SharedGradient, shared_gradient
 # more cost memory. CUDA: 1,335 rows. Twice as many where the CPU has units for products of bfloat16: they are so fast
 # that reading the weight and adding to its gradient for each block shows (5 to 8 % of a step of GPT-2 small).
 _BLOCK_BYTES = {"cpu": 64 << 20, "cuda": 256 << 20}
+# Where logits wait: 128 rows. The block's memory is held as long as theirs, and the kernels of these products read most
+# of the weight while they multiply.
+_KEPT_BLOCK_BYTES = 26 << 20
 _SMALLEST_BLOCK = 16  # rows
 _PART_ROWS = 1024  # at most, of a weight's gradient that is never held as a whole; more are not faster
 _ARGMAX_GROUP = 1024  # columns
@@ -139,7 +142,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         index = torch.where(kept, target, 0)
         memory = shared_gradient(weight) if weight.device.type == "cpu" else None
         keeps = at_once and _keeps_logits(rows, weight, bias, ctx.needs_input_grad, products, memory)
-        size = _block_rows(rows, weight, steps, wide=products.take_bfloat16 and not keeps)
+        size = _block_rows(rows, weight, steps, _KEPT_BLOCK_BYTES if keeps else _block_bytes(rows, products))
         waiting = _KeptLogits(len(rows), weight, size, memory) if keeps else None
         at_once = at_once and not keeps
         gradients = _Gradients(rows, factor, bias, ctx.needs_input_grad, products, memory) if at_once else None
@@ -180,7 +183,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             weight = ctx.products.prepared(weight)
             gradients = _Gradients(rows, weight, bias, ctx.needs_input_grad, ctx.products, ctx.memory)
             best = torch.empty_like(index)
-            size = _block_rows(rows, weight, ctx.steps, wide=ctx.products.take_bfloat16)
+            size = _block_rows(rows, weight, ctx.steps, _block_bytes(rows, ctx.products))
             for part, logits in _blocks(rows, weight, size, ctx.products):
                 _, delta, factors = _differentiate(logits, bias, index[part], best[part], gradients.narrow)
                 gradients.add(part, delta, row_grad[part] if factors is None else row_grad[part] * factors)
@@ -331,10 +334,13 @@ def _parts(vocabulary: int) -> tuple[int, int]:
     return -(-vocabulary // columns), columns
 
 
-def _block_rows(rows: torch.Tensor, weight: torch.Tensor, steps: int, wide: bool) -> int:
-    """How many rows a block has, of `steps` at least; `wide` ones have twice as many."""
+def _block_bytes(rows: torch.Tensor, products: _Products) -> int:
+    return _BLOCK_BYTES[rows.device.type] * (2 if products.take_bfloat16 else 1)
+
+
+def _block_rows(rows: torch.Tensor, weight: torch.Tensor, steps: int, limit: int) -> int:
+    """How many rows a block has, of `steps` at least and of `limit` bytes of float32 logits."""
     count, vocabulary = rows.shape[0], weight.shape[0]
-    limit = _BLOCK_BYTES[rows.device.type] * (2 if wide else 1)
     size = max(_SMALLEST_BLOCK, limit // (4 * vocabulary))
     blocks = max(-(-count // size), min(steps, count), 1)
     return -(-count // blocks)  # blocks of one size, rather than a small one at the end

@@ -87,7 +87,7 @@ void deep_product(const Product& call, const Products& products, int64_t threads
     own.packed = static_cast<char*>(call.packed) + place * products.left_bytes(call);
     std::fill(own.out, own.out + size, 0.0f);
     const int64_t end = std::min(call.depth, (chunk + 1) * depth);
-    for (Part part{0, chunk * depth, 0}; part.start < end; part.start += products.part_depth) {
+    for (Part part{0, chunk * depth, 0, 0}; part.start < end; part.start += products.part_depth) {
       part.depth = std::min(products.part_depth, end - part.start);
       products.pack_left(own, part, 0, call.rows);
       for (int64_t column = 0; column < call.columns; column += products.columns) {
@@ -113,7 +113,7 @@ void product(const Product& call, const Products& products, int64_t threads) {
     return;
   }
   const int64_t panels = (call.columns + products.columns - 1) / products.columns;
-  for (Part part{0, 0, 0}; part.row < call.rows; part.row += products.part_rows) {
+  for (Part part{0, 0, 0, 0}; part.row < call.rows; part.row += products.part_rows) {
     const int64_t rows = std::min(products.part_rows, call.rows - part.row);
     const auto cut = [&](int64_t count) { // the rows of each of `count` runs, in whole tiles
       return ((rows + products.rows - 1) / products.rows + count - 1) / count * products.rows;
@@ -121,6 +121,7 @@ void product(const Product& call, const Products& products, int64_t threads) {
     // Where there are few panels several threads share one, and each packs it.
     const int64_t packed = cut(4 * threads), run = cut((4 * threads + panels - 1) / panels);
     const int64_t packs = (rows + packed - 1) / packed, runs = (rows + run - 1) / run;
+    part.ahead = runs == 1 ? std::min(threads, panels) * products.columns : 0; // threads take panels in turn
     for (part.start = 0; part.start < call.depth; part.start += products.part_depth) {
       part.depth = std::min(products.part_depth, call.depth - part.start);
       share(threads, packs, [&](int64_t, int64_t task) {

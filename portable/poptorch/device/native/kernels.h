@@ -112,6 +112,7 @@ struct Product {
 // What is multiplied at a time: rows from `row` on, and `depth` elements of each from `start` on.
 struct Part {
   int64_t row, start, depth;
+  int64_t ahead; // so many columns further on is what a thread multiplies next, by guess; 0: nobody knows
 };
 
 // Products on a processor with instructions for them.
