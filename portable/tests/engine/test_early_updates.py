@@ -114,6 +114,23 @@ def test_several_backward_passes_before_an_update_wait_for_the_last(monkeypatch)
     assert all(each > LARGE for each in found[2])
 
 
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("frozen", [("first",), ("inner",), ("first", "second")])
+def test_weights_that_are_not_trained_stay_as_they_are(frozen, half, monkeypatch):
+    """A large one ended the first call in a traceback."""
+
+    def partly() -> Body:
+        model = made(half)
+        for name in frozen:
+            getattr(model, name).requires_grad_(False)
+        return model
+
+    found, expected = (trained(partly(), monkeypatch, early=early) for early in (True, False))
+    assert_same(found, expected)
+    for name, before in weights(partly()).items():
+        assert torch.equal(found[0][name], before) == name.startswith(frozen), name
+
+
 @pytest.mark.parametrize("case", ["clipping", "scaling", "anchor", "exceptions", "report"])
 def test_whatever_needs_all_gradients_gets_them(case, monkeypatch, tmp_path):
     options, more = make_options(), {}

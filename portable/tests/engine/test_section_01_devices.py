@@ -143,6 +143,16 @@ def test_vmap_in_forward():
     assert_trains_like(loss, lambda m, x: (m.w * x).square().sum(), torch.randn(4, 3), w=parameter(3))
 
 
+def test_vmap_in_forward_of_a_half_model():
+    """Its tensors allow no operation once its levels are over."""
+    layer = torch.nn.Linear(3, 2)
+    half = copy.deepcopy(layer).half()
+    for _ in range(2):
+        mapped = infer(lambda m, x: torch.vmap(lambda row: F.gelu(m.layer(row) + 1))(x), X.half(), layer=half)
+        assert mapped.dtype == torch.float16
+        torch.testing.assert_close(mapped.float(), F.gelu(layer(X) + 1), rtol=2e-2, atol=2e-2)
+
+
 def test_vmap_beside_what_is_fused():
     def loss(m, x):
         mapped = torch.vmap(lambda row: (m.w * row).square())(x)

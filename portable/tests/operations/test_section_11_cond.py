@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import types
+
 import pytest
 import torch
 from programs import Body, infer, train
@@ -69,3 +72,28 @@ def test_cond_checks_its_arguments():
         poptorch.cond(torch.ones(2), lambda a: a, [x], lambda a: a, [x])
     with pytest.raises(poptorch.Error, match="same number, shapes and types"):
         infer(lambda m, x: poptorch.cond(x.sum() > 0, lambda a: a, [x], lambda a: a.long(), [x])[0], x)
+
+
+def test_a_residual_of_half_in_a_branch_and_in_a_loop(monkeypatch):
+    """What a body takes from outside was without a type for those who choose how products of half are computed."""
+    monkeypatch.setenv("POPTORCH_PORTABLE_HALF", "bfloat16")
+    torch.manual_seed(0)
+    norm, layer = torch.nn.LayerNorm(8), torch.nn.Linear(8, 8)
+
+    def block(m, x):
+        for _ in range(2):
+            x = x + m.layer(m.norm(x))
+        return x
+
+    def branches(m, x, wanted):
+        return poptorch.cond(wanted, lambda t: block(m, t), [x], lambda t: t, [x])[0]
+
+    def loop(m, x, wanted):
+        return poptorch.for_loop(1, lambda t: block(m, t), [x])[0]
+
+    x = torch.randn(4, 8)
+    half = {"norm": copy.deepcopy(norm).half(), "layer": copy.deepcopy(layer).half()}
+    expected = block(types.SimpleNamespace(norm=norm, layer=layer), x)
+    for function in (branches, loop):
+        found = infer(function, x.half(), torch.tensor([True]), **half)
+        torch.testing.assert_close(found.float(), expected, rtol=5e-2, atol=5e-2)

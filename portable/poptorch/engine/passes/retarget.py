@@ -36,7 +36,14 @@ def retarget(traced: TracedGraph, policy: Policy) -> None:
                 node.kwargs = torch.fx.node.map_aggregate(node.kwargs, rewrite)
             value = node.meta.get("val")
             if isinstance(value, torch.Tensor) and value.dtype != policy.compute_dtype(value.dtype):
-                node.meta["val"] = value.to(policy.compute_dtype(value.dtype))  # later passes ask for its type
+                node.meta["val"] = _in_type(value, policy.compute_dtype(value.dtype))  # later passes ask for its type
     for body in bodies:
         body.recompile()
     traced.constants = {name: policy.place(tensor) for name, tensor in traced.constants.items()}
+
+
+def _in_type(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """What a node's value is like in another type; one of torch.vmap, whose levels are over, allows no operation."""
+    if torch._C._functorch.is_batchedtensor(value):
+        return torch.empty(value.shape, dtype=dtype, device="meta")
+    return value.to(dtype)

@@ -28,14 +28,14 @@ _FEWEST = 1 << 16  # elements; the updates of smaller ones together take fewer c
 
 
 def early(program: Program, parameters: dict[str, torch.Tensor]) -> frozenset[str]:
-    """Names, among the device's `parameters`, of the large ones that nothing but one product of the program reads."""
+    """Names, among the device's `parameters`, of the large trained ones that nothing but one product reads."""
     reads: dict[str, int] = {}
     others: set[str] = set()
     for name, reader in _reads(program):
         reads[name] = reads.get(name, 0) + 1
         if reader.target not in _PRODUCTS:
             others.add(name)
-    large = {name for name, tensor in parameters.items() if tensor.numel() >= _FEWEST}
+    large = {name for name, tensor in parameters.items() if tensor.requires_grad and tensor.numel() >= _FEWEST}
     return frozenset(name for name in large - others if reads.get(name) == 1)
 
 

@@ -92,6 +92,8 @@ def _body(
     arguments = [*carried, *(source for source in sources if source not in inside and source not in carried)]
     body = torch.fx.Graph()
     copies = {source: body.placeholder(source.name) for source in arguments}
+    for source, placeholder in copies.items():
+        placeholder.meta.update(source.meta)  # passes ask what it is like
     root = torch.nn.Module()
     for node in region:
         copies[node] = body.node_copy(node, copies.__getitem__)
