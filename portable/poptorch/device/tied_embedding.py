@@ -7,8 +7,8 @@ lookup's is sparse, its rows alone, if who accumulates gradients takes that.
 
 The head's gradient is as large as nothing else that comes and goes. Its memory goes back to where the next one is
 formed: among the C library's free blocks smaller ones would cut it up, and the next gradient found no room. So does
-that of what is kept in its place for few rows (linear_cross_entropy.py), whose place the gradient's accumulator takes
-until the update where one backward pass is all of that.
+that of what is kept in its place for few rows (linear_cross_entropy.py). Where one backward pass is all of an update
+the accumulator is made there, too, and the memory goes back after the update.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class SharedGradient:
             next one; None where gradients come whole. Second argument: the memory() that parts are made from, if
             `accumulator_size` is not 0. It goes with it. From its beginning on as many bytes as the accumulator's rows
             take, up to the end of a part, may be overwritten once that part has come.
-        accumulator_size: bytes of the accumulator where it is made there, for each update anew; 0 if it has memory of
-            its own.
+        accumulator_size: bytes of the accumulator where it is made in memory(), for each update anew; 0 if it has
+            memory of its own.
     """
 
     def __init__(self) -> None:

@@ -13,7 +13,6 @@ import torch
 
 from ...device import float32_products, half_products
 from ...device.linear_cross_entropy import linear_cross_entropy
-from ...device.native import wide_products
 from ..stages import Program
 
 aten = torch.ops.aten
@@ -40,9 +39,7 @@ def early(program: Program, parameters: dict[str, torch.Tensor]) -> frozenset[st
 
 
 def heads(program: Program) -> frozenset[str]:
-    """Names of the parameters that fused losses read, where these may give their gradients in parts."""
-    if not wide_products.available():
-        return frozenset()
+    """Names of the parameters that fused losses read: they have memory for gradients (tied_embedding.py)."""
     return frozenset(name for name, reader in _reads(program) if reader.target is linear_cross_entropy)
 
 

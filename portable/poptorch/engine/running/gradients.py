@@ -51,7 +51,7 @@ class GradientAccumulator:
     A parameter whose accumulator has its own type lets autograd add into `.grad`. Otherwise each gradient goes into an
     accumulator of the type asked for as soon as it is complete, and is freed. Where there is nothing to add up it may
     go on from there (allocate()): of such a parameter there is no accumulator. Or the accumulator is made anew before
-    each update, in the memory of what the gradient is made of (tied_embedding.py).
+    each update, in the memory of the gradient or of what that is made of (tied_embedding.py).
 
     Args:
         parameters: leaf tensors by name.
@@ -126,7 +126,8 @@ class GradientAccumulator:
         Args:
             handed_on: they need none: to() gets each gradient as soon as it is complete, reduced. None of these are of
                 several spans, and there is no group.
-            lodged: theirs are made in the memory of what gradients are made of, if these come in parts.
+            lodged: theirs are made in the memory of the gradients, or of what these are made of if they come in parts,
+                on a CPU.
         """
         for name in self._handed_on - handed_on:
             if not self._has_own(name):
@@ -139,7 +140,7 @@ class GradientAccumulator:
                 self._accumulators.pop(name, None)
             elif self._has_own(name):
                 shared = shared_gradient(tensor)
-                is_lodged = name in lodged and shared.accumulate is not None
+                is_lodged = name in lodged and shared.accumulate is not None and tensor.device.type == "cpu"
                 shared.accumulator_size = tensor.numel() * self._dtypes[name].itemsize if is_lodged else 0
                 if not is_lodged:
                     self._accumulator(name)
@@ -174,16 +175,21 @@ class GradientAccumulator:
         count = self._count
         if self._passes.get(name, 1) > 1:
             count = self._events[name] = self._events.get(name, -self._together) + self._together
+        dense = not gradient.is_sparse
+        if dense and gradient.is_contiguous() and gradient.nbytes >= shared.accumulator_size > 0:
+            self._lodge(name, gradient)
         accumulator, share = self._accumulator(name), self._share(name, count)
-        if gradient.is_sparse:
+        if not dense:
             share.add_rows(accumulator, gradient)
             return
         # piece by piece: the sum of two types makes float32 copies of both
-        pieces = chunk_elements(accumulator.device)
+        pieces, lodged = chunk_elements(accumulator.device), self._rooms.get(name) is gradient
         parts = zip(accumulator.view(-1).split(pieces), gradient.reshape(-1).split(pieces), strict=True)
-        for part, fresh in parts:
-            share.add(part, fresh)
-        shared.give_back(gradient)
+        for number, (part, fresh) in enumerate(parts):
+            # In the gradient's own memory the later pieces go where earlier ones have been read.
+            share.add(part, fresh.clone() if lodged and number == 0 else fresh)
+        if not lodged:
+            shared.give_back(gradient)
 
     def _reduced(self, name: str, gradient: torch.Tensor) -> torch.Tensor:
         """What an accumulator would have after this gradient, the only one of an update."""
@@ -201,17 +207,19 @@ class GradientAccumulator:
     def _take_parts(
         self, name: str, parts: Iterable[tuple[int, torch.Tensor]], room: torch.Tensor | None = None
     ) -> None:
-        """A gradient in parts, which torch never sees: more of it may come through the hook.
-
-        The accumulator is made in `room` unless there is one that has something of this update.
-        """
-        if room is not None and name not in self._received:
-            shape = self._parameters[name].shape
-            self._accumulators[name] = room.view(self._dtypes[name])[: shape.numel()].view(shape)
-            self._rooms[name] = room
+        """A gradient in parts, which torch never sees: more of it may come through the hook."""
+        if room is not None:
+            self._lodge(name, room)
         accumulator, share = self._accumulator(name), self._share(name, self._count)
         for first, fresh in parts:
             share.add(accumulator[first : first + len(fresh)], fresh)
+
+    def _lodge(self, name: str, room: torch.Tensor) -> None:
+        """Make an accumulator in this memory unless there is one that has something of this update."""
+        if name not in self._received:
+            shape = self._parameters[name].shape
+            self._accumulators[name] = room.view(-1).view(self._dtypes[name])[: shape.numel()].view(shape)
+            self._rooms[name] = room
 
     def _share(self, name: str, count: int) -> _Share:
         """How the next gradient, of the micro-batches from number `count` of the update on, is added up."""
