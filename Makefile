@@ -7,7 +7,8 @@ PYTHON ?= python3
 CXXFLAGS ?= -O3
 VENV := .venv
 VENV_PYTHON := $(VENV)/bin/python
-KERNELS := portable/poptorch/device/native/poptorch_kernels.so
+NATIVE := portable/poptorch/device/native
+OF_PORTABLE := $(NATIVE)/poptorch_kernels.so $(NATIVE)/poptorch_tensor_memory.so
 
 # On an IPU host the SDK's wheels bring poptorch and its torch; elsewhere portable/ does.
 ifeq ($(POPLAR_SDK_ENABLED),)
@@ -115,10 +116,10 @@ lint: setup-dev ## format and lint checks, nothing is changed
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/clang-format --dry-run --Werror custom_ops/*.cpp tokenizer/*.cpp data/*/*.cpp \
-		$(dir $(KERNELS))*.cpp $(dir $(KERNELS))*.h
+		$(NATIVE)/*.cpp $(NATIVE)/*.h
 
 clean: ## removes what `make` builds; .venv stays
-	rm -f custom_ops.so bpe_encoder.so megatron_data.so $(KERNELS) *.so.unfinished $(KERNELS).unfinished
+	rm -f custom_ops.so bpe_encoder.so megatron_data.so $(OF_PORTABLE) *.so.unfinished $(addsuffix .unfinished,$(OF_PORTABLE))
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' Makefile

@@ -1,6 +1,6 @@
 """Builds custom_ops.so for what the host has: the Poplar SDK (PopART operators) or torch (CPU and CUDA operators), and
 what needs a C++ compiler only: bpe_encoder.so, the tokenizer's encoder, megatron_data.so, loops of Megatron's data,
-and, where there is no SDK, portable/'s kernels.
+and, where there is no SDK, portable/'s kernels, and for torch its memory of tensors.
 
 `make` runs this as `python3 -m custom_ops.build`, with the interpreter whose torch is meant. It needs the standard
 library only, looks at torch's files without importing it, and compiles only if sources, torch or flags changed.
@@ -43,8 +43,14 @@ class Torch(NamedTuple):
     root: Path
     version: str
     cuda: str | None  # the CUDA version that it was built for
+    commit: str  # of its sources
 
-    def flags(self) -> list[str]:
+    def release(self) -> tuple[int, int]:
+        """(2, 13) of version "2.13.0+cpu"."""
+        major, minor = self.version.split(".")[:2]
+        return int(major), int(minor)
+
+    def flags(self, *libraries: str) -> list[str]:
         """Compiler and linker flags of an extension: headers, libraries, the C++ standard and ABI of this torch."""
         # The standard is the one that torch's own extension builder uses: 17 for 2.0, 20 for 2.13.
         builder = (self.root / "utils" / "cpp_extension.py").read_text(encoding="utf-8")
@@ -54,11 +60,16 @@ class Torch(NamedTuple):
         abi = re.findall(r"-D_GLIBCXX_USE_CXX11_ABI=\d", config)[:1]
         include = self.root / "include"
         headers = ["-isystem", str(include), "-isystem", str(include / "torch" / "csrc" / "api" / "include")]
-        return ["-std=c++" + standard] + abi + headers + ["-L" + str(self.root / "lib"), "-ltorch_cpu", "-lc10"]
+        linked = ["-l" + library for library in libraries]
+        return ["-std=c++" + standard] + abi + headers + ["-L" + str(self.root / "lib")] + linked
 
 
 class Native(NamedTuple):
-    """A library in C++ alone, `name` seen from custom_ops.so's folder. `units` are compiled with `included`."""
+    """A library of its own, `name` seen from custom_ops.so's folder. `units` are compiled with `included`.
+
+    It is in C++ alone, or made for the installed torch, of which `for_torch` is the name of a macro for version and
+    commit. portable/ takes no torch before 2.11, nor would the source.
+    """
 
     name: str
     feature: str
@@ -66,10 +77,12 @@ class Native(NamedTuple):
     included: tuple[Path, ...]
     without: str  # what serves in its place
     with_sdk: bool = True  # whether it is of use on a host with the Poplar SDK
+    for_torch: str = ""
 
 
 _ROOT = SOURCES.parent
 _KERNELS = _ROOT / "portable" / "poptorch" / "device" / "native"
+_TENSOR_MEMORY = (_KERNELS / "tensor_memory_torch.cpp", _KERNELS / "tensor_reserve.h")
 NATIVE = (
     Native(
         "bpe_encoder.so",  # tokenizer/native.py loads it
@@ -88,10 +101,19 @@ NATIVE = (
     Native(
         "portable/poptorch/device/native/poptorch_kernels.so",  # the package beside it loads it
         "native kernels of portable/",
-        tuple(sorted(_KERNELS.glob("*.cpp"))),
-        tuple(sorted(_KERNELS.glob("*.h"))),
+        tuple(sorted(set(_KERNELS.glob("*.cpp")) - set(_TENSOR_MEMORY))),
+        tuple(sorted(set(_KERNELS.glob("*.h")) - set(_TENSOR_MEMORY))),
         "plain torch",
         with_sdk=False,
+    ),
+    Native(
+        "portable/poptorch/device/native/poptorch_tensor_memory.so",  # tensor_memory.py beside it loads it
+        "memory of tensors of portable/",
+        _TENSOR_MEMORY[:1],
+        _TENSOR_MEMORY[1:],
+        "torch's own allocator",
+        with_sdk=False,
+        for_torch="TENSOR_MEMORY_TORCH",
     ),
 )
 
@@ -103,7 +125,7 @@ def find_torch() -> Torch | None:
         return None
     root = Path(spec.origin).parent
     version = runpy.run_path(str(root / "version.py"))
-    return Torch(root, version["__version__"], version["cuda"])
+    return Torch(root, version["__version__"], version["cuda"], version["git_version"])
 
 
 def features(sdk: str, torch: Torch | None, compiler: bool) -> list[str]:
@@ -138,7 +160,7 @@ def build(output: Path, cxx: str, cxxflags: str) -> int:
         target, kind = f"PopART {sdk}", "popart"
         flags = ["-std=c++17", "-DONNX_NAMESPACE=onnx", "-lpopart", "-lpoplar", "-lpoputil", "-lpopops"]
     elif torch:
-        target, kind, flags = f"torch {torch.version}", "torch", torch.flags()
+        target, kind, flags = f"torch {torch.version}", "torch", torch.flags("torch_cpu", "c10")
     else:
         print(NEXT_COMMAND)
         return 0
@@ -151,19 +173,28 @@ def build(output: Path, cxx: str, cxxflags: str) -> int:
 
 
 def build_native(library: Native, folder: Path, cxx: str, cxxflags: str) -> int:
-    """The same for a library in C++ alone."""
+    """The same for a library of its own."""
+    torch = find_torch() if library.for_torch else None
     compiler = shlex.split(cxx)
     have_compiler = bool(compiler and shutil.which(compiler[0]))
     if not library.with_sdk and os.environ.get("POPLAR_SDK_ENABLED"):
         print(f"custom_ops: {library.feature}: no (POPLAR_SDK_ENABLED is set)")
         return 0
+    if library.for_torch and (torch is None or torch.release() < (2, 11)):
+        why = f"no torch in {sys.executable}" if torch is None else f"torch {torch.version} is older than 2.11"
+        print(f"custom_ops: {library.feature}: no ({why})")
+        return 0
     yes = f"yes ({library.name})" if have_compiler else f"no (there is no C++ compiler); {library.without} serves"
     print(f"custom_ops: {library.feature}: {yes}")
     units = [*library.units, SOURCES / "build_stamp.cpp"]
-    command = compiler + ["-shared", "-fPIC", "-std=c++17"] + [str(unit) for unit in units] + shlex.split(cxxflags)
+    target, flags = "C++17", ["-std=c++17"]
+    if torch is not None:
+        target = f"torch {torch.version}"
+        flags = [f'-D{library.for_torch}="{torch.version} {torch.commit}"', *torch.flags("c10")]
+    command = compiler + ["-shared", "-fPIC"] + [str(unit) for unit in units] + flags + shlex.split(cxxflags)
     sources = [*units, *library.included]
     (folder / library.name).parent.mkdir(parents=True, exist_ok=True)
-    return _bring_up_to_date(folder / library.name, "C++17", command, sources, have_compiler)
+    return _bring_up_to_date(folder / library.name, target, command, sources, have_compiler)
 
 
 def _bring_up_to_date(output: Path, target: str, command: list[str], sources: list[Path], have_compiler: bool) -> int:

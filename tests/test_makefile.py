@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,9 @@ def test_builds_for_torch_only_when_something_changed(tree, compiler):
     assert compilations() == 1
     (call,) = calls_for("custom_ops.so", log)
     assert "remap_ce_torch.cpp" in call and "-ltorch_cpu" in call and "popart" not in call
+    (call,) = calls_for("poptorch_tensor_memory.so", log)
+    assert "tensor_memory_torch.cpp" in call and "-lc10" in call and "-ltorch_cpu" not in call
+    assert f'-DTENSOR_MEMORY_TORCH="{metadata.version("torch")} ' in call
     assert (tree / "custom_ops.so").exists() and not (tree / "custom_ops.so.unfinished").exists()
     assert compilations() == 1, "nothing changed"
     os.utime(str(tree / "custom_ops" / "remap_ce_torch.cpp"))
@@ -144,6 +148,7 @@ def test_builds_what_needs_only_a_compiler_for_every_host_and_only_when_somethin
         assert len(calls_for("bpe_encoder.so", log)) == expected
         assert len(calls_for("megatron_data.so", log)) == expected
         assert len(calls_for("poptorch_kernels.so", log)) == expected
+        assert not calls_for("poptorch_tensor_memory.so", log), "without torch"
     assert {library.name for library in tree.glob("*.so")} == {"bpe_encoder.so", "megatron_data.so"}
     kernels = tree / "portable" / "poptorch" / "device" / "native" / "poptorch_kernels.so"
     assert kernels.exists()
