@@ -11,6 +11,7 @@ from programs import Body, infer
 
 import poptorch
 from poptorch.device import memory, policy
+from poptorch.device.native import tensor_memory
 
 CPU = policy.Policy(torch.device("cpu"), half_as_float=True)
 
@@ -143,7 +144,10 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a switch of glibc")
-def test_freed_memory_is_used_again():
+@pytest.mark.parametrize("reserve", ["", "none"])
+def test_freed_memory_is_used_again(reserve, monkeypatch):
+    """By the runtime's own reserve of memory, where that is built, and by glibc."""
+    monkeypatch.setenv(tensor_memory.VARIABLE, reserve)
     if not hasattr(memory.ctypes.CDLL(None), "gnu_get_libc_version"):
         pytest.skip("the C library is not glibc")
     faults = {

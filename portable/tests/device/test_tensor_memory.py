@@ -128,15 +128,21 @@ def test_any_order_of_requests_leaves_what_was_there_whole(steps):
     assert after.free_blocks - before.free_blocks in (0, after.bytes > before.bytes)
 
 
-@given(st.lists(st.tuples(st.booleans(), st.integers(SMALLEST // 4, MIB), st.integers(0)), max_size=40))
+_STEPS = st.sampled_from(["make", "make", "make", "free", "free", "give back"])
+
+
+@given(st.lists(st.tuples(_STEPS, st.integers(SMALLEST // 4, MIB), st.integers(0)), max_size=40))
 def test_elements_stay_what_they_are(steps):
+    """Whatever else is made, freed and given back to the system."""
     held: dict[int, torch.Tensor] = {}
-    for number, (free, size, which) in enumerate(steps):
-        if free and held:
+    for number, (step, size, which) in enumerate(steps):
+        if step == "make":
+            held[number] = torch.full((size,), number, dtype=torch.int16)
+        elif step == "give back":
+            tensor_memory.give_back()
+        elif held:
             value = sorted(held)[which % len(held)]
             assert bool((held.pop(value) == value).all())
-        else:
-            held[number] = torch.full((size,), number, dtype=torch.int16)
     assert all(bool((tensor == value).all()) for value, tensor in held.items())
 
 
@@ -238,6 +244,7 @@ def test_errors_are_torchs_own():
 _LIMITED = """
 import resource
 memory.keep_freed_memory()
+bool((torch.empty(1 << 20, dtype=torch.uint8).fill_(7) == 7).all())  # what that takes once
 status = open("/proc/self/status").read()
 used = int(status.split(sys.argv[1] + ":")[1].split()[0]) << 10
 limit = getattr(resource, sys.argv[2])
@@ -252,12 +259,16 @@ def fails(make):
     except RuntimeError as error:
         return memory.ran_out(error)
     return False
-held = [block(50) for _ in range(5)]
+held = [block(50).fill_(7) for _ in range(5)]
 print(fails(lambda: block(150)), end=" ")
+del held[1:3]  # goes back to the system at once, as it has no more
+other = ctypes.create_string_buffer(80 << 20)  # by the C library
+print(bool((held[0] == 7).all() and (held[1] == 7).all()), end=" ")
+del other
+memory.give_back_freed_memory()
 del held  # and its room serves other sizes
 one = block(240)
-print(fails(lambda: block(150)), end=" ")
-del one
+del one  # kept for the next one, until the C library lacks it
 small = [torch.empty(tensor_memory.SMALLEST - 1, dtype=torch.uint8) for _ in range(3_600)]  # 225 MiB of the C library's
 print(len(small), end=" ")
 del small

@@ -1,8 +1,9 @@
 // A reserve of memory that large blocks are cut from and come back to: where one lay, another of its size fits exactly.
 //
-// Blocks lie side by side in one area, which grows at its end, page by page as the system's heap does. A request takes
-// the smallest free block that is large enough, of equal ones the lowest, and leaves the rest free; what is freed joins
-// its free neighbours. Of a training step of GPT-2 the area is 0.1 % larger than what lives in it at the peak.
+// Blocks lie side by side in one area, which grows at its end as the system's heap does. A request takes the smallest
+// free block that is large enough, of equal ones the lowest, and leaves the rest free; what is freed joins its free
+// neighbours, and is kept unless the system has no more. Of a training step of GPT-2 the area is 0.1 % larger than what
+// lives in it at the peak.
 //
 // What is known of the blocks is kept outside of them: none is touched for that, and none is larger than asked for.
 // The area's place is looked for once, amid free addresses, and not taken: limits and reports of the process's memory
@@ -31,7 +32,7 @@
 namespace tensor_reserve {
 
 constexpr size_t kAlignment = 64;           // bytes: a cache line
-constexpr size_t kGrowth = size_t(2) << 20; // bytes, those of a huge page: ends of the area are multiples of it
+constexpr size_t kGrowth = size_t(2) << 20; // bytes, those of a huge page: the area grows to multiples of it
 constexpr size_t kMostRoom = size_t(1) << 40, kLeastRoom = size_t(1) << 30; // addresses looked for, in bytes
 // Between two blocks, so that those whose sizes are multiples of a page do not all begin at the same place in one,
 // which is the same set of a cache. Neither this nor other distances made a difference that could be measured (Zen 5).
@@ -79,23 +80,30 @@ public:
   // Takes back a block that owns() knows. It needs no memory.
   void release(void* data) noexcept {
     const std::lock_guard<std::mutex> lock(mutex_);
-    const auto block = blocks_.find(reinterpret_cast<uintptr_t>(data));
+    auto block = blocks_.find(reinterpret_cast<uintptr_t>(data));
     make_free(block);
-    join(block);
-  }
-
-  // Gives the pages of free blocks back to the system, and the end of the area if it is free. Returns whether it could.
-  bool give_back() noexcept {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    const bool cut = cut_end();
-    const size_t page = sysconf(_SC_PAGESIZE);
-    for (const auto& [size, at] : sizes_) {
-      const auto from = round_up(at, page), to = (at + size) / page * page;
-      if (from < to) {
-        madvise(reinterpret_cast<void*>(from), to - from, MADV_DONTNEED);
+    block = join(block);
+    if (scarce_) {
+      try {
+        unmap(block);
+      } catch (const std::bad_alloc&) { // it stays
       }
     }
-    return cut || !sizes_.empty();
+  }
+
+  // Gives the pages of free blocks back to the system. Returns whether there were any.
+  bool give_back() noexcept {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    bool any = false;
+    try {
+      for (auto block = blocks_.begin(); block != blocks_.end();) {
+        const auto next = std::next(block);
+        any |= is_free(block) && unmap(block);
+        block = next;
+      }
+    } catch (const std::bad_alloc&) { // the rest stays
+    }
+    return any;
   }
 
   Statistics statistics() noexcept {
@@ -129,6 +137,10 @@ private:
     return (number + multiple - 1) / multiple * multiple;
   }
 
+  static size_t page() {
+    return sysconf(_SC_PAGESIZE);
+  }
+
   static bool is_free(Blocks::iterator block) {
     return block->second.entry.empty();
   }
@@ -156,24 +168,29 @@ private:
     return reinterpret_cast<void*>(block->first);
   }
 
-  // Makes one block of a free one and its free neighbours.
-  void join(Blocks::iterator block) {
+  // Makes one block of a free one and its free neighbours, and returns it.
+  Blocks::iterator join(Blocks::iterator block) {
+    if (block != blocks_.begin()) {
+      const auto previous = std::prev(block);
+      if (absorb(previous, block)) {
+        block = previous;
+      }
+    }
     const auto next = std::next(block);
     if (next != blocks_.end()) {
       absorb(block, next);
     }
-    if (block != blocks_.begin()) {
-      absorb(std::prev(block), block);
-    }
+    return block;
   }
 
-  void absorb(Blocks::iterator left, Blocks::iterator right) {
+  bool absorb(Blocks::iterator left, Blocks::iterator right) {
     if (!is_free(left) || !is_free(right) || left->first + left->second.size != right->first) {
-      return;
+      return false;
     }
     resize_free(left, left->second.size + right->second.size);
     sizes_.erase({right->second.size, right->first});
     blocks_.erase(right);
+    return true;
   }
 
   void resize_free(Blocks::iterator block, size_t size) {
@@ -214,13 +231,14 @@ private:
   // Returns 0 or an error number, which is EEXIST where the addresses are taken.
   int extend(size_t size) {
     int error = EEXIST;
-    for (const size_t unit : {kGrowth, size_t(sysconf(_SC_PAGESIZE))}) {
+    for (const size_t unit : {kGrowth, page()}) {
       if (blocks_.count(end_)) { // of another area
         return EEXIST;
       }
       const size_t bytes = round_up(end_ + size, unit) - end_;
       const auto block = insert(end_, bytes); // first, for it may run out of memory
       error = map(bytes);
+      scarce_ = error && error != EEXIST;
       if (!error) {
         make_free(block);
         end_ += bytes;
@@ -270,21 +288,31 @@ private:
     return 0;
   }
 
-  bool cut_end() {
-    const auto last = free_end();
-    if (last == blocks_.end()) {
+  // Gives the whole pages of a free block back. Their addresses are not used again, unless by the system.
+  bool unmap(Blocks::iterator block) {
+    const size_t unit = huge_pages_ ? kGrowth : page();
+    const uintptr_t start = block->first, stop = start + block->second.size;
+    const uintptr_t from = round_up(start, unit), to = stop / unit * unit;
+    if (from >= to) {
       return false;
     }
-    const auto from = round_up(last->first, kGrowth);
-    if (from >= end_ || munmap(reinterpret_cast<void*>(from), end_ - from)) {
+    const auto rest = to < stop ? insert(to, stop - to) : blocks_.end(); // first, for it may run out of memory
+    if (munmap(reinterpret_cast<void*>(from), to - from)) {
+      if (rest != blocks_.end()) {
+        blocks_.erase(rest);
+      }
       return false;
     }
-    end_ = from;
-    if (from > last->first) {
-      resize_free(last, from - last->first);
+    if (rest != blocks_.end()) {
+      make_free(rest);
+    } else if (to == end_) {
+      end_ = from;
+    }
+    if (start < from) {
+      resize_free(block, from - start);
     } else {
-      sizes_.erase({last->second.size, last->first});
-      blocks_.erase(last);
+      sizes_.erase({stop - start, start});
+      blocks_.erase(block);
     }
     return true;
   }
@@ -294,6 +322,8 @@ private:
   Blocks blocks_; // of every area, free and in use
   Sizes sizes_;
   uintptr_t end_ = 0; // of the area that grows
+  // The system had no more the last time. What is freed then is given back: others may need it, as the C library does.
+  bool scarce_ = false;
   std::atomic<uintptr_t> lowest_{UINTPTR_MAX}, highest_{0};
 };
 
