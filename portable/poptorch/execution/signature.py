@@ -7,7 +7,9 @@ flat list, everything else is a constant from the first call on.
 from __future__ import annotations
 
 import dataclasses
+import enum
 import inspect
+import types
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +21,8 @@ from ..poptorch_core import createPoptorchError
 from ..structure import Structure, copy_dict, like_sequence, map_leaves, parsed_tensors, tensors_inside
 
 _CONSTANTS = (type(None), bool, int, float, str)
+# Of these another object is another value, though their classes leave it to `is` when two are equal.
+_ONE_OF_A_KIND = (enum.Enum, type, torch.dtype, torch.layout, torch.memory_format)
 _HINT = " This error occurred because the inputs passed at runtime don't match the inputs used to compile the model."
 
 
@@ -258,6 +262,10 @@ def _same_value(expected: Any, got: Any) -> bool:
     """
     if expected is got:
         return True
+    if isinstance(expected, _ONE_OF_A_KIND):
+        return False
+    if isinstance(expected, types.FunctionType):  # one defined anew in each call is the same
+        return expected.__code__ == got.__code__
     before, now = list(tensors_inside(expected)), list(tensors_inside(got))
     if len(before) != len(now) or not all(
         left is right or torch.equal(left, right) for left, right in zip(before, now, strict=True)

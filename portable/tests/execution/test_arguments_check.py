@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import enum
 import functools
 
 import numpy as np
@@ -288,6 +289,35 @@ def test_constants_of_numpy_and_nan_are_compared_by_value(first, again, other):
         torch.testing.assert_close(executor(X, how), expected, equal_nan=True)
     with pytest.raises(poptorch.Error, match="Value mismatch: expected .* for how"):
         executor(X, other)
+
+
+class Mode(enum.Enum):
+    MEAN = 1
+    SUM = 2
+
+
+@pytest.mark.parametrize(
+    "first, other",
+    [
+        (Mode.MEAN, Mode.SUM),
+        (torch.float16, torch.float32),
+        (torch.nn.ReLU, torch.nn.GELU),
+        (lambda x: x, lambda x: -x),
+    ],
+)
+def test_members_types_and_functions_are_what_they_are(first, other):
+    """Another one was taken for the first."""
+    executor = poptorch.inferenceModel(Applied(lambda x, how: x))
+    for _ in range(2):
+        executor(X, first)
+    with pytest.raises(poptorch.Error, match="Value mismatch: expected .* for how"):
+        executor(X, other)
+
+
+def test_a_function_defined_in_each_call_is_the_same_one():
+    executor = poptorch.inferenceModel(Applied(lambda x, how: how(x)))
+    for _ in range(2):
+        assert executor(X, lambda x: x + 1).unique().item() == 2
 
 
 class Holder:
