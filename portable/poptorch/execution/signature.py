@@ -6,6 +6,7 @@ flat list, everything else is a constant from the first call on.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import enum
 import inspect
@@ -88,9 +89,7 @@ class BoundCall:
 
     def forget_values(self) -> None:
         """Keep what a later call is compared with, and the tensors' shapes, but not their memory."""
-        self.arguments = map_leaves(
-            self.arguments, lambda leaf: _hollow(leaf) if isinstance(leaf, torch.Tensor) else leaf
-        )
+        self.arguments = map_leaves(self.arguments, _compared_with)
         self.leaves = []
 
     def example(self) -> tuple[tuple, dict[str, Any]]:
@@ -143,6 +142,13 @@ class BoundCall:
 def _whole(micro_batch: torch.Size, multiplier: int) -> torch.Size:
     """The shape of so many micro-batches one behind the other."""
     return torch.Size((micro_batch[0] * multiplier, *micro_batch[1:])) if len(micro_batch) else micro_batch
+
+
+def _compared_with(leaf: Any) -> Any:
+    """What a later call's leaf is compared with: a copy of what the program may have changed by then."""
+    if isinstance(leaf, torch.Tensor):
+        return _hollow(leaf)
+    return copy.copy(leaf) if isinstance(leaf, (set, bytearray)) or hasattr(leaf, "__array__") else leaf
 
 
 def _hollow(tensor: torch.Tensor) -> torch.Tensor:

@@ -291,6 +291,25 @@ def test_constants_of_numpy_and_nan_are_compared_by_value(first, again, other):
         executor(X, other)
 
 
+@pytest.mark.parametrize(
+    "constant, change",
+    [
+        (np.ones(3), lambda constant: constant.fill(2)),
+        ({1, 2}, lambda constant: constant.add(3)),
+        (bytearray(b"ab"), lambda constant: constant.extend(b"c")),
+        ([1, {"a": 2}], lambda constant: constant[1].update(a=3)),
+    ],
+)
+def test_a_constant_that_is_changed_in_place_is_another(constant, change):
+    """It was compared with itself."""
+    executor = poptorch.inferenceModel(Applied(lambda x, how: x))
+    for _ in range(2):
+        executor(X, constant)
+    change(constant)
+    with pytest.raises(poptorch.Error, match="Value mismatch: expected .* for how"):
+        executor(X, constant)
+
+
 class Mode(enum.Enum):
     MEAN = 1
     SUM = 2
