@@ -237,6 +237,19 @@ def test_attention_with_a_mask(name, kind, monkeypatch, capfd):
     assert "batching rule" not in capfd.readouterr().err
 
 
+def test_a_change_in_place_that_torch_has_no_rule_for_is_not_warned_of(monkeypatch, capfd):
+    """torch wrote a line to stderr in each call."""
+
+    def make():
+        return Body(lambda m, x: torch.zeros_like(x).scatter_(1, x.argsort(-1), x))
+
+    inputs = [torch.randn(8, 4, generator=torch.Generator().manual_seed(1))]
+    alone, together = both(monkeypatch, make, inputs, lambda: make_options(4, mode=ALL), training=False)
+    assert together[2].number == 4, together[2].reason
+    same(alone, together)
+    assert "batching rule" not in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("masked", [True, False])
 def test_attention_of_samples_that_share_keys(masked, monkeypatch):
     def forward(m, x):

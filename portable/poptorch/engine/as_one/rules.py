@@ -65,7 +65,7 @@ class Rule(torch.nn.Module):
             pairs = zip(operands, self.stacked, strict=True)
             return self.call([next(rest) if stacked else operand for operand, stacked in pairs])
 
-        with _without_fallback() if self._makes else contextlib.nullcontext():
+        with _without_fallback() if self._makes else _without_warnings():
             return torch.vmap(alone)(*differing)
 
     def one_by_one(self, operands: Sequence[Any]) -> Any:
@@ -94,6 +94,16 @@ def _without_fallback() -> Iterator[None]:
         yield
     finally:
         torch._C._functorch._set_vmap_fallback_enabled(before)
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """In here torch.vmap does not warn in each call, past Python's filters, that it computes one after another."""
+    torch._C._functorch._set_vmap_fallback_warning_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._functorch._set_vmap_fallback_warning_enabled(True)  # torch does not tell what it was
 
 
 class Unchanged(Rule):
