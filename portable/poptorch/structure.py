@@ -121,9 +121,12 @@ def _like_dict(value: dict, items: dict) -> dict:
 
 def copy_dict(value: dict) -> dict:
     """A copy of the same class, whose constructor may take anything; dict.copy() gives a plain one."""
-    rebuilt = value.copy()
-    if type(rebuilt) is type(value):
-        return rebuilt
+    try:
+        rebuilt = value.copy()
+        if type(rebuilt) is type(value):
+            return rebuilt
+    except TypeError:  # collections' classes call the constructor
+        pass
     rebuilt = type(value).__new__(type(value))
     attributes = getattr(value, "__dict__", None)
     if attributes is value:  # `self.__dict__ = self`: its items are its attributes
@@ -142,8 +145,9 @@ def like_sequence(value: list | tuple, items: list[Any]) -> Any:
     try:
         return kind(items)
     except TypeError:  # its constructor takes something else
-        rebuilt = kind.__new__(kind) if isinstance(value, list) else tuple.__new__(kind, items)
-        rebuilt.__dict__.update(vars(value))
+        rebuilt = list.__new__(kind) if isinstance(value, list) else tuple.__new__(kind, items)
+        if hasattr(value, "__dict__"):
+            rebuilt.__dict__.update(vars(value))
         if isinstance(value, list):
             rebuilt[:] = items
         return rebuilt

@@ -273,9 +273,7 @@ def _same_value(expected: Any, got: Any) -> bool:
     if isinstance(expected, types.FunctionType):  # one defined anew in each call is the same
         return expected.__code__ == got.__code__
     before, now = list(tensors_inside(expected)), list(tensors_inside(got))
-    if len(before) != len(now) or not all(
-        left is right or torch.equal(left, right) for left, right in zip(before, now, strict=True)
-    ):
+    if len(before) != len(now) or not all(map(_same_tensor, before, now)):
         raise createPoptorchError(
             f"An argument of {type(expected)} has other tensors than in the call that the model was compiled for, and "
             "they are constants there: pass them by themselves or in tuples, lists and dicts, or register a "
@@ -290,6 +288,10 @@ def _same_value(expected: Any, got: Any) -> bool:
         return equal or bool(expected != expected and got != got)
     except Exception:  # of no value of one's own, or of arrays of different shapes
         return False
+
+
+def _same_tensor(expected: torch.Tensor, got: torch.Tensor) -> bool:
+    return expected is got or (expected.dtype == got.dtype and torch.equal(expected, got))
 
 
 def _paths(arguments: dict[str, Any]) -> list[str]:

@@ -359,6 +359,8 @@ def test_other_tensors_in_an_object_are_refused(wrapped, inside):
         assert executor(X, wrapped(X)).unique().item() == 7
     with pytest.raises(poptorch.Error, match="(?s)other tensors than .*ICustomArgParser.*" + HINT):
         executor(X, wrapped(2 * X))
+    with pytest.raises(poptorch.Error, match="other tensors than"):
+        executor(X, wrapped(X.int()))
 
 
 class Pair(tuple):
@@ -369,6 +371,19 @@ class Pair(tuple):
 class Listed(list):
     def __init__(self, left, right):
         super().__init__((left, right))
+
+
+class Slotted(tuple):
+    __slots__ = ()
+
+    def __new__(cls, left, right):
+        return super().__new__(cls, (left, right))
+
+
+class Ordered(collections.OrderedDict):
+    def __init__(self, name, **items):
+        self.name = name
+        super().__init__(**items)
 
 
 class Attributes(dict):
@@ -385,7 +400,9 @@ class OwnAttributes(dict):
     "made, function",
     [
         (lambda x: Pair(x, 2), lambda pair: pair[0] * pair[1]),
+        (lambda x: Slotted(x, 2), lambda pair: pair[0] * pair[1]),
         (lambda x: Listed(x, 2), lambda pair: pair[0] * pair[1]),
+        (lambda x: Ordered("named", a=x, b=2), lambda found: found["a"] * found["b"] * (found.name == "named")),
         (lambda x: Attributes(a=x, b=2), lambda found: found.a * found.b),
         (lambda x: OwnAttributes(a=x, b=2), lambda found: found.a * found.b),
     ],
@@ -403,7 +420,7 @@ def test_classes_of_ones_own_for_lists_tuples_and_dicts(made, function):
         product, returned = executor(made(number * X))
         assert product.unique().item() == 2 * number
         assert type(returned) is type(made(X)) and function(returned).unique().item() == 4 * number
-    if isinstance(made(X), dict):
+    if type(made(X)) in (Attributes, OwnAttributes):
         swapped = type(made(X))(b=2, a=X)
         assert executor(swapped)[0].unique().item() == 2
 
