@@ -109,13 +109,22 @@ def stage_memory(
     parameters = stage_parameters(stage, config)
     flight = as_one * in_flight(stage, stages, layout, max(1, args.gradient_accumulation // as_one), device)
     return Memory(
-        weights=parameters * device.weight + len(stage.layers) * block_parameters(config) * device.copy,
+        weights=parameters * device.weight + _copied(stage, config, args, device) * device.copy,
         gradients=_accumulated(stage, config, args, layout, device, as_one) * device.gradient
         + _fresh_matrix(stage, config, args, layout, device, as_one),
         optimizer=state_bytes(stage, config, args) // optimizer_shards(args, layout, device),
         activations=flight * (_kept(stage, config, args, device) + _sent(stage, stages, config, args, layout, device)),
         working=_working(stage, config, args, layout, device, as_one),
     )
+
+
+def _copied(stage: Stage, config: GPT2Config, args: argparse.Namespace, device: Device) -> int:
+    """How many weights have a copy for their products beside them.
+
+    The runtime's own products with Adam's kernel need none: there the copy of a matrix is one half of it.
+    """
+    halves = device.computes_again and args.optimizer in ("Adam", "AdamW") and not args.replicated_tensor_sharding
+    return len(stage.layers) * (block_parameters(config) - halves * block_matrices(config))
 
 
 def optimizer_shards(args: argparse.Namespace, layout: Layout, device: Device) -> int:

@@ -63,7 +63,16 @@ def test_a_cpu_process_that_has_everything_by_hand():
 def test_products_in_16_bits_have_copies_of_weights_and_keep_less():
     args = arguments()
     wide, narrow = (memory_of(args, Layout(1, 1, 3), device) for device in (CPU, CPU_IN_16_BITS))
-    assert [after.weights - before.weights for before, after in zip(wide, narrow)] == [0, 4 * BLOCK, 4 * BLOCK, 0]
+
+    def copies(device, words=""):
+        found = zip(memory_of(arguments(words), Layout(1, 1, 3), device), wide)
+        return [stage.weights - before.weights for stage, before in found]
+
+    assert copies(CPU_BY_TORCH) == [0, 4 * BLOCK, 4 * BLOCK, 0]
+    small = BLOCK - (4 * 2 * 2 + 2 * 2 * 8)  # matrices that Adam's kernel updates are in two parts
+    assert copies(CPU_IN_16_BITS) == [0, 4 * small, 4 * small, 0]
+    for words in ("--optimizer LAMB", "--replicated-tensor-sharding True --replication-factor 2"):
+        assert copies(CPU_IN_16_BITS, words) == copies(CPU_BY_TORCH)
     # of 36 numbers a token the inputs of the norms, with mean and deviation of each, stay in float32; what norms and
     # GELU make is computed again, half of its memory lies idle
     block = 2 * 3 * ((2 * 2 + 4) * 4 + (4 * 2 + 8 + (2 * 2 + 8) // 2) * 2 + 4)
