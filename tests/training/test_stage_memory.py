@@ -73,9 +73,9 @@ def test_products_in_16_bits_have_copies_of_weights_and_keep_less():
     assert copies(CPU_IN_16_BITS) == [0, 4 * small, 4 * small, 0]
     for words in ("--optimizer LAMB", "--replicated-tensor-sharding True --replication-factor 2"):
         assert copies(CPU_IN_16_BITS, words) == copies(CPU_BY_TORCH)
-    # of 36 numbers a token the inputs of the norms, with mean and deviation of each, stay in float32; what norms and
-    # GELU make is computed again, half of its memory lies idle
-    block = 2 * 3 * ((2 * 2 + 4) * 4 + (4 * 2 + 8 + (2 * 2 + 8) // 2) * 2 + 4)
+    # of 36 numbers a token the input of the first norm, with mean and deviation of both, stays in float32; what the
+    # second one's is larger by has 16 bits; what norms and GELU make is computed again, half of its memory lies idle
+    block = 2 * 3 * ((2 + 4) * 4 + (2 + 4 * 2 + 8 + (2 * 2 + 8) // 2) * 2 + 4)
     assert block_activations(TINY, args, CPU_IN_16_BITS) == block and narrow[1].activations == 2 * block
     assert [after[1:3] for after in narrow] == [before[1:3] for before in wide]
     assert CPU_IN_16_BITS.is_cpu and CPU.is_cpu and not GPU.is_cpu
