@@ -45,6 +45,8 @@ GPU = Device("GPU", HALF, HALF, HALF, HALF, 3 * (256 << 20) // 2, HALF)
 IPU = Device("IPU", HALF, HALF, 0, HALF, 0, HALF)
 DEVICES = {"cpu": CPU, "cuda": GPU, "ipu": IPU}
 
+_WAITING_LOGITS = 26 << 20  # bytes held at a time by a head whose gradients of logits wait
+
 # A CPU's freed memory is kept, and large blocks of it are cut up by smaller ones: beside what is used about so much of
 # the vocabulary's matrix lies idle. Fitted to the ranks of benchmarks/plan_memory.py.
 _IDLE_BLOCKS = 0.6
@@ -137,18 +139,25 @@ def optimizer_shards(args: argparse.Namespace, layout: Layout, device: Device) -
 def _accumulated(
     stage: Stage, config: GPT2Config, args: argparse.Namespace, layout: Layout, device: Device, as_one: int
 ) -> int:
-    """How many gradients are added up until the update, or wait for it.
+    """How many gradients are added up until the update, or wait for it, in memory that is there for nothing else.
 
     Where one backward pass is all there is, a CPU updates the matrices of blocks as it goes, unless the norm of all
-    gradients, or their range, comes first.
+    gradients, or their range, comes first. The head's matrix has its sum where its gradient, or that of logits, was.
     """
     parameters = stage_parameters(stage, config)
-    passes = args.gradient_accumulation * layout.replicas_a_rank // as_one
-    alone = device.is_cpu and layout.processes == 1 and passes == 1 and not config.share_layers
+    if not device.is_cpu or not _one_pass(args, layout, as_one):
+        return parameters
+    if TOKENS in stage.embeddings if config.tie_word_embeddings else stage.head:
+        parameters -= config.vocab_size * config.embedding_width
     norms = args.gradient_clipping is not None or args.tensor_gradient_clipping is not None or args.auto_loss_scaling
-    if not alone or norms or args.optimizer not in ("Adam", "AdamW"):
+    if config.share_layers or norms or args.optimizer not in ("Adam", "AdamW"):
         return parameters
     return parameters - len(stage.layers) * block_matrices(config)
+
+
+def _one_pass(args: argparse.Namespace, layout: Layout, as_one: int) -> bool:
+    """Whether an update has one backward pass of all micro-batches."""
+    return layout.processes == 1 and args.gradient_accumulation * layout.replicas_a_rank == as_one
 
 
 def keeps_logits(config: GPT2Config, args: argparse.Namespace, layout: Layout, device: Device, as_one: int) -> bool:
@@ -272,7 +281,7 @@ def _working(
 def _head_working(config: GPT2Config, args: argparse.Namespace, layout: Layout, device: Device, as_one: int) -> int:
     """The logits that are there at a time, and the gradient of the matrix that several blocks of positions add up.
 
-    Where gradients of the logits wait they are there as well, and a block of logits is half as large.
+    Where gradients of the logits wait they are there as well, and a block of logits is smaller.
     """
     blocks = args.max_len // args.serialized_seq_len if args.enable_sequence_serialized else 1
     rows = as_one * args.batch_size * args.max_len // blocks
@@ -280,6 +289,8 @@ def _head_working(config: GPT2Config, args: argparse.Namespace, layout: Layout, 
         return rows * config.vocab_size * (HALF + FLOAT)
     row = config.vocab_size * (FLOAT if device.is_cpu else FLOAT + HALF)
     kept = rows * config.vocab_size * HALF * keeps_logits(config, args, layout, device, as_one)
-    pieces = -(-rows // max(16, device.logits // (2 if kept else 1) // row))  # of one size
+    pieces = -(-rows // max(16, (_WAITING_LOGITS if kept else device.logits) // row))  # of one size
     logits = kept + -(-rows // pieces) * row
+    if kept and _one_pass(args, layout, as_one):  # the matrix's sum comes to lie there
+        logits = max(logits, config.vocab_size * config.embedding_width * device.gradient)
     return logits + (config.vocab_size * config.embedding_width * device.fresh if blocks > 1 else 0)
