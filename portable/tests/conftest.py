@@ -1,5 +1,6 @@
 """Settings and fixtures of the whole test run."""
 
+import contextlib
 import gc
 import os
 import signal
@@ -7,15 +8,17 @@ import sys
 
 import pytest
 import torch
-from hypothesis import settings
 
 # Shells start what runs in the background with Ctrl-C ignored, and processes that tests interrupt would inherit that.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# The same examples in every run: one that fails does so again.
-settings.register_profile("same examples", derandomize=True)
-settings.load_profile("same examples")
+# The same examples in every run: one that fails does so again. The environments of libraries/ have no hypothesis.
+with contextlib.suppress(ImportError):
+    from hypothesis import settings
+
+    settings.register_profile("same examples", derandomize=True)
+    settings.load_profile("same examples")
 
 # Numbers that tests compare are those of any CPU; the tests of products in 16 bits ask for them.
 os.environ.setdefault("POPTORCH_PORTABLE_HALF", "float32")

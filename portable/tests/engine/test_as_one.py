@@ -10,8 +10,9 @@ from zoo import ZOO
 
 import poptorch
 from poptorch.device.linear_cross_entropy import linear_cross_entropy
+from poptorch.engine.as_one.choosing import choose
 from poptorch.engine.as_one.number import NAME, VARIABLE
-from poptorch.engine.as_one.rules import LinearCrossEntropy
+from poptorch.engine.as_one.rules import Dropout, LinearCrossEntropy, Unchanged
 from poptorch.engine.numerics import RECORD
 
 ALL = poptorch.OutputMode.All
@@ -565,3 +566,17 @@ def test_projection_and_loss_keep_their_precision():
     rule = LinearCrossEntropy(node, frozenset({"hidden", "target"}))
     rule(torch.zeros(3, 2, 4), torch.zeros(5, 4), torch.zeros(3, 2))
     assert given == {"products": torch.bfloat16, "groups": 3}
+
+
+def test_a_dropout_that_is_off_and_a_cast_keep_nothing():
+    """Through torch.vmap the first kept what it was given for the backward pass."""
+    aten, graph = torch.ops.aten, torch.fx.Graph()
+    x = graph.placeholder("x")
+    x.meta["val"] = torch.ones(2, 3)
+    off = [(0.0, True), (0.5, False)]
+    nodes = [graph.call_function(aten.dropout.default, (x, *how)) for how in [*off, (0.5, True)]]
+    nodes.append(graph.call_function(aten.to.dtype, (x, torch.bfloat16)))
+    rules = [type(choose(node, {"x"})) for node in nodes]
+    assert rules == [Unchanged, Unchanged, Dropout, Unchanged]
+    stacked = torch.ones(4, 2, 3, requires_grad=True) * 1.0
+    assert choose(nodes[0], {"x"})(stacked) is stacked

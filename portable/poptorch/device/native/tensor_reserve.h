@@ -1,9 +1,10 @@
 // A reserve of memory that large blocks are cut from and come back to: where one lay, another of its size fits exactly.
 //
-// Blocks lie side by side in one area, which grows at its end as the system's heap does. A request takes the smallest
-// free block that is large enough, of equal ones the lowest, and leaves the rest free; what is freed joins its free
-// neighbours, and is kept unless the system has no more. Of a training step of GPT-2 the area is 0.1 % larger than what
-// lives in it at the peak.
+// Blocks lie side by side in one area, which grows at its end as the system's heap does. A request takes the lowest
+// free block that is large enough, and leaves the rest free; what is freed joins its free neighbours, and is kept
+// unless the system has no more. Taking the smallest one that is large enough needs as little for a step of GPT-2 small
+// on 4 x 256 tokens, but more elsewhere: small blocks of the next step go where a large one lay, which then finds no
+// room. The seed's recipe took 2.93 GB that way instead of 2.83.
 //
 // What is known of the blocks is kept outside of them: none is touched for that, and none is larger than asked for.
 // The area's place is looked for once, amid free addresses, and not taken: limits and reports of the process's memory
@@ -53,14 +54,11 @@ public:
     const std::lock_guard<std::mutex> lock(mutex_);
     try {
       const std::pair<size_t, uintptr_t> wanted{size, 0};
-      auto smallest = sizes_.lower_bound(wanted);
-      if (smallest == sizes_.end()) {
-        if (!grow(size)) {
-          return nullptr;
-        }
-        smallest = sizes_.lower_bound(wanted);
+      if (sizes_.lower_bound(wanted) == sizes_.end() && !grow(size)) {
+        return nullptr;
       }
-      return take(smallest, size);
+      const auto lower = [](const auto& a, const auto& b) { return a.second < b.second; };
+      return take(std::min_element(sizes_.lower_bound(wanted), sizes_.end(), lower), size);
     } catch (const std::bad_alloc&) {
       return nullptr;
     }
@@ -157,14 +155,14 @@ private:
     return blocks_.try_emplace(at, Block{size, one.extract(one.begin())}).first;
   }
 
-  void* take(Sizes::iterator smallest, size_t size) {
-    const auto block = blocks_.find(smallest->second);
+  void* take(Sizes::iterator free, size_t size) {
+    const auto block = blocks_.find(free->second);
     const size_t rest = block->second.size - size;
     if (rest) { // may run out of memory: nothing has changed then
       make_free(insert(block->first + size, rest));
       block->second.size = size;
     }
-    block->second.entry = sizes_.extract(smallest);
+    block->second.entry = sizes_.extract(free);
     return reinterpret_cast<void*>(block->first);
   }
 

@@ -166,6 +166,8 @@ def _rule(node: torch.fx.Node) -> type[Rule]:
         return Unchanged
     if node.target is residual_sum:
         return Pointwise
+    if node.target in _DROPOUTS or (node.target is aten.to.dtype and len(node.args) == 2 and not node.kwargs):
+        return Unchanged  # the ones that draw have other rules
     if torch.Tag.pointwise in getattr(node.target, "tags", ()) and "memory_format" not in node.kwargs:
         return Pointwise
     return Rule
