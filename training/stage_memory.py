@@ -47,12 +47,6 @@ DEVICES = {"cpu": CPU, "cuda": GPU, "ipu": IPU}
 
 _WAITING_LOGITS = 26 << 20  # bytes held at a time by a head whose gradients of logits wait
 
-# A CPU's freed memory is kept, and large blocks of it are cut up by smaller ones: beside what is used about so much of
-# the vocabulary's matrix lies idle. Fitted to the ranks of benchmarks/plan_memory.py.
-_IDLE_BLOCKS = 0.6
-# And of what products compute again so much: it lay between what is kept, and few blocks fit there exactly.
-_IDLE_AGAIN = 0.5
-
 # On a GPU a bias of the scores is in further columns of queries and keys, so many a head; a CPU's kernels add it.
 BIAS_COLUMNS = 8
 
@@ -183,10 +177,10 @@ def _fresh_matrix(
     if not blocks or not device.fresh:
         return 0
     if device.is_cpu:
-        blocks += _IDLE_BLOCKS - tied
+        blocks -= tied
     if keeps_logits(config, args, layout, device, as_one):
         blocks -= tied or stage.head
-    return int(blocks * config.vocab_size * config.embedding_width * device.fresh)
+    return blocks * config.vocab_size * config.embedding_width * device.fresh
 
 
 def _kept(stage: Stage, config: GPT2Config, args: argparse.Namespace, device: Device) -> int:
@@ -221,8 +215,8 @@ def block_activations(config: GPT2Config, args: argparse.Namespace, device: Devi
     Transformer Models", equation 1. Elsewhere attention is fused. Kept are the inputs of the layer norms, two or with a
     parallel residual one, of the four products and of the activation function, with queries, keys and values: of GPT-2
     8 C + 2 I numbers a token, all but the 2 C of the norms operands of products. The runtime's products of bfloat16
-    compute 2 C + I of them again; part of their memory lies idle. And one of the norms keeps what was added to the
-    other's input, in 16 bits. Isolated documents keep attention in steps.
+    compute 2 C + I of them again, and one of the norms keeps what was added to the other's input, in 16 bits. Isolated
+    documents keep attention in steps.
     """
     width, length, heads = config.n_embd, args.max_len, config.attention_size
     tokens = args.batch_size * length
@@ -233,7 +227,7 @@ def block_activations(config: GPT2Config, args: argparse.Namespace, device: Devi
     operands = norms * width + 4 * heads + 2 * config.inner_size
     if device.computes_again:
         again = norms * width + config.inner_size * config.activation_function.startswith("gelu")
-        operands -= again - int(_IDLE_AGAIN * again)
+        operands -= again
         if norms == 2 and config.norm_position == "pre":  # the second one's argument is added up again
             numbers, operands = numbers - width, operands + width
     scores = config.n_head * length  # of one token
