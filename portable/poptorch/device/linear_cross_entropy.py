@@ -11,14 +11,14 @@ Where one backward pass is all of an update the accumulator takes their place, p
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch
 
-from . import float32_products, half_products, native
-from .native import cross_entropy, wide_products
+from . import native
+from .kept_logits import KeptLogits
+from .loss_products import LossProducts
+from .native import cross_entropy
 from .tied_embedding import SharedGradient, shared_gradient
 
 # Float32 logits of one block. CPU: 256 rows of GPT-2's vocabulary; fewer make the products slower (8 % for 128 rows),
@@ -29,9 +29,7 @@ _BLOCK_BYTES = {"cpu": 64 << 20, "cuda": 256 << 20}
 # of the weight while they multiply.
 _KEPT_BLOCK_BYTES = 26 << 20
 _SMALLEST_BLOCK = 16  # rows
-_PART_ROWS = 1024  # at most, of a weight's gradient that is never held as a whole; more are not faster
 _ARGMAX_GROUP = 1024  # columns
-_ALIGNMENT = 64  # bytes
 
 
 def linear_cross_entropy(
@@ -66,65 +64,10 @@ def linear_cross_entropy(
         A float32 scalar, or (groups,) of them, and the (N,) int64 argmax of each row.
     """
     at_once = at_once and torch.is_grad_enabled()
-    hidden, how = hidden.float() if products else hidden, _Products(products, native)
+    hidden, how = hidden.float() if products else hidden, LossProducts(products, native)
     return _LinearCrossEntropy.apply(
         hidden, weight, bias, target, reduction, ignore_index, at_once, steps, how, groups, shared
     )
-
-
-class _Products(NamedTuple):
-    """Products of float32 matrices with float32 sums, the operands rounded to `dtype` unless that is None."""
-
-    dtype: torch.dtype | None
-    native: bool
-
-    def prepared(self, operand: torch.Tensor) -> torch.Tensor:
-        """`operand`, a device's weight perhaps, rounded once for several products unless they do it by themselves."""
-        if not self._rounds:
-            return operand
-        return half_products.rounded_weight(operand, self.dtype).float()
-
-    def rounded(self, operand: torch.Tensor) -> torch.Tensor:
-        """`operand` rounded unless the product does it by itself."""
-        return operand.to(self.dtype).float() if self._rounds else operand
-
-    def mm(self, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
-        """out = a b, of operands that were rounded."""
-        if self._by_kernel(a, b):
-            wide_products.multiply(a, b, out, dtype=self.dtype)
-            return
-        with self._context():
-            torch.mm(a, b, out=out)
-
-    def addmm(self, total: torch.Tensor, a: torch.Tensor, b: torch.Tensor, beta: int) -> None:
-        """total = beta total + a b, of operands that were rounded; beta: 0 or 1."""
-        if self._by_kernel(a, b):
-            wide_products.multiply(a, b, total, bool(beta), self.dtype)
-            return
-        with self._context():
-            total.addmm_(a, b, beta=beta)
-
-    @property
-    def take_bfloat16(self) -> bool:
-        """Whether mm() and addmm() take operands of bfloat16, too."""
-        return self._inside and wide_products.available()
-
-    def _by_kernel(self, a: torch.Tensor, b: torch.Tensor) -> bool:
-        if self.dtype == torch.float32:
-            return self.native and float32_products.are_large(*a.shape, b.shape[1])
-        return self.take_bfloat16
-
-    @property
-    def _rounds(self) -> bool:
-        """Whether operands have to be rounded before a product."""
-        return self.dtype not in (None, torch.float32) and not self._inside
-
-    @property
-    def _inside(self) -> bool:
-        return self.native and self.dtype == torch.bfloat16
-
-    def _context(self) -> contextlib.AbstractContextManager:
-        return half_products.operands_rounded_inside() if self._inside else contextlib.nullcontext()
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -143,7 +86,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         memory = shared_gradient(weight) if weight.device.type == "cpu" else None
         keeps = at_once and _keeps_logits(rows, weight, bias, ctx.needs_input_grad, products, memory)
         size = _block_rows(rows, weight, steps, _KEPT_BLOCK_BYTES if keeps else _block_bytes(rows, products))
-        waiting = _KeptLogits(len(rows), weight, size, memory) if keeps else None
+        waiting = KeptLogits(len(rows), weight, size, memory) if keeps else None
         at_once = at_once and not keeps
         gradients = _Gradients(rows, factor, bias, ctx.needs_input_grad, products, memory) if at_once else None
         best = torch.empty_like(target)
@@ -203,7 +146,7 @@ class _Gradients:
         weight: torch.Tensor,
         bias: torch.Tensor | None,
         needed: tuple[bool, ...],
-        products: _Products,
+        products: LossProducts,
         memory: SharedGradient | None,
     ):
         self._operands, self._products = (rows, weight), products
@@ -248,7 +191,7 @@ def _keeps_logits(
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     needed: tuple[bool, ...],
-    products: _Products,
+    products: LossProducts,
     memory: SharedGradient | None,
 ) -> bool:
     """Whether the gradients of all logits wait for the backward pass, instead of those of the operands."""
@@ -257,84 +200,7 @@ def _keeps_logits(
     return 0 < 2 * len(rows) <= 4 * rows.shape[1] and rows.dtype == torch.float32 and _kernel_serves(rows, bias)
 
 
-class _KeptLogits:
-    """The gradients of all logits (N, V), in bfloat16, up to a factor for each row, from the forward pass on.
-
-    They lie in parts of columns, which the backward pass reads in turn. What it has read is free: if the weight's
-    accumulator is made there, from the beginning of the room on, its rows of some parts end before the columns of the
-    next one begin. For that the room is at least as large as the accumulator, and the columns lie at its end.
-
-    Attributes:
-        block: room for the float32 logits of a block (n, V), in one piece of memory with them that is given back.
-    """
-
-    def __init__(self, rows: int, weight: torch.Tensor, block_rows: int, memory: SharedGradient):
-        self._memory, vocabulary = memory, len(weight)
-        parts, self._columns = _parts(vocabulary)
-        block, before = 4 * block_rows * vocabulary, memory.accumulator_size - 2 * rows * vocabulary
-        before = -(-max(block, before) // _ALIGNMENT) * _ALIGNMENT
-        size = before + 2 * parts * rows * self._columns
-        self._room: torch.Tensor | None = memory.memory(torch.Size([size]), torch.uint8)
-        self._becomes_accumulator = memory.accumulator_size > 0
-        self.block = self._room[:block].view(torch.float32).view(block_rows, vocabulary)
-        self._logits = self._room[before:].view(torch.bfloat16).view(parts, rows, self._columns)
-        self._factors = torch.empty(rows, dtype=torch.float32)
-
-    def take(
-        self,
-        part: slice,
-        logits: torch.Tensor,
-        bias: torch.Tensor | None,
-        index: torch.Tensor,
-        best: torch.Tensor,
-        row_scale: torch.Tensor,
-    ) -> torch.Tensor:
-        """_losses() of the block; what its gradients are to be multiplied by is `row_scale` (n,)."""
-        found, _, factors = cross_entropy.differentiate(logits, bias, index, best, True, self._logits[:, part])
-        torch.mul(row_scale, factors, out=self._factors[part])
-        return found
-
-    def gradient(
-        self, grad: torch.Tensor, rows: torch.Tensor, weight: torch.Tensor, products: _Products, needed: bool
-    ) -> torch.Tensor | None:
-        """That of `rows` (N, C) if `needed`, for that of the loss or of each group's. The weight's is accumulated.
-
-        Raises:
-            RuntimeError: it was asked for before, and the weight's accumulator has taken the logits' place.
-        """
-        if self._room is None:
-            raise RuntimeError("The gradient of a fused loss can be asked for once before an update.")
-        row_grad = (self._factors.view(max(1, grad.numel()), -1) * grad.view(-1, 1)).view(-1, 1)
-        inputs = rows * row_grad
-        grad_rows = torch.empty_like(rows) if needed else None
-
-        def parts() -> Iterator[tuple[int, torch.Tensor]]:
-            room = torch.empty(min(self._columns, len(weight)), rows.shape[1], dtype=torch.float32)
-            starts = range(0, len(weight), self._columns)
-            for first, logits, factors in zip(starts, self._logits, weight.split(self._columns), strict=True):
-                logits, part = logits[:, : len(factors)], room[: len(factors)]
-                if grad_rows is not None:
-                    products.addmm(grad_rows, logits, factors, int(first > 0))
-                products.mm(logits.t(), inputs, part)
-                yield first, part
-
-        if self._becomes_accumulator:
-            room, self._room = self._room, None
-            self._memory.accumulate(parts(), room)
-        else:
-            self._memory.accumulate(parts(), None)
-            self._memory.give_back(self._room)
-        return None if grad_rows is None else grad_rows.mul_(row_grad)
-
-
-def _parts(vocabulary: int) -> tuple[int, int]:
-    """How many parts the logits' columns are in, and how many columns each has; the last one has some beyond them."""
-    columns = -(-vocabulary // -(-vocabulary // _PART_ROWS))  # about the same for each
-    columns = -(-columns // cross_entropy.PART_STEP) * cross_entropy.PART_STEP
-    return -(-vocabulary // columns), columns
-
-
-def _block_bytes(rows: torch.Tensor, products: _Products) -> int:
+def _block_bytes(rows: torch.Tensor, products: LossProducts) -> int:
     return _BLOCK_BYTES[rows.device.type] * (2 if products.take_bfloat16 else 1)
 
 
@@ -347,7 +213,7 @@ def _block_rows(rows: torch.Tensor, weight: torch.Tensor, steps: int, limit: int
 
 
 def _blocks(
-    rows: torch.Tensor, weight: torch.Tensor, size: int, products: _Products, memory: torch.Tensor | None = None
+    rows: torch.Tensor, weight: torch.Tensor, size: int, products: LossProducts, memory: torch.Tensor | None = None
 ) -> Iterator[tuple[slice, torch.Tensor]]:
     """Each block's rows and their float32 logits (size, V) before the bias, which the next block overwrites."""
     count, vocabulary = rows.shape[0], weight.shape[0]

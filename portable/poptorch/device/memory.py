@@ -35,17 +35,12 @@ def keep_freed_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None and mallopt(_MMAP_THRESHOLD, _LARGEST_KEPT):
         mallopt(_TRIM_THRESHOLD, _NEVER)
-    if tensor_memory.install():
-        _trim()  # what a model was before .half(), say: the reserve does not use it again
+    tensor_memory.install()
 
 
 def give_back_freed_memory() -> None:
     """Once: what is free now goes back to the system. For memory that will not be needed again in such amounts."""
     tensor_memory.give_back()
-    _trim()
-
-
-def _trim() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
     if trim is not None:
         trim(0)

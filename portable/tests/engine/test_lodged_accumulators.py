@@ -15,7 +15,7 @@ from programs import make_options, weights
 from test_tied_embedding import LENGTH, VOCABULARY, WIDTH, Tied, batch
 
 import poptorch
-from poptorch.device import linear_cross_entropy as kernel
+from poptorch.device import kept_logits
 from poptorch.device.linear_cross_entropy import linear_cross_entropy
 from poptorch.device.native import wide_products
 from poptorch.device.tied_embedding import shared_gradient, tied_embedding
@@ -56,7 +56,7 @@ def test_an_accumulator_in_another_place_has_the_same_bits(
     """As one of its own, whether a row of it is larger than a column of the logits or not, several times in turn; in
     the place of a gradient that comes whole, too. The hidden states' gradient is the same; both are float64's within
     bfloat16's digits."""
-    monkeypatch.setattr(kernel, "_PART_ROWS", part_rows)
+    monkeypatch.setattr(kept_logits, "_PART_ROWS", part_rows)
     monkeypatch.setattr("poptorch.engine.running.gradients.chunk_elements", lambda _: 100 * width)
     rows = max(1, int(2 * width * share)) // (groups or 1) * (groups or 1) or groups
     found, fits = [], rows <= 2 * width or accumulated_in.itemsize <= 4
@@ -143,7 +143,7 @@ def half_training(monkeypatch, lodged: bool, options=None, model=None, steps: in
     model, options = Tied().half() if model is None else model, options or make_options(iterations=2)
     monkeypatch.setenv("POPTORCH_PORTABLE_HALF", "bfloat16")
     with monkeypatch.context() as patch:
-        patch.setattr(kernel, "_PART_ROWS", 128)
+        patch.setattr(kept_logits, "_PART_ROWS", 128)
         patch.setattr(DeviceOptimizer, "step", watched)
         if not lodged:
             patch.setattr("poptorch.engine.running.runner.heads", lambda *_: frozenset())

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from programs import Body, make_options
 
 import poptorch
-from poptorch.device import linear_cross_entropy as kernel
+from poptorch.device import kept_logits
 from poptorch.device.linear_cross_entropy import linear_cross_entropy
 from poptorch.device.native import wide_products
 from poptorch.device.tied_embedding import shared_gradient, tied_embedding
@@ -218,7 +218,7 @@ def test_who_offers_a_gradient_does_not_hold_it():
 @pytest.mark.parametrize("accumulated_in", [torch.float16, torch.float64])
 def test_a_heads_gradient_of_few_rows_is_accumulated_in_parts(accumulated_in, running, tied, monkeypatch):
     """It is never there as a whole. The sum is that of gradients that come whole, and within bfloat16 of float64's."""
-    monkeypatch.setattr(kernel, "_PART_ROWS", 300)
+    monkeypatch.setattr(kept_logits, "_PART_ROWS", 300)
     width, rows, scaling, found = 16, 24, 256.0, []
     for whole in (False, True):
         torch.manual_seed(0)
